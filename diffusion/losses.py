@@ -1,0 +1,42 @@
+"""The training loss of DiT, for `scripts/train_demo.py`: noise regression, and the variational bound for the variance."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
+from diffusion.schedule import Schedule
+
+VLB_WEIGHT = 1e-3  # times the number of timesteps, because one timestep stands for all: the hybrid loss of improved-DDPM
+
+
+def hybrid_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, step: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
+    """L_simple + 0.001 L_vlb (improved-DDPM, equation 16), each image's loss (N,).
+
+    The bound is KL(q(x_{t-1} | x_t, x_0) || p) in bits, with the gradient stopped at the mean, so that it trains the variance only.
+    The last sampling step draws no noise; its reconstruction term is left out.
+
+    Args:
+        model: (x_t, original timesteps (N,)) -> (N, 2C, H, W).
+        x0, noise: (N, C, H, W). step: (N,) int64, indices in sampling order over the full schedule.
+    """
+    at = step.view(-1, 1, 1, 1)
+    abar = schedule.alphas_cumprod.float()[at]
+    x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+    epsilon, fraction = model(x, schedule.timesteps[step]).chunk(2, dim=1)
+
+    log_variance = learned_log_variance(fraction, schedule, at)
+    true_mean = posterior_mean(x0, x, schedule, at)
+    mean = posterior_mean(predict_x0(x, epsilon.detach(), schedule, at), x, schedule, at)
+    nats = gaussian_kl(true_mean, schedule.log_variance_min[at], mean, log_variance).mean((1, 2, 3))
+    bits = torch.where(step == len(schedule) - 1, 0.0, nats / math.log(2))
+    return F.mse_loss(epsilon, noise, reduction="none").mean((1, 2, 3)) + VLB_WEIGHT * len(schedule) * bits
+
+
+def gaussian_kl(mean_p: Tensor, log_variance_p: Tensor, mean_q: Tensor, log_variance_q: Tensor) -> Tensor:
+    """KL(p || q) of diagonal Gaussians, elementwise, in nats."""
+    distance = (mean_p - mean_q) ** 2 * torch.exp(-log_variance_q)
+    return 0.5 * (log_variance_q - log_variance_p + torch.exp(log_variance_p - log_variance_q) - 1 + distance)

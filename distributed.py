@@ -1,0 +1,141 @@
+"""Ranks: joining the process group, talking through its store, printing once. No collective is called here.
+
+Also what every command shares because several processes run it: `UserError`, the one exception for what a person can put
+right, printed once for all ranks; and `write_whole`, by which no process ever sees half a file.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+STORE_TIMEOUT = timedelta(hours=1)  # a launcher ends the ranks that wait for a dead one long before
+YIELD_SECONDS = 10.0
+
+
+class UserError(Exception):
+    """A mistake that its one-sentence message lets the person correct: what was given, what was expected."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are reported like all others: one sentence, once for all ranks."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among its fellows. `store` is shared by all of them: counters and small values, no collectives."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node: int
+    device: "torch.device"
+    store: "torch.distributed.Store"
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def publish(self, key: str, value: str) -> None:
+        """Makes `value` available to every rank."""
+        self.store.set(key, value)
+
+    def receive(self, key: str) -> str:
+        """Waits until some rank has published `key`."""
+        return self.store.get(key).decode()
+
+    def once_per_node(self, key: str, make: Callable[[], str]) -> str:
+        """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it."""
+        if self.local_rank == 0:
+            self.publish(f"{key}/{self.node}", value := make())
+            return value
+        return self.receive(f"{key}/{self.node}")
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def environment_rank() -> int:
+    """The rank that the launcher gave this process; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def init(device: str = "auto") -> Group:
+    """Joins the launcher's process group (nccl on CUDA, gloo on CPU), or stands alone without a launcher.
+
+    Raises:
+        UserError: if `device` asks for a GPU that this rank does not have.
+    """
+    import torch
+    import torch.distributed as dist
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise UserError(
+                f"local rank {local_rank} needs a GPU of its own, but {found} can be seen here; start at most {found} "
+                "processes a node, or choose --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+
+    if "RANK" not in os.environ:
+        store = dist.HashStore()
+        store.set_timeout(STORE_TIMEOUT)
+        return Group(0, 1, 0, 0, place, store)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
+    store.set_timeout(STORE_TIMEOUT)
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
+    node = int(os.environ.get("GROUP_RANK", "0"))
+    return Group(rank, world_size, local_rank, node, place, dist.PrefixStore("fiducial", store))
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a `UserError` into one line and exit code 2.
+
+    All ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to end them and speak
+    only if they are still there: then the mistake was theirs alone.
+    """
+    try:
+        yield
+    except UserError as error:
+        rank = environment_rank()
+        if rank:
+            time.sleep(YIELD_SECONDS)
+        where = f" (rank {rank})" if rank else ""
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if environment_rank() == 0:
+            print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a file beside `path`, then puts it in its place, so that `path` is never seen half-written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

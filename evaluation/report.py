@@ -1,0 +1,176 @@
+"""The typed result, and its forms: a table on the screen, JSON, one self-contained HTML page."""
+
+import base64
+import html
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distributed import write_whole
+
+THUMBNAIL = 96  # pixels; larger images are shown reduced
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, and what it is. `std` is over the Inception score's blocks."""
+
+    label: str
+    value: float
+    std: float | None
+    n: int
+    protocol: str
+    deviations: tuple[str, ...]
+
+
+@dataclass
+class Grid:
+    """A few images of each of a few classes, kept while a stream goes by. `rows`: label (None if unknown) and indices."""
+
+    rows: list[tuple[int | None, list[int]]]
+    kept: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def choose(cls, labels: np.ndarray | None, count: int, rows: int, columns: int) -> "Grid":
+        """The first `columns` images of each of up to `rows` classes, evenly chosen; of the whole where labels are unknown."""
+        if labels is None:
+            indices = list(range(min(count, rows * columns)))
+            return cls([(None, indices[start : start + columns]) for start in range(0, len(indices), columns)])
+        classes = np.unique(labels)
+        shown = classes[np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))]
+        return cls([(int(label), np.flatnonzero(labels == label)[:columns].tolist()) for label in shown])
+
+    def offer(self, start: int, batch: np.ndarray) -> None:
+        """Keeps what is wanted of the images `start`, `start + 1`, ... in `batch` (B, H, W, 3)."""
+        for _, indices in self.rows:
+            self.kept |= {index: batch[index - start].copy() for index in indices if start <= index < start + len(batch)}
+
+    def strip(self, indices: list[int]) -> Image.Image:
+        """One row as a picture."""
+        images = [Image.fromarray(self.kept[index]) for index in indices]
+        for image in images:
+            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        gap, (width, height) = 4, images[0].size
+        row = Image.new("RGBA", (len(images) * (width + gap) - gap, height))
+        for position, image in enumerate(images):
+            row.paste(image, (position * (width + gap), 0))
+        return row
+
+
+@dataclass(frozen=True)
+class Result:
+    """All metrics of one evaluation with everything they hang on."""
+
+    metrics: dict[str, Metric]
+    warnings: tuple[str, ...]
+    samples: dict
+    reference: dict | None
+    extractor: dict
+    settings: dict
+    packages: dict[str, str]
+    created: str
+    grid: Grid
+
+    def to_json(self) -> str:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("grid", "metrics")}
+        metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
+        return json.dumps({"format": "fiducial-result-1", "metrics": metrics, **fields}, indent=2) + "\n"
+
+    def table(self) -> str:
+        """The numbers for a terminal, warnings below."""
+        rows = [("metric", "value", "N"), *((m.label, shown(m), f"{m.n:,}") for m in self.metrics.values())]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *(f"warning: {warning}" for warning in self.warnings)])
+
+    def to_html(self) -> str:
+        title = f"{Path(self.samples['path']).name}: " + ", ".join(f"{m.label} {m.value:.4g}" for m in self.metrics.values())
+        numbers = "".join(
+            f"<tr><th>{html.escape(m.label)}</th><td class=value>{shown(m)}</td><td>{m.n:,}</td><td>{html.escape(m.protocol)}"
+            + "".join(f"<br>deviation: {html.escape(text)}" for text in m.deviations)
+            + "</td></tr>"
+            for m in self.metrics.values()
+        )
+        notes = "".join(f"<p class=warning>{html.escape(warning)}</p>" for warning in self.warnings)
+        parts = {
+            "samples": self.samples,
+            "reference": self.reference or {},
+            "extractor": self.extractor,
+            "settings": self.settings,
+            "packages": self.packages,
+        }
+        facts = "".join(
+            f"<tr><th>{part} {name.replace('_', ' ')}</th><td>{html.escape(str(value))}</td></tr>"
+            for part, values in parts.items()
+            for name, value in values.items()
+        )
+        return PAGE.format(
+            title=html.escape(title), numbers=numbers, notes=notes, grid=self._grid_html(), facts=facts, created=self.created
+        )
+
+    def write(self, json_file: Path | None, html_file: Path | None) -> None:
+        """Prints the table, writes the files that are asked for, and says where they are."""
+        print(self.table(), flush=True)
+        for path, text in ((json_file, self.to_json), (html_file, self.to_html)):
+            if path is not None:
+                write_whole(path, lambda beside, text=text: beside.write_text(text()))
+                print(path, flush=True)
+
+    def _grid_html(self) -> str:
+        rows = []
+        for label, indices in self.grid.rows:
+            buffer = io.BytesIO()
+            self.grid.strip(indices).save(buffer, format="PNG")
+            name = "" if label is None else f"class {label}"
+            picture = base64.b64encode(buffer.getvalue()).decode()
+            shown_indices = f"indices {', '.join(map(str, indices))}"
+            rows.append(
+                f'<tr><th>{name}</th><td><img src="data:image/png;base64,{picture}" alt="{shown_indices}" title="{shown_indices}"></td></tr>'
+            )
+        return "".join(rows)
+
+
+def shown(metric: Metric) -> str:
+    """A value as it is printed, with its spread over blocks where there is one."""
+    spread = f" ± {metric.std:.3f}" if metric.std else ""
+    return f"{metric.value:.4f}{spread}"
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --ink: #1a1d21; --paper: #fff; --faint: #667; --line: #dde; --warn: #8a5a00; --warn-paper: #fff7e6; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e6e8eb; --paper: #15181c; --faint: #99a; --line: #334; --warn: #ffcf7a; --warn-paper: #33290f; }}
+}}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }}
+thead th, footer {{ color: var(--faint); font-weight: normal; font-size: .85rem; }}
+.value {{ font-size: 1.3rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.warning {{ color: var(--warn); background: var(--warn-paper); padding: .5rem .8rem; border-radius: .3rem; }}
+.grid th {{ vertical-align: middle; font-weight: normal; color: var(--faint); white-space: nowrap; width: 5rem; }}
+.grid td {{ border: 0; padding: 2px 0; }} .grid th {{ border: 0; padding-block: 2px; }}
+.grid img {{ max-width: 100%; display: block; }}
+.facts {{ font-size: .85rem; }} .facts th {{ font-weight: normal; color: var(--faint); width: 14rem; }}
+@media (max-width: 40rem) {{ .facts th {{ width: 8rem; }} .grid th {{ width: 3.5rem; font-size: .85rem; }} }}
+</style>
+<h1>{title}</h1>
+{notes}
+<table><thead><tr><th>metric</th><th>value</th><th>N</th><th>protocol</th></tr></thead>{numbers}</table>
+<h2>Samples</h2>
+<table class="grid">{grid}</table>
+<h2>What the numbers hang on</h2>
+<table class="facts">{facts}</table>
+<footer><p>Computed {created} by Fiducial.</p></footer>
+</html>
+"""

@@ -1,0 +1,110 @@
+"""The Stable Diffusion autoencoder: finding, loading and decoding; the one place with the latent scale and the rounding to uint8."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distributed import UserError
+from models.checkpoint import file_sha256, read_safetensors
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+LATENT_SCALE = 0.18215
+NAMED_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+# Pixels in [-1, 1] to levels before truncation. `dit` is DiT's and ADM's; `repa` is half a level darker.
+ROUNDING = {"dit": (127.5, 128.0), "repa": (127.5, 127.5)}
+
+
+@dataclass(frozen=True)
+class VaeFiles:
+    """An autoencoder on disk, its configuration read and its weights hashed but not loaded."""
+
+    folder: Path
+    sha256: str
+    latent_channels: int
+    factor: int  # image pixels a latent pixel
+
+
+def resolve(source: str) -> Path:
+    """The local folder of an autoencoder: `ema`, `mse`, a folder, or a hub id, which is downloaded if it is not cached.
+
+    Raises:
+        UserError: if there is no such folder, or the hub does not give it.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    repository = NAMED_VAES.get(source, source)
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise UserError(f"--vae {source}: no such folder; give ema, mse, a local diffusers folder or a hub id such as owner/name")
+
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", WEIGHTS_FILE]))
+    except Exception as error:  # the hub's client raises its own, requests', httpx' and OS errors alike
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--vae {source}: {repository} is neither in the local hub cache nor could it be downloaded ({reason.rstrip('.')}); "
+            "download it where there is internet and give its folder"
+        ) from error
+
+
+def inspect(folder: Path) -> VaeFiles:
+    """Reads the configuration and hashes the weights of the autoencoder in `folder`.
+
+    Raises:
+        UserError: if a file is missing, damaged, or not of an AutoencoderKL.
+    """
+    config_file, weights = folder / "config.json", folder / WEIGHTS_FILE
+    for file in (config_file, weights):
+        if not file.is_file():
+            raise UserError(f"--vae {folder}: not a diffusers AutoencoderKL folder, it has no {file.name}")
+    try:
+        config = json.loads(config_file.read_text())
+        kind, channels, blocks = config["_class_name"], config["latent_channels"], len(config["block_out_channels"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{config_file} is not the configuration of an AutoencoderKL ({error!r})") from error
+    if kind != "AutoencoderKL":
+        raise UserError(f"{config_file} describes a {kind}, expected an AutoencoderKL")
+    read_safetensors(weights)
+    return VaeFiles(folder, file_sha256(weights), channels, 2 ** (blocks - 1))
+
+
+def load(folder: Path, device: torch.device) -> "AutoencoderKL":
+    """The autoencoder, in evaluation mode, float32.
+
+    Raises:
+        UserError: if its weights do not fit its configuration.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        vae, info = AutoencoderKL.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (ValueError, RuntimeError, OSError, TypeError) as error:
+        raise UserError(f"the VAE in {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
+        raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
+    return vae.eval().requires_grad_(False).to(device)
+
+
+def decode(vae: "AutoencoderKL", latents: Tensor, rounding: str = "dit") -> Tensor:
+    """Latents (N, C, h, w) as the diffusion model makes them -> images (N, H, W, 3) uint8 on the same device."""
+    return to_uint8(vae.decode(latents / LATENT_SCALE).sample, rounding)
+
+
+def to_uint8(images: Tensor, rounding: str = "dit") -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8: truncate(clamp(scale x + offset, 0, 255))."""
+    scale, offset = ROUNDING[rounding]
+    return (scale * images + offset).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)

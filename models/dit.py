@@ -1,0 +1,242 @@
+"""The diffusion transformer of Peebles and Xie (arXiv 2212.09748), under the official parameter names.
+
+The only place with the guidance formula (`guide`), the null label (`DiT.null_label`) and the table of sizes (`DIT_SIZES`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# hidden size, depth, heads. XS is Fiducial's own, for the embedded digits; the others are the published ones.
+DIT_SIZES = {
+    "XS": (160, 6, 5),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+PATCH_SIZES = (2, 4, 8)
+FREQUENCY_EMBEDDING_SIZE = 256
+MLP_RATIO = 4
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Affine modulation of tokens, x (B, T, D), by one shift and one scale (B, D) an image."""
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598, in DiT's parameterisation: a scale of 1 is no guidance)."""
+    return unconditional + cfg_scale * (conditional - unconditional)
+
+
+def timestep_frequencies(t: Tensor, dim: int = FREQUENCY_EMBEDDING_SIZE, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding of timesteps: t (B,), fractional allowed -> (B, dim) float32, cosines before sines."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float().unsqueeze(1) * torch.exp(-np.log(max_period) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def sincos_position_embedding(dim: int, grid_size: int) -> Tensor:
+    """Fixed 2D position embedding (1, grid_size**2, dim): the first half encodes the column, the second half the row."""
+    omega = 1.0 / 10_000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4))
+    row, column = np.meshgrid(np.arange(grid_size), np.arange(grid_size), indexing="ij")
+    columns, rows = np.outer(column.ravel(), omega), np.outer(row.ravel(), omega)
+    table = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1)
+    return torch.from_numpy(table).float().unsqueeze(0)
+
+
+class PatchEmbed(nn.Module):
+    """Cuts (B, C, H, W) into patches and projects each to a token: (B, T, D), row by row."""
+
+    def __init__(self, patch_size: int, in_channels: int, hidden_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(timestep_frequencies(t).to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of `num_classes + 1` rows, the last one the null label. Dropping labels is the training loop's business."""
+
+    def __init__(self, num_classes: int, hidden_size: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, MLP_RATIO * hidden_size)
+        self.fc2 = nn.Linear(MLP_RATIO * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each normalised, modulated by the conditioning and gated (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + gate_attn.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
+        return x + gate_mlp.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """Predicts noise and, with `learn_sigma`, the variance interpolation of an `input_size` x `input_size` latent.
+
+    Args:
+        input_size: height and width of the latent, a multiple of `patch_size`.
+        num_classes: classes of the data; the label table has one row more, and `null_label` is that last row.
+        learn_sigma: the output has 2 x `in_channels` channels, the second half for the variance.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+    ):
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
+        self.in_channels = in_channels
+        self.out_channels = in_channels * 2 if learn_sigma else in_channels
+        self.patch_size = patch_size
+        self.null_label = num_classes
+
+        self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        # A parameter, never trained, because the official checkpoints carry it as one.
+        positions = sincos_position_embedding(hidden_size, input_size // patch_size)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """The paper's initialisation: Xavier everywhere, zero for every gate and for the output (the network starts at 0)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        for weight in (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(weight.weight, std=0.02)
+        for module in [*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]]:
+            nn.init.zeros_(module.weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """x (N, C, H, W), original timestep numbers t (N,), labels y (N,) int64 -> (N, out_channels, H, W)."""
+        c = self.t_embedder(t) + self.y_embedder(y)
+        x = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, c)
+        return self.unpatchify(self.final_layer(x, c))
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, cfg_channels: int = 3) -> Tensor:
+        """DiT's contract for guidance: 2N rows, of which only the first N latents are read.
+
+        Args:
+            x: (2N, C, H, W). y: (2N,), the second half null labels. t: (2N,).
+            cfg_channels: how many of the C latent channels to guide. Published DiT numbers guide 3 of 4.
+
+        Returns:
+            (2N, out_channels, H, W): guided channels equal in both halves, all others as predicted for each row.
+        """
+        half = x[: len(x) // 2]
+        out = self(torch.cat([half, half]), t, y)
+        conditional, unconditional = out[:, :cfg_channels].chunk(2)
+        guided = guide(conditional, unconditional, cfg_scale)
+        return torch.cat([torch.cat([guided, guided]), out[:, cfg_channels:]], dim=1)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """(N, T, patch**2 * out_channels) -> (N, out_channels, H, W)."""
+        side, p = int(tokens.shape[1] ** 0.5), self.patch_size
+        patches = tokens.unflatten(1, (side, side)).unflatten(3, (p, p, self.out_channels))
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def guided_model(model: DiT, y: Tensor, cfg_scale: float, cfg_channels: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The sampler's view of the network: (N latents, one timestep) -> (N, out_channels, H, W), guidance inside.
+
+    At `cfg_scale` 1 guidance is the identity, and the null half is not computed.
+    """
+    if cfg_scale == 1.0:
+        return lambda x, t: model(x, t.expand(len(x)), y)
+    labels = torch.cat([y, torch.full_like(y, model.null_label)])
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        doubled = torch.cat([x, x])
+        return model.forward_with_cfg(doubled, t.expand(len(doubled)), labels, cfg_scale, cfg_channels)[: len(x)]
+
+    return predict
+
+
+def _build(size: str, patch_size: int, **kwargs) -> DiT:
+    hidden_size, depth, num_heads = DIT_SIZES[size]
+    return DiT(patch_size=patch_size, hidden_size=hidden_size, depth=depth, num_heads=num_heads, **kwargs)
+
+
+DiT_models: dict[str, Callable[..., DiT]] = {
+    f"DiT-{size}/{patch}": partial(_build, size, patch) for size in reversed(DIT_SIZES) for patch in PATCH_SIZES
+}

@@ -1,0 +1,118 @@
+"""Draws images from a class-conditional DiT on every GPU (or CPU process) there is, and packs them into one npz.
+
+    torchrun --nproc_per_node=8 sample_ddp.py --ckpt DiT-XL-2-256x256.pt --cfg-scale 1.5
+    torchrun --nproc_per_node=2 sample_ddp.py --preset digits --ref digits
+    python sample_ddp.py --preset digits --num-fid-samples 100 --labels 7,7,3-5
+
+The same command run again continues where the last one ended, with any number of processes.
+"""
+
+import argparse
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import distributed
+from distributed import Parser, UserError
+from sampling.config import PRESETS, SamplingConfig
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="sample_ddp.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    default = {field.name: field.default for field in fields(SamplingConfig) if field.default is not MISSING}
+    sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
+
+    what = parser.add_argument_group("what is sampled")
+    what.add_argument("--preset", choices=PRESETS, help="digits: the embedded model with its VAE, classes and settings")
+    what.add_argument("--model", help=f"{sizes} with /2, /4 or /8 (default {default['model']})")
+    what.add_argument("--ckpt", type=Path, help="DiT weights: official .pt, a training checkpoint (its ema), or .safetensors")
+    what.add_argument("--vae", help=f"ema, mse, a local diffusers folder or a hub id (default {default['vae']})")
+    what.add_argument("--image-size", type=int, help=f"pixels (default {default['image_size']})")
+    what.add_argument(
+        "--num-classes", type=int, help=f"classes; the null label is this number (default {default['num_classes']})"
+    )
+    what.add_argument("--rounding", choices=["dit", "repa"], help="pixels to uint8; repa's is half a level darker (default dit)")
+
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--num-fid-samples", type=int, help=f"images; a finished run can grow (default {default['num_fid_samples']})"
+    )
+    how.add_argument(
+        "--labels",
+        help="random; balanced (exactly, not sorted); null (unconditional); or a list such as 7,7,3-5, cycled (default random)",
+    )
+    how.add_argument("--cfg-scale", type=float, help=f"guidance; 1.0 is none (default {default['cfg_scale']})")
+    how.add_argument(
+        "--cfg-channels",
+        type=int,
+        help=f"latent channels guided, the first so many (default {default['cfg_channels']}, as DiT's numbers)",
+    )
+    how.add_argument("--sampler", choices=["ddpm", "ddim"], help=f"(default {default['sampler']})")
+    how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
+    how.add_argument(
+        "--num-sampling-steps",
+        help=f"count, counts by section (10,20), or a constant stride (ddim50) (default {default['num_sampling_steps']})",
+    )
+    how.add_argument("--global-seed", type=int, help=f"(default {default['global_seed']})")
+    how.add_argument(
+        "--per-proc-batch-size", type=int, help=f"images a block, part of the run (default {default['per_proc_batch_size']})"
+    )
+    how.add_argument("--tf32", action=argparse.BooleanOptionalAction, help="TF32 matrix products on a GPU (default on)")
+    how.add_argument(
+        "--exact",
+        action="store_true",
+        help="fp32, deterministic: equal bytes for any number of processes, any kill and resume (one thread a process on a CPU)",
+    )
+    how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="(default auto)")
+
+    where = parser.add_argument_group("where to, and what then")
+    where.add_argument("--sample-dir", type=Path, help=f"folder of runs (default {default['sample_dir']})")
+    where.add_argument("--run-name", help="the run's folder (default: made from the configuration, so that runs cannot collide)")
+    where.add_argument(
+        "--ref", help="evaluate against this afterwards: a reference npz, images, or digits (see python -m evaluation)"
+    )
+    where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
+    """The configuration, and the options that no sample depends on: `device`, `ref`, `inception_weights`."""
+    given = vars(build_parser().parse_args(arguments))
+    options = {
+        name: given.pop(name, default) for name, default in (("device", "auto"), ("ref", None), ("inception_weights", None))
+    }
+    settings = PRESETS.get(given.pop("preset", None), {}) | given
+    if settings.get("labels") == "null" and "cfg_scale" not in given:
+        settings["cfg_scale"] = 1.0
+    if "ckpt" not in settings:
+        raise UserError("--ckpt is missing: give a checkpoint file, or --preset digits for the embedded model")
+    config = SamplingConfig(**settings)
+    config.check()
+    return config, argparse.Namespace(**options)
+
+
+def main() -> None:
+    with distributed.user_errors():
+        config, options = parse()
+        from sampling import engine
+
+        group = distributed.init(options.device)
+        evaluator = None
+        if options.ref and group.is_main:
+            from evaluation.calc import Evaluator, check_size
+
+            evaluator = Evaluator.prepare(options.ref, inception_weights=options.inception_weights, device=group.device)
+            check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
+        npz = engine.run(config, group)
+        group.close()
+        if evaluator:
+            evaluator.evaluate(npz).write(npz.with_name(f"{npz.stem}.json"), npz.with_name(f"{npz.stem}.html"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a run is: the frozen configuration, the presets, and the identity by which a run is recognised. Imports no torch."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed import UserError
+from sampling.plan import parse_labels
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+# Defaults that a preset puts in the place of the general ones. What the user says on the command line wins.
+PRESETS = {
+    "digits": {
+        "model": "DiT-XS/2",
+        "ckpt": ASSETS / "digits" / "dit.safetensors",
+        "vae": str(ASSETS / "digits" / "vae"),
+        "image_size": 64,
+        "num_classes": 10,
+        "cfg_channels": 4,
+        "cfg_scale": 1.5,
+        "num_fid_samples": 1000,
+        "per_proc_batch_size": 50,
+        "num_sampling_steps": "50",
+    },
+}
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """One run: every choice that a sample depends on, and how many samples there are to be.
+
+    The fields are named after the options of `sample_ddp.py`, which documents them.
+    """
+
+    ckpt: Path
+    model: str = "DiT-XL/2"
+    vae: str = "ema"
+    sample_dir: Path = Path("samples")
+    run_name: str | None = None
+    per_proc_batch_size: int = 32
+    num_fid_samples: int = 50_000
+    image_size: int = 256
+    num_classes: int = 1000
+    cfg_scale: float = 1.5
+    cfg_channels: int = 3
+    sampler: str = "ddpm"
+    eta: float = 0.0
+    num_sampling_steps: str = "250"
+    labels: str = "random"
+    global_seed: int = 0
+    rounding: str = "dit"
+    tf32: bool = True
+    exact: bool = False
+
+    def check(self) -> None:
+        """Everything that can be refused without opening a file.
+
+        Raises:
+            UserError: naming the option, the value received, and the remedy.
+        """
+        for option in ("per_proc_batch_size", "num_fid_samples", "image_size", "num_classes", "cfg_channels"):
+            if getattr(self, option) < 1:
+                raise UserError(f"--{option.replace('_', '-')} {getattr(self, option)}: must be at least 1")
+        if not 0 <= self.global_seed < 2**64:
+            raise UserError(f"--global-seed {self.global_seed}: must be between 0 and 2**64 - 1")
+        if not 1.0 <= self.cfg_scale < float("inf"):
+            raise UserError(f"--cfg-scale {self.cfg_scale}: must be a finite number of at least 1.0, which is no guidance")
+        if not 0.0 <= self.eta <= 1.0:
+            raise UserError(f"--eta {self.eta}: must be between 0 (deterministic) and 1")
+        if self.eta and self.sampler != "ddim":
+            raise UserError(f"--eta {self.eta}: only --sampler ddim has it, not {self.sampler}")
+        if self.labels == "null" and self.cfg_scale != 1.0:
+            raise UserError(
+                f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
+            )
+        if self.run_name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.run_name):
+            raise UserError(f"--run-name {self.run_name!r}: use letters, digits, '.', '_', '+' and '-' only")
+        try:
+            parse_labels(self.labels, self.num_classes)
+        except ValueError as error:
+            raise UserError(f"--labels {error}") from error
+
+    def identity(self) -> dict[str, str | int | float | bool]:
+        """The options that samples are a function of, beside their index; the engine adds what files and hardware resolve to.
+
+        N is not among them, because no label depends on N; nor are paths, whose content is hashed instead.
+        """
+        choices = (
+            "model image_size num_classes cfg_scale cfg_channels sampler eta num_sampling_steps labels global_seed "
+            "rounding per_proc_batch_size exact"
+        )
+        return {name: getattr(self, name) for name in choices.split()}
+
+    def named_run(self, fingerprint: str) -> str:
+        """The run's folder name: DiT's, with the fingerprint's first letters, so that no two configurations share a folder."""
+        if self.run_name is not None:
+            return self.run_name
+        parts = f"{self.model}-{self.ckpt.stem}-size-{self.image_size}-vae-{Path(self.vae).name}-cfg-{self.cfg_scale}"
+        return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:8]}")
+
+
+def fingerprint(identity: dict) -> str:
+    """SHA-256 of an identity, independent of the order of its fields."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
