@@ -1,10 +1,11 @@
 """Ranks: joining the process group, talking through its store, printing once. No collective is called here.
 
 Also what every command shares because several processes run it: `UserError`, the one exception for what a person can put
-right, printed once for all ranks; and `write_whole`, by which no process ever sees half a file.
+right, printed once for all ranks; `write_whole`, by which no process ever sees half a file; and `file_sha256`, by which they agree on one.
 """
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +112,11 @@ def init(device: str = "auto") -> Group:
     return Group(rank, world_size, local_rank, node, place, dist.PrefixStore("fiducial", store))
 
 
+def progress_bar(**options) -> tqdm:
+    """A progress bar of images: lively on a terminal, a line every ten seconds in a log."""
+    return tqdm(unit="image", mininterval=0.3 if sys.stderr.isatty() else 10.0, **options)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns a `UserError` into one line and exit code 2.
@@ -139,3 +147,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,10 +10,14 @@ The same command run again continues where the last one ended, with any number o
 import argparse
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import distributed
 from distributed import Parser, UserError
 from sampling.config import PRESETS, SamplingConfig
+
+if TYPE_CHECKING:
+    from evaluation.calc import Evaluator
 
 
 def build_parser() -> Parser:
@@ -111,7 +115,16 @@ def main() -> None:
         npz = engine.run(config, group)
         group.close()
         if evaluator:
-            evaluator.evaluate(npz).write(npz.with_name(f"{npz.stem}.json"), npz.with_name(f"{npz.stem}.html"))
+            evaluate(evaluator, npz)
+
+
+def evaluate(evaluator: "Evaluator", npz: Path) -> None:
+    """Writes the result beside the npz, unless it is there."""
+    json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
+    if evaluator.is_done(npz, json_file) and html_file.exists():
+        print(f"{html_file}: evaluated before", flush=True)
+    else:
+        evaluator.evaluate(npz).write(json_file, html_file)
 
 
 if __name__ == "__main__":

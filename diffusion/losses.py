@@ -16,8 +16,8 @@ VLB_WEIGHT = 1e-3  # times the number of timesteps, because one timestep stands 
 def hybrid_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, step: Tensor, noise: Tensor, schedule: Schedule) -> Tensor:
     """L_simple + 0.001 L_vlb (improved-DDPM, equation 16), each image's loss (N,).
 
-    The bound is KL(q(x_{t-1} | x_t, x_0) || p) in bits, with the gradient stopped at the mean, so that it trains the variance only.
-    The last sampling step draws no noise; its reconstruction term is left out.
+    The bound is KL(q(x_{t-1} | x_t, x_0) || p) in bits, its gradient stopped at the mean, so that it trains the variance
+    only. The last sampling step draws no noise; its reconstruction term is left out.
 
     Args:
         model: (x_t, original timesteps (N,)) -> (N, 2C, H, W).

@@ -19,6 +19,6 @@ def posterior_mean(x0: Tensor, x: Tensor, schedule: Schedule, step: int | Tensor
 
 
 def learned_log_variance(fraction: Tensor, schedule: Schedule, step: int | Tensor) -> Tensor:
-    """Learned range variance, equation 15 of improved-DDPM: `fraction` in [-1, 1] interpolates between the bounds in log space."""
+    """Learned range variance, equation 15 of improved-DDPM: `fraction` in [-1, 1] moves log-linearly between bounds."""
     weight = (fraction + 1) / 2
     return weight * schedule.log_variance_max[step] + (1 - weight) * schedule.log_variance_min[step]

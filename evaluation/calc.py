@@ -1,6 +1,7 @@
 """From images to a result: checks first, then one pass over the images for all metrics."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from distributed import UserError
+from distributed import UserError, file_sha256, progress_bar
 from evaluation.features import Extractor, load_extractor
 from evaluation.images import Images, open_images
 from evaluation.metrics import frechet_distance, inception_score
@@ -28,7 +28,7 @@ PROTOCOL = {
     "inception": "adm: FID on pool3, sigma with n - 1; IS on logits without bias, blocks of 5,000 in file order",
     "digits": "digits: adm's definitions on the 64 features and 10 logits of the embedded digit classifier",
 }
-DEVIATIONS = {"inception": ["the Inception network is torch-fidelity's port, not the TensorFlow graph"], "digits": []}
+DEVIATIONS = {"inception": ("the Inception network is torch-fidelity's port, not the TensorFlow graph",), "digits": ()}
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def extract(images: Images, extractor: Extractor, batch_size: int) -> Pass:
     """Runs every image through the extractor once; hashes the pixels, in order, so that an npz and its PNGs compare equal."""
     statistics, entropy = FeatureStatistics.empty(extractor.dimension), None
     digest, grid = hashlib.sha256(), Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
-    with tqdm(total=images.count, unit="image", desc=f"evaluating {images.path.name}") as bar:
+    with progress_bar(total=images.count, desc="evaluating") as bar:
         for batch in images.batches(batch_size):
             digest.update(batch)
-            grid.offer(bar.n, batch)
+            grid.offer(statistics.count, batch)
             pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(extractor.device)
             features, logits = (output.float().cpu().numpy() for output in extractor.apply(pixels))
             statistics.update(features)
@@ -107,7 +107,8 @@ class Evaluator:
             return
         if len(self.reference.mu) != self.extractor.dimension:
             raise UserError(
-                f"{self.reference.path} has {len(self.reference.mu)} features, but {self.extractor.name} gives {self.extractor.dimension}"
+                f"{self.reference.path} has {len(self.reference.mu)} features, "
+                f"but {self.extractor.name} gives {self.extractor.dimension}"
             )
         recorded = self.reference.provenance.weights_sha256
         if recorded not in (None, self.extractor.weights_sha256):
@@ -135,6 +136,19 @@ class Evaluator:
             values["is"] = inception_score(seen.entropy.divergences())
         return self._result(seen, values)
 
+    def is_done(self, samples: Path, json_file: Path) -> bool:
+        """Whether `json_file` is the result of these metrics on these samples, reference and extractor, byte for byte."""
+        try:
+            old = json.loads(json_file.read_text())
+            return (
+                old["samples"]["file_sha256"] == file_sha256(samples)
+                and (old["reference"] or {}).get("sha256") == (self.reference and self.reference.sha256)
+                and old["extractor"]["weights_sha256"] == self.extractor.weights_sha256
+                and set(old["metrics"]) == {metric + self.extractor.suffix for metric in self.metrics}
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def _result(self, seen: Pass, values: dict[str, tuple[float, float | None]]) -> Result:
         name, suffix = self.extractor.name, self.extractor.suffix
         metrics = {
@@ -151,12 +165,13 @@ class Evaluator:
                 "path": str(images.path),
                 "count": images.count,
                 "image_size": [images.height, images.width],
+                "file_sha256": file_sha256(images.path) if images.path.is_file() else None,
                 "pixels_sha256": seen.pixels_sha256,
             },
             reference=reference
             and {
                 "path": str(reference.path),
-                "sha256": reference.file_sha256,
+                "sha256": reference.sha256,
                 "extractor": reference.provenance.extractor,
                 "count": reference.provenance.count,
                 "source": reference.provenance.source,
@@ -189,7 +204,7 @@ def reference_from(images: Images, extractor: Extractor, batch_size: int) -> Ref
     provenance = Provenance(
         extractor.name, extractor.weights_sha256, images.count, images.height, seen.pixels_sha256, images.path.name
     )
-    return Reference(images.path, "", seen.statistics.mean, seen.statistics.covariance, provenance)
+    return Reference(images.path, seen.pixels_sha256, seen.statistics.mean, seen.statistics.covariance, provenance)
 
 
 def warnings(images: Images, extractor: Extractor, metrics: tuple[str, ...]) -> list[str]:
@@ -197,8 +212,8 @@ def warnings(images: Images, extractor: Extractor, metrics: tuple[str, ...]) -> 
     found = []
     if "fid" in metrics and images.count <= extractor.dimension:
         found.append(
-            f"FID{extractor.suffix} of {images.count:,} samples in {extractor.dimension:,} dimensions: the covariance is singular, "
-            "and the value is far above that of many samples."
+            f"FID{extractor.suffix} of {images.count:,} samples in {extractor.dimension:,} dimensions: the covariance is "
+            "singular, and the value is far above that of many samples."
         )
     if "fid" in metrics and not extractor.suffix and images.count != PUBLISHED_COUNT:
         found.append(f"This is not FID-50K: it was computed on {images.count:,} samples, and FID depends on their number.")

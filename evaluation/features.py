@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from distributed import UserError
+from distributed import UserError, file_sha256
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EXTRACTORS = ("inception", "digits")
@@ -76,9 +76,7 @@ def _load_inception(path: Path, device: torch.device) -> Extractor:
         raise UserError(
             f"--inception-weights {path}: not the weights of torch-fidelity's InceptionV3 (names or shapes differ)"
         ) from error
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Extractor("inception", 2048, digest, device, network.to(device))
+    return Extractor("inception", 2048, file_sha256(path), device, network.to(device))
 
 
 def _load_digits(device: torch.device) -> Extractor:

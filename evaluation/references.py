@@ -1,6 +1,5 @@
 """Reference statistics: read from ADM's, pytorch-fid's or our own npz, or computed from images."""
 
-import hashlib
 import json
 import zipfile
 from dataclasses import asdict, dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import UserError, write_whole
+from distributed import UserError, file_sha256, write_whole
 from evaluation.features import ASSETS
 
 DIGITS = ASSETS / "digits" / "reference.npz"
@@ -32,7 +31,7 @@ class Reference:
     """Mean (D,) and covariance (D, D), float64, of a reference's features."""
 
     path: Path
-    file_sha256: str
+    sha256: str  # of the file; of the pixels where the reference was made from images just now
     mu: np.ndarray
     sigma: np.ndarray
     provenance: Provenance
@@ -76,8 +75,7 @@ def read_reference(path: Path) -> Reference:
         raise UserError(f"{path}: mu (D,) and sigma (D, D) expected; found {mu.shape} and {sigma.shape}")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"{path}: its statistics hold NaN or infinity")
-    with open(path, "rb") as file:
-        return Reference(path, hashlib.file_digest(file, "sha256").hexdigest(), mu, sigma, provenance)
+    return Reference(path, file_sha256(path), mu, sigma, provenance)
 
 
 def write_reference(path: Path, mu: np.ndarray, sigma: np.ndarray, provenance: Provenance) -> None:

@@ -128,9 +128,8 @@ class Result:
             name = "" if label is None else f"class {label}"
             picture = base64.b64encode(buffer.getvalue()).decode()
             shown_indices = f"indices {', '.join(map(str, indices))}"
-            rows.append(
-                f'<tr><th>{name}</th><td><img src="data:image/png;base64,{picture}" alt="{shown_indices}" title="{shown_indices}"></td></tr>'
-            )
+            image = f'<img src="data:image/png;base64,{picture}" alt="{shown_indices}" title="{shown_indices}">'
+            rows.append(f"<tr><th>{name}</th><td>{image}</td></tr>")
         return "".join(rows)
 
 
@@ -146,15 +145,24 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1a1d21; --paper: #fff; --faint: #667; --line: #dde; --warn: #8a5a00; --warn-paper: #fff7e6; }}
+:root {{
+  color-scheme: light dark;
+  --ink: #1a1d21; --paper: #fff; --faint: #667; --line: #dde; --warn: #8a5a00; --warn-paper: #fff7e6;
+}}
 @media (prefers-color-scheme: dark) {{
   :root {{ --ink: #e6e8eb; --paper: #15181c; --faint: #99a; --line: #334; --warn: #ffcf7a; --warn-paper: #33290f; }}
 }}
-body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{
+  font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
+}}
 h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }}
+th, td {{
+  text-align: left; vertical-align: top; overflow-wrap: anywhere;
+  padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line);
+}}
 thead th, footer {{ color: var(--faint); font-weight: normal; font-size: .85rem; }}
 .value {{ font-size: 1.3rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .warning {{ color: var(--warn); background: var(--warn-paper); padding: .5rem .8rem; border-radius: .3rem; }}

@@ -1,4 +1,4 @@
-"""The Stable Diffusion autoencoder: finding, loading and decoding; the one place with the latent scale and the rounding to uint8."""
+"""The Stable Diffusion autoencoder: finding, loading, decoding; the one place with the latent scale and the uint8 rounding."""
 
 import json
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distributed import UserError
-from models.checkpoint import file_sha256, read_safetensors
+from distributed import UserError, file_sha256
+from models.checkpoint import read_safetensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -4,7 +4,6 @@ Pickles are read with `weights_only=True`, and everything is memory-mapped: a ch
 """
 
 import argparse
-import hashlib
 import math
 import pickle
 import re
@@ -18,12 +17,6 @@ from distributed import UserError
 from models.dit import DIT_SIZES, DiT, DiT_models
 
 State = dict[str, Tensor]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_safetensors(path: Path) -> State:
@@ -58,7 +51,7 @@ def read_weights(path: Path) -> tuple[State, str]:
         raise UserError(f"{path} holds more than weights, or is damaged, and was not unpickled ({_reason(error)})") from error
     except (RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
         raise UserError(
-            f"{path} is not a whole checkpoint in torch's zip format ({_reason(error)}); re-save it with torch.save if it is older"
+            f"{path} is not whole in torch's zip format ({_reason(error)}); if it is older, re-save it with torch.save"
         ) from error
     kind = next((name for name in ("ema", "model") if isinstance(content, dict) and isinstance(content.get(name), dict)), "plain")
     state = content if kind == "plain" else content[kind]

@@ -98,7 +98,9 @@ class SamplingConfig:
         """The run's folder name: DiT's, with the fingerprint's first letters, so that no two configurations share a folder."""
         if self.run_name is not None:
             return self.run_name
-        parts = f"{self.model}-{self.ckpt.stem}-size-{self.image_size}-vae-{Path(self.vae).name}-cfg-{self.cfg_scale}"
+        vae = Path(self.vae)
+        vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
+        parts = f"{self.model}-{self.ckpt.stem}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
         return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:8]}")
 
 

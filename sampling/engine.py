@@ -21,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from diffusion.samplers import SAMPLERS, noise_draws
 from diffusion.schedule import Schedule, spaced_timesteps
-from distributed import Group, UserError
+from distributed import Group, UserError, file_sha256, progress_bar
 from models import autoencoder, checkpoint
 from models.dit import guided_model
 from sampling import output, plan
@@ -123,7 +122,7 @@ def prepare(config: SamplingConfig, group: Group, precision: str) -> Task:
 
     identity = {
         **config.identity(),
-        "checkpoint_sha256": checkpoint.file_sha256(config.ckpt),
+        "checkpoint_sha256": file_sha256(config.ckpt),
         "vae_sha256": vae.sha256,
         "noise": NOISE_VERSION,
         "precision": precision,
@@ -222,11 +221,15 @@ def progress(task: Task, group: Group) -> Iterator[None]:
         yield
         return
     stopped = threading.Event()
-    bar = tqdm(total=len(task.done), initial=int(task.done.sum()), unit="image", desc="sampling", smoothing=0)
+    bar = progress_bar(total=len(task.done), initial=int(task.done.sum()), desc="sampling", smoothing=0)
+
+    def advance() -> None:
+        if news := bar.initial + group.store.add(IMAGES_DRAWN, 0) - bar.n:
+            bar.update(news)
 
     def follow() -> None:
         while not stopped.wait(POLL_SECONDS):
-            bar.update(bar.initial + group.store.add(IMAGES_DRAWN, 0) - bar.n)
+            advance()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
@@ -235,7 +238,7 @@ def progress(task: Task, group: Group) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-        bar.update(bar.initial + group.store.add(IMAGES_DRAWN, 0) - bar.n)
+        advance()
         bar.close()
 
 
@@ -248,9 +251,9 @@ def finish(config: SamplingConfig, task: Task, seconds: float) -> Path:
     count = len(task.done)
     if not (path.exists() and manifest["npz"] and manifest["npz"]["count"] == count):
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
-        with tqdm(total=count, unit="image", desc="packing") as bar:
+        with progress_bar(total=count, desc="packing") as bar:
             output.pack_npz(task.folder, path, labels, config.image_size, bar.update)
-        manifest["npz"] = {"file": path.name, "count": count, "sha256": checkpoint.file_sha256(path)}
+        manifest["npz"] = {"file": path.name, "count": count, "sha256": file_sha256(path)}
     session["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     output.write_manifest(task.folder, manifest)
     print(f"{path}: {count:,} images", flush=True)

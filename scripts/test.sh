@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lint and tests, in the environment of demo.sh. --all adds the long tests; other options go to pytest.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+
+select=(-m "not long")
+if [ "${1:-}" = --all ]; then
+    select=()
+    shift
+fi
+ruff check .
+ruff format --check .
+if command -v shellcheck > /dev/null; then
+    shellcheck scripts/*.sh .ci/run
+fi
+python -m pytest "${select[@]}" "$@"

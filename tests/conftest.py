@@ -1,0 +1,55 @@
+"""What tests share: a tiny random model on disk, commands run as a user runs them, and no silent skips in CI."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models import DiT_models
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = ROOT / "assets" / "digits"
+
+
+def randomised(network: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
+    """Every parameter random: the official initialisation gives zeros, on which any two networks agree."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if name != "pos_embed":
+            parameter.data = std * torch.randn(parameter.shape, generator=generator)
+    return network.eval()
+
+
+def run_command(*arguments: str | Path, ranks: int = 0, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a Python program of ours, through torchrun if `ranks` is given, one thread a process; output is captured as text."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DiT-XS/8 for the digits' latents with random weights: one token, so a step costs nothing."""
+    network = randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(network.state_dict(), path)
+    return path
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a test that is skipped for want of anything but a GPU is a failure: the machine is to have what it needs."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if "needs a GPU" not in str(report.longrepr)]
+    if skipped and os.environ.get("CI"):
+        reporter.write_line(f"skipped, which counts as a failure in CI: {', '.join(skipped)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
