@@ -1,7 +1,7 @@
 """Ranks: joining the process group, talking through its store, printing once. No collective is called here.
 
 Also what every command shares because several processes run it: `UserError`, the one exception for what a person can put
-right, printed once for all ranks; `write_whole`, by which no process ever sees half a file; and `file_sha256`, by which they agree on one.
+right, printed once for all ranks; `write_whole`, by which no process ever sees half a file; and `file_sha256`.
 """
 
 import argparse

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sampling.plan import philox
+
 NOISE_VERSION = "philox-v1"
 NOISE_STREAM = 0
 TENSORS_AHEAD = 8
@@ -19,8 +21,7 @@ TENSORS_AHEAD = 8
 
 def standard_normal(seed: int, index: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float32 of `shape` for one image and one step."""
-    bits = np.random.Philox(key=[seed, NOISE_STREAM], counter=[0, 0, step, index])
-    return np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+    return np.random.Generator(philox(seed, NOISE_STREAM, [0, 0, step, index])).standard_normal(shape, dtype=np.float32)
 
 
 class NoiseStream(Iterator[Tensor]):

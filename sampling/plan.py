@@ -49,8 +49,14 @@ def labels(spec: str, num_classes: int, seed: int, start: int, stop: int) -> np.
 
 def _words(seed: int, start: int, stop: int) -> np.ndarray:
     """Words `start` to `stop` of one endless stream of random uint64; Philox makes four for each count of its counter."""
-    generator = np.random.Philox(key=[seed, LABEL_STREAM], counter=[start // 4, 0, 0, 0])
+    generator = philox(seed, LABEL_STREAM, [start // 4, 0, 0, 0])
     return generator.random_raw(stop - start // 4 * 4)[start % 4 :]
+
+
+def philox(seed: int, stream: int, counter: list[int]) -> np.random.Philox:
+    """numpy's Philox-4x64 with the key (seed, stream), at `counter`, least significant word first."""
+    # As uint64, because numpy takes a list with an integer of 2**63 or more for floats.
+    return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=np.array(counter, dtype=np.uint64))
 
 
 def pending_blocks(done: np.ndarray, block_size: int) -> np.ndarray:

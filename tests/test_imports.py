@@ -1,0 +1,38 @@
+"""Who may import whom: the rule that keeps the evaluator usable alone and the numerics free of input and output."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+PACKAGES = ("models", "diffusion", "sampling", "evaluation", "distributed", "sample_ddp", "scripts", "tests")
+ALLOWED = {
+    "distributed": set(),
+    "models": {"distributed"},
+    "diffusion": set(),
+    "evaluation": {"distributed"},
+    "sampling": {"models", "diffusion", "distributed"},
+    "sample_ddp": {"sampling", "evaluation", "distributed"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module]
+        yield from (name.split(".")[0] for name in names)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_follow_the_design(package):
+    files = [ROOT / f"{package}.py"] if (ROOT / f"{package}.py").exists() else sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        assert {name for name in imported(path) if name in PACKAGES} - {package} <= ALLOWED[package], path
+
+
+def test_plan_and_output_need_no_torch():
+    for name in ("plan", "config", "output"):
+        assert "torch" not in set(imported(ROOT / "sampling" / f"{name}.py"))

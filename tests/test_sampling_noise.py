@@ -1,0 +1,60 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from sampling.noise import NoiseStream, standard_normal
+
+
+# Computed with numpy 2.4.6. A numpy whose normal distribution reads the generator otherwise would silently change every
+# published sample: it must not pass as philox-v1.
+@pytest.mark.parametrize(
+    ("seed", "index", "step", "shape", "sha256"),
+    [
+        (0, 0, 0, (4, 8, 8), "cc479f361f0b2b2ed95478dd6294a27c50b7a26ae45d140e55d58eec5ee5cb53"),
+        (0, 49_999, 250, (4, 32, 32), "06ad51f62af4b73427fb2ea536c2af020ac33b0f1a9d2a73cccbc1c301cd7a2a"),
+        (2**64 - 1, 7, 1, (4, 64, 64), "bdcede8797aa55dfe40c13017398ed30120a340ede636fed699a740fd30cc90e"),
+    ],
+)
+def test_the_stream_is_pinned(seed, index, step, shape, sha256):
+    noise = standard_normal(seed, index, step, shape)
+    assert noise.dtype == np.float32
+    assert hashlib.sha256(noise.tobytes()).hexdigest() == sha256
+
+
+def test_neighbouring_large_seeds_differ():
+    assert (standard_normal(2**64 - 1, 0, 0, (8,)) != standard_normal(2**64 - 2, 0, 0, (8,))).all()
+
+
+def test_noise_is_standard_normal_and_independent_in_each_argument():
+    tensors = [standard_normal(*key, (64, 64)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]]
+    for number, a in enumerate(tensors):
+        assert abs(a.mean()) < 0.08
+        assert abs(a.std() - 1) < 0.05
+        assert all(abs((a * b).mean()) < 0.08 for b in tensors[:number])
+
+
+def test_a_stream_gives_each_block_its_latents_and_steps_in_any_batch():
+    blocks, size, shape = [0, 6], 3, (4, 2, 2)
+    with NoiseStream(5, blocks, size, shape, steps=2, device=torch.device("cpu")) as stream:
+        tensors = list(stream)
+    assert len(tensors) == 6
+    for number, tensor in enumerate(tensors):
+        start, step = blocks[number // 3], number % 3
+        expected = np.stack([standard_normal(5, index, step, shape) for index in range(start, start + size)])
+        assert torch.equal(tensor, torch.from_numpy(expected))
+
+
+def test_a_stream_that_is_left_early_ends_its_thread():
+    with NoiseStream(0, range(1000), 1, (4, 8, 8), steps=100, device=torch.device("cpu")) as stream:
+        next(stream)
+    assert not stream._thread.is_alive()
+
+
+def test_a_failure_in_the_background_is_raised_in_front():
+    with (
+        NoiseStream(-1, [0], 1, (4, 8, 8), steps=0, device=torch.device("cpu")) as stream,
+        pytest.raises(OverflowError),
+    ):
+        next(stream)
