@@ -26,7 +26,7 @@ from diffusion.samplers import SAMPLERS, noise_draws
 from diffusion.schedule import Schedule, spaced_timesteps
 from distributed import Group, UserError, file_sha256, progress_bar
 from models import autoencoder, checkpoint
-from models.dit import guided_model
+from models.dit import DiT_models, guided_model
 from sampling import output, plan
 from sampling.config import SamplingConfig, fingerprint
 from sampling.noise import NOISE_VERSION, NoiseStream
@@ -107,6 +107,8 @@ def set_precision(config: SamplingConfig, device: torch.device) -> str:
 def prepare(config: SamplingConfig, group: Group, precision: str) -> Task:
     """Rank 0's part before anything is drawn: checks every file against every option, then claims the run folder."""
     config.check()
+    if config.model not in DiT_models:
+        raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
     try:
         spaced_timesteps(config.num_sampling_steps)
     except ValueError as error:

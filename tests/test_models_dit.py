@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from conftest import randomised
 from diffusers import DiTTransformer2DModel
-from torch import nn
 
 from models import DiT, DiT_models, dit
 from models.dit import guided_model
@@ -77,7 +76,7 @@ def disagreement(network, input_size, dtype=torch.float32, **deviations):
     return ((network.to(dtype)(x, t, y) - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize(("model", "input_size"), [("DiT-XS/2", 8), ("DiT-S/2", 8), ("DiT-B/4", 12), ("DiT-S/8", 24)])
+@pytest.mark.parametrize(("model", "input_size"), [("DiT-XS/8", 24), ("DiT-S/2", 8), ("DiT-B/4", 12)])
 def test_agrees_with_diffusers(model, input_size):
     network = randomised(DiT_models[model](input_size=input_size, num_classes=CLASSES))
     assert disagreement(network, input_size) < FLOAT32
@@ -92,8 +91,8 @@ def test_widths_of_large_models_agree_with_diffusers(hidden_size, heads):
 
 @pytest.fixture
 def small():
-    """A network of 3 x 3 tokens; it is square nowhere else, so a swapped axis shows."""
-    return randomised(DiT(input_size=6, hidden_size=32, depth=3, num_heads=4, num_classes=CLASSES))
+    """A network whose weights are large enough for every non-linearity to matter, and small enough not to saturate any."""
+    return randomised(DiT(input_size=6, hidden_size=64, depth=6, num_heads=4, num_classes=CLASSES), std=0.12)
 
 
 def test_agrees_with_diffusers_in_float64(small):
@@ -181,10 +180,8 @@ def test_xl2_is_the_official_network():
     layers = ["x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2", "final_layer.linear", "final_layer.adaLN_modulation.1"]
     inside = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
     layers += [f"blocks.{number}.{name}" for number in range(28) for name in inside]
-    names = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")} | {
-        "y_embedder.embedding_table.weight",
-        "pos_embed",
-    }
+    names = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    names |= {"y_embedder.embedding_table.weight", "pos_embed"}
     assert sum(parameter.numel() for parameter in network.parameters()) == 675_129_632
     assert set(network.state_dict()) == names
     assert len(names) == 292

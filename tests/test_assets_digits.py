@@ -1,0 +1,102 @@
+"""The embedded digits are what the README says: real scans, a classifier that reads them, a model that obeys its labels."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, ROOT, run_command
+
+from distributed import UserError
+from evaluation.calc import reference_from
+from evaluation.features import DigitsNet, load_extractor
+from evaluation.images import open_images
+from evaluation.references import read_reference
+from models import autoencoder
+from models.checkpoint import check, read_weights
+
+
+@pytest.fixture(scope="module")
+def scans():
+    """Images (1797, 3, 64, 64) uint8, labels, and which are held out."""
+    specification = importlib.util.spec_from_file_location("train_demo", ROOT / "scripts" / "train_demo.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.load_scans()
+
+
+def read(images: np.ndarray) -> np.ndarray:
+    """What the classifier reads in (N, 64, 64, 3) uint8."""
+    _, logits = load_extractor("digits", None, torch.device("cpu")).apply(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    return logits.argmax(1).numpy()
+
+
+def draw(folder: Path, count: int, *options: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the digits preset as a user gets them, on two processes."""
+    arguments = ["--preset", "digits", "--num-fid-samples", str(count), "--sample-dir", str(folder), *options]
+    done = run_command("sample_ddp.py", *arguments, ranks=2, timeout=900)
+    assert done.returncode == 0, done.stderr
+    with np.load(next(folder.glob("*.npz"))) as arrays:
+        return arrays["arr_0"], arrays["arr_1"]
+
+
+def test_the_assets_take_at_most_20_mb():
+    assert sum(path.stat().st_size for path in DIGITS.rglob("*") if path.is_file()) < 20e6
+
+
+def test_the_classifier_reads_scans_it_never_saw(scans):
+    images, labels, held_out = scans
+    right = read(images[held_out].permute(0, 2, 3, 1).numpy()) == labels[held_out].numpy()
+    assert right.mean() >= 0.97
+    assert 170 < held_out.sum() < 185
+    torch.manual_seed(0)
+    assert (DigitsNet()(images[held_out].float())[1].argmax(1) == labels[held_out]).float().mean() < 0.5  # it had to learn that
+
+
+def test_the_reference_is_that_of_the_scans_it_was_trained_on(scans, tmp_path):
+    images, _, held_out = scans
+    np.savez(tmp_path / "scans.npz", arr_0=images[~held_out].permute(0, 2, 3, 1).numpy())
+    made = reference_from(open_images(tmp_path / "scans.npz"), load_extractor("digits", None, torch.device("cpu")), 64)
+    kept = read_reference(DIGITS / "reference.npz")
+    np.testing.assert_allclose(made.mu, kept.mu, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(made.sigma, kept.sigma, rtol=1e-3, atol=1e-3)
+    assert kept.provenance.count == (~held_out).sum()
+
+
+def test_latents_of_scans_have_unit_variance_and_decode_to_the_scans(scans):
+    images, _, held_out = scans
+    vae = autoencoder.load(DIGITS / "vae", torch.device("cpu"))
+    pixels = images[held_out].float() / 127.5 - 1
+    with torch.inference_mode():
+        latents = autoencoder.LATENT_SCALE * vae.encode(pixels).latent_dist.mean
+        decoded = autoencoder.decode(vae, latents)
+    assert latents.mean((0, 2, 3)).abs().max() < 0.1
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
+    error = decoded.permute(0, 3, 1, 2).float() - images[held_out]
+    assert error.square().mean().sqrt() < 5
+
+
+def test_the_checkpoint_has_ten_classes_and_a_null_label():
+    path = DIGITS / "dit.safetensors"
+    weights, kind = read_weights(path)
+    check(weights, path, "DiT-XS/2", num_classes=10, input_size=8, in_channels=4)
+    assert kind == "plain"
+    with pytest.raises(UserError, match="found num_classes 10"):
+        check(weights, path, "DiT-XS/2", num_classes=1000, input_size=8, in_channels=4)
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
+def test_the_asked_digit_is_drawn(count, tmp_path):
+    images, labels = draw(tmp_path, count, "--labels", "balanced")
+    assert (read(images) == labels).mean() >= 0.95
+    assert (np.bincount(labels) == count // 10).all()
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.long)])
+def test_without_labels_all_digits_appear(count, tmp_path):
+    images, labels = draw(tmp_path, count, "--labels", "null")
+    assert (labels == 10).all()
+    shares = np.bincount(read(images), minlength=10) / count
+    assert shares.min() > 0.02
+    assert shares.max() < 0.25

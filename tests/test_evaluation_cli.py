@@ -1,0 +1,163 @@
+"""`python -m evaluation` as it is used."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import DIGITS, run_command
+from PIL import Image
+
+import distributed
+from evaluation import __main__ as cli
+
+LABELS = np.arange(40) % 10
+
+
+def scans() -> np.ndarray:
+    """Forty pictures of the digits' size; what is on them does not matter here."""
+    random = np.random.default_rng(0)
+    return np.repeat(random.integers(0, 256, (40, 64, 64, 1), dtype=np.uint8), 3, axis=3)
+
+
+@pytest.fixture
+def samples(tmp_path):
+    np.savez(tmp_path / "samples.npz", arr_0=scans(), arr_1=LABELS)
+    return tmp_path / "samples.npz"
+
+
+def evaluate(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    """Runs the command in this process: exit code, standard output, standard error without progress bars."""
+    monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
+    try:
+        with distributed.user_errors():
+            cli.run(cli.build_parser().parse_args())
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_calc_says_what_the_number_is(samples, tmp_path):
+    files = {"--json": tmp_path / "r.json", "--html": tmp_path / "r.html"}
+    done = run_command("-m", "evaluation", "calc", samples, "--ref", "digits", *[text for pair in files.items() for text in pair])
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"FID-digits\s+\d+\.\d{4}\s+40", done.stdout)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert set(result["metrics"]) == {"fid-digits", "is-digits"}  # never plain FID
+    fid = result["metrics"]["fid-digits"]
+    assert fid["label"] == "FID-digits"
+    assert fid["n"] == 40
+    assert fid["value"] > 0
+    assert "digit" in fid["protocol"]
+    for part, key in (("samples", "pixels_sha256"), ("reference", "sha256"), ("extractor", "weights_sha256")):
+        assert re.fullmatch(r"[0-9a-f]{64}", result[part][key])
+    page = (tmp_path / "r.html").read_text()
+    assert "FID-digits" in page
+    assert page.count("data:image/png;base64,") == 10  # a row a class
+    assert not re.search(r"(?:src|href)=[\"']?https?:", page)
+
+
+def test_an_npz_and_its_pngs_give_one_result(samples, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "pngs"
+    folder.mkdir()
+    for index, pixels in enumerate(scans()):
+        Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+    results = []
+    for source in (samples, folder):
+        code, _, err = evaluate(monkeypatch, capsys, "calc", source, "--ref", "digits", "--json", tmp_path / "r.json")
+        assert code == 0, err
+        results.append(json.loads((tmp_path / "r.json").read_text()))
+    assert results[0]["samples"]["pixels_sha256"] == results[1]["samples"]["pixels_sha256"]
+    for name, metric in results[0]["metrics"].items():
+        assert metric["value"] == results[1]["metrics"][name]["value"]
+
+
+def test_a_reference_is_the_images_it_was_made_of(samples, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "ref.npz"
+    code, _, err = evaluate(monkeypatch, capsys, "ref", samples, "--out", out, "--extractor", "digits")
+    assert code == 0, err
+    with np.load(out, allow_pickle=False) as arrays:
+        assert arrays["mu"].shape == (64,)
+        assert json.loads(str(arrays["provenance"]))["count"] == 40
+    for reference in (out, samples):  # statistics, or images to make them of
+        arguments = [
+            "calc",
+            samples,
+            "--ref",
+            reference,
+            "--extractor",
+            "digits",
+            "--metrics",
+            "fid",
+            "--json",
+            tmp_path / "r.json",
+        ]
+        code, _, err = evaluate(monkeypatch, capsys, *arguments)
+        assert code == 0, err
+        assert json.loads((tmp_path / "r.json").read_text())["metrics"]["fid-digits"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_file_sorted_by_class_is_warned_about(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "sorted.npz", arr_0=scans(), arr_1=np.sort(LABELS))
+    _, out, _ = evaluate(monkeypatch, capsys, "calc", tmp_path / "sorted.npz", "--extractor", "digits", "--metrics", "is")
+    assert "sorted by class" in out
+
+
+@pytest.fixture
+def files(samples, tmp_path):
+    with np.load(DIGITS / "reference.npz") as arrays:
+        own = dict(arrays)
+    np.savez(tmp_path / "nan.npz", **own | {"mu": own["mu"] * np.nan})
+    np.savez(tmp_path / "shape.npz", **own | {"mu": own["mu"][:5]})
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32))
+    np.savez(tmp_path / "objects.npz", mu=np.array([None, 1]), sigma=np.eye(2))
+    np.savez(tmp_path / "small.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    np.savez(tmp_path / "one.npz", arr_0=scans()[:1])
+    np.savez(tmp_path / "labels-only.npz", arr_1=LABELS)
+    (tmp_path / "cut.npz").write_bytes(samples.read_bytes()[:3000])
+    provenance = json.loads(str(own["provenance"]))
+    np.savez(tmp_path / "weights.npz", **own | {"provenance": np.array(json.dumps(provenance | {"weights_sha256": "0" * 64}))})
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+MISTAKES = [
+    ("calc absent.npz --ref digits", "absent.npz: no such file or folder"),
+    ("calc {}/empty --ref digits", "holds no PNG or JPEG images"),
+    ("calc {}/cut.npz --ref digits", "is not a whole npz"),
+    ("calc {}/labels-only.npz --ref digits", "found arr_1.npy"),
+    ("calc {}/small.npz --ref digits", "images of 8 x 8, but the extractor digits takes 64 x 64 only"),
+    ("calc {}/one.npz --ref digits", "holds 1 image"),
+    ("calc {}/samples.npz", "--ref is missing"),
+    ("calc {}/samples.npz --ref absent", "--ref absent: no such file or folder"),
+    ("calc {}/samples.npz --ref {}/nan.npz", "NaN or infinity"),
+    ("calc {}/samples.npz --ref {}/shape.npz", "mu (D,) and sigma (D, D) expected"),
+    ("calc {}/samples.npz --ref {}/objects.npz", "is a damaged reference"),
+    ("calc {}/samples.npz --ref {}/adm.npz --extractor digits", "has 2048 features, but digits gives 64"),
+    ("calc {}/samples.npz --ref {}/adm.npz", "--inception-weights is missing"),
+    ("calc {}/samples.npz --ref {}/weights.npz", "made with other weights of digits"),
+    ("calc {}/samples.npz --ref digits --extractor inception", "was made with digits"),
+    ("calc {}/samples.npz --ref digits --metrics fid,kid", "--metrics kid: no such metric"),
+    ("calc {}/samples.npz --ref digits --batch-size 0", "--batch-size 0"),
+    ("calc {}/samples.npz --ref digits --json {}/no/such/r.json", "there is no folder"),
+    ("calc {}/samples.npz --ref digits --metrics ", "--metrics"),
+    ("calc {}/samples.npz --ref digits --resize", "--resize"),
+    ("ref {}/one.npz --out {}/x.npz --extractor digits", "at least 2"),
+    ("ref {}/empty --out {}/x.npz --extractor digits", "holds no PNG"),
+    ("ref {}/samples.npz", "--out"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), MISTAKES)
+def test_a_mistake_gets_one_sentence_and_writes_nothing(command, said, files, monkeypatch, capsys):
+    before = sorted(files.rglob("*"))
+    code, out, err = evaluate(monkeypatch, capsys, *command.replace("{}", str(files)).split(" "))
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert said in err
+    assert sorted(files.rglob("*")) == before

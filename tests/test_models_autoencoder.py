@@ -1,0 +1,260 @@
+"""Rounding to uint8, decoding as diffusers decodes, and what is said about an autoencoder that is not one."""
+
+import hashlib
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from distributed import UserError
+from models import autoencoder
+from models.autoencoder import WEIGHTS_FILE, decode, inspect, load, resolve, to_uint8
+
+CPU = torch.device("cpu")
+REPOSITORY = "fiducial-tests/no-such-vae"
+
+
+@pytest.fixture(scope="module")
+def saved_vae(tmp_path_factory):
+    """A random autoencoder of two levels as diffusers saves it; leave it as it is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+        )
+    network.save_pretrained(folder := tmp_path_factory.mktemp("vae"))
+    return folder
+
+
+@pytest.fixture
+def vae(saved_vae, tmp_path):
+    """A copy of it, to damage."""
+    return shutil.copytree(saved_vae, tmp_path / "vae")
+
+
+@pytest.fixture
+def offline_cache(monkeypatch, tmp_path):
+    """The hub's client as HF_HUB_OFFLINE makes it, with an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def message(function, *arguments):
+    """The one sentence that a call fails with."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def grey(*values):
+    return torch.tensor(values).view(1, 1, 1, -1).expand(1, 3, 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "levels"),
+    [("dit", [0, 0, 0, 64, 128, 191, 254, 255, 255]), ("repa", [0, 0, 0, 63, 127, 191, 253, 255, 255])],
+)
+def test_levels_are_truncated_and_clamped(rounding, levels):
+    """Rounding to the nearest would give 192 for DiT's 191.75 and 64 for REPA's 63.75."""
+    images = to_uint8(grey(-30.0, -1.1, -1.0, -0.5, 0.0, 0.5, 0.99, 1.0, 30.0), rounding)
+    assert images.dtype == torch.uint8
+    assert images[0, 0, :, 0].tolist() == levels
+
+
+def test_default_rounding_is_dits():
+    assert to_uint8(grey(0.0)).flatten().tolist() == [128, 128, 128]
+
+
+def test_images_survive_the_way_there_and_back():
+    """A level k is at k / 127.5 - 1, as training scales images."""
+    levels = torch.arange(256)
+    assert torch.equal(to_uint8(grey(*(levels / 127.5 - 1).tolist()))[0, 0, :, 1].long(), levels)
+
+
+def test_repa_is_half_a_level_darker():
+    ramp = grey(*torch.linspace(-0.9, 0.9, 10_001).tolist())
+    difference = to_uint8(ramp, "dit").double().mean() - to_uint8(ramp, "repa").double().mean()
+    assert difference.item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_channels_come_last():
+    images = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) / 127.5 - 1
+    pixels = to_uint8(images)
+    assert pixels.shape == (2, 4, 5, 3)
+    assert pixels[1, 2, 3].tolist() == [60 + 2 * 5 + 3, 60 + 20 + 2 * 5 + 3, 60 + 40 + 2 * 5 + 3]
+
+
+LATENTS = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def decoded_by_diffusers(folder):
+    """Levels before truncation, (N, H, W, 3) float64."""
+    images = AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().decode(LATENTS / 0.18215).sample
+    return np.clip(127.5 * images.double().numpy().transpose(0, 2, 3, 1) + 128, 0, 255)
+
+
+def test_decoding_is_diffusers(saved_vae):
+    network = load(saved_vae, CPU)
+    levels = decoded_by_diffusers(saved_vae)
+    pixels = decode(network, LATENTS)
+    assert pixels.shape == (2, 8, 8, 3)
+    assert levels.std() > 3
+    differences = levels - pixels.numpy()
+    assert differences.min() > -1e-3
+    assert differences.max() < 1 + 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.13025, 1 / 0.18215])
+def test_comparison_notices_another_latent_scale(saved_vae, monkeypatch, scale):
+    monkeypatch.setattr(autoencoder, "LATENT_SCALE", scale)
+    assert np.abs(decoded_by_diffusers(saved_vae) - decode(load(saved_vae, CPU), LATENTS).numpy()).max() > 3
+
+
+def test_loaded_network_is_frozen_float32(vae):
+    edit_weights(lambda state: state.update({key: value.half() for key, value in state.items()}))(vae)
+    network = load(vae, CPU)
+    assert not network.training
+    assert {(parameter.dtype, parameter.requires_grad) for parameter in network.parameters()} == {(torch.float32, False)}
+
+
+def test_inspect_reads_the_shape_and_hashes_the_weights(saved_vae):
+    files = inspect(saved_vae)
+    assert (files.folder, files.latent_channels, files.factor) == (saved_vae, 4, 2)
+    assert files.sha256 == hashlib.sha256((saved_vae / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def edit_config(**changes):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+    return damage
+
+
+def write_config(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+def truncate(size):
+    return lambda folder: (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:size])
+
+
+UNINSPECTABLE = {
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    "no weights": (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"has no {WEIGHTS_FILE}"),
+    "another class": (edit_config(_class_name="VQModel"), "describes a VQModel, expected an AutoencoderKL"),
+    "no class": (edit_config(_class_name=None), "_class_name"),
+    "no latent channels": (edit_config(latent_channels=None), "latent_channels"),
+    "blocks without a length": (edit_config(block_out_channels=8), "not the configuration of an AutoencoderKL"),
+    "empty configuration": (write_config(""), "not the configuration of an AutoencoderKL"),
+    "a list for a configuration": (write_config("[1, 2]"), "not the configuration of an AutoencoderKL"),
+    "half the weights": (truncate(20_000), "not a whole safetensors file"),
+    "half a header": (truncate(100), "not a whole safetensors file"),
+    "empty weights": (truncate(0), "not a whole safetensors file"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), UNINSPECTABLE.values(), ids=UNINSPECTABLE)
+def test_inspect_refuses_in_one_sentence(vae, damage, said):
+    damage(vae)
+    sentence = message(inspect, vae)
+    assert said in sentence
+    assert str(vae) in sentence
+
+
+def edit_weights(change):
+    def damage(folder):
+        state = load_file(folder / WEIGHTS_FILE)
+        change(state)
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    return damage
+
+
+UNLOADABLE = {
+    "missing key": (edit_weights(lambda state: state.pop("decoder.conv_in.bias")), "decoder.conv_in.bias"),
+    "surplus key": (edit_weights(lambda state: state.update({"decoder.odd": torch.ones(1)})), "decoder.odd"),
+    "other shape": (edit_weights(lambda state: state.update({"decoder.conv_in.bias": torch.ones(3)})), "decoder.conv_in.bias"),
+    "other width": (edit_config(block_out_channels=[8, 32]), ""),
+    "unknown block": (edit_config(up_block_types=["Odd", "Odd"]), "Odd"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), UNLOADABLE.values(), ids=UNLOADABLE)
+def test_load_refuses_weights_that_do_not_fit(vae, damage, said):
+    """What a header does not tell; diffusers by itself would leave a missing key random."""
+    damage(vae)
+    inspect(vae)
+    sentence = message(load, vae, CPU)
+    assert said in sentence
+    assert str(vae) in sentence
+
+
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def use_old_names(state):
+    for key in [key for key in state if ".attentions." in key]:
+        new = next((name for name in OLD_NAMES if f".{name}." in key), None)
+        if new:
+            state[key.replace(new, OLD_NAMES[new])] = state.pop(key)
+
+
+def test_published_names_of_the_attention_load(saved_vae, vae):
+    """Stable Diffusion's autoencoders were saved when diffusers called the attention's layers otherwise."""
+    edit_weights(use_old_names)(vae)
+    assert "decoder.mid_block.attentions.0.query.weight" in load_file(vae / WEIGHTS_FILE)
+    old, new = load(vae, CPU).state_dict(), load(saved_vae, CPU).state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[key], new[key]) for key in new)
+
+
+def test_folder_is_its_own_answer(saved_vae, offline_cache):
+    assert resolve(str(saved_vae)) == saved_vae
+    assert not offline_cache.exists()
+
+
+@pytest.mark.parametrize("source", ["no-such-folder", "./owner/name", "/owner/name", "~/name", "a/b/c"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(source):
+    sentence = message(resolve, source)
+    assert sentence.startswith(f"--vae {source}: no such folder")
+    assert "hub id" in sentence
+
+
+@pytest.mark.parametrize(
+    ("source", "repository"),
+    [(REPOSITORY, REPOSITORY), ("ema", "stabilityai/sd-vae-ft-ema"), ("mse", "stabilityai/sd-vae-ft-mse")],
+)
+@pytest.mark.usefixtures("offline_cache")
+def test_without_internet_a_hub_id_is_refused_at_once(source, repository):
+    start = time.monotonic()
+    sentence = message(resolve, source)
+    assert time.monotonic() - start < 5
+    assert sentence.startswith(f"--vae {source}: {repository} is neither in the local hub cache nor")
+    assert "give its folder" in sentence
+
+
+@pytest.mark.usefixtures("offline_cache")
+def test_malformed_hub_id_is_refused():
+    assert "--vae owner/na me" in message(resolve, "owner/na me")
+
+
+def test_cached_hub_id_needs_no_internet(offline_cache, saved_vae):
+    repository = offline_cache / f"models--{REPOSITORY.replace('/', '--')}"
+    snapshot = shutil.copytree(saved_vae, repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    assert inspect(resolve(REPOSITORY)).folder == snapshot

@@ -1,0 +1,152 @@
+"""Mistakes on the command line: one sentence, a non-zero exit code, nothing written, and that before anything expensive."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DIGITS, randomised, run_command
+from safetensors.torch import load_file, save_file
+
+import sample_ddp
+from models import DiT_models
+
+
+class Code:
+    """What a malicious checkpoint would run."""
+
+    def __reduce__(self):
+        return (Path("/tmp/fiducial-was-here").touch, ())
+
+
+@pytest.fixture(scope="module")
+def bad(tiny_checkpoint, tmp_path_factory) -> dict[str, str]:
+    """Damaged and unsuitable files by name."""
+    folder = tmp_path_factory.mktemp("bad")
+    state = load_file(tiny_checkpoint)
+    whole = tiny_checkpoint.read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.pt").touch()
+    save_file({key: value for key, value in state.items() if "fc1" not in key}, folder / "missing.safetensors")
+    save_file(state | {"surplus": torch.zeros(1)}, folder / "surplus.safetensors")
+    save_file({"weight": torch.zeros(2)}, folder / "other.safetensors")
+    torch.save({"ema": state, "args": Code()}, folder / "code.pt")
+    torch.save(state, folder / "whole.pt")
+    (folder / "cut.pt").write_bytes((folder / "whole.pt").read_bytes()[:9999])
+    torch.save({"opt": {}, "args": argparse.Namespace(), "steps": 5}, folder / "no-weights.pt")
+    torch.save(randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=17)).state_dict(), folder / "17.pt")
+    (folder / "vae-without-weights").mkdir()
+    shutil.copy(DIGITS / "vae" / "config.json", folder / "vae-without-weights")
+    shutil.copytree(DIGITS / "vae", folder / "cut-vae")
+    weights = folder / "cut-vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    shutil.copytree(DIGITS / "vae", folder / "other-vae")
+    (folder / "other-vae" / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    (folder / "a-file").write_text("not a folder")
+    (folder / "empty-folder").mkdir()
+    (folder / "ref.npz").write_bytes(b"PK not really")
+    for name in ("pictures", "foreign"):
+        (folder / name).mkdir()
+    (folder / "foreign" / "run").mkdir()
+    (folder / "foreign" / "run" / "000000.png").touch()
+    (folder / "pictures" / "run").mkdir()
+    (folder / "pictures" / "run" / "manifest.json").write_text('{"format": "something else"}')
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+# What is given after `--preset digits --num-fid-samples 4`, and what the sentence must say.
+MISTAKES = [
+    (["--no-such-option"], "--no-such-option"),
+    (["--num-fid-samples", "0"], "--num-fid-samples 0: must be at least 1"),
+    (["--num-fid-samples", "many"], "invalid int value: 'many'"),
+    (["--per-proc-batch-size", "-3"], "--per-proc-batch-size -3"),
+    (["--cfg-scale", "0.5"], "--cfg-scale 0.5"),
+    (["--cfg-scale", "nan"], "--cfg-scale nan"),
+    (["--cfg-scale", "2", "--labels", "null"], "--labels null is unconditional"),
+    (["--cfg-channels", "5"], "has 4 latent channels"),
+    (["--eta", "0.5"], "only --sampler ddim"),
+    (["--eta", "2", "--sampler", "ddim"], "--eta 2.0"),
+    (["--sampler", "euler"], "--sampler"),
+    (["--num-sampling-steps", "1001"], "1001 steps do not fit"),
+    (["--num-sampling-steps", "ddim7.5"], "--num-sampling-steps"),
+    (["--num-sampling-steps", "ddim333"], "no constant stride"),
+    (["--labels", "7,10"], "'10' is not within the classes 0 to 9"),
+    (["--labels", "cat"], "'cat' is neither random, balanced, null"),
+    (["--global-seed", "-1"], "--global-seed -1"),
+    (["--image-size", "60"], "must be a multiple of 8"),
+    (["--image-size", "128"], "expected input_size 16; found input_size 8"),
+    (["--num-classes", "1000"], "expected num_classes 1000; found num_classes 10"),
+    (["--model", "DiT-S/2"], "expected model DiT-S/2; found model DiT-XS/2"),
+    (["--model", "DiT-M/2"], "--model DiT-M/2"),
+    (["--device", "cuda"], "--device cpu"),
+    (["--run-name", "../elsewhere"], "--run-name"),
+    (["--sample-dir", "{a-file}/samples"], "cannot create"),
+    (["--sample-dir", "{foreign}", "--run-name", "run"], "holds images but no manifest.json"),
+    (["--sample-dir", "{pictures}", "--run-name", "run"], "is not a manifest"),
+    (["--ckpt", "absent.pt"], "absent.pt: no such checkpoint file"),
+    (["--ckpt", "{cut.safetensors}"], "not a whole safetensors file"),
+    (["--ckpt", "{empty.pt}"], "empty.pt"),
+    (["--ckpt", "{cut.pt}"], "cut.pt"),
+    (["--ckpt", "{code.pt}"], "was not unpickled"),
+    (["--ckpt", "{no-weights.pt}"], "holds no state dict"),
+    (["--ckpt", "{missing.safetensors}", "--model", "DiT-XS/8"], "lacks 12 of the keys"),
+    (["--ckpt", "{surplus.safetensors}", "--model", "DiT-XS/8"], "'surplus'"),
+    (["--ckpt", "{other.safetensors}"], "is not a DiT checkpoint"),
+    (["--ckpt", "{17.pt}", "--model", "DiT-XS/8"], "expected num_classes 10; found num_classes 17"),
+    (["--vae", "{a-file}"], "--vae"),
+    (["--vae", "{empty-folder}"], "it has no config.json"),
+    (["--vae", "{vae-without-weights}"], "it has no diffusion_pytorch_model.safetensors"),
+    (["--vae", "{cut-vae}"], "not a whole safetensors file"),
+    (["--vae", "{other-vae}"], "describes a VQModel"),
+    (["--vae", "ema"], "stabilityai/sd-vae-ft-ema is neither in the local hub cache"),
+    (["--ref", "absent.npz"], "--ref absent.npz: no such file"),
+    (["--ref", "{ref.npz}"], "ref.npz"),
+    (["--ref", "{empty-folder}"], "holds no PNG or JPEG images"),
+    (["--ref", "digits", "--image-size", "32", "--model", "DiT-XS/2"], "takes 64 x 64 only"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("sampling.engine.draw", lambda *_: pytest.fail("drawing began"))
+    before = snapshot(bad)
+    given = [
+        next((text.replace(f"{{{name}}}", path) for name, path in bad.items() if f"{{{name}}}" in text), text) for text in given
+    ]
+    monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--num-fid-samples", "4", *given])
+    with pytest.raises(SystemExit) as ended:
+        sample_ddp.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert said in err
+    assert "Traceback" not in err
+    assert list(tmp_path.rglob("*.png")) == list(tmp_path.rglob("*.npz")) == list(tmp_path.rglob("*.tmp")) == []
+    assert snapshot(bad) == before
+    assert not Path("/tmp/fiducial-was-here").exists()
+
+
+def snapshot(bad: dict[str, str]) -> list[Path]:
+    return sorted(Path(next(iter(bad.values()))).parent.rglob("*"))
+
+
+def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):
+    done = run_command("sample_ddp.py", "--sample-dir", tmp_path, timeout=15)
+    assert done.returncode == 2
+    assert done.stderr == "error: --ckpt is missing: give a checkpoint file, or --preset digits for the embedded model\n"
+
+
+@pytest.mark.parametrize("given", [["--cfg-scale", "0.1"], ["--num-classes", "7"]], ids=["an option", "a file"])
+def test_several_ranks_say_it_once_before_the_launcher(given, tmp_path):
+    done = run_command("sample_ddp.py", "--preset", "digits", "--sample-dir", tmp_path, *given, ranks=3, timeout=40)
+    assert done.returncode != 0
+    assert done.stderr.count("error:") == 1
+    assert done.stderr.index("error:") < done.stderr.index("Traceback")  # the launcher's own
+    assert 'sample_ddp.py", line' not in done.stderr
+    assert not list(tmp_path.iterdir())
