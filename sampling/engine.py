@@ -29,7 +29,7 @@ from models import autoencoder, checkpoint
 from models.dit import DiT_models, guided_model
 from sampling import output, plan
 from sampling.config import SamplingConfig, fingerprint
-from sampling.noise import NOISE_VERSION, NoiseStream
+from sampling.noise import NOISE_VERSION, NoiseStream, check_stream
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 IMAGES_DRAWN = "images"  # the store's counter of images on disk
@@ -68,6 +68,7 @@ def run(config: SamplingConfig, group: Group) -> Path | None:
     Raises:
         UserError: before any weights are loaded, if something given cannot be used.
     """
+    check_stream()
     precision = set_precision(config, group.device)
     if group.is_main:
         task = prepare(config, group, precision)
@@ -174,19 +175,27 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
 
 def describe_session(group: Group, images_before: int) -> dict:
     """What is recorded of where and when a run was worked on; none of it changes what is drawn."""
-    device = (
-        torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else platform.processor() or platform.machine()
-    )
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "images_before": images_before,
         "world_size": group.world_size,
         "host": socket.gethostname(),
-        "device": f"{group.device.type}: {device}",
+        "device": torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    try:
+        names = (
+            line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        )
+        return next(names, platform.machine())
+    except OSError:
+        return platform.machine()
 
 
 @torch.inference_mode()

@@ -5,12 +5,14 @@
 Draws 1,000 digits at each of several guidance scales and without labels. Needs scikit-learn, which brings the real scans.
 """
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +55,18 @@ def nearest(images: Tensor, others: Tensor) -> Tensor:
     return torch.cdist(a, b).min(dim=1).values / a.shape[1] ** 0.5
 
 
+def save_grid(images: Tensor, labels: Tensor, path: Path) -> None:
+    """The first twelve images of each class, a row a class."""
+    rows = [torch.cat(list(images[labels == label][:12]), dim=2) for label in range(10)]
+    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path, optimize=True)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--grid", type=Path, default=DIGITS.with_name("grid.png"), help="the README's picture (default: %(default)s)"
+    )
+    args = parser.parse_args()
     images, labels, held_out = load_scans()
     train = images[~held_out]
     real, read = features(images)
@@ -61,9 +74,10 @@ def main() -> None:
     half = len(real) // 2
     one, other = real[order[:half]], real[order[half : 2 * half]]
     reference = read_reference(DIGITS)
+    right = (read == labels)[held_out].float().mean()
     lines = [
-        f"Held-out accuracy of the classifier: {100 * (read == labels)[held_out].float().mean():.1f} % of {int(held_out.sum())} scans",
-        f"Extractor: {real.shape[1]} dimensions; FID-digits of {half} real scans against {half} others: {distance(one, other):.3f}",
+        f"Held-out accuracy of the classifier: {100 * right:.1f} % of {int(held_out.sum())} scans",
+        f"FID-digits ({real.shape[1]} dimensions) of {half} real scans against {half} others: {distance(one, other):.3f}",
         "",
         f"| cfg | read as asked | FID-digits ({COUNT:,} drawn) | {half} drawn against {half} real | nearest training scan |",
         "|---|---|---|---|---|",
@@ -72,6 +86,8 @@ def main() -> None:
         for scale in SCALES:
             drawn, asked = draw(Path(folder), "balanced", scale)
             pool, seen = features(drawn)
+            if scale == PRESETS["digits"]["cfg_scale"]:
+                save_grid(drawn, asked, args.grid)
             fid = frechet_distance(pool.mean(0), np.cov(pool, rowvar=False), reference.mu, reference.sigma)
             lines.append(
                 f"| {scale} | {100 * (seen == asked).float().mean():.1f} % | {fid:.3f} | "

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sampling.noise import NoiseStream, standard_normal
+from distributed import UserError
+from sampling import noise
+from sampling.noise import PINNED_SHA256, PINNED_SHAPE, NoiseStream, check_stream, standard_normal
 
 
 # Computed with numpy 2.4.6. A numpy whose normal distribution reads the generator otherwise would silently change every
@@ -12,15 +14,22 @@ from sampling.noise import NoiseStream, standard_normal
 @pytest.mark.parametrize(
     ("seed", "index", "step", "shape", "sha256"),
     [
-        (0, 0, 0, (4, 8, 8), "cc479f361f0b2b2ed95478dd6294a27c50b7a26ae45d140e55d58eec5ee5cb53"),
+        (0, 0, 0, PINNED_SHAPE, PINNED_SHA256),
         (0, 49_999, 250, (4, 32, 32), "06ad51f62af4b73427fb2ea536c2af020ac33b0f1a9d2a73cccbc1c301cd7a2a"),
         (2**64 - 1, 7, 1, (4, 64, 64), "bdcede8797aa55dfe40c13017398ed30120a340ede636fed699a740fd30cc90e"),
     ],
 )
 def test_the_stream_is_pinned(seed, index, step, shape, sha256):
-    noise = standard_normal(seed, index, step, shape)
-    assert noise.dtype == np.float32
-    assert hashlib.sha256(noise.tobytes()).hexdigest() == sha256
+    drawn = standard_normal(seed, index, step, shape)
+    assert drawn.dtype == np.float32
+    assert hashlib.sha256(drawn).hexdigest() == sha256
+
+
+def test_another_normal_distribution_is_refused_before_anything_is_drawn(monkeypatch):
+    check_stream()
+    monkeypatch.setattr(noise, "standard_normal", lambda *_: np.zeros(PINNED_SHAPE, dtype=np.float32))
+    with pytest.raises(UserError, match="philox-v1"):
+        check_stream()
 
 
 def test_neighbouring_large_seeds_differ():
