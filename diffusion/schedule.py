@@ -1,6 +1,7 @@
 """The noise schedule: linear betas in float64, respacing, and every coefficient that a sampler step needs, on the device."""
 
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ def spaced_timesteps(spacing: str, num_timesteps: int = NUM_TRAIN_TIMESTEPS) -> 
         if not 1 <= count <= length:
             raise ValueError(f"{count} steps do not fit in a section of {length} of the {num_timesteps} timesteps")
         stride = (length - 1) / (count - 1) if count > 1 else 1
-        timesteps += [start + round(step * stride) for step in range(count)]
+        # Summed step by step, as improved-DDPM does: its rounding decides the middle timestep of every fourth count.
+        timesteps += [start + round(position) for position in accumulate(repeat(stride, count - 1), initial=0.0)]
         start += length
     return timesteps
 

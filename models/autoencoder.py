@@ -38,7 +38,7 @@ def resolve(source: str) -> Path:
     Raises:
         UserError: if there is no such folder, or the hub does not give it.
     """
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         return Path(source)
     repository = NAMED_VAES.get(source, source)
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
@@ -93,7 +93,7 @@ def load(folder: Path, device: torch.device) -> "AutoencoderKL":
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (ValueError, RuntimeError, OSError, TypeError) as error:
-        raise UserError(f"the VAE in {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"the VAE in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
     return vae.eval().requires_grad_(False).to(device)

@@ -49,13 +49,13 @@ def read_weights(path: Path) -> tuple[State, str]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than weights, or is damaged, and was not unpickled ({_reason(error)})") from error
-    except (RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{path} is not whole in torch's zip format ({_reason(error)}); if it is older, re-save it with torch.save"
         ) from error
     kind = next((name for name in ("ema", "model") if isinstance(content, dict) and isinstance(content.get(name), dict)), "plain")
     state = content if kind == "plain" else content[kind]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise UserError(f"{path} holds no state dict: expected tensors by name, or a training checkpoint with `ema` or `model`")
     return state, kind
 
@@ -99,12 +99,13 @@ def describe(state: State, path: Path) -> dict[str, str | int]:
     Raises:
         UserError: if they are not of a DiT.
     """
-    try:
-        hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
-        rows, _ = state["y_embedder.embedding_table.weight"].shape
-        _, tokens, _ = state["pos_embed"].shape
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a DiT checkpoint: among its {len(state)} keys, wrong or missing is {error}") from error
+    for key, dimensions in (("x_embedder.proj.weight", 4), ("y_embedder.embedding_table.weight", 2), ("pos_embed", 3)):
+        if key not in state or state[key].dim() != dimensions:
+            found = f"one of {state[key].dim()}" if key in state else f"none among its {len(state)} keys"
+            raise UserError(f"{path} is not a DiT checkpoint: expected a tensor {key} of {dimensions} dimensions, found {found}")
+    hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    rows, _ = state["y_embedder.embedding_table.weight"].shape
+    _, tokens, _ = state["pos_embed"].shape
     depth = len({match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))})
     sizes = (size for size, (width, layers, _) in DIT_SIZES.items() if (width, layers) == (hidden, depth))
     size = next(sizes, f"({hidden} wide, {depth} deep)")

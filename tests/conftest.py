@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from models import DiT_models
 
+torch.set_num_threads(1)  # on networks as small as these, threads only wait for each other
+
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "assets" / "digits"
 

@@ -76,7 +76,10 @@ def disagreement(network, input_size, dtype=torch.float32, **deviations):
     return ((network.to(dtype)(x, t, y) - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize(("model", "input_size"), [("DiT-XS/8", 24), ("DiT-S/2", 8), ("DiT-B/4", 12)])
+LARGE = pytest.param("DiT-L/8", 16, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(("model", "input_size"), [("DiT-XS/8", 24), ("DiT-S/2", 8), ("DiT-B/4", 12), LARGE])
 def test_agrees_with_diffusers(model, input_size):
     network = randomised(DiT_models[model](input_size=input_size, num_classes=CLASSES))
     assert disagreement(network, input_size) < FLOAT32
