@@ -85,6 +85,8 @@ class Evaluator:
             UserError: in one sentence, if something is missing or does not fit.
         """
         metrics = tuple(metrics)
+        if not metrics:
+            raise UserError(f"--metrics names none: choose from {', '.join(METRICS)}")
         if unknown := [name for name in metrics if name not in METRICS]:
             raise UserError(f"--metrics {unknown[0]}: no such metric; choose from {', '.join(METRICS)}")
         if ref is None and "fid" in metrics:

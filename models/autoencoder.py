@@ -68,11 +68,11 @@ def inspect(folder: Path) -> VaeFiles:
             raise UserError(f"--vae {folder}: not a diffusers AutoencoderKL folder, it has no {file.name}")
     try:
         config = json.loads(config_file.read_text())
-        kind, channels, blocks = config["_class_name"], config["latent_channels"], len(config["block_out_channels"])
+        if (kind := config["_class_name"]) != "AutoencoderKL":
+            raise UserError(f"{config_file} describes a {kind}, expected an AutoencoderKL")
+        channels, blocks = config["latent_channels"], len(config["block_out_channels"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config_file} is not the configuration of an AutoencoderKL ({error!r})") from error
-    if kind != "AutoencoderKL":
-        raise UserError(f"{config_file} describes a {kind}, expected an AutoencoderKL")
     read_safetensors(weights)
     return VaeFiles(folder, file_sha256(weights), channels, 2 ** (blocks - 1))
 

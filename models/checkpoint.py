@@ -101,7 +101,7 @@ def describe(state: State, path: Path) -> dict[str, str | int]:
     """
     for key, dimensions in (("x_embedder.proj.weight", 4), ("y_embedder.embedding_table.weight", 2), ("pos_embed", 3)):
         if key not in state or state[key].dim() != dimensions:
-            found = f"one of {state[key].dim()}" if key in state else f"none among its {len(state)} keys"
+            found = f"{tuple(state[key].shape)}" if key in state else f"none among its {len(state)} keys"
             raise UserError(f"{path} is not a DiT checkpoint: expected a tensor {key} of {dimensions} dimensions, found {found}")
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
     rows, _ = state["y_embedder.embedding_table.weight"].shape

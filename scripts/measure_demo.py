@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -56,9 +57,10 @@ def nearest(images: Tensor, others: Tensor) -> Tensor:
 
 
 def save_grid(images: Tensor, labels: Tensor, path: Path) -> None:
-    """The first twelve images of each class, a row a class."""
-    rows = [torch.cat(list(images[labels == label][:12]), dim=2) for label in range(10)]
-    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path, optimize=True)
+    """The first twelve images of each class, a row a class, with gaps between."""
+    grey = F.pad(images[:, 0], (4, 4, 4, 4), value=255)
+    rows = [torch.cat(list(grey[labels == label][:12]), dim=1) for label in range(10)]
+    Image.fromarray(torch.cat(rows).numpy()).save(path, optimize=True)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def inception_weights(tmp_path_factory):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     network(torch.from_numpy(np.concatenate([pictures(8, 0), pictures(8, 1)])).permute(0, 3, 1, 2))
-    network.fc.weight.data *= 6
+    network.fc.weight.data *= 30
     network.fc.bias.data.normal_(0, 2)  # so that keeping it would show
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(network.state_dict(), path)
