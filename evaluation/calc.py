@@ -167,6 +167,7 @@ class Evaluator:
                 "path": str(images.path),
                 "count": images.count,
                 "image_size": [images.height, images.width],
+                "labels": spread_of_labels(images.labels),
                 "file_sha256": file_sha256(images.path) if images.path.is_file() else None,
                 "pixels_sha256": seen.pixels_sha256,
             },
@@ -184,6 +185,14 @@ class Evaluator:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=seen.grid,
         )
+
+
+def spread_of_labels(labels: np.ndarray | None) -> str | None:
+    """How the classes are represented, since random and balanced labels give different numbers."""
+    if labels is None:
+        return None
+    counts = np.unique(labels, return_counts=True)[1]
+    return f"{len(counts):,} different, {counts.min():,} to {counts.max():,} images each"
 
 
 def check_size(what: str, height: int, width: int, extractor: Extractor) -> None:

@@ -36,8 +36,8 @@ class Grid:
 
     @classmethod
     def choose(cls, labels: np.ndarray | None, count: int, rows: int, columns: int) -> "Grid":
-        """The first `columns` images of each of up to `rows` classes, evenly chosen; of the whole where labels are unknown."""
-        if labels is None:
+        """The first `columns` images of each of up to `rows` classes, evenly chosen; of the whole where there are not several."""
+        if labels is None or (labels == labels[0]).all():
             indices = list(range(min(count, rows * columns)))
             return cls([(None, indices[start : start + columns]) for start in range(0, len(indices), columns)])
         classes = np.unique(labels)
@@ -88,7 +88,7 @@ class Result:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *(f"warning: {warning}" for warning in self.warnings)])
 
     def to_html(self) -> str:
-        title = f"{Path(self.samples['path']).name}: " + ", ".join(f"{m.label} {m.value:.4g}" for m in self.metrics.values())
+        title = ", ".join(f"{m.label} {m.value:.4g}" for m in self.metrics.values())
         numbers = "".join(
             f"<tr><th>{html.escape(m.label)}</th><td class=value>{shown(m)}</td><td>{m.n:,}</td><td>{html.escape(m.protocol)}"
             + "".join(f"<br>deviation: {html.escape(text)}" for text in m.deviations)
@@ -109,7 +109,13 @@ class Result:
             for name, value in values.items()
         )
         return PAGE.format(
-            title=html.escape(title), numbers=numbers, notes=notes, grid=self._grid_html(), facts=facts, created=self.created
+            title=html.escape(title),
+            name=html.escape(Path(self.samples["path"]).name),
+            numbers=numbers,
+            notes=notes,
+            grid=self._grid_html(),
+            facts=facts,
+            created=self.created,
         )
 
     def write(self, json_file: Path | None, html_file: Path | None) -> None:
@@ -143,7 +149,7 @@ PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>{title}: {name}</title>
 <style>
 :root {{
   color-scheme: light dark;
@@ -156,14 +162,16 @@ body {{
   font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
 }}
-h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.5rem; margin-bottom: 0; }}
+.name {{ margin-top: .2rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{
   text-align: left; vertical-align: top; overflow-wrap: anywhere;
   padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line);
 }}
-thead th, footer {{ color: var(--faint); font-weight: normal; font-size: .85rem; }}
+.numbers th, .numbers td:nth-child(3) {{ white-space: nowrap; }}
+thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: .85rem; }}
 .value {{ font-size: 1.3rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .warning {{ color: var(--warn); background: var(--warn-paper); padding: .5rem .8rem; border-radius: .3rem; }}
 .grid th {{ vertical-align: middle; font-weight: normal; color: var(--faint); white-space: nowrap; width: 5rem; }}
@@ -173,8 +181,9 @@ thead th, footer {{ color: var(--faint); font-weight: normal; font-size: .85rem;
 @media (max-width: 40rem) {{ .facts th {{ width: 8rem; }} .grid th {{ width: 3.5rem; font-size: .85rem; }} }}
 </style>
 <h1>{title}</h1>
+<p class="name">{name}</p>
 {notes}
-<table><thead><tr><th>metric</th><th>value</th><th>N</th><th>protocol</th></tr></thead>{numbers}</table>
+<table class="numbers"><thead><tr><th>metric</th><th>value</th><th>N</th><th>protocol</th></tr></thead>{numbers}</table>
 <h2>Samples</h2>
 <table class="grid">{grid}</table>
 <h2>What the numbers hang on</h2>
