@@ -72,7 +72,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="fp32, deterministic: equal bytes for any number of processes, any kill and resume (one thread a process on a CPU)",
     )
-    how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="(default auto)")
+    how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
 
     where = parser.add_argument_group("where to, and what then")
     where.add_argument("--sample-dir", type=Path, help=f"folder of runs (default {default['sample_dir']})")

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: enters the checkout and its virtual environment, which the first call makes.
 # FIDUCIAL_VENV names another place for it; FIDUCIAL_PYTHON the interpreter that makes it.
 

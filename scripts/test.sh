@@ -11,6 +11,6 @@ fi
 ruff check .
 ruff format --check .
 if command -v shellcheck > /dev/null; then
-    shellcheck scripts/*.sh .ci/run
+    shellcheck --external-sources --source-path=SCRIPTDIR scripts/*.sh .ci/run
 fi
 python -m pytest "${select[@]}" "$@"
