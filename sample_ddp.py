@@ -97,6 +97,10 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         raise UserError("--ckpt is missing: give a checkpoint file, or --preset digits for the embedded model")
     config = SamplingConfig(**settings)
     config.check()
+    if options["inception_weights"] and not options["ref"]:
+        raise UserError("--inception-weights: only used with --ref, which is missing")
+    if options["ref"] and config.num_fid_samples < 2:
+        raise UserError(f"--num-fid-samples {config.num_fid_samples}: --ref needs at least 2 to evaluate")
     return config, argparse.Namespace(**options)
 
 

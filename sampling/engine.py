@@ -260,11 +260,12 @@ def finish(config: SamplingConfig, task: Task, seconds: float) -> Path:
     session = manifest["sessions"][-1]
     session |= {"images_drawn": task.missing, "seconds": round(seconds, 3)}
     count = len(task.done)
-    if not (path.exists() and manifest["npz"] and manifest["npz"]["count"] == count):
+    packed = manifest["npz"]
+    if not (packed and packed["count"] == count and path.exists() and path.stat().st_size == packed["bytes"]):
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
         with progress_bar(total=count, desc="packing") as bar:
             output.pack_npz(task.folder, path, labels, config.image_size, bar.update)
-        manifest["npz"] = {"file": path.name, "count": count, "sha256": file_sha256(path)}
+        manifest["npz"] = {"file": path.name, "count": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     session["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     output.write_manifest(task.folder, manifest)
     print(f"{path}: {count:,} images", flush=True)

@@ -101,6 +101,8 @@ MISTAKES = [
     (["--vae", "{cut-vae}"], "not a whole safetensors file"),
     (["--vae", "{other-vae}"], "describes a VQModel"),
     (["--vae", "ema"], "stabilityai/sd-vae-ft-ema is neither in the local hub cache"),
+    (["--inception-weights", "w.pth"], "only used with --ref"),
+    (["--ref", "digits", "--num-fid-samples", "1"], "needs at least 2"),
     (["--ref", "absent.npz"], "--ref absent.npz: no such file"),
     (["--ref", "{ref.npz}"], "ref.npz"),
     (["--ref", "{empty-folder}"], "holds no PNG or JPEG images"),

@@ -111,9 +111,13 @@ def test_a_finished_run_is_left_alone(tiny_checkpoint, tmp_path):
     before = npz.stat().st_mtime_ns
     draw_here(*options(tiny_checkpoint, tmp_path))
     assert npz.stat().st_mtime_ns == before
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[:-100])
+    draw_here(*options(tiny_checkpoint, tmp_path))
+    assert npz.read_bytes() == whole
     npz.unlink()
     draw_here(*options(tiny_checkpoint, tmp_path))
-    assert npz.exists()
+    assert npz.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
