@@ -1,5 +1,6 @@
 """The Stable Diffusion autoencoder: finding, loading, decoding; the one place with the latent scale and the uint8 rounding."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class VaeFiles:
     """An autoencoder on disk, its configuration read and its weights hashed but not loaded."""
 
     folder: Path
-    sha256: str
+    sha256: str  # of the weights
+    config_sha256: str
     latent_channels: int
     factor: int  # image pixels a latent pixel
 
@@ -70,11 +72,16 @@ def inspect(folder: Path) -> VaeFiles:
         config = json.loads(config_file.read_text())
         if (kind := config["_class_name"]) != "AutoencoderKL":
             raise UserError(f"{config_file} describes a {kind}, expected an AutoencoderKL")
-        channels, blocks = config["latent_channels"], len(config["block_out_channels"])
+        channels, blocks = config["latent_channels"], config["block_out_channels"]
+        if not all(isinstance(number, int) and number > 0 for number in (channels, *blocks)) or not blocks:
+            raise ValueError(f"latent_channels {channels!r}, block_out_channels {blocks!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{config_file} is not the configuration of an AutoencoderKL ({error!r})") from error
     read_safetensors(weights)
-    return VaeFiles(folder, file_sha256(weights), channels, 2 ** (blocks - 1))
+    # Names and versions that the library adds say nothing of the network.
+    network = json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
+    config_sha256 = hashlib.sha256(network.encode()).hexdigest()
+    return VaeFiles(folder, file_sha256(weights), config_sha256, channels, 2 ** (len(blocks) - 1))
 
 
 def load(folder: Path, device: torch.device) -> "AutoencoderKL":

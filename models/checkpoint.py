@@ -86,10 +86,11 @@ def check(state: State, path: Path, model: str, num_classes: int, input_size: in
                 f"{path} {difference} {len(keys)} of the keys of {model} with {len(wanted)} keys, first {min(keys)!r}"
             )
     for key, tensor in wanted.items():
-        if state[key].shape != tensor.shape or not state[key].is_floating_point():
+        found = state[key]
+        if found.shape != tensor.shape or not found.is_floating_point() or found.layout != torch.strided:
             raise UserError(
-                f"{path}: {key} expected as floating point {tuple(tensor.shape)}; "
-                f"found {state[key].dtype} {tuple(state[key].shape)}"
+                f"{path}: {key} expected as dense floating point {tuple(tensor.shape)}; "
+                f"found {found.layout} {found.dtype} {tuple(found.shape)}"
             )
 
 

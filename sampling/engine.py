@@ -127,12 +127,17 @@ def prepare(config: SamplingConfig, group: Group, precision: str) -> Task:
         **config.identity(),
         "checkpoint_sha256": file_sha256(config.ckpt),
         "vae_sha256": vae.sha256,
+        "vae_config_sha256": vae.config_sha256,
         "noise": NOISE_VERSION,
         "precision": precision,
         "compile": False,
         **({"device_type": group.device.type} if config.exact else {}),
     }
     folder = config.sample_dir / config.named_run(fingerprint(identity))
+    if not (folder / output.MANIFEST).exists():
+        autoencoder.load(
+            vae.folder, torch.device("cpu")
+        )  # so that a VAE that does not fit its config.json leaves no folder behind
     manifest = claim(folder, config, identity)
     done = output.existing(folder, config.num_fid_samples)
     manifest["paths"] = {"ckpt": str(config.ckpt), "weights": kind, "vae": config.vae}

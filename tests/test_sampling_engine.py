@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_command
+from conftest import DIGITS, ROOT, run_command
 from PIL import Image
 
 import distributed
@@ -129,6 +130,7 @@ def test_a_finished_run_is_left_alone(tiny_checkpoint, tmp_path):
         ({"per_proc_batch_size": 5}, "per_proc_batch_size"),
         ({"num_sampling_steps": "ddim10"}, "num_sampling_steps"),
         ({"ckpt": "OTHER"}, "checkpoint_sha256"),
+        ({"vae": "OTHER"}, "vae_config_sha256"),
     ],
 )
 def test_another_configuration_is_refused_by_the_field_that_differs(change, named, tiny_checkpoint, tmp_path):
@@ -138,6 +140,11 @@ def test_another_configuration_is_refused_by_the_field_that_differs(change, name
         other = tmp_path / "other.safetensors"
         other.write_bytes(tiny_checkpoint.read_bytes()[:-4] + b"\0\0\0\0")
         change = {"ckpt": other}
+    if change.get("vae") == "OTHER":  # the same weights, put to another use
+        shutil.copytree(DIGITS / "vae", tmp_path / "vae")
+        config = (tmp_path / "vae" / "config.json").read_text()
+        (tmp_path / "vae" / "config.json").write_text(config.replace('"silu"', '"relu"'))
+        change = {"vae": tmp_path / "vae"}
     with pytest.raises(UserError, match=named):
         draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, **change))
     assert contents(tmp_path) == before
