@@ -7,6 +7,7 @@ right, printed once for all ranks; `write_whole`, by which no process ever sees 
 import argparse
 import hashlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ class Group:
     rank: int
     world_size: int
     local_rank: int
-    node: int
+    node: str
     device: "torch.device"
     store: "torch.distributed.Store"
 
@@ -94,8 +95,7 @@ def init(device: str = "auto") -> Group:
         if local_rank >= torch.cuda.device_count():
             found = torch.cuda.device_count()
             raise UserError(
-                f"local rank {local_rank} needs a GPU of its own, but {found} can be seen here; start at most {found} "
-                "processes a node, or choose --device cpu"
+                f"local rank {local_rank} needs a GPU of its own, but {found} can be seen here; or choose --device cpu"
             )
         torch.cuda.set_device(local_rank)
     place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
@@ -103,12 +103,14 @@ def init(device: str = "auto") -> Group:
     if "RANK" not in os.environ:
         store = dist.HashStore()
         store.set_timeout(STORE_TIMEOUT)
-        return Group(0, 1, 0, 0, place, store)
+        return Group(0, 1, 0, "0", place, store)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
+    # torchrun's store outlives a restart of the workers; what the earlier attempt counted there must not be read again.
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     store.set_timeout(STORE_TIMEOUT)
     backend = "nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
-    node = int(os.environ.get("GROUP_RANK", "0"))
+    node = os.environ.get("GROUP_RANK", socket.gethostname())
     return Group(rank, world_size, local_rank, node, place, dist.PrefixStore("fiducial", store))
 
 

@@ -6,6 +6,7 @@ python -m evaluation ref photographs/ --out reference.npz --inception-weights FI
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import distributed
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
     for path in filter(None, (getattr(args, "json", None), getattr(args, "html", None), getattr(args, "out", None))):
         if not path.resolve().parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {path.resolve().parent}")
+        if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+            raise UserError(f"{path} cannot be written: it is a folder, or its folder is write-protected")
 
     if args.command == "ref":
         images = open_images(args.images)

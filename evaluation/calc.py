@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,7 +43,22 @@ class Pass:
     grid: Grid
 
 
+@contextmanager
+def plain_float32() -> Iterator[None]:
+    """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 @torch.inference_mode()
+@plain_float32()
 def extract(images: Images, extractor: Extractor, batch_size: int) -> Pass:
     """Runs every image through the extractor once; hashes the pixels, in order, so that an npz and its PNGs compare equal."""
     statistics, entropy = FeatureStatistics.empty(extractor.dimension), None
@@ -62,9 +78,9 @@ def extract(images: Images, extractor: Extractor, batch_size: int) -> Pass:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A reference and an extractor that fit each other, both read: `evaluate` can only fail by its samples."""
+    """A reference and an extractor that fit each other, both checked. A reference of images is extracted when it is needed."""
 
-    reference: Reference | None
+    reference: Reference | Images | None
     extractor: Extractor
     metrics: tuple[str, ...]
     batch_size: int
@@ -99,14 +115,13 @@ class Evaluator:
         images = open_images(path) if path and not reference else None
         network = load_extractor(extractor or made_with or "inception", inception_weights, torch.device(device))
         if images:
-            reference = reference_from(images, network, batch_size)
-        evaluator = cls(reference, network, metrics, batch_size)
-        evaluator._check_reference()
+            check_reference_images(images, network)
+        evaluator = cls(reference or images, network, metrics, batch_size)
+        if reference:
+            evaluator._check_statistics()
         return evaluator
 
-    def _check_reference(self) -> None:
-        if self.reference is None:
-            return
+    def _check_statistics(self) -> None:
         if len(self.reference.mu) != self.extractor.dimension:
             raise UserError(
                 f"{self.reference.path} has {len(self.reference.mu)} features, "
@@ -129,17 +144,22 @@ class Evaluator:
         check_size(str(samples), images.height, images.width, self.extractor)
         if images.count < 2 and "fid" in self.metrics:
             raise UserError(f"{samples} holds {images.count} image; FID needs a covariance, so at least 2")
+        reference = self.reference
+        if isinstance(reference, Images):
+            reference = reference_from(reference, self.extractor, self.batch_size)
         seen = extract(images, self.extractor, self.batch_size)
         values = {}
         if "fid" in self.metrics:
             own = seen.statistics
-            values["fid"] = (frechet_distance(own.mean, own.covariance, self.reference.mu, self.reference.sigma), None)
+            values["fid"] = (frechet_distance(own.mean, own.covariance, reference.mu, reference.sigma), None)
         if "is" in self.metrics:
             values["is"] = inception_score(seen.entropy.divergences())
-        return self._result(seen, values)
+        return self._result(seen, reference, values)
 
     def is_done(self, samples: Path, json_file: Path) -> bool:
         """Whether `json_file` is the result of these metrics on these samples, reference and extractor, byte for byte."""
+        if isinstance(self.reference, Images):
+            return False
         try:
             old = json.loads(json_file.read_text())
             return (
@@ -151,7 +171,7 @@ class Evaluator:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def _result(self, seen: Pass, values: dict[str, tuple[float, float | None]]) -> Result:
+    def _result(self, seen: Pass, reference: Reference | None, values: dict[str, tuple[float, float | None]]) -> Result:
         name, suffix = self.extractor.name, self.extractor.suffix
         metrics = {
             metric + suffix: Metric(
@@ -159,7 +179,7 @@ class Evaluator:
             )
             for metric, (value, std) in values.items()
         }
-        images, reference = seen.images, self.reference
+        images = seen.images
         return Result(
             metrics=metrics,
             warnings=tuple(warnings(images, self.extractor, self.metrics)),
@@ -180,7 +200,7 @@ class Evaluator:
                 "source": reference.provenance.source,
             },
             extractor={"name": name, "dimension": self.extractor.dimension, "weights_sha256": self.extractor.weights_sha256},
-            settings={"batch_size": self.batch_size, "dtype": "float32", "device": str(self.extractor.device)},
+            settings={"batch_size": self.batch_size, "dtype": "float32", "tf32": False, "device": str(self.extractor.device)},
             packages={package: version(package) for package in PACKAGES},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=seen.grid,
@@ -202,15 +222,20 @@ def check_size(what: str, height: int, width: int, extractor: Extractor) -> None
         raise UserError(f"{what}: images of {width} x {height}, but the extractor {extractor.name} takes {size} x {size} only")
 
 
+def check_reference_images(images: Images, extractor: Extractor) -> None:
+    """Raises UserError if no statistics can be made of these images."""
+    check_size(str(images.path), images.height, images.width, extractor)
+    if images.count < 2:
+        raise UserError(f"{images.path} holds {images.count} image; a reference needs a covariance, so at least 2")
+
+
 def reference_from(images: Images, extractor: Extractor, batch_size: int) -> Reference:
     """Statistics of images, with their provenance.
 
     Raises:
         UserError: if there are too few, or one cannot be read.
     """
-    check_size(str(images.path), images.height, images.width, extractor)
-    if images.count < 2:
-        raise UserError(f"{images.path} holds {images.count} image; a reference needs a covariance, so at least 2")
+    check_reference_images(images, extractor)
     seen = extract(images, extractor, batch_size)
     provenance = Provenance(
         extractor.name, extractor.weights_sha256, images.count, images.height, seen.pixels_sha256, images.path.name

@@ -47,6 +47,8 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
     """
     if name == "digits":
         return _load_digits(device)
+    if name != "inception":
+        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
     if weights is None:
         raise UserError(
             "--inception-weights is missing: give the TF-ported Inception file that torch-fidelity publishes with its releases "

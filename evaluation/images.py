@@ -1,6 +1,8 @@
 """Images from a folder or an npz as a stream of uint8 batches, in file order, never all in memory."""
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from PIL import Image
 
 from distributed import UserError
 
+# What zipfile and numpy raise on damaged archives, between them.
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, ValueError, EOFError, RuntimeError)
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 READER_THREADS = 4
 
@@ -59,7 +63,7 @@ class Images:
                     if len(data := member.read(wanted * image_bytes)) < wanted * image_bytes:
                         raise UserError(f"{self.path} ends before its {self.count} images do")
                     yield np.frombuffer(data, dtype=np.uint8).reshape(wanted, self.height, self.width, 3)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except DAMAGED_ARCHIVE as error:
             raise UserError(f"{self.path} is damaged ({error})") from error
 
 
@@ -88,7 +92,7 @@ def open_images(path: Path) -> Images:
             with archive.open("arr_0.npy") as member:
                 shape, dtype = read_header(member)
             labels = read_labels(archive, shape[0]) if "arr_1.npy" in archive.namelist() else None
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except DAMAGED_ARCHIVE as error:
         raise UserError(f"{path} is not a whole npz ({error})") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise UserError(f"{path}: arr_0 expected as uint8 (N, H, W, 3); found {dtype} {shape}")
@@ -130,5 +134,5 @@ def read_image(file: Path) -> np.ndarray:
             if image.mode != "RGB":
                 raise UserError(f"{file} is not an 8-bit RGB image (its mode is {image.mode})")
             return np.asarray(image)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on damaged files
         raise UserError(f"{file} cannot be read as an image ({error})") from error

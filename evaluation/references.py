@@ -9,6 +9,7 @@ import numpy as np
 
 from distributed import UserError, file_sha256, write_whole
 from evaluation.features import ASSETS
+from evaluation.images import DAMAGED_ARCHIVE
 
 DIGITS = ASSETS / "digits" / "reference.npz"
 PROVENANCE = "provenance"  # our own files' extra array: a JSON text
@@ -53,8 +54,11 @@ def holds_statistics(path: Path) -> bool:
     """Whether `path` is an npz with `mu` and `sigma`; if not, it is to be read as images."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except DAMAGED_ARCHIVE as error:
+        raise UserError(f"{path} is damaged ({error})") from error
 
 
 def read_reference(path: Path) -> Reference:
@@ -69,7 +73,7 @@ def read_reference(path: Path) -> Reference:
             mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
             text = str(arrays[PROVENANCE]) if PROVENANCE in arrays.files else "{}"
         provenance = Provenance(**json.loads(text))
-    except (zipfile.BadZipFile, OSError, ValueError, TypeError, EOFError) as error:
+    except (*DAMAGED_ARCHIVE, TypeError) as error:
         raise UserError(f"{path} is a damaged reference ({error})") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(f"{path}: mu (D,) and sigma (D, D) expected; found {mu.shape} and {sigma.shape}")

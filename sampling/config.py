@@ -76,8 +76,9 @@ class SamplingConfig:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
             )
-        if self.run_name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.run_name):
-            raise UserError(f"--run-name {self.run_name!r}: use letters, digits, '.', '_', '+' and '-' only")
+        name = self.run_name
+        if name is not None and (not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html"))):
+            raise UserError(f"--run-name {name!r}: use up to 200 letters, digits, '.', '_', '+' and '-', and no file's ending")
         try:
             parse_labels(self.labels, self.num_classes)
         except ValueError as error:

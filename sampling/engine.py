@@ -43,19 +43,21 @@ class Task:
     folder: Path
     input_size: int
     in_channels: int
+    checkpoint_sha256: str
+    vae_sha256: str
     done: np.ndarray  # (N,) bool
 
     def to_json(self) -> str:
         bits = base64.b64encode(np.packbits(self.done)).decode()
-        rest = {"folder": str(self.folder), "input_size": self.input_size, "in_channels": self.in_channels}
-        return json.dumps({**rest, "count": len(self.done), "done": bits})
+        return json.dumps(vars(self) | {"folder": str(self.folder), "count": len(self.done), "done": bits})
 
     @classmethod
     def from_json(cls, text: str) -> "Task":
         fields = json.loads(text)
         bits = np.frombuffer(base64.b64decode(fields["done"]), dtype=np.uint8)
         done = np.unpackbits(bits, count=fields["count"]).astype(bool)
-        return cls(Path(fields["folder"]), fields["input_size"], fields["in_channels"], done)
+        del fields["count"]
+        return cls(**fields | {"folder": Path(fields["folder"]), "done": done})
 
     @property
     def missing(self) -> int:
@@ -144,7 +146,7 @@ def prepare(config: SamplingConfig, group: Group, precision: str) -> Task:
     manifest["sessions"].append(describe_session(group, int(done.sum())))
     output.write_manifest(folder, manifest)
     print(f"{folder}: {done.sum():,} of {len(done):,} images are there", flush=True)
-    return Task(folder, input_size, in_channels, done)
+    return Task(folder, input_size, in_channels, identity["checkpoint_sha256"], vae.sha256, done)
 
 
 def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
@@ -159,7 +161,6 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
         raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
-    output.remove_leftovers(folder)
     manifest = output.read_manifest(folder)
     if manifest is None:
         if any(output.PNG_NAME.fullmatch(name) for name in os.listdir(folder)):
@@ -175,6 +176,7 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
             f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
             "but not shrink; choose another --run-name or --sample-dir"
         )
+    output.remove_leftovers(folder)
     return {**manifest, "fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
 
 
@@ -207,8 +209,8 @@ def cpu_name() -> str:
 def draw(config: SamplingConfig, group: Group, task: Task, blocks: np.ndarray) -> None:
     """Draws this rank's blocks, each whole and in its fixed composition, and writes the images that are missing."""
     device, size = group.device, config.per_proc_batch_size
+    vae = autoencoder.load(Path(group.once_per_node("vae", lambda: find_weights(config, task))), device)
     model = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, task.input_size, task.in_channels, device)
-    vae = autoencoder.load(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae)))), device)
     schedule = Schedule.create(config.num_sampling_steps, device)
     sampler = partial(SAMPLERS[config.sampler], **({"eta": config.eta} if config.sampler == "ddim" else {}))
     draws = noise_draws(config.sampler, config.eta, len(schedule))
@@ -223,11 +225,28 @@ def draw(config: SamplingConfig, group: Group, task: Task, blocks: np.ndarray) -
             labels = plan.labels(config.labels, config.num_classes, config.global_seed, start, start + size)
             y = torch.from_numpy(labels).to(device)
             latents = sampler(guided_model(model, y, config.cfg_scale, config.cfg_channels), next(noise), schedule, noise)
+            if not latents.isfinite().all():
+                raise UserError(
+                    f"the model gave NaN or infinity within images {start} to {start + size - 1}; they were not written"
+                )
             pixels = autoencoder.decode(vae, latents, config.rounding).cpu().numpy()
             # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
             for index, image in zip(range(start, min(start + size, len(task.done))), pixels, strict=False):
                 if not task.done[index]:
                     writer.submit(index, image)
+
+
+def find_weights(config: SamplingConfig, task: Task) -> str:
+    """The VAE's folder on this node, after making sure that the node's files are those that rank 0 checked.
+
+    Raises:
+        UserError: if one differs.
+    """
+    folder = autoencoder.resolve(config.vae)
+    for path, expected in ((config.ckpt, task.checkpoint_sha256), (folder / autoencoder.WEIGHTS_FILE, task.vae_sha256)):
+        if not path.is_file() or file_sha256(path) != expected:
+            raise UserError(f"{path} on {socket.gethostname()} is missing or another file than on the first node")
+    return str(folder)
 
 
 @contextmanager
@@ -266,7 +285,7 @@ def finish(config: SamplingConfig, task: Task, seconds: float) -> Path:
     session |= {"images_drawn": task.missing, "seconds": round(seconds, 3)}
     count = len(task.done)
     packed = manifest["npz"]
-    if not (packed and packed["count"] == count and path.exists() and path.stat().st_size == packed["bytes"]):
+    if task.missing or not (packed and packed["count"] == count and path.exists() and path.stat().st_size == packed["bytes"]):
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
         with progress_bar(total=count, desc="packing") as bar:
             output.pack_npz(task.folder, path, labels, config.image_size, bar.update)

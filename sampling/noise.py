@@ -72,6 +72,7 @@ class NoiseStream(Iterator[Tensor]):
     def __next__(self) -> Tensor:
         item = self._queue.get()
         if isinstance(item, Exception):
+            self._queue.put(item)  # for whoever asks again
             raise item
         return item.to(self._device, non_blocking=True)
 

@@ -42,7 +42,7 @@ def existing(folder: Path, count: int) -> np.ndarray:
 
 def remove_leftovers(folder: Path) -> None:
     """Deletes what a killed run was in the middle of writing. For before any rank writes."""
-    for path in folder.glob(".*.tmp"):
+    for path in [*folder.glob(".*.tmp"), *folder.parent.glob(f".{folder.name}.npz.*.tmp")]:
         path.unlink(missing_ok=True)
 
 
@@ -98,7 +98,8 @@ def read_manifest(folder: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text())
-        if manifest["format"] == MANIFEST_FORMAT and isinstance(manifest["identity"], dict):
+        kinds = {"identity": dict, "num_fid_samples": int, "sessions": list, "npz": dict | None}
+        if manifest["format"] == MANIFEST_FORMAT and all(isinstance(manifest[name], kind) for name, kind in kinds.items()):
             return manifest
     except (ValueError, KeyError, TypeError):
         pass
@@ -147,5 +148,5 @@ def read_png(path: Path, image_size: int) -> bytes:
                     f"{path} is {image.size[0]} x {image.size[1]} {image.mode}, not one of this run's images; remove it"
                 )
             return image.tobytes()
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on damaged files
         raise UserError(f"{path} cannot be read ({error}); delete it and run the same command again to redraw it") from error
