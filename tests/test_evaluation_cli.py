@@ -143,6 +143,7 @@ MISTAKES = [
     ("calc {}/samples.npz --ref digits --metrics fid,kid", "--metrics kid: no such metric"),
     ("calc {}/samples.npz --ref digits --batch-size 0", "--batch-size 0"),
     ("calc {}/samples.npz --ref digits --json {}/no/such/r.json", "there is no folder"),
+    ("calc {}/samples.npz --ref digits --html {}/empty", "it is a folder"),
     ("calc {}/samples.npz --ref digits --metrics ", "--metrics"),
     ("calc {}/samples.npz --ref digits --resize", "--resize"),
     ("ref {}/one.npz --out {}/x.npz --extractor digits", "at least 2"),

@@ -54,6 +54,14 @@ def lying_header() -> bytes:
     return buffer.getvalue()
 
 
+def compressed_and_flipped() -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, arr_0=PICTURES)
+    whole = bytearray(buffer.getvalue())
+    whole[300] ^= 0xFF
+    return bytes(whole)
+
+
 DAMAGED = {
     "empty": b"",
     "text": b"not a zip",
@@ -66,6 +74,7 @@ DAMAGED = {
     "no images": npz_bytes(PICTURES[:0]),
     "flipped": npz_bytes(PICTURES).replace(PICTURES.tobytes()[100:104], b"\0\1\2\3"),
     "lying": lying_header(),
+    "compressed and flipped": compressed_and_flipped(),
 }
 
 

@@ -87,6 +87,8 @@ MISTAKES = [
     (["--model", "DiT-M/2"], "--model DiT-M/2"),
     (["--device", "cuda"], "--device cpu"),
     (["--run-name", "../elsewhere"], "--run-name"),
+    (["--run-name", "run.npz"], "no file's ending"),
+    (["--run-name", "x" * 250], "up to 200"),
     (["--sample-dir", "{a-file}/samples"], "cannot create"),
     (["--sample-dir", "{foreign}", "--run-name", "run"], "holds images but no manifest.json"),
     (["--sample-dir", "{pictures}", "--run-name", "run"], "is not a manifest"),

@@ -14,12 +14,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, ROOT, run_command
+from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import distributed
 import sample_ddp
+from diffusion.samplers import sample_ddim
+from diffusion.schedule import Schedule
 from distributed import UserError
+from models import checkpoint
 from sampling import engine
+from sampling.noise import standard_normal
 
 
 def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
@@ -171,6 +177,96 @@ def test_every_way_to_sample_gives_its_own_images(extra, tiny_checkpoint, tmp_pa
     assert (plain != other).mean() > 0.05
 
 
+def test_an_image_is_what_the_parts_give_one_by_one(tiny_checkpoint, tmp_path):
+    """Every option reaches the place where it counts: one image, drawn again without the engine."""
+    choices = {
+        "global_seed": 7,
+        "cfg_scale": 2.5,
+        "cfg_channels": 2,
+        "rounding": "repa",
+        "sampler": "ddim",
+        "eta": 0.6,
+        "labels": "3,8",
+    }
+    draw_here(*options(tiny_checkpoint, tmp_path, num_sampling_steps="ddim10", **choices))
+    index, steps = 13, 10
+    model = checkpoint.load_dit(tiny_checkpoint, "DiT-XS/8", 10, 8, 4, torch.device("cpu"))
+    latents, *noise = (torch.from_numpy(standard_normal(7, index, step, (1, 4, 8, 8))) for step in range(steps))
+    y, null = torch.tensor([8]), torch.tensor([10])
+
+    def guided(x, t):
+        conditional, unconditional = (model(x, t.expand(1), label) for label in (y, null))
+        out = conditional.clone()
+        out[:, :2] = unconditional[:, :2] + 2.5 * (conditional[:, :2] - unconditional[:, :2])
+        return out
+
+    with torch.inference_mode():
+        latents = sample_ddim(guided, latents, Schedule.create("ddim10"), iter(noise), eta=0.6)
+        decoded = AutoencoderKL.from_pretrained(DIGITS / "vae").decode(latents / 0.18215).sample
+    expected = (127.5 * decoded + 127.5).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy().astype(int)
+    drawn = np.asarray(Image.open(tmp_path / "run" / f"{index:06d}.png"))
+    assert np.abs(drawn - expected).max() <= 1
+    assert (drawn != expected).mean() < 0.01  # half a level of another rounding would show in every second pixel
+
+
+def test_every_block_has_its_full_shape_and_none_waits_in_a_collective(tiny_checkpoint, tmp_path, monkeypatch):
+    shapes = []
+    original = engine.guided_model
+
+    def spied(model, y, *rest):
+        predict = original(model, y, *rest)
+        return lambda x, t: shapes.append((len(x), len(y))) or predict(x, t)
+
+    monkeypatch.setattr(engine, "guided_model", spied)
+    for name in (
+        "barrier",
+        "monitored_barrier",
+        "all_reduce",
+        "all_gather",
+        "all_gather_object",
+        "broadcast",
+        "broadcast_object_list",
+    ):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: pytest.fail("a collective was called"))
+    draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=9))
+    assert shapes == [(4, 4)] * 3 * 3  # three blocks of four for nine images, three steps each
+    assert len(list((tmp_path / "run").glob("*.png"))) == 9
+
+
+@pytest.mark.usefixtures("undo_exact")
+def test_exact_switches_what_it_promises():
+    config, _ = sample_ddp.parse(["--preset", "digits", "--exact"])
+    torch.set_num_threads(2)
+    assert engine.set_precision(config, torch.device("cpu")) == "fp32"
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_a_model_that_gives_nan_is_named_and_writes_no_image(tiny_checkpoint, tmp_path):
+    broken = load_file(tiny_checkpoint)
+    broken["final_layer.linear.bias"][0] = float("nan")
+    save_file(broken, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="NaN or infinity within images 0 to 3"):
+        draw_here(*options(tmp_path / "nan.safetensors", tmp_path))
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_refused_command_leaves_a_run_in_progress_alone(tiny_checkpoint, tmp_path):
+    draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    in_progress = [tmp_path / "run" / ".000009.png.1.tmp", tmp_path / ".run.npz.1.tmp"]
+    for path in in_progress:
+        path.touch()
+    with pytest.raises(UserError, match="different configuration"):
+        draw_here(*options(tiny_checkpoint, tmp_path, cfg_scale=3))
+    assert all(path.exists() for path in in_progress)
+    draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    assert not any(path.exists() for path in in_progress)
+
+
 def worker_ids(launcher: int) -> list[int]:
     """Process ids of torchrun's workers."""
     return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
@@ -202,6 +298,31 @@ def test_a_killed_run_continues_to_the_same_bytes(seed, ranks, ranks_after, tiny
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert [session["images_before"] for session in manifest["sessions"]] == [0, left]
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_workers_that_torchrun_restarts_continue(tiny_checkpoint, killed_reference, tmp_path):
+    """The store outlives the workers; what the first attempt counted in it must not be taken for the second's."""
+    arguments = [*options(tiny_checkpoint, tmp_path, num_fid_samples=90, num_sampling_steps=50), "--exact"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "--max-restarts=1",
+        "sample_ddp.py",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*launch, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list((tmp_path / "run").glob("*.png"))) < 21:
+        time.sleep(0.001)
+    os.kill(worker_ids(process.pid)[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert contents(tmp_path) == contents(killed_reference)
+    sessions = json.loads((tmp_path / "run" / "manifest.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    assert sessions[1]["images_before"] + sessions[1]["images_drawn"] == 90
 
 
 @pytest.fixture(scope="module")

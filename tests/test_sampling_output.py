@@ -76,6 +76,14 @@ def test_existing_counts_whole_images_only(tmp_path):
     assert not (tmp_path / ".000004.png.77.tmp").exists()
 
 
+def test_an_image_is_counted_when_it_is_there(tmp_path):
+    seen = []
+    with output.PngWriter(tmp_path, lambda: seen.append(len(list(tmp_path.glob("0*.png")))), room=1) as writer:
+        for index in range(20):
+            writer.submit(index, picture(8, index))
+    assert all(there >= count for count, there in enumerate(sorted(seen), start=1))
+
+
 def test_a_failed_write_reaches_the_sampler_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "absent", [picture(8, 0)] * 50)
