@@ -76,7 +76,8 @@ class Group:
 
 def environment_rank() -> int:
     """The rank that the launcher gave this process; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def init(device: str = "auto") -> Group:
@@ -104,7 +105,10 @@ def init(device: str = "auto") -> Group:
         store = dist.HashStore()
         store.set_timeout(STORE_TIMEOUT)
         return Group(0, 1, 0, "0", place, store)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
+    except ValueError as error:
+        raise UserError(f"RANK is set, but the rest of a launcher's environment is not whole ({error}); use torchrun") from error
     # torchrun's store outlives a restart of the workers; what the earlier attempt counted there must not be read again.
     store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     store.set_timeout(STORE_TIMEOUT)

@@ -97,9 +97,9 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         raise UserError("--ckpt is missing: give a checkpoint file, or --preset digits for the embedded model")
     config = SamplingConfig(**settings)
     config.check()
-    if options["inception_weights"] and not options["ref"]:
+    if options["inception_weights"] and options["ref"] is None:
         raise UserError("--inception-weights: only used with --ref, which is missing")
-    if options["ref"] and config.num_fid_samples < 2:
+    if options["ref"] is not None and config.num_fid_samples < 2:
         raise UserError(f"--num-fid-samples {config.num_fid_samples}: --ref needs at least 2 to evaluate")
     return config, argparse.Namespace(**options)
 
@@ -111,7 +111,7 @@ def main() -> None:
 
         group = distributed.init(options.device)
         evaluator = None
-        if options.ref and group.is_main:
+        if options.ref is not None and group.is_main:
             from evaluation.calc import Evaluator, check_size
 
             evaluator = Evaluator.prepare(options.ref, inception_weights=options.inception_weights, device=group.device)

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.out}: {images.count:,} images, {extractor.name}")
         return
     open_images(args.samples)
-    metrics = [name for name in args.metrics.split(",") if name]
+    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
     evaluator = Evaluator.prepare(args.ref, metrics, args.extractor, args.inception_weights, device, args.batch_size)
     evaluator.evaluate(args.samples).write(args.json, args.html)
 

@@ -107,7 +107,9 @@ class Evaluator:
             raise UserError(f"--metrics {unknown[0]}: no such metric; choose from {', '.join(METRICS)}")
         if ref is None and "fid" in metrics:
             raise UserError("--ref is missing: FID needs a reference npz or folder; without one, --metrics is alone can be had")
-        path = find_reference(ref) if ref is not None and "fid" in metrics else None
+        path = find_reference(ref) if ref is not None else None
+        if "fid" not in metrics:
+            path = None
         reference = read_reference(path) if path and holds_statistics(path) else None
         made_with = reference.provenance.extractor if reference else None
         if extractor and made_with and extractor != made_with:

@@ -134,5 +134,5 @@ def read_image(file: Path) -> np.ndarray:
             if image.mode != "RGB":
                 raise UserError(f"{file} is not an 8-bit RGB image (its mode is {image.mode})")
             return np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on damaged files
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all of which Pillow raises
         raise UserError(f"{file} cannot be read as an image ({error})") from error

@@ -45,7 +45,7 @@ def find_reference(name: str) -> Path:
         UserError: if nothing is there.
     """
     path = DIGITS if name == "digits" else Path(name)
-    if not path.exists():
+    if not name or not path.exists():
         raise UserError(f"--ref {name}: no such file or folder")
     return path
 
@@ -70,7 +70,10 @@ def read_reference(path: Path) -> Reference:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+            mu, sigma = arrays["mu"], arrays["sigma"]
+            if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+                raise ValueError(f"mu is {mu.dtype} and sigma {sigma.dtype}, not real numbers")
+            mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
             text = str(arrays[PROVENANCE]) if PROVENANCE in arrays.files else "{}"
         provenance = Provenance(**json.loads(text))
     except (*DAMAGED_ARCHIVE, TypeError) as error:

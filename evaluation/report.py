@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import write_whole
+from distributed import UserError, write_whole
 
 THUMBNAIL = 96  # pixels; larger images are shown reduced
 
@@ -122,9 +122,13 @@ class Result:
         """Prints the table, writes the files that are asked for, and says where they are."""
         print(self.table(), flush=True)
         for path, text in ((json_file, self.to_json), (html_file, self.to_html)):
-            if path is not None:
+            if path is None:
+                continue
+            try:
                 write_whole(path, lambda beside, text=text: beside.write_text(text()))
-                print(path, flush=True)
+            except OSError as error:
+                raise UserError(f"{path} cannot be written ({error.strerror})") from error
+            print(path, flush=True)
 
     def _grid_html(self) -> str:
         rows = []

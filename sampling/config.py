@@ -27,6 +27,10 @@ PRESETS = {
     },
 }
 
+# Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
+LIMITS = {"num_fid_samples": 100_000_000, "per_proc_batch_size": 65_536}
+LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -62,8 +66,10 @@ class SamplingConfig:
             UserError: naming the option, the value received, and the remedy.
         """
         for option in ("per_proc_batch_size", "num_fid_samples", "image_size", "num_classes", "cfg_channels"):
-            if getattr(self, option) < 1:
-                raise UserError(f"--{option.replace('_', '-')} {getattr(self, option)}: must be at least 1")
+            value = getattr(self, option)
+            if not 1 <= value <= LIMITS.get(option, value):
+                most = f" and at most {LIMITS[option]:,}" if option in LIMITS else ""
+                raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1{most}")
         if not 0 <= self.global_seed < 2**64:
             raise UserError(f"--global-seed {self.global_seed}: must be between 0 and 2**64 - 1")
         if not 1.0 <= self.cfg_scale < float("inf"):
@@ -101,7 +107,8 @@ class SamplingConfig:
             return self.run_name
         vae = Path(self.vae)
         vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
-        parts = f"{self.model}-{self.ckpt.stem}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
+        ckpt_name, vae_name = self.ckpt.stem[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
+        parts = f"{self.model}-{ckpt_name}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
         return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:8]}")
 
 

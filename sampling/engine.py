@@ -159,6 +159,8 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
+    if npz_path(folder).is_dir():
+        raise UserError(f"{npz_path(folder)} is a folder, where the npz is to go; choose another --run-name")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
     manifest = output.read_manifest(folder)
@@ -178,6 +180,11 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
         )
     output.remove_leftovers(folder)
     return {**manifest, "fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
+
+
+def npz_path(folder: Path) -> Path:
+    """Where a run's npz stands: beside its folder."""
+    return folder.parent / f"{folder.name}.npz"
 
 
 def describe_session(group: Group, images_before: int) -> dict:
@@ -279,7 +286,7 @@ def progress(task: Task, group: Group) -> Iterator[None]:
 
 def finish(config: SamplingConfig, task: Task, seconds: float) -> Path:
     """Packs the npz unless it is there already, and completes the manifest."""
-    path = task.folder.parent / f"{task.folder.name}.npz"
+    path = npz_path(task.folder)
     manifest = output.read_manifest(task.folder)
     session = manifest["sessions"][-1]
     session |= {"images_drawn": task.missing, "seconds": round(seconds, 3)}

@@ -20,7 +20,7 @@ def parse_labels(spec: str, num_classes: int) -> list[int] | None:
     labels: list[int] = []
     for part in spec.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not part.isascii() or not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"{spec!r} is neither random, balanced, null nor a list of classes such as 7,7,3-5")
         start, stop = int(first), int(last or first)
         if start > stop or stop >= num_classes:

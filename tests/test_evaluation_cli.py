@@ -120,6 +120,8 @@ def files(samples, tmp_path):
     (tmp_path / "cut.npz").write_bytes(samples.read_bytes()[:3000])
     provenance = json.loads(str(own["provenance"]))
     np.savez(tmp_path / "weights.npz", **own | {"provenance": np.array(json.dumps(provenance | {"weights_sha256": "0" * 64}))})
+    np.savez(tmp_path / "vgg.npz", **own | {"provenance": np.array(json.dumps(provenance | {"extractor": "vgg"}))})
+    np.savez(tmp_path / "complex.npz", mu=own["mu"] + 1j, sigma=own["sigma"])
     (tmp_path / "empty").mkdir()
     return tmp_path
 
@@ -143,6 +145,9 @@ MISTAKES = [
     ("calc {}/samples.npz --ref digits --metrics fid,kid", "--metrics kid: no such metric"),
     ("calc {}/samples.npz --ref digits --batch-size 0", "--batch-size 0"),
     ("calc {}/samples.npz --ref digits --json {}/no/such/r.json", "there is no folder"),
+    ("calc {}/samples.npz --ref {}/complex.npz", "not real numbers"),
+    ("calc {}/samples.npz --ref {}/vgg.npz", "there is no extractor 'vgg'"),
+    ("calc {}/samples.npz --ref absent --metrics is", "--ref absent"),
     ("calc {}/samples.npz --ref digits --html {}/empty", "it is a folder"),
     ("calc {}/samples.npz --ref digits --metrics ", "--metrics"),
     ("calc {}/samples.npz --ref digits --resize", "--resize"),

@@ -87,6 +87,9 @@ MISTAKES = [
     (["--model", "DiT-M/2"], "--model DiT-M/2"),
     (["--device", "cuda"], "--device cpu"),
     (["--run-name", "../elsewhere"], "--run-name"),
+    (["--num-fid-samples", "99999999999999"], "at most 100,000,000"),
+    (["--per-proc-batch-size", "99999999999999"], "at most 65,536"),
+    (["--ref", ""], "--ref : no such file"),
     (["--run-name", "run.npz"], "no file's ending"),
     (["--run-name", "x" * 250], "up to 200"),
     (["--sample-dir", "{a-file}/samples"], "cannot create"),
@@ -146,6 +149,15 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_pa
 
 def snapshot(bad: dict[str, str]) -> list[Path]:
     return sorted(Path(next(iter(bad.values()))).parent.rglob("*"))
+
+
+@pytest.mark.parametrize("rank", ["0", "x"])
+def test_half_a_launchers_environment_is_named(rank, tmp_path):
+    arguments = ["--preset", "digits", "--num-fid-samples", "4", "--sample-dir", tmp_path]
+    done = run_command("sample_ddp.py", *arguments, timeout=15, RANK=rank)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: RANK is set")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):

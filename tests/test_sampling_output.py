@@ -69,7 +69,7 @@ def test_equal_images_give_equal_npz_bytes(tmp_path):
 
 def test_existing_counts_whole_images_only(tmp_path):
     write(tmp_path, [picture(8, 0)] * 3)
-    for name in (".000004.png.77.tmp", "4.png", "000004.jpg", "000099.png", "manifest.json"):
+    for name in (".000004.png.77.tmp", "4.png", "0000004.png", "000004.jpg", "000099.png", "manifest.json"):
         (tmp_path / name).touch()
     assert output.existing(tmp_path, 6).tolist() == [True, True, True, False, False, False]
     output.remove_leftovers(tmp_path)
