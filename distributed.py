@@ -1,4 +1,4 @@
-"""Ranks: joining the process group, talking through its store, printing once. No collective is called here.
+"""Ranks: joining the process group, talking through its store, adding arrays, printing once.
 
 Also what every command shares because several processes run it: `UserError`, the one exception for what a person can put
 right, printed once for all ranks; `write_whole`, by which no process ever sees half a file; and `file_sha256`.
@@ -6,13 +6,14 @@ right, printed once for all ranks; `write_whole`, by which no process ever sees 
 
 import argparse
 import hashlib
+import itertools
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 STORE_TIMEOUT = timedelta(hours=1)  # a launcher ends the ranks that wait for a dead one long before
@@ -39,7 +41,10 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Group:
-    """This process among its fellows. `store` is shared by all of them: counters and small values, no collectives."""
+    """This process among its fellows. `store` is shared by all of them: counters and small values.
+
+    `once`, `wait` and `sum` have to be called by every rank, in the same order.
+    """
 
     rank: int
     world_size: int
@@ -47,6 +52,7 @@ class Group:
     node: str
     device: "torch.device"
     store: "torch.distributed.Store"
+    _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -67,6 +73,36 @@ class Group:
             return value
         return self.receive(f"{key}/{self.node}")
 
+    def once(self, make: Callable[[], str]) -> str:
+        """What `make` returns, called on rank 0 only; the others wait for it."""
+        key = f"once/{next(self._calls)}"
+        if self.is_main:
+            self.publish(key, value := make())
+            return value
+        return self.receive(key)
+
+    def wait(self) -> None:
+        """Returns when every rank has come here."""
+        key = f"wait/{next(self._calls)}"
+        if self.store.add(key, 1) == self.world_size:
+            self.publish(f"{key}/all", "here")
+        self.receive(f"{key}/all")
+
+    def sum(self, array: "np.ndarray") -> "np.ndarray":
+        """The sum over ranks of a float64 array of one shape, on every rank.
+
+        The one collective; ranks meet at the store first, so that none sits in it for longer than the addition takes.
+        """
+        if self.world_size == 1:
+            return array
+        import torch
+        import torch.distributed as dist
+
+        self.wait()
+        total = torch.from_numpy(array.copy())
+        dist.all_reduce(total)
+        return total.numpy()
+
     def close(self) -> None:
         import torch.distributed as dist
 
@@ -81,7 +117,7 @@ def environment_rank() -> int:
 
 
 def init(device: str = "auto") -> Group:
-    """Joins the launcher's process group (nccl on CUDA, gloo on CPU), or stands alone without a launcher.
+    """Joins the launcher's process group (gloo, and nccl for what lies on CUDA), or stands alone without a launcher.
 
     Raises:
         UserError: if `device` asks for a GPU that this rank does not have.
@@ -112,15 +148,19 @@ def init(device: str = "auto") -> Group:
     # torchrun's store outlives a restart of the workers; what the earlier attempt counted there must not be read again.
     store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     store.set_timeout(STORE_TIMEOUT)
-    backend = "nccl" if place.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
     node = os.environ.get("GROUP_RANK", socket.gethostname())
     return Group(rank, world_size, local_rank, node, place, dist.PrefixStore("fiducial", store))
 
 
-def progress_bar(**options) -> tqdm:
-    """A progress bar of images: lively on a terminal, a line every ten seconds in a log."""
-    return tqdm(unit="image", mininterval=0.3 if sys.stderr.isatty() else 10.0, **options)
+def progress_bar(total: int, desc: str, unit: str = "image", **options) -> tqdm:
+    """A progress bar on rank 0: lively on a terminal, a line every ten seconds in a log."""
+    interval = 0.3 if sys.stderr.isatty() else 10.0
+    scaled = unit != "image"
+    return tqdm(
+        total=total, desc=desc, unit=unit, unit_scale=scaled, mininterval=interval, disable=environment_rank() != 0, **options
+    )
 
 
 @contextmanager

@@ -111,24 +111,26 @@ def main() -> None:
 
         group = distributed.init(options.device)
         evaluator = None
-        if options.ref is not None and group.is_main:
-            from evaluation.calc import Evaluator, check_size
+        if options.ref is not None:
+            from evaluation.calc import Evaluator
+            from evaluation.checks import Settings, check_size
 
-            evaluator = Evaluator.prepare(options.ref, inception_weights=options.inception_weights, device=group.device)
+            evaluator = Evaluator.prepare(options.ref, group, Settings(), inception_weights=options.inception_weights)
             check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
         npz = engine.run(config, group)
-        group.close()
         if evaluator:
-            evaluate(evaluator, npz)
+            evaluate(evaluator, Path(group.once(lambda: str(npz))))
+        group.close()
 
 
 def evaluate(evaluator: "Evaluator", npz: Path) -> None:
-    """Writes the result beside the npz, unless it is there."""
+    """On all ranks: writes the result beside the npz, unless it is there."""
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
-    if evaluator.is_done(npz, json_file) and html_file.exists():
-        print(f"{html_file}: evaluated before", flush=True)
-    else:
-        evaluator.evaluate(npz).write(json_file, html_file)
+    if evaluator.group.once(lambda: str(html_file.exists() and evaluator.is_done(npz, json_file))) == "True":
+        if evaluator.group.is_main:
+            print(f"{html_file}: evaluated before", flush=True)
+    elif result := evaluator.evaluate(npz):
+        result.write(json_file, html_file)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""Evaluates images: FID and Inception score against a reference, as a table, JSON and an HTML page.
+"""Evaluates images: FID, sFID, Inception score, precision, recall, KID; as a table, JSON and an HTML page.
 
-python -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz --inception-weights FILE --html report.html
-python -m evaluation calc samples/RUN.npz --ref digits --metrics fid --json result.json
-python -m evaluation ref photographs/ --out reference.npz --inception-weights FILE
+python -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz --json result.json --html report.html
+torchrun --nproc_per_node=8 -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz
+python -m evaluation calc samples/RUN.npz --ref digits --metrics fid,precision,recall
+python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
 """
 
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import distributed
-from distributed import Parser, UserError
+from distributed import Group, Parser, UserError
+
+if TYPE_CHECKING:
+    from evaluation.checks import Settings
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +23,28 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--extractor", choices=["inception", "digits"], help="default: what the reference was made with, or inception"
     )
     parser.add_argument(
-        "--inception-weights", type=Path, metavar="FILE", help="the TF-ported Inception weights of torch-fidelity"
+        "--inception-weights",
+        type=Path,
+        metavar="FILE",
+        help="the TF-ported Inception weights of torch-fidelity (default: torch's hub cache, where they are downloaded to)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of Inception's convolutions; bfloat16 prints what it does to FID; not run on a GPU yet (default %(default)s)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="(default %(default)s)")
-    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="(default %(default)s)")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cuda", "cpu"],
+        default="auto",
+        help="auto takes CUDA where there is one; not run on a GPU yet",
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="where features are kept, seen by all ranks (default ~/.cache/fiducial)"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="remove the features in the end")
 
 
 def build_parser() -> Parser:
@@ -30,49 +53,102 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     calc = commands.add_parser("calc", help="metrics of samples", allow_abbrev=False)
-    calc.add_argument("samples", type=Path, help="npz with arr_0, or a folder of images")
-    calc.add_argument("--ref", help="npz with mu and sigma, npz or folder of images, or digits for the embedded reference")
-    calc.add_argument("--metrics", default="fid,is", help="comma-separated: fid, is (default %(default)s)")
+    calc.add_argument("samples", type=Path, help="npz with arr_0, a folder of images, or a zip of images")
+    calc.add_argument(
+        "--ref", help="npz with mu and sigma (ADM's, pytorch-fid's, ours), images as for samples, or digits for the embedded ones"
+    )
+    calc.add_argument(
+        "--protocol", choices=["adm", "torch-fidelity"], default="adm", help="whose definitions to follow (default %(default)s)"
+    )
+    calc.add_argument(
+        "--metrics",
+        help="comma-separated: fid, sfid, is, precision, recall, kid (default: the protocol's, as far as --ref allows)",
+    )
+    calc.add_argument(
+        "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
+    )
+    calc.add_argument("--kid-subset-size", type=int, default=1000, help="images a subset (default %(default)s)")
     calc.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
     calc.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
     add_common(calc)
     ref = commands.add_parser("ref", help="reference statistics of images", allow_abbrev=False)
-    ref.add_argument("images", type=Path, help="npz with arr_0, or a folder of images")
+    ref.add_argument("images", type=Path, help="npz with arr_0, a folder of images, or a zip of images")
     ref.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where to write them")
+    ref.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="crop images of any size to this as ADM does (default: they have one size)",
+    )
+    ref.add_argument(
+        "--features",
+        type=int,
+        default=10_000,
+        help="random images whose features are stored for precision, recall and KID; 0 for none (default %(default)s)",
+    )
     add_common(ref)
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    import torch
+def check_outputs(paths: list[Path]) -> None:
+    """Raises UserError if one of these files could not be written in the end."""
+    for path in paths:
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {folder}")
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"{path} cannot be written: it is a folder, or its folder is write-protected")
 
-    from evaluation.calc import Evaluator, reference_from
+
+def run(args: argparse.Namespace) -> None:
+    from evaluation.checks import Settings
+
+    names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
+    settings = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"keep_features": not args.no_cache}
+    if getattr(args, "metrics", None) is not None:
+        settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
+    settings = Settings(**settings)
+    settings.check()
+    check_outputs([path for name in ("json", "html", "out") if (path := getattr(args, name, None))])
+    group = distributed.init(args.device)
+    try:
+        (calculate if args.command == "calc" else make)(args, settings, group)
+    finally:
+        group.close()
+
+
+def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
+    from evaluation.calc import Evaluator
+    from evaluation.images import open_images
+
+    open_images(args.samples)  # before the weights, which take longer
+    evaluator = Evaluator.prepare(args.ref, group, settings, args.extractor, args.inception_weights)
+    result = evaluator.evaluate(args.samples)
+    if result:
+        result.write(args.json, args.html)
+
+
+def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
+    from evaluation.calc import make_reference
     from evaluation.features import load_extractor
     from evaluation.images import open_images
     from evaluation.references import write_reference
 
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size {args.batch_size}: must be at least 1")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU can be seen here")
-    for path in filter(None, (getattr(args, "json", None), getattr(args, "html", None), getattr(args, "out", None))):
-        if not path.resolve().parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {path.resolve().parent}")
-        if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
-            raise UserError(f"{path} cannot be written: it is a folder, or its folder is write-protected")
-
-    if args.command == "ref":
-        images = open_images(args.images)
-        extractor = load_extractor(args.extractor or "inception", args.inception_weights, torch.device(device))
-        reference = reference_from(images, extractor, args.batch_size)
-        write_reference(args.out, reference.mu, reference.sigma, reference.provenance)
-        print(f"{args.out}: {images.count:,} images, {extractor.name}")
-        return
-    open_images(args.samples)
-    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
-    evaluator = Evaluator.prepare(args.ref, metrics, args.extractor, args.inception_weights, device, args.batch_size)
-    evaluator.evaluate(args.samples).write(args.json, args.html)
+    if args.image_size is not None and args.image_size < 8:
+        raise UserError(f"--image-size {args.image_size}: must be at least 8")
+    if args.features < 0:
+        raise UserError(f"--features {args.features}: must not be negative")
+    images = open_images(args.images, args.image_size)
+    extractor = load_extractor(args.extractor or "inception", args.inception_weights, group, settings.dtype)
+    made = make_reference(images, extractor, group, settings, args.features)
+    if group.is_main:
+        write_reference(made, args.out)
+        cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
+        print(f"{args.out}: {images.count:,} images{cropped}, {extractor.name}", flush=True)
+        if images.has_jpeg and not images.crop:
+            print(
+                "warning: these are JPEG files; compression moves every metric, so a reference is better made of originals or PNG"
+            )
 
 
 if __name__ == "__main__":

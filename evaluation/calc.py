@@ -1,10 +1,9 @@
-"""From images to a result: checks first, then one pass over the images for all metrics."""
+"""From images to a result: checks first, then one pass over the images, then all metrics from its features."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,251 +11,341 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distributed import UserError, file_sha256, progress_bar
+from distributed import Group, UserError
+from evaluation.checks import (
+    Settings,
+    check_reference,
+    check_reference_images,
+    check_samples,
+    choose_metrics,
+    deviations,
+    looks_sorted,
+    spread_of_labels,
+    warnings,
+)
+from evaluation.extraction import Features, extract, plain_float32
 from evaluation.features import Extractor, load_extractor
 from evaluation.images import Images, open_images
-from evaluation.metrics import frechet_distance, inception_score
-from evaluation.references import Provenance, Reference, find_reference, holds_statistics, read_reference
+from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from evaluation.protocols import (
+    ADM_IS_BLOCK,
+    FIDELITY_IS_SPLITS,
+    FIDELITY_SEED,
+    FROM_FEATURES,
+    KID_SUBSETS,
+    LABELS,
+    PROTOCOLS,
+    SHUFFLE_SEED,
+)
+from evaluation.references import Provenance, Reference, find_reference, open_reference
 from evaluation.report import Grid, Metric, Result
-from evaluation.statistics import BlockEntropy, FeatureStatistics
+from evaluation.statistics import FeatureStatistics, mean_divergence
 
-METRICS = {"fid": "FID", "is": "IS"}
-PACKAGES = ("torch", "torch-fidelity", "numpy")
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
-PUBLISHED_COUNT = 50_000
+LOGITS_CHUNK = 1000  # images whose logits exist at once
+PROBE = 512  # images that are evaluated in float32 as well, to show what bfloat16 does
+FEATURES_SEED = 0
 
-PROTOCOL = {
-    "inception": "adm: FID on pool3, sigma with n - 1; IS on logits without bias, blocks of 5,000 in file order",
-    "digits": "digits: adm's definitions on the 64 features and 10 logits of the embedded digit classifier",
-}
-DEVIATIONS = {"inception": ("the Inception network is torch-fidelity's port, not the TensorFlow graph",), "digits": ()}
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass over a set of images leaves."""
-
-    images: Images
-    statistics: FeatureStatistics
-    entropy: BlockEntropy
-    pixels_sha256: str
-    grid: Grid
-
-
-@contextmanager
-def plain_float32() -> Iterator[None]:
-    """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
-
-
-@torch.inference_mode()
-@plain_float32()
-def extract(images: Images, extractor: Extractor, batch_size: int) -> Pass:
-    """Runs every image through the extractor once; hashes the pixels, in order, so that an npz and its PNGs compare equal."""
-    statistics, entropy = FeatureStatistics.empty(extractor.dimension), None
-    digest, grid = hashlib.sha256(), Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
-    with progress_bar(total=images.count, desc="evaluating") as bar:
-        for batch in images.batches(batch_size):
-            digest.update(batch)
-            grid.offer(statistics.count, batch)
-            pixels = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2))).to(extractor.device)
-            features, logits = (output.float().cpu().numpy() for output in extractor.apply(pixels))
-            statistics.update(features)
-            entropy = entropy or BlockEntropy(logits.shape[1])
-            entropy.update(logits)
-            bar.update(len(batch))
-    return Pass(images, statistics, entropy, digest.hexdigest(), grid)
+Values = dict[str, tuple[float, float | None]]  # a metric's value and, where it has one, its standard deviation
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A reference and an extractor that fit each other, both checked. A reference of images is extracted when it is needed."""
+    """A reference and an extractor that fit each other, both checked. Images of a reference are extracted when needed.
 
-    reference: Reference | Images | None
+    `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
+    float32, where the one in use is not.
+    """
+
+    reference: Reference | None
     extractor: Extractor
+    settings: Settings
+    group: Group
     metrics: tuple[str, ...]
-    batch_size: int
+    left_out: dict[str, str]
+    exact: Extractor | None = None
 
     @classmethod
     def prepare(
         cls,
         ref: str | None,
-        metrics: Iterable[str] = tuple(METRICS),
+        group: Group,
+        settings: Settings,
         extractor: str | None = None,
         inception_weights: Path | None = None,
-        device: torch.device | str = "cpu",
-        batch_size: int = 64,
     ) -> "Evaluator":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
         Raises:
             UserError: in one sentence, if something is missing or does not fit.
         """
-        metrics = tuple(metrics)
-        if not metrics:
-            raise UserError(f"--metrics names none: choose from {', '.join(METRICS)}")
-        if unknown := [name for name in metrics if name not in METRICS]:
-            raise UserError(f"--metrics {unknown[0]}: no such metric; choose from {', '.join(METRICS)}")
-        if ref is None and "fid" in metrics:
-            raise UserError("--ref is missing: FID needs a reference npz or folder; without one, --metrics is alone can be had")
+        settings.check()
         path = find_reference(ref) if ref is not None else None
-        if "fid" not in metrics:
-            path = None
-        reference = read_reference(path) if path and holds_statistics(path) else None
-        made_with = reference.provenance.extractor if reference else None
-        if extractor and made_with and extractor != made_with:
-            raise UserError(f"--extractor {extractor}: {path} was made with {made_with}; numbers across extractors mean nothing")
-        images = open_images(path) if path and not reference else None
-        network = load_extractor(extractor or made_with or "inception", inception_weights, torch.device(device))
-        if images:
-            check_reference_images(images, network)
-        evaluator = cls(reference or images, network, metrics, batch_size)
+        needed = settings.metrics is None or set(settings.metrics) != {"is"}
+        reference = open_reference(path) if path and needed else None
+        network = extractor_for(reference, extractor, group, settings, inception_weights)
+        metrics, left_out = choose_metrics(reference, network, settings)
         if reference:
-            evaluator._check_statistics()
-        return evaluator
+            check_reference(reference, network)
+        exact = load_extractor(network.name, inception_weights, group) if settings.dtype != "float32" else None
+        return cls(reference, network, settings, group, metrics, left_out, exact)
 
-    def _check_statistics(self) -> None:
-        if len(self.reference.mu) != self.extractor.dimension:
-            raise UserError(
-                f"{self.reference.path} has {len(self.reference.mu)} features, "
-                f"but {self.extractor.name} gives {self.extractor.dimension}"
-            )
-        recorded = self.reference.provenance.weights_sha256
-        if recorded not in (None, self.extractor.weights_sha256):
-            raise UserError(
-                f"{self.reference.path} was made with other weights of {self.extractor.name} (SHA-256 {recorded[:12]}, "
-                f"here {self.extractor.weights_sha256[:12]})"
-            )
-
-    def evaluate(self, samples: Path) -> Result:
-        """One pass over the samples.
+    @torch.inference_mode()
+    @plain_float32()
+    def evaluate(self, samples: Path) -> Result | None:
+        """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
 
         Raises:
-            UserError: if they cannot be read or do not fit the extractor.
+            UserError: if they cannot be read or do not fit the extractor or the reference.
         """
         images = open_images(samples)
-        check_size(str(samples), images.height, images.width, self.extractor)
-        if images.count < 2 and "fid" in self.metrics:
-            raise UserError(f"{samples} holds {images.count} image; FID needs a covariance, so at least 2")
+        too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
+        metrics = tuple(name for name in self.metrics if name not in too_few)
+        reference, theirs = self._extracted_reference(metrics)
+        own = self._extract(images)
+        values, sorted_by_class = self._values(metrics, own, reference)
+        result = None
+        if self.group.is_main:
+            notes = warnings(images, self.reference, self.extractor, metrics, sorted_by_class)
+            if self.exact and "fid" in metrics:
+                notes.append(self._effect_of_dtype(images, reference))
+            result = self._result(images, own, reference, values, notes, self.left_out | too_few)
+        self.group.wait()
+        if not self.settings.keep_features and self.group.is_main:
+            for made in (own, theirs):
+                if made and not made.reused:
+                    made.forget()
+        return result
+
+    def _extract(self, images: Images) -> Features:
+        return extract(images, self.extractor, self.group, self.settings.batch_size, self.settings.cache)
+
+    def _extracted_reference(self, metrics: tuple[str, ...]) -> tuple[Reference | None, Features | None]:
+        """The reference with the statistics and features that `metrics` need, and what had to be extracted for that."""
         reference = self.reference
-        if isinstance(reference, Images):
-            reference = reference_from(reference, self.extractor, self.batch_size)
-        seen = extract(images, self.extractor, self.batch_size)
-        values = {}
-        if "fid" in self.metrics:
-            own = seen.statistics
-            values["fid"] = (frechet_distance(own.mean, own.covariance, reference.mu, reference.sigma), None)
-        if "is" in self.metrics:
-            values["is"] = inception_score(seen.entropy.divergences())
-        return self._result(seen, reference, values)
+        if reference is None or reference.images is None:
+            return reference, None
+        without_features = reference.features is None and set(FROM_FEATURES) & set(metrics)
+        if reference.mu is not None and not without_features:
+            return reference, None
+        theirs = self._extract(reference.images)
+        if reference.mu is None:
+            reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
+        return replace(reference, features=theirs.rows), theirs
+
+    def _values(self, metrics: tuple[str, ...], own: Features, reference: Reference | None) -> tuple[Values, bool]:
+        """All numbers, those of one matrix on rank 0 only; and whether the samples look sorted by class."""
+        values: Values = {}
+        sorted_by_class = False
+        if "fid" in metrics and self.group.is_main:
+            values["fid"] = _distance(own.statistics, reference.mu, reference.sigma), None
+        if "sfid" in metrics and self.group.is_main:
+            values["sfid"] = _distance(own.spatial, reference.mu_s, reference.sigma_s), None
+        if "is" in metrics:
+            scores, sorted_by_class = self._inception_scores(own)
+            values |= scores
+        if {"precision", "recall"} & set(metrics):
+            pair = precision_recall(reference.features, own.rows, self.group, self.settings.fp16_compat)
+            values |= {name: (value, None) for name, value in zip(("precision", "recall"), pair, strict=True) if name in metrics}
+        if "kid" in metrics:
+            size = self.settings.kid_subset_size
+            values["kid"] = kernel_distance(own.rows, reference.features, self.group, KID_SUBSETS, size, FIDELITY_SEED)
+        return {name: values[name] for name in LABELS if name in values}, sorted_by_class
+
+    def _inception_scores(self, own: Features) -> tuple[Values, bool]:
+        """IS in the protocol's order of images, ADM's after a shuffle as well; and whether the file looks sorted by class."""
+        count = len(own.rows)
+        if self.settings.protocol == "torch-fidelity":
+            order = np.random.RandomState(FIDELITY_SEED).permutation(count)
+            cuts = [split * count // FIDELITY_IS_SPLITS for split in range(1, FIDELITY_IS_SPLITS)]
+            return {"is": self._inception_score(own, np.split(order, cuts))[0]}, False
+        cuts = range(ADM_IS_BLOCK, count, ADM_IS_BLOCK)
+        score, predicted = self._inception_score(own, np.split(np.arange(count), cuts))
+        order = np.random.default_rng(SHUFFLE_SEED).permutation(count)
+        shuffled, _ = self._inception_score(own, np.split(order, cuts))
+        return {"is": score, "is-shuffled": shuffled}, looks_sorted(predicted)
+
+    def _inception_score(self, own: Features, blocks: list[np.ndarray]) -> tuple[tuple[float, float | None], np.ndarray]:
+        """The score over blocks of indices, shared out over the ranks, and each image's most likely class."""
+        divergences, predicted = np.zeros(len(blocks)), np.zeros(len(own.rows))
+
+        def logits(block: np.ndarray) -> Iterator[np.ndarray]:
+            for chunk in np.split(np.sort(block), range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
+                rows = torch.from_numpy(own.rows[chunk]).to(self.extractor.device)
+                found = self.extractor.logits(rows).cpu().numpy()
+                predicted[chunk] = found.argmax(1)
+                yield found
+
+        for number in range(self.group.rank, len(blocks), self.group.world_size):
+            divergences[number] = mean_divergence(logits(blocks[number]))
+        return inception_score(self.group.sum(divergences)), self.group.sum(predicted)
+
+    def _effect_of_dtype(self, images: Images, reference: Reference) -> str:
+        """What the network's precision does to FID, seen on the first samples: both ways against the reference."""
+        count = min(PROBE, images.count)
+        seen = []
+        for extractor in (self.extractor, self.exact):
+            statistics = FeatureStatistics.empty(extractor.dimension)
+            for batch in images.batches(self.settings.batch_size, 0, count):
+                features, _ = extractor.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(extractor.device))
+                statistics.update(features.cpu().numpy())
+            statistics.flush()
+            seen.append(_distance(statistics, reference.mu, reference.sigma))
+        return (
+            f"In {self.settings.dtype}, FID of the first {count:,} samples is {seen[0]:.4f}, and {seen[1]:.4f} in float32: "
+            f"a difference of {seen[0] - seen[1]:+.4f}."
+        )
 
     def is_done(self, samples: Path, json_file: Path) -> bool:
-        """Whether `json_file` is the result of these metrics on these samples, reference and extractor, byte for byte."""
-        if isinstance(self.reference, Images):
+        """Whether `json_file` is the result of these settings on these samples, reference and extractor, byte for byte."""
+        if self.reference and self.reference.sha256 is None:
             return False
         try:
             old = json.loads(json_file.read_text())
+            images = open_images(samples)
+            too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
+            wanted = {name + self.extractor.suffix for name in self.metrics if name not in too_few}
             return (
-                old["samples"]["file_sha256"] == file_sha256(samples)
+                old["samples"]["content_sha256"] == images.content_sha256()
                 and (old["reference"] or {}).get("sha256") == (self.reference and self.reference.sha256)
                 and old["extractor"]["weights_sha256"] == self.extractor.weights_sha256
-                and set(old["metrics"]) == {metric + self.extractor.suffix for metric in self.metrics}
+                and self.settings.recorded().items() <= old["settings"].items()
+                and wanted <= set(old["metrics"])
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
-    def _result(self, seen: Pass, reference: Reference | None, values: dict[str, tuple[float, float | None]]) -> Result:
-        name, suffix = self.extractor.name, self.extractor.suffix
+    def _result(
+        self,
+        images: Images,
+        own: Features,
+        reference: Reference | None,
+        values: Values,
+        notes: list[str],
+        left_out: dict[str, str],
+    ) -> Result:
+        extractor, settings = self.extractor, self.settings
+        protocol = PROTOCOLS[settings.protocol]
         metrics = {
-            metric + suffix: Metric(
-                METRICS[metric] + suffix, value, std, seen.images.count, PROTOCOL[name], tuple(DEVIATIONS[name])
+            name + extractor.suffix: Metric(
+                label=LABELS[name] + extractor.suffix,
+                value=value,
+                std=std,
+                n=images.count,
+                reference_n=reference and reference.count_for(name),
+                protocol=protocol.name,
+                definition=protocol.definition(name, extractor.name),
+                deviations=tuple(deviations(name, self.reference, extractor, settings)),
             )
-            for metric, (value, std) in values.items()
+            for name, (value, std) in values.items()
         }
-        images = seen.images
+        grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
+        grid.fill(images.pick)
         return Result(
             metrics=metrics,
-            warnings=tuple(warnings(images, self.extractor, self.metrics)),
+            warnings=tuple(notes),
+            left_out={LABELS[name] + extractor.suffix: why for name, why in left_out.items()},
             samples={
                 "path": str(images.path),
                 "count": images.count,
                 "image_size": [images.height, images.width],
                 "labels": spread_of_labels(images.labels),
-                "file_sha256": file_sha256(images.path) if images.path.is_file() else None,
-                "pixels_sha256": seen.pixels_sha256,
+                "content_sha256": own.content_sha256,
+                "pixels_sha256": own.pixels_sha256,
             },
-            reference=reference
-            and {
-                "path": str(reference.path),
-                "sha256": reference.sha256,
-                "extractor": reference.provenance.extractor,
-                "count": reference.provenance.count,
-                "source": reference.provenance.source,
+            reference=reference and _described(reference),
+            extractor={
+                "name": extractor.name,
+                "dimension": extractor.dimension,
+                "weights_sha256": extractor.weights_sha256,
+                "weights": "as published" if extractor.as_published else "not the published file",
             },
-            extractor={"name": name, "dimension": self.extractor.dimension, "weights_sha256": self.extractor.weights_sha256},
-            settings={"batch_size": self.batch_size, "dtype": "float32", "tf32": False, "device": str(self.extractor.device)},
-            packages={package: version(package) for package in PACKAGES},
+            settings={
+                **settings.recorded(),
+                "tf32": False,
+                "device": extractor.device.type,
+                "world_size": self.group.world_size,
+                "shuffle_seed": FIDELITY_SEED if settings.protocol == "torch-fidelity" else SHUFFLE_SEED,
+                "kid_seed": FIDELITY_SEED,
+                "features": "from the cache" if own.reused else "computed",
+            },
+            packages={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            grid=seen.grid,
+            grid=grid,
         )
 
 
-def spread_of_labels(labels: np.ndarray | None) -> str | None:
-    """How the classes are represented, since random and balanced labels give different numbers."""
-    if labels is None:
-        return None
-    counts = np.unique(labels, return_counts=True)[1]
-    return f"{len(counts):,} different, {counts.min():,} to {counts.max():,} images each"
+def extractor_for(
+    reference: Reference | None, name: str | None, group: Group, settings: Settings, weights: Path | None
+) -> Extractor:
+    """The extractor called `name`, else the one that the reference was made with, else Inception.
+
+    Raises:
+        UserError: if the two differ, or it cannot be loaded.
+    """
+    made_with = reference.provenance.extractor if reference else None
+    if name and made_with and name != made_with:
+        raise UserError(f"--extractor {name}: {reference.path} was made with {made_with}; numbers across extractors mean nothing")
+    return load_extractor(name or made_with or "inception", weights, group, settings.dtype)
 
 
-def check_size(what: str, height: int, width: int, extractor: Extractor) -> None:
-    """Raises UserError if the extractor takes one image size only, and not this one."""
-    size = extractor.image_size
-    if size and (height, width) != (size, size):
-        raise UserError(f"{what}: images of {width} x {height}, but the extractor {extractor.name} takes {size} x {size} only")
-
-
-def check_reference_images(images: Images, extractor: Extractor) -> None:
-    """Raises UserError if no statistics can be made of these images."""
-    check_size(str(images.path), images.height, images.width, extractor)
-    if images.count < 2:
-        raise UserError(f"{images.path} holds {images.count} image; a reference needs a covariance, so at least 2")
-
-
-def reference_from(images: Images, extractor: Extractor, batch_size: int) -> Reference:
-    """Statistics of images, with their provenance.
+def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference | None:
+    """Statistics of images with their provenance, and the features of `keep` of them, drawn at random; on rank 0.
 
     Raises:
         UserError: if there are too few, or one cannot be read.
     """
     check_reference_images(images, extractor)
-    seen = extract(images, extractor, batch_size)
+    seen = extract(images, extractor, group, settings.batch_size, settings.cache)
+    chosen = np.random.default_rng(FEATURES_SEED).choice(images.count, min(keep, images.count), replace=False)
     provenance = Provenance(
-        extractor.name, extractor.weights_sha256, images.count, images.height, seen.pixels_sha256, images.path.name
+        extractor=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+        count=images.count,
+        image_size=images.height,
+        pixels_sha256=seen.pixels_sha256,
+        source=images.path.name,
+        resize=f"RGB, ADM's centre crop to {images.crop}" if images.crop else None,
+        dtype=extractor.dtype,
+        features=len(chosen),
     )
-    return Reference(images.path, seen.pixels_sha256, seen.statistics.mean, seen.statistics.covariance, provenance)
+    features = seen.rows[np.sort(chosen)] if keep else None
+    made = Reference(images.path, None, "Fiducial's statistics", **_moments(seen), features=features, provenance=provenance)
+    group.wait()
+    if not settings.keep_features and group.is_main and not seen.reused:
+        seen.forget()
+    return made
 
 
-def warnings(images: Images, extractor: Extractor, metrics: tuple[str, ...]) -> list[str]:
-    """What a reader has to know before comparing these numbers with others."""
-    found = []
-    if "fid" in metrics and images.count <= extractor.dimension:
-        found.append(
-            f"FID{extractor.suffix} of {images.count:,} samples in {extractor.dimension:,} dimensions: the covariance is "
-            "singular, and the value is far above that of many samples."
-        )
-    if "fid" in metrics and not extractor.suffix and images.count != PUBLISHED_COUNT:
-        found.append(f"This is not FID-50K: it was computed on {images.count:,} samples, and FID depends on their number.")
-    if "is" in metrics and images.labels is not None and len(images.labels) > 1:
-        ordered = bool((np.diff(images.labels) >= 0).all()) and images.labels[0] != images.labels[-1]
-        if ordered:
-            found.append("The file is sorted by class, so that blocks of consecutive images hold few classes: the IS is too low.")
-    return found
+def _moments(seen: Features) -> dict[str, np.ndarray | None]:
+    """What a `Reference` holds of extracted images."""
+    spatial = seen.spatial
+    return {
+        "mu": seen.statistics.mean,
+        "sigma": seen.statistics.covariance,
+        "mu_s": spatial.mean if spatial else None,
+        "sigma_s": spatial.covariance if spatial else None,
+    }
+
+
+def _distance(own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray) -> float:
+    return frechet_distance(own.mean, own.covariance, mu, sigma)
+
+
+def _described(reference: Reference) -> dict:
+    """A reference as the result records it."""
+    provenance = reference.provenance
+    images = reference.images
+    return {
+        "path": str(reference.path),
+        "kind": reference.kind,
+        "sha256": reference.sha256,
+        "extractor": provenance.extractor,
+        "dtype": provenance.dtype,
+        "resize": provenance.resize,
+        "count": provenance.count,
+        "images": images.count if images else None,
+        "features": provenance.features,
+        "source": provenance.source,
+    }

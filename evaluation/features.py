@@ -1,11 +1,10 @@
-"""Feature extractors: uint8 images -> (features, logits), each float32, each with the hash of its weights.
+"""Feature extractors: uint8 images -> features, each with the hash of its weights.
 
 A number is only comparable to others from the same extractor, so each has a suffix that its metrics carry in their names.
 """
 
+import ctypes
 import hashlib
-import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,70 +14,80 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from distributed import UserError, file_sha256
+from distributed import Group, UserError, file_sha256
+from evaluation import inception
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 EXTRACTORS = ("inception", "digits")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Extractor:
     """A network in evaluation mode on its device.
 
-    `apply` takes (N, 3, H, W) uint8 and gives features (N, dimension) and logits (N, classes) without bias, if the
-    protocol wants it so. `image_size`, where set, is the only one that it takes. `suffix` belongs in the name of every
-    metric made with it: a FID over digits is not a FID.
+    `apply` takes (N, 3, H, W) uint8 and gives features (N, dimension) and, unless `spatial_dimension` is 0, spatial features
+    (N, spatial_dimension), float32. `logits` takes features, on any device, and gives what the Inception score is made of.
+    `image_size`, where set, is the only one that it takes. `suffix` belongs in the name of every metric made with it: a FID
+    over digits is not a FID. `as_published` is whether the weights are those that published numbers are made with.
     """
 
     name: str
     dimension: int
     weights_sha256: str
     device: torch.device
-    apply: Callable[[Tensor], tuple[Tensor, Tensor]]
+    apply: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    logits: Callable[[Tensor], Tensor]
+    spatial_dimension: int = 0
+    dtype: str = "float32"
     suffix: str = ""
     image_size: int | None = None
+    as_published: bool = True
 
 
-def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """The extractor called `name`; `weights` is for `inception`, `digits` brings its own.
+def load_extractor(name: str, weights: Path | None, group: Group, dtype: str = "float32") -> Extractor:
+    """The extractor called `name`; `weights` is for `inception` (see `inception.find_weights`), `digits` brings its own.
 
     Raises:
         UserError: if the weights are missing, damaged, or not this network's.
     """
     if name == "digits":
-        return _load_digits(device)
+        if dtype != "float32":
+            raise UserError(f"--dtype {dtype}: the extractor digits runs in float32 only")
+        return _load_digits(group.device)
     if name != "inception":
         raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
-    if weights is None:
-        raise UserError(
-            "--inception-weights is missing: give the TF-ported Inception file that torch-fidelity publishes with its releases "
-            "(weights-inception-2015-12-05-6726825d.pth); FID-digits alone needs none"
-        )
-    return _load_inception(weights, device)
+    path = inception.find_weights(weights, group)
+    network = inception.Inception(inception.load_inception(path), DTYPES[dtype])
+    network.requires_grad_(False).to(group.device)
+    if group.device.type == "cpu":
+        keep_freed_memory()
+    digest = file_sha256(path)
+    return Extractor(
+        "inception",
+        inception.POOL_DIMENSION,
+        digest,
+        group.device,
+        network,
+        lambda features: features @ network.head.to(features.device).T,
+        spatial_dimension=inception.SPATIAL_DIMENSION,
+        dtype=dtype,
+        as_published=digest.startswith(inception.PUBLISHED_SHA256),
+    )
 
 
-def _load_inception(path: Path, device: torch.device) -> Extractor:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+def keep_freed_memory() -> None:
+    """Lets glibc reuse what convolutions free, instead of returning it to the system and getting it back zeroed.
 
-    if not path.is_file():
-        raise UserError(f"--inception-weights {path}: no such file")
+    Worth about a third of the time on a CPU. Elsewhere than on glibc it does nothing.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
-        raise UserError(f"--inception-weights {path}: not a whole file of weights ({type(error).__name__})") from error
-    # torch-fidelity unpickles whatever file it is named, so it is handed what was just read, in memory.
-    safe = io.BytesIO()
-    torch.save(state, safe)
-    safe.seek(0)
-    try:
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=safe
-        )
-    except (RuntimeError, TypeError) as error:
-        raise UserError(
-            f"--inception-weights {path}: not the weights of torch-fidelity's InceptionV3 (names or shapes differ)"
-        ) from error
-    return Extractor("inception", 2048, file_sha256(path), device, network.to(device))
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes
+    mallopt(m_trim_threshold, 1 << 30)
 
 
 def _load_digits(device: torch.device) -> Extractor:
@@ -87,13 +96,23 @@ def _load_digits(device: torch.device) -> Extractor:
     network.load_state_dict(load(data))
     network.eval().requires_grad_(False).to(device)
     digest = hashlib.sha256(data).hexdigest()
-    return Extractor("digits", 64, digest, device, lambda images: network(images.float()), suffix="-digits", image_size=64)
+    head = network.fc2
+    return Extractor(
+        "digits",
+        64,
+        digest,
+        device,
+        lambda images: (network(images.float()), None),
+        lambda features: F.linear(features, head.weight.to(features.device), head.bias.to(features.device)),
+        suffix="-digits",
+        image_size=64,
+    )
 
 
 class DigitsNet(nn.Module):
-    """A small classifier of digits; its 64 features before the last layer make FID-digits.
+    """A small classifier of digits; its 64 features before the last layer, `fc2`, make FID-digits.
 
-    Input (N, 3, 64, 64), values 0 to 255 -> features (N, 64), logits (N, 10).
+    Input (N, 3, 64, 64), values 0 to 255 -> features (N, 64), whose logits (N, 10) are `fc2` of them.
     """
 
     def __init__(self):
@@ -104,10 +123,9 @@ class DigitsNet(nn.Module):
         self.fc1 = nn.Linear(64 * 4 * 4, 64)
         self.fc2 = nn.Linear(64, 10)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor:
         x = F.avg_pool2d(images.mean(1, keepdim=True) / 127.5 - 1, 4)
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.conv3(x))
-        features = F.relu(self.fc1(x.flatten(1)))
-        return features, self.fc2(features)
+        return F.relu(self.fc1(x.flatten(1)))

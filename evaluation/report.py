@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,19 +18,25 @@ THUMBNAIL = 96  # pixels; larger images are shown reduced
 
 @dataclass(frozen=True)
 class Metric:
-    """One number, and what it is. `std` is over the Inception score's blocks."""
+    """One number, and what it is.
+
+    `std` is over the blocks of an Inception score or the subsets of KID; `n` and `reference_n` count the images on either
+    side, where that is known; `definition` is a sentence, `deviations` say what differs from `protocol`.
+    """
 
     label: str
     value: float
     std: float | None
     n: int
+    reference_n: int | None
     protocol: str
+    definition: str
     deviations: tuple[str, ...]
 
 
 @dataclass
 class Grid:
-    """A few images of each of a few classes, kept while a stream goes by. `rows`: label (None if unknown) and indices."""
+    """A few images of each of a few classes. `rows`: label (None if unknown) and indices."""
 
     rows: list[tuple[int | None, list[int]]]
     kept: dict[int, np.ndarray] = field(default_factory=dict)
@@ -44,10 +51,9 @@ class Grid:
         shown = classes[np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int))]
         return cls([(int(label), np.flatnonzero(labels == label)[:columns].tolist()) for label in shown])
 
-    def offer(self, start: int, batch: np.ndarray) -> None:
-        """Keeps what is wanted of the images `start`, `start + 1`, ... in `batch` (B, H, W, 3)."""
-        for _, indices in self.rows:
-            self.kept |= {index: batch[index - start].copy() for index in indices if start <= index < start + len(batch)}
+    def fill(self, pick: Callable[[list[int]], dict[int, np.ndarray]]) -> None:
+        """Gets the images, (H, W, 3) by index, from `pick`."""
+        self.kept = pick([index for _, indices in self.rows for index in indices])
 
     def strip(self, indices: list[int]) -> Image.Image:
         """One row as a picture."""
@@ -67,6 +73,7 @@ class Result:
 
     metrics: dict[str, Metric]
     warnings: tuple[str, ...]
+    left_out: dict[str, str]
     samples: dict
     reference: dict | None
     extractor: dict
@@ -78,24 +85,28 @@ class Result:
     def to_json(self) -> str:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("grid", "metrics")}
         metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
-        return json.dumps({"format": "fiducial-result-1", "metrics": metrics, **fields}, indent=2) + "\n"
+        return json.dumps({"format": "fiducial-result-2", "metrics": metrics, **fields}, indent=2) + "\n"
 
     def table(self) -> str:
-        """The numbers for a terminal, warnings below."""
-        rows = [("metric", "value", "N"), *((m.label, shown(m), f"{m.n:,}") for m in self.metrics.values())]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *(f"warning: {warning}" for warning in self.warnings)])
+        """The numbers for a terminal; what is missing and warnings below."""
+        rows = [("metric", "value", "N", "reference")]
+        rows += [(m.label, shown(m), f"{m.n:,}", counted(m.reference_n)) for m in self.metrics.values()]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in (1, 2, 3)) for row in rows]
+        notes = [f"left out: {why}" for why in self.left_out.values()] + [f"warning: {text}" for text in self.warnings]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
     def to_html(self) -> str:
         title = ", ".join(f"{m.label} {m.value:.4g}" for m in self.metrics.values())
         numbers = "".join(
-            f"<tr><th>{html.escape(m.label)}</th><td class=value>{shown(m)}</td><td>{m.n:,}</td><td>{html.escape(m.protocol)}"
-            + "".join(f"<br>deviation: {html.escape(text)}" for text in m.deviations)
+            f"<tr><th>{html.escape(m.label)}</th><td class=value>{shown(m)}</td><td>{m.n:,}</td><td>{counted(m.reference_n)}</td>"
+            f"<td class=definition>{html.escape(m.definition)}"
+            + "".join(f"<br><em>deviation:</em> {html.escape(text)}" for text in m.deviations)
             + "</td></tr>"
             for m in self.metrics.values()
         )
         notes = "".join(f"<p class=warning>{html.escape(warning)}</p>" for warning in self.warnings)
+        notes += "".join(f"<p class=absent>Left out: {html.escape(why)}.</p>" for why in self.left_out.values())
         parts = {
             "samples": self.samples,
             "reference": self.reference or {},
@@ -144,9 +155,14 @@ class Result:
 
 
 def shown(metric: Metric) -> str:
-    """A value as it is printed, with its spread over blocks where there is one."""
-    spread = f" ± {metric.std:.3f}" if metric.std else ""
+    """A value as it is printed, with its spread over blocks or subsets where there is one."""
+    spread = "" if metric.std is None else f" ± {metric.std:.4f}"
     return f"{metric.value:.4f}{spread}"
+
+
+def counted(count: int | None) -> str:
+    """A number of images; empty where it is not known."""
+    return "" if count is None else f"{count:,}"
 
 
 PAGE = """<!doctype html>
@@ -177,6 +193,8 @@ th, td {{
 .numbers th, .numbers td:nth-child(3) {{ white-space: nowrap; }}
 thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: .85rem; }}
 .value {{ font-size: 1.3rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.definition {{ font-size: .85rem; }} .definition em {{ color: var(--faint); font-style: normal; }}
+.absent {{ color: var(--faint); font-size: .85rem; margin: .3rem 0; }}
 .warning {{ color: var(--warn); background: var(--warn-paper); padding: .5rem .8rem; border-radius: .3rem; }}
 .grid th {{ vertical-align: middle; font-weight: normal; color: var(--faint); white-space: nowrap; width: 5rem; }}
 .grid td {{ border: 0; padding: 2px 0; }} .grid th {{ border: 0; padding-block: 2px; }}
@@ -187,7 +205,8 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
 <h1>{title}</h1>
 <p class="name">{name}</p>
 {notes}
-<table class="numbers"><thead><tr><th>metric</th><th>value</th><th>N</th><th>protocol</th></tr></thead>{numbers}</table>
+<table class="numbers">
+<thead><tr><th>metric</th><th>value</th><th>N</th><th>reference</th><th>what it is</th></tr></thead>{numbers}</table>
 <h2>Samples</h2>
 <table class="grid">{grid}</table>
 <h2>What the numbers hang on</h2>

@@ -1,8 +1,13 @@
 """Streaming sums in float64: what metrics need of 50,000 images, kept in constant memory, and mergeable."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from distributed import Group
+
+CHUNK = 1024  # rows added at once: the scatter matrix is gone through once for so many
 
 
 @dataclass
@@ -12,27 +17,47 @@ class FeatureStatistics:
     count: int
     mean: np.ndarray  # (D,) float64
     scatter: np.ndarray  # (D, D) float64
+    _waiting: list[np.ndarray] = field(default_factory=list, repr=False)
 
     @classmethod
     def empty(cls, dimension: int) -> "FeatureStatistics":
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     def update(self, features: np.ndarray) -> None:
-        """Adds a batch of features (B, D), B > 0."""
-        features = features.astype(np.float64)
-        mean = features.mean(axis=0)
-        centred = features - mean
-        self.merge(FeatureStatistics(len(features), mean, centred.T @ centred))
+        """Adds a batch of features (B, D). Small batches are gathered first; `flush` adds what is left."""
+        self._waiting.append(features)
+        if sum(map(len, self._waiting)) >= CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Adds what waits, so that `count`, `mean` and `scatter` are of all that was given to `update`."""
+        rows = np.concatenate([*self._waiting, np.empty((0, len(self.mean)))]).astype(np.float64, copy=False)
+        self._waiting.clear()
+        if len(rows):
+            mean = rows.mean(axis=0)
+            rows -= mean
+            self.merge(FeatureStatistics(len(rows), mean, rows.T @ rows))
 
     def merge(self, other: "FeatureStatistics") -> None:
-        """Adds what another has seen; the order does not matter but for rounding."""
+        """Adds what another, flushed, has seen; the order does not matter but for rounding."""
         total = self.count + other.count
         if total == 0:
             return
         shift = other.mean - self.mean
-        self.scatter += other.scatter + np.outer(shift, shift) * (self.count * other.count / total)
+        self.scatter += other.scatter
+        self.scatter += np.outer(shift, shift) * (self.count * other.count / total)
         self.mean = self.mean + shift * (other.count / total)
         self.count = total
+
+    def merged(self, group: Group) -> "FeatureStatistics":
+        """The statistics of all ranks together, on every rank."""
+        self.flush()
+        if group.world_size == 1:
+            return self
+        count = int(group.sum(np.array([self.count], dtype=np.float64))[0])
+        mean = group.sum(self.mean * self.count) / count
+        shift = self.mean - mean
+        return FeatureStatistics(count, mean, group.sum(self.scatter + np.outer(shift, shift) * self.count))
 
     @property
     def covariance(self) -> np.ndarray:
@@ -40,42 +65,23 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
 
-class BlockEntropy:
-    """For the Inception score: the mean KL divergence of each block of consecutive images from the block's own average.
+def mean_divergence(chunks: Iterable[np.ndarray]) -> float:
+    """Mean KL divergence, in nats, of softmax predictions from their own average: the logarithm of an Inception score.
 
-    ADM's blocks have 5,000 images in file order; a short last one counts like the others.
+    Args:
+        chunks: logits (B, classes) of the images, in any cut.
     """
-
-    def __init__(self, classes: int, block: int = 5000):
-        self._block = block
-        self._finished: list[float] = []
-        self._reset(classes)
-
-    def _reset(self, classes: int) -> None:
-        self._count, self._negentropy, self._sum = 0, 0.0, np.zeros(classes)
-
-    def update(self, logits: np.ndarray) -> None:
-        """Adds logits (B, classes) in file order."""
-        while len(logits):
-            taken, logits = np.split(logits, [self._block - self._count]) if len(logits) else (logits, logits)
-            shifted = taken.astype(np.float64)
-            shifted -= shifted.max(axis=1, keepdims=True)
-            log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-            p = np.exp(log_p)
-            self._count += len(p)
-            self._negentropy += float((p * log_p).sum())
-            self._sum += p.sum(axis=0)
-            if self._count == self._block:
-                self._close()
-
-    def _close(self) -> None:
-        average = self._sum / self._count
-        entropy = -float((average[average > 0] * np.log(average[average > 0])).sum())
-        self._finished.append(self._negentropy / self._count + entropy)
-        self._reset(len(self._sum))
-
-    def divergences(self) -> np.ndarray:
-        """Mean KL of each block, nats, the unfinished one last."""
-        if self._count:
-            self._close()
-        return np.array(self._finished)
+    count, negentropy, total = 0, 0.0, 0.0
+    for logits in chunks:
+        shifted = logits.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        p = np.exp(shifted)
+        norm = p.sum(axis=1, keepdims=True)
+        p /= norm
+        shifted -= np.log(norm)
+        count += len(p)
+        negentropy += float((p * shifted).sum())
+        total = total + p.sum(axis=0)
+    average = total / count
+    average = average[average > 0]
+    return negentropy / count - float((average * np.log(average)).sum())

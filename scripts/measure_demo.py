@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import distributed  # noqa: E402
 from evaluation.features import load_extractor  # noqa: E402
 from evaluation.metrics import frechet_distance  # noqa: E402
-from evaluation.references import DIGITS, read_reference  # noqa: E402
+from evaluation.references import DIGITS, open_reference  # noqa: E402
 from sampling import engine  # noqa: E402
 from sampling.config import PRESETS, SamplingConfig  # noqa: E402
 from scripts.train_demo import load_scans  # noqa: E402
@@ -41,8 +41,9 @@ def draw(folder: Path, labels: str, cfg_scale: float) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def features(images: Tensor) -> tuple[np.ndarray, Tensor]:
     """The extractor's features (N, 64) and the digits that it reads (N,)."""
-    pool, logits = load_extractor("digits", None, torch.device("cpu")).apply(images)
-    return pool.double().numpy(), logits.argmax(1)
+    extractor = load_extractor("digits", None, distributed.init("cpu"))
+    pool, _ = extractor.apply(images)
+    return pool.double().numpy(), extractor.logits(pool).argmax(1)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -75,7 +76,7 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(real))
     half = len(real) // 2
     one, other = real[order[:half]], real[order[half : 2 * half]]
-    reference = read_reference(DIGITS)
+    reference = open_reference(DIGITS)
     right = (read == labels)[held_out].float().mean()
     lines = [
         f"Held-out accuracy of the classifier: {100 * right:.1f} % of {int(held_out.sum())} scans",

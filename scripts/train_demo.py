@@ -25,9 +25,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import distributed  # noqa: E402
 from diffusion.losses import hybrid_loss  # noqa: E402
 from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule  # noqa: E402
-from evaluation.calc import reference_from  # noqa: E402
+from evaluation.calc import make_reference  # noqa: E402
+from evaluation.checks import Settings  # noqa: E402
 from evaluation.features import DigitsNet, load_extractor  # noqa: E402
 from evaluation.images import open_images  # noqa: E402
 from evaluation.references import write_reference  # noqa: E402
@@ -108,12 +110,11 @@ def train_extractor(images: Tensor, labels: Tensor, held_out: Tensor, out: Path,
     def loss() -> Tensor:
         pick = torch.randint(len(known), (128,), generator=random)
         batch = jitter(known[pick], degrees=12, zoom=0.1, pixels=4, random=random)
-        _, logits = network(batch)
-        return F.cross_entropy(logits, answers[pick], label_smoothing=0.05)
+        return F.cross_entropy(network.fc2(network(batch)), answers[pick], label_smoothing=0.05)
 
     train(network, loss, steps, rate=2e-3)
     with torch.inference_mode():
-        right = (network(images[held_out].float())[1].argmax(1) == labels[held_out]).float().mean()
+        right = (network.fc2(network(images[held_out].float())).argmax(1) == labels[held_out]).float().mean()
     print(f"  held-out accuracy {100 * right:.1f} % of {int(held_out.sum())} scans")
     save_file(network.state_dict(), out / "extractor.safetensors")
 
@@ -200,9 +201,10 @@ def write_reference_statistics(images: Tensor, held_out: Tensor, out: Path) -> N
     with TemporaryDirectory() as folder:
         scans = Path(folder) / "digits-train.npz"
         np.savez(scans, arr_0=images[~held_out].permute(0, 2, 3, 1).numpy())
-        extractor = load_extractor("digits", None, torch.device("cpu"))
-        reference = reference_from(open_images(scans), extractor, batch_size=64)
-    write_reference(out / "reference.npz", reference.mu, reference.sigma, reference.provenance)
+        group = distributed.init("cpu")
+        settings = Settings(cache_dir=Path(folder) / "features")
+        reference = make_reference(open_images(scans), load_extractor("digits", None, group), group, settings, keep=len(images))
+        write_reference(reference, out / "reference.npz")
 
 
 def main() -> None:

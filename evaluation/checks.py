@@ -1,0 +1,236 @@
+"""What fits together, before anything is computed; and what a reader has to know of the numbers afterwards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distributed import UserError
+from evaluation.extraction import default_cache
+from evaluation.features import Extractor
+from evaluation.images import Images
+from evaluation.metrics import NEIGHBOURS
+from evaluation.protocols import (
+    FIDELITY_IS_SPLITS,
+    FROM_FEATURES,
+    KID_SUBSET_SIZE,
+    LABELS,
+    METRICS,
+    PROTOCOLS,
+    PUBLISHED_COUNT,
+)
+from evaluation.references import Reference
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate. `metrics` None means all that the protocol defines and the reference allows."""
+
+    protocol: str = "adm"
+    metrics: tuple[str, ...] | None = None
+    fp16_compat: bool = False
+    dtype: str = "float32"
+    batch_size: int = 64
+    kid_subset_size: int = KID_SUBSET_SIZE
+    cache_dir: Path | None = None
+    keep_features: bool = True
+
+    def check(self) -> None:
+        """Raises UserError for what cannot be meant."""
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
+        if self.kid_subset_size < 2:
+            raise UserError(f"--kid-subset-size {self.kid_subset_size}: must be at least 2")
+        if self.metrics is not None and not self.metrics:
+            raise UserError(f"--metrics names none: choose from {', '.join(METRICS)}")
+        if unknown := [name for name in self.metrics or () if name not in METRICS]:
+            raise UserError(f"--metrics {unknown[0]}: no such metric; choose from {', '.join(METRICS)}")
+        if self.fp16_compat and self.protocol != "adm":
+            raise UserError(f"--fp16-compat: it rounds as ADM's evaluator does, which --protocol {self.protocol} does not follow")
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_dir or default_cache()
+
+    def recorded(self) -> dict[str, str | int | bool]:
+        """What numbers hang on."""
+        return {
+            "protocol": self.protocol,
+            "precision_recall_distances": "float16 as ADM's" if self.fp16_compat else "float32",
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "kid_subset_size": self.kid_subset_size,
+        }
+
+
+def choose_metrics(
+    reference: Reference | None, extractor: Extractor, settings: Settings
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The metrics that can be had of this reference, and for each other one of the protocol, why not.
+
+    Raises:
+        UserError: if one that was asked for by name cannot be had.
+    """
+    wanted = settings.metrics or tuple(name for name in METRICS if name in PROTOCOLS[settings.protocol].own)
+    left_out = {}
+    for name in wanted:
+        if name == "is":
+            continue
+        if reference is None:
+            left_out[name] = f"{LABELS[name]} needs a reference (--ref)"
+        elif name == "sfid" and not extractor.spatial_dimension:
+            left_out[name] = f"the extractor {extractor.name} has no spatial features, which sFID needs"
+        elif name == "sfid" and reference.mu_s is None and reference.mu is not None:
+            left_out[name] = f"{reference.path} has no mu_s and sigma_s, which sFID needs"
+        elif name in FROM_FEATURES and reference.images is None and reference.features is None:
+            left_out[name] = f"{reference.path} has statistics but neither images nor features, which {LABELS[name]} needs"
+    if left_out and settings.metrics:
+        raise UserError(next(iter(left_out.values())))
+    return tuple(name for name in wanted if name not in left_out), left_out
+
+
+def check_reference(reference: Reference, extractor: Extractor) -> None:
+    """Raises UserError if the reference was made with another extractor than this one, or cannot be extracted with it."""
+    if reference.mu is not None and len(reference.mu) != extractor.dimension:
+        raise UserError(f"{reference.path} has {len(reference.mu)} features, but {extractor.name} gives {extractor.dimension}")
+    if reference.mu_s is not None and extractor.spatial_dimension not in (0, len(reference.mu_s)):
+        raise UserError(
+            f"{reference.path} has {len(reference.mu_s)} spatial features, "
+            f"but {extractor.name} gives {extractor.spatial_dimension}"
+        )
+    recorded = reference.provenance.weights_sha256
+    if recorded not in (None, extractor.weights_sha256):
+        raise UserError(
+            f"{reference.path} was made with other weights of {extractor.name} (SHA-256 {recorded[:12]}, "
+            f"here {extractor.weights_sha256[:12]})"
+        )
+    if reference.images:
+        check_reference_images(reference.images, extractor)
+
+
+def check_reference_images(images: Images, extractor: Extractor) -> None:
+    """Raises UserError if no statistics can be made of these images."""
+    check_size(str(images.path), images.height, images.width, extractor)
+    if images.count < 2:
+        raise UserError(f"{images.path} holds {images.count} image; a reference needs a covariance, so at least 2")
+
+
+def check_size(what: str, height: int, width: int, extractor: Extractor) -> None:
+    """Raises UserError if the extractor takes one image size only, and not this one."""
+    size = extractor.image_size
+    if size and (height, width) != (size, size):
+        raise UserError(f"{what}: images of {width} x {height}, but the extractor {extractor.name} takes {size} x {size} only")
+
+
+def check_samples(
+    images: Images, metrics: tuple[str, ...], reference: Reference | None, extractor: Extractor, settings: Settings
+) -> dict[str, str]:
+    """Which of `metrics` cannot be had of so many samples, and why.
+
+    Raises:
+        UserError: if the images fit neither extractor nor reference, or are too few for a metric that was asked for by name.
+    """
+    check_size(str(images.path), images.height, images.width, extractor)
+    size = reference.image_size if reference else None
+    if size and size != images.height:
+        raise UserError(
+            f"{images.path} holds images of {images.width} x {images.height}, "
+            f"but the reference {reference.path} is of {size} x {size}"
+        )
+    pairs = images.count if reference is None else min(images.count, reference.comparable)
+    splits = FIDELITY_IS_SPLITS if settings.protocol == "torch-fidelity" else 1
+    have = {"fid": images.count, "sfid": images.count, "is": images.count}
+    least = {"fid": 2, "sfid": 2, "is": splits, "kid": settings.kid_subset_size}
+    short = {}
+    for name in metrics:
+        count, needed = have.get(name, pairs), least.get(name, NEIGHBOURS + 1)
+        if count < needed:
+            sides = "" if name in have else " on either side"
+            short[name] = f"{LABELS[name]} needs at least {needed:,} images{sides}, and there are {count:,}"
+    if short and (settings.metrics or len(short) == len(metrics)):
+        hint = "; --kid-subset-size makes do with fewer" if "kid" in short else ""
+        raise UserError(f"{images.path}: {next(iter(short.values()))}{hint}")
+    return short
+
+
+def deviations(metric: str, reference: Reference | None, extractor: Extractor, settings: Settings) -> list[str]:
+    """How one number's making differs from its protocol's."""
+    found = []
+    if metric in PROTOCOLS[settings.protocol].borrowed and metric != "is-shuffled":
+        owner = "torch-fidelity" if settings.protocol == "adm" else "adm"
+        found.append(f"{settings.protocol} defines no {LABELS[metric]}; this is {owner}'s")
+    if extractor.name == "inception":
+        if settings.protocol == "adm":
+            found.append("the network is torch-fidelity's port of the TensorFlow graph")
+        if not extractor.as_published:
+            found.append("the Inception weights are not the published file")
+        if settings.protocol == "torch-fidelity" and metric in ("precision", "recall"):
+            found.append("on Inception's pool3, where torch-fidelity's default is VGG16")
+    if extractor.dtype != "float32":
+        found.append(f"the network ran in {extractor.dtype}")
+    if reference and metric in ("fid", "sfid") and reference.kind == "statistics without provenance":
+        found.append("the reference does not say with what network and resize it was made")
+    if reference and reference.provenance.dtype not in (None, extractor.dtype) and metric != "is":
+        found.append(f"the reference was made in {reference.provenance.dtype}")
+    if metric in ("precision", "recall") and settings.protocol == "adm" and not settings.fp16_compat:
+        found.append("distances are float32; ADM's are float16, which --fp16-compat gives")
+    if metric == "kid" and settings.kid_subset_size != KID_SUBSET_SIZE:
+        found.append(f"subsets of {settings.kid_subset_size:,} instead of {KID_SUBSET_SIZE:,}")
+    return found
+
+
+def warnings(
+    images: Images, reference: Reference | None, extractor: Extractor, metrics: tuple[str, ...], sorted_by_class: bool
+) -> list[str]:
+    """What a reader has to know before comparing these numbers with others."""
+    found, fid = [], f"FID{extractor.suffix}"
+    if "fid" in metrics and images.count <= extractor.dimension:
+        found.append(
+            f"{fid} of {images.count:,} samples in {extractor.dimension:,} dimensions: the covariance is "
+            "singular, and the value is far above that of many samples."
+        )
+    if "fid" in metrics and not extractor.suffix and images.count != PUBLISHED_COUNT:
+        found.append(f"This is not FID-50K: it was computed on {images.count:,} samples, and FID depends on their number.")
+    if {"fid", "sfid"} & set(metrics) and reference.mu is None and reference.images.count < PUBLISHED_COUNT:
+        found.append(
+            f"The reference statistics were computed on the {reference.images.count:,} images of {reference.path.name}; "
+            "published numbers use those of the whole training set, which ADM's files hold as mu and sigma."
+        )
+    if reference and reference.kind == "statistics without provenance" and "fid" in metrics:
+        found.append(
+            f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than ADM, "
+            "and its statistics give another FID."
+        )
+    for which, source in (("samples", images), ("reference's images", reference and reference.images)):
+        if source and source.has_jpeg:
+            found.append(f"The {which} are JPEG files; compression moves every metric, so write PNG.")
+    if "is" in metrics and (sorted_by_class or labels_are_sorted(images.labels)):
+        found.append(
+            "The file looks sorted by class, so that blocks of consecutive images hold few classes and the IS is too low; "
+            "the shuffled IS is not."
+        )
+    return found
+
+
+def labels_are_sorted(labels: np.ndarray | None) -> bool:
+    """Whether labels only rise, from one class at least to another."""
+    return labels is not None and len(labels) > 1 and bool((np.diff(labels) >= 0).all()) and labels[0] != labels[-1]
+
+
+def looks_sorted(predicted: np.ndarray) -> bool:
+    """Whether neighbours in the file are predicted to be of one class far more often than chance has it."""
+    pairs = len(predicted) - 1
+    if pairs < 1:
+        return False
+    shares = np.unique(predicted, return_counts=True)[1] / len(predicted)
+    chance, seen = float((shares**2).sum()), float((np.diff(predicted) == 0).mean())
+    beyond_noise = (seen - chance) * pairs**0.5 > 6 * (chance * (1 - chance)) ** 0.5
+    return chance < 1 and beyond_noise and (seen - chance) / (1 - chance) > 0.2
+
+
+def spread_of_labels(labels: np.ndarray | None) -> str | None:
+    """How the classes are represented, since random and balanced labels give different numbers."""
+    if labels is None:
+        return None
+    counts = np.unique(labels, return_counts=True)[1]
+    return f"{len(counts):,} different, {counts.min():,} to {counts.max():,} images each"

@@ -1,0 +1,156 @@
+"""The Inception network of FID, in inference form: torch-fidelity's port of the TensorFlow graph, made to run fast.
+
+Its numbers are those of the port to rounding: batch norm is folded into the convolutions, tensors lie channels last, and the
+resize is one call. In bfloat16 they are not, which is why that is an option.
+"""
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from distributed import Group, UserError, file_sha256, write_whole
+
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+PUBLISHED_SHA256 = "6726825d"  # the first digits, which the published file carries in its name
+RESOLUTION = 299
+POOL_DIMENSION = 2048
+SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch; ADM's sFID takes as many so that there are about 2,000 features
+SPATIAL_DIMENSION = 17 * 17 * SPATIAL_CHANNELS
+CPU_CHUNK = 4  # images at once: their activations stay near the caches, where 64 at once do not
+BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+
+
+class FoldedConv(nn.Module):
+    """A convolution with its batch norm folded in, and ReLU."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.conv = fuse_conv_bn_eval(block.conv, block.bn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.conv(x))
+
+
+class Inception(nn.Module):
+    """(N, 3, H, W) uint8 -> pool3 (N, 2048) and the spatial features of sFID (N, 2023), float32.
+
+    Args:
+        network: torch-fidelity's FeatureExtractorInceptionV3 with its weights.
+        dtype: of the convolutions; the resize, the last pooling and all outputs are float32.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        network = fold(copy.deepcopy(network)).to(memory_format=torch.channels_last)
+        self.head = network.fc.weight.detach().clone()  # (1008, 2048): the Inception score takes no bias
+        self.network = network.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = images.split(CPU_CHUNK if images.device.type == "cpu" else len(images))
+        pool, spatial = zip(*(self._forward(chunk) for chunk in chunks), strict=True)
+        return torch.cat(pool), torch.cat(spatial)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        net = self.network
+        x = ((resize(images.float()) - 128) / 128).to(self.dtype, memory_format=torch.channels_last)
+        x = net.MaxPool_1(net.Conv2d_2b_3x3(net.Conv2d_2a_3x3(net.Conv2d_1a_3x3(x))))
+        x = net.MaxPool_2(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(x)))
+        for name in BLOCKS:
+            x = net.get_submodule(f"Mixed_{name}")(x)
+            if name == "6d":
+                spatial = x[:, :SPATIAL_CHANNELS]  # a block's output begins with that of its branch1x1
+        spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # height, width, channel, as TensorFlow lays it out
+        return x.float().mean((2, 3)), spatial.float()
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Replaces each convolution with batch norm by its `FoldedConv`, in place."""
+    for name, child in module.named_children():
+        setattr(module, name, FoldedConv(child)) if hasattr(child, "bn") else fold(child)
+    return module
+
+
+def resize(images: Tensor) -> Tensor:
+    """TensorFlow 1's bilinear resize of (N, C, H, W) float32 to 299 x 299: pixel i samples position i * in / out.
+
+    There is no half-pixel centre and no antialias; neighbours beyond the edge repeat it. That is an align-corners resize of
+    the image with its last row and column repeated, to one pixel more than wanted.
+    """
+    if images.shape[-2:] == (RESOLUTION, RESOLUTION):
+        return images
+    padded = F.pad(images, (0, 1, 0, 1), mode="replicate")
+    large = F.interpolate(padded, size=(RESOLUTION + 1, RESOLUTION + 1), mode="bilinear", align_corners=True)
+    return large[..., :RESOLUTION, :RESOLUTION]
+
+
+def load_inception(path: Path) -> nn.Module:
+    """torch-fidelity's network with the weights in `path`, which are loaded here, without unpickling objects.
+
+    Raises:
+        UserError: if they are missing, damaged, or not this network's.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    if not path.is_file():
+        raise UserError(f"--inception-weights {path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
+        raise UserError(f"--inception-weights {path}: not a whole file of weights ({type(error).__name__})") from error
+    # torch-fidelity unpickles whatever file it is named, so it is handed what was just read, in memory.
+    safe = io.BytesIO()
+    torch.save(state, safe)
+    safe.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=safe
+        )
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--inception-weights {path}: not the weights of torch-fidelity's InceptionV3 (names or shapes differ)"
+        ) from error
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise UserError(f"--inception-weights {path}: holds NaN or infinity")
+    return network
+
+
+def find_weights(given: Path | None, group: Group) -> Path:
+    """The file of weights: the one given, else the one in torch's hub cache, where it is first downloaded, once a node.
+
+    Raises:
+        UserError: if there is none and it cannot be fetched.
+    """
+    if given is not None:
+        return given
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
+    if not path.is_file():
+        group.once_per_node("inception-weights", lambda: str(download(path)))
+    return path
+
+
+def download(path: Path) -> Path:
+    """Fetches the published file, if nobody has meanwhile, and puts it in place only if its hash begins as its name says."""
+    if path.is_file():
+        return path
+
+    def fetch(beside: Path) -> None:
+        torch.hub.download_url_to_file(URL, str(beside), progress=False)
+        if not (digest := file_sha256(beside)).startswith(PUBLISHED_SHA256):
+            raise OSError(f"what came has the SHA-256 {digest[:8]}..., not {PUBLISHED_SHA256}...")
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, fetch)
+    except OSError as error:  # urllib's errors are of this kind
+        raise UserError(
+            f"the Inception weights cannot be downloaded ({error}): fetch {URL} elsewhere and give it as --inception-weights, "
+            f"or put it at {path}; FID-digits alone needs none"
+        ) from error
+    return path
