@@ -81,8 +81,10 @@ class Evaluator:
             UserError: in one sentence, if something is missing or does not fit.
         """
         settings.check()
-        path = find_reference(ref) if ref is not None else None
         needed = settings.metrics is None or set(settings.metrics) != {"is"}
+        if ref is None and needed:
+            raise UserError("--ref is missing: all metrics but is need a reference; without one, --metrics is alone can be had")
+        path = find_reference(ref) if ref is not None else None
         reference = open_reference(path) if path and needed else None
         network = extractor_for(reference, extractor, group, settings, inception_weights)
         metrics, left_out = choose_metrics(reference, network, settings)

@@ -76,9 +76,7 @@ def choose_metrics(
     for name in wanted:
         if name == "is":
             continue
-        if reference is None:
-            left_out[name] = f"{LABELS[name]} needs a reference (--ref)"
-        elif name == "sfid" and not extractor.spatial_dimension:
+        if name == "sfid" and not extractor.spatial_dimension:
             left_out[name] = f"the extractor {extractor.name} has no spatial features, which sFID needs"
         elif name == "sfid" and reference.mu_s is None and reference.mu is not None:
             left_out[name] = f"{reference.path} has no mu_s and sigma_s, which sFID needs"
@@ -147,7 +145,7 @@ def check_samples(
         if count < needed:
             sides = "" if name in have else " on either side"
             short[name] = f"{LABELS[name]} needs at least {needed:,} images{sides}, and there are {count:,}"
-    if short and (settings.metrics or len(short) == len(metrics)):
+    if short and (settings.metrics or "fid" in short):
         hint = "; --kid-subset-size makes do with fewer" if "kid" in short else ""
         raise UserError(f"{images.path}: {next(iter(short.values()))}{hint}")
     return short

@@ -1,8 +1,10 @@
 """`python -m evaluation` as it is used."""
 
+import io
 import json
 import re
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +13,14 @@ from PIL import Image
 
 import distributed
 from evaluation import __main__ as cli
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """A float64 array's header, without data."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
 
 LABELS = np.arange(40) % 10
 
@@ -46,12 +56,14 @@ def test_calc_says_what_the_number_is(samples, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"FID-digits\s+\d+\.\d{4}\s+40", done.stdout)
     result = json.loads((tmp_path / "r.json").read_text())
-    assert set(result["metrics"]) == {"fid-digits", "is-digits"}  # never plain FID
+    names = ("fid", "is", "is-shuffled", "precision", "recall")
+    assert set(result["metrics"]) == {f"{name}-digits" for name in names}  # never plain FID
     fid = result["metrics"]["fid-digits"]
     assert fid["label"] == "FID-digits"
     assert fid["n"] == 40
     assert fid["value"] > 0
-    assert "digit" in fid["protocol"]
+    assert fid["reference_n"] == 1618
+    assert "digit" in fid["definition"]
     for part, key in (("samples", "pixels_sha256"), ("reference", "sha256"), ("extractor", "weights_sha256")):
         assert re.fullmatch(r"[0-9a-f]{64}", result[part][key])
     page = (tmp_path / "r.html").read_text()
@@ -116,10 +128,22 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "objects.npz", mu=np.array([None, 1]), sigma=np.eye(2))
     np.savez(tmp_path / "small.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
     np.savez(tmp_path / "one.npz", arr_0=scans()[:1])
+    np.savez(tmp_path / "three.npz", arr_0=scans()[:3])
+    np.savez(tmp_path / "gray.npz", arr_0=scans()[..., 0])
+    np.savez(tmp_path / "statistics.npz", mu=own["mu"], sigma=own["sigma"], provenance=own["provenance"])
+    np.savez(tmp_path / "asymmetric.npz", **own | {"sigma": np.triu(own["sigma"])})
+    np.savez(tmp_path / "features.npz", **own | {"features": own["features"].astype(np.float64)})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("mu.npy", npy_header((10**9,)))
+        archive.writestr("sigma.npy", npy_header((10**9, 10**9)))
+    with zipfile.ZipFile(tmp_path / "nothing.zip", "w") as archive:
+        archive.writestr("readme.txt", "no images")
     np.savez(tmp_path / "labels-only.npz", arr_1=LABELS)
     (tmp_path / "cut.npz").write_bytes(samples.read_bytes()[:3000])
     provenance = json.loads(str(own["provenance"]))
     np.savez(tmp_path / "weights.npz", **own | {"provenance": np.array(json.dumps(provenance | {"weights_sha256": "0" * 64}))})
+    np.savez(tmp_path / "size.npz", **own | {"provenance": np.array(json.dumps(provenance | {"image_size": 128}))})
+    np.savez(tmp_path / "kinds.npz", **own | {"provenance": np.array(json.dumps(provenance | {"count": "many"}))})
     np.savez(tmp_path / "vgg.npz", **own | {"provenance": np.array(json.dumps(provenance | {"extractor": "vgg"}))})
     np.savez(tmp_path / "complex.npz", mu=own["mu"] + 1j, sigma=own["sigma"])
     (tmp_path / "empty").mkdir()
@@ -137,12 +161,27 @@ MISTAKES = [
     ("calc {}/samples.npz --ref absent", "--ref absent: no such file or folder"),
     ("calc {}/samples.npz --ref {}/nan.npz", "NaN or infinity"),
     ("calc {}/samples.npz --ref {}/shape.npz", "mu (D,) and sigma (D, D) expected"),
+    ("calc {}/samples.npz --ref {}/huge.npz", "larger than anything that belongs there"),
     ("calc {}/samples.npz --ref {}/objects.npz", "is a damaged reference"),
     ("calc {}/samples.npz --ref {}/adm.npz --extractor digits", "has 2048 features, but digits gives 64"),
-    ("calc {}/samples.npz --ref {}/adm.npz", "--inception-weights is missing"),
+    ("calc {}/samples.npz --ref {}/adm.npz --inception-weights {}/none.pth", "none.pth: no such file"),
     ("calc {}/samples.npz --ref {}/weights.npz", "made with other weights of digits"),
     ("calc {}/samples.npz --ref digits --extractor inception", "was made with digits"),
-    ("calc {}/samples.npz --ref digits --metrics fid,kid", "--metrics kid: no such metric"),
+    ("calc {}/samples.npz --ref digits --metrics fid,vid", "--metrics vid: no such metric"),
+    ("calc {}/samples.npz --ref digits --metrics sfid", "no spatial features"),
+    ("calc {}/samples.npz --ref digits --metrics kid", "KID needs at least 1,000 images on either side, and there are 40"),
+    ("calc {}/samples.npz --ref {}/statistics.npz --metrics precision", "neither images nor features"),
+    ("calc {}/three.npz --ref digits --metrics recall", "needs at least 4 images on either side, and there are 3"),
+    ("calc {}/samples.npz --ref digits --kid-subset-size 1", "--kid-subset-size 1"),
+    ("calc {}/samples.npz --ref digits --dtype bfloat16", "digits runs in float32 only"),
+    ("calc {}/samples.npz --ref digits --protocol torch-fidelity --fp16-compat", "--fp16-compat"),
+    ("calc {}/three.npz --protocol torch-fidelity --extractor digits --metrics is", "IS needs at least 10 images"),
+    ("calc {}/samples.npz --ref {}/size.npz --extractor digits", "64 x 64, but the reference {}/size.npz is of 128 x 128"),
+    ("calc {}/samples.npz --ref {}/kinds.npz", "its provenance has count = 'many'"),
+    ("calc {}/samples.npz --ref {}/asymmetric.npz", "not symmetric"),
+    ("calc {}/samples.npz --ref {}/features.npz", "its features are float64"),
+    ("calc {}/gray.npz --ref digits", "arr_0 expected as uint8 (N, H, W, 3)"),
+    ("calc {}/nothing.zip --ref digits", "expected an array arr_0, or PNG or JPEG files; found readme.txt"),
     ("calc {}/samples.npz --ref digits --batch-size 0", "--batch-size 0"),
     ("calc {}/samples.npz --ref digits --json {}/no/such/r.json", "there is no folder"),
     ("calc {}/samples.npz --ref {}/complex.npz", "not real numbers"),
@@ -154,6 +193,9 @@ MISTAKES = [
     ("ref {}/one.npz --out {}/x.npz --extractor digits", "at least 2"),
     ("ref {}/empty --out {}/x.npz --extractor digits", "holds no PNG"),
     ("ref {}/samples.npz", "--out"),
+    ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 32", "crops files of images, not an npz"),
+    ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 4", "--image-size 4"),
+    ("ref {}/samples.npz --out {}/x.npz --extractor digits --features -1", "--features -1"),
 ]
 
 
@@ -165,5 +207,5 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(command, said, files, mo
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
-    assert said in err
+    assert said.replace("{}", str(files)) in err
     assert sorted(files.rglob("*")) == before

@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from evaluation.metrics import frechet_distance, inception_score
-from evaluation.statistics import BlockEntropy, FeatureStatistics
+from evaluation import metrics
+from evaluation.metrics import Pairs, frechet_distance, inception_score, kernel_distance, nearest, precision_recall
+from evaluation.statistics import FeatureStatistics, mean_divergence
 
 
 def gaussian(dimension: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +50,9 @@ def test_streamed_statistics_are_numpys_for_any_batches(sizes):
     statistics = FeatureStatistics.empty(12)
     for batch in np.split(features, np.cumsum(sizes)[:-1]):
         statistics.update(batch)
+        if len(sizes) < 10:
+            statistics.flush()
+    statistics.flush()
     assert statistics.count == 100
     np.testing.assert_allclose(statistics.mean, features.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(statistics.covariance, np.cov(features.astype(np.float64), rowvar=False), atol=1e-12)
@@ -54,12 +62,35 @@ def test_statistics_of_shards_merge_to_those_of_the_whole():
     features = np.random.default_rng(1).normal(size=(90, 5))
     whole, merged = FeatureStatistics.empty(5), FeatureStatistics.empty(5)
     whole.update(features)
+    whole.flush()
     for shard in np.split(features, [1, 40]):
         part = FeatureStatistics.empty(5)
         part.update(shard)
+        part.flush()
         merged.merge(part)
     merged.merge(FeatureStatistics.empty(5))
     np.testing.assert_allclose(merged.covariance, whole.covariance, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_statistics_of_constant_and_of_few_features_are_finite(rows):
+    statistics = FeatureStatistics.empty(8)
+    statistics.update(np.full((rows + 1, 8), 3.25, dtype=np.float32))
+    statistics.flush()
+    assert (statistics.covariance == 0).all()
+    other = gaussian(8, 50, 0)
+    distance = frechet_distance(statistics.mean, statistics.covariance, *other)
+    assert distance == pytest.approx(((statistics.mean - other[0]) ** 2).sum() + np.trace(other[1]))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1, 1e6])
+def test_nearly_singular_covariances_keep_their_accuracy(scale):
+    """Eigenvalues over 16 orders of magnitude; commuting, so that the answer is known."""
+    rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(40, 40)))[0]
+    a, b = scale * np.logspace(0, -16, 40), scale * np.logspace(-16, 0, 40)
+    s1, s2 = ((rotation * values) @ rotation.T for values in (a, b))
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert frechet_distance(np.zeros(40), s1, np.zeros(40), s2) == pytest.approx(expected, rel=1e-7)
 
 
 def entropy_oracle(logits: np.ndarray, block: int) -> list[float]:
@@ -73,22 +104,165 @@ def entropy_oracle(logits: np.ndarray, block: int) -> list[float]:
     return scores
 
 
-@pytest.mark.parametrize("batch", [1, 4, 10, 23])
-def test_inception_score_is_the_mean_over_blocks_in_file_order(batch):
+@pytest.mark.parametrize("chunk", [1, 4, 10, 23])
+def test_inception_score_is_the_mean_over_blocks(chunk):
     logits = np.random.default_rng(2).normal(0, 3, size=(23, 6)).astype(np.float32)
-    entropy = BlockEntropy(6, block=10)
-    for start in range(0, len(logits), batch):
-        entropy.update(logits[start : start + batch])
+    blocks = [logits[:10], logits[10:20], logits[20:]]
+    found = [mean_divergence(np.split(block, range(chunk, len(block), chunk))) for block in blocks]
     scores = entropy_oracle(logits, 10)
     assert len(scores) == 3  # the short last block counts like the others
-    value, std = inception_score(entropy.divergences())
+    value, std = inception_score(np.array(found))
     assert value == pytest.approx(np.mean(scores), rel=1e-9)
     assert std == pytest.approx(np.std(scores), rel=1e-9)
 
 
 def test_inception_score_of_certain_and_of_constant_predictions_is_known():
-    certain, constant = BlockEntropy(5), BlockEntropy(5)
-    certain.update(np.eye(5)[np.arange(50) % 5] * 1000)
-    constant.update(np.zeros((50, 5)))
-    assert inception_score(certain.divergences())[0] == pytest.approx(5)
-    assert inception_score(constant.divergences())[0] == pytest.approx(1)
+    certain = mean_divergence([np.eye(5)[np.arange(50) % 5] * 1000])
+    constant = mean_divergence([np.zeros((50, 5))])
+    assert inception_score(np.array([certain])) == (pytest.approx(5), None)  # one block has no spread
+    assert inception_score(np.array([constant]))[0] == pytest.approx(1)
+
+
+def test_inception_score_is_torch_fidelitys_for_its_blocks():
+    logits = np.random.default_rng(4).normal(0, 2, size=(57, 9)).astype(np.float32)
+    order = np.random.RandomState(2020).permutation(57)
+    blocks = np.split(order, [i * 57 // 10 for i in range(1, 10)])
+    value, std = inception_score(np.array([mean_divergence([logits[block]]) for block in blocks]))
+    expected = isc_features_to_metric(torch.from_numpy(logits))
+    assert value == pytest.approx(expected["inception_score_mean"], rel=1e-9)
+    assert std == pytest.approx(expected["inception_score_std"], rel=1e-9)
+
+
+def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
+    """Non-negative and skewed, as pooled activations are."""
+    random = np.random.default_rng(seed)
+    return np.abs(random.normal(0.4 + 0.02 * seed, 0.3, size=(count, dimension))).astype(np.float32)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """So that a hundred rows make many tiles, ragged ones among them, in several of ADM's blocks."""
+    monkeypatch.setattr(metrics, "TILE", 7)
+    monkeypatch.setattr(metrics, "ADM_BLOCK", 40)
+
+
+def precision_recall_oracle(reference: np.ndarray, samples: np.ndarray, smallest: int = 4) -> tuple[float, float]:
+    """By its definition, a pair at a time in float64; the radius is the `smallest`-th smallest distance, itself included."""
+
+    def squared(x, y):
+        return ((x.astype(np.float64) - y.astype(np.float64)) ** 2).sum()
+
+    def radii(points):
+        return [sorted(squared(point, other) for other in points)[smallest - 1] for point in points]
+
+    radii_r, radii_s = radii(reference), radii(samples)
+    precision = np.mean([any(squared(s, r) <= radius for r, radius in zip(reference, radii_r, strict=True)) for s in samples])
+    recall = np.mean([any(squared(s, r) <= radius for s, radius in zip(samples, radii_s, strict=True)) for r in reference])
+    return float(precision), float(recall)
+
+
+def test_precision_and_recall_are_those_of_the_definition(small_tiles, alone):
+    reference, samples = features(90, 0, 6), features(101, 8, 6)
+    expected = precision_recall_oracle(reference, samples)
+    assert precision_recall(reference, samples, alone) == expected
+    assert precision_recall_oracle(reference, samples, smallest=3) != expected  # the wrong radius would show
+    assert min(expected) > 0.05
+    assert max(expected) < 0.95
+    assert precision_recall(samples, reference, alone) == expected[::-1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_precision_and_recall_are_torch_fidelitys(seed, small_tiles, alone):
+    reference, samples = features(120, seed), features(95, seed + 3)
+    expected = calculate_precision_recall_full(torch.from_numpy(samples), torch.from_numpy(reference))
+    assert precision_recall(reference, samples, alone) == pytest.approx(expected, abs=1e-6)
+
+
+def test_too_few_rows_for_a_third_neighbour_are_an_error(alone):
+    with pytest.raises(ValueError, match="no neighbour number 3"):
+        precision_recall(features(3, 0), features(50, 1), alone)
+
+
+def test_all_samples_equal_give_numbers(alone):
+    constant = np.full((20, 24), 0.5, dtype=np.float32)
+    assert precision_recall(constant, constant, alone) == (1.0, 1.0)
+    precision, recall = precision_recall(features(30, 0), constant, alone)
+    assert precision in (0.0, 1.0)
+    assert recall == 0.0
+
+
+def half_oracle(a: np.ndarray, b: np.ndarray, block: int) -> np.ndarray:
+    """ADM's distances, an operation at a time in numpy's float16; a block that overflows in float32."""
+    distances = np.empty((len(a), len(b)), dtype=np.float32)
+    for i in range(0, len(a), block):
+        for j in range(0, len(b), block):
+            x, y = a[i : i + block], b[j : j + block]
+            with np.errstate(over="ignore", invalid="ignore"):
+                u, v = x.astype(np.float16), y.astype(np.float16)
+                norm_u, norm_v = (np.square(w).astype(np.float32).sum(1).astype(np.float16) for w in (u, v))
+                product = (u.astype(np.float32) @ v.astype(np.float32).T).astype(np.float16)
+                part = np.maximum(norm_u[:, None] - np.float16(2) * product + norm_v[None], np.float16(0))
+            if not np.isfinite(part).all():
+                part = np.maximum((x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None], 0)
+            distances[i : i + block, j : j + block] = part
+    return distances
+
+
+@pytest.mark.parametrize(("long_rows", "overflowing"), [([], 0), ([50, 55], 3), (range(90), 9)])
+def test_half_distances_are_adms_with_its_fallback_by_the_block(long_rows, overflowing, small_tiles, alone):
+    """Sixteenths, whose sums are exact in float32 in any order, so that every rounding has to be the same."""
+    a, b = (np.round(features(count, seed) * 16) / 16 for count, seed in ((90, 0), (101, 1)))
+    a[list(long_rows)] *= 256
+    pairs = Pairs(a, b, alone, half=True)
+    found = np.empty((90, 101), dtype=np.float32)
+    for rows, columns in pairs.tiles(alone):
+        found[rows, columns] = pairs.distances(rows, columns)
+    assert (found == half_oracle(a, b, 40)).all()
+    assert len(pairs._in_float32) == overflowing
+
+
+def test_half_distances_change_precision_and_recall_slightly(alone):
+    reference, samples = features(400, 0, 64), features(400, 2, 64)
+    exact, half = (precision_recall(reference, samples, alone, half) for half in (False, True))
+    assert exact != half
+    assert half == pytest.approx(exact, abs=0.05)
+
+
+def test_nearest_distances_are_the_smallest(small_tiles, alone):
+    rows = features(101, 0)
+    expected = np.sort(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(-1), axis=1)[:, :4]
+    np.testing.assert_allclose(nearest(Pairs(rows, rows, alone, False), 4, alone), expected, atol=1e-5)
+    np.testing.assert_allclose(nearest(Pairs(rows, rows, alone, True), 4, alone), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("sizes", [(60, 45, 30), (30, 30, 30)])
+def test_kernel_distance_is_torch_fidelitys(sizes, alone):
+    x, y = features(sizes[0], 0), features(sizes[1], 3)
+    expected = kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=20, kid_subset_size=sizes[2], verbose=False
+    )
+    mean, std = kernel_distance(x, y, alone, subsets=20, size=sizes[2])
+    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
+    if sizes[0] > sizes[2]:
+        assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+
+
+def test_kernel_distance_is_the_unbiased_estimate_by_a_double_loop(alone):
+    x, y = features(9, 0), features(9, 5)
+
+    def kernel(a, b):
+        return (float(a.astype(np.float64) @ b.astype(np.float64)) / 24 + 1) ** 3
+
+    within = sum(kernel(rows[i], rows[j]) for rows in (x, y) for i in range(9) for j in range(9) if i != j) / (9 * 8)
+    between = sum(kernel(a, b) for a in x for b in y) / 81
+    assert kernel_distance(x, y, alone, subsets=3, size=9)[0] == pytest.approx(within - 2 * between, rel=1e-9)
+    biased = sum(kernel(rows[i], rows[j]) for rows in (x, y) for i in range(9) for j in range(9)) / 81 - 2 * between
+    assert abs(biased - (within - 2 * between)) > 1e-3
+
+
+def test_kernel_distance_of_one_distribution_is_about_zero(alone):
+    both = features(400, 0)
+    mean, _ = kernel_distance(both[:200], both[200:], alone, subsets=50, size=100)
+    assert abs(mean) < 0.02
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        kernel_distance(both[:50], both, alone, size=100)

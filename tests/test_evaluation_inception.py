@@ -1,0 +1,180 @@
+"""The Inception network against torch-fidelity's, same weights on both sides; and the file that its weights come in."""
+
+import hashlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import pictures
+from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+from distributed import UserError
+from evaluation import inception
+from evaluation.features import load_extractor
+
+NAMES = ("pool3", "spatial", "logits")
+
+
+def theirs(weights, images) -> dict[str, torch.Tensor]:
+    """torch-fidelity's outputs, the spatial ones by a hook on the convolution that ADM takes them from."""
+    network = fidelity.FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+    )
+    caught = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, output: caught.append(output))
+    with torch.inference_mode():
+        pool, logits = network(images)
+    spatial = caught[0][:, :7].numpy().transpose(0, 2, 3, 1).reshape(len(images), 2023)
+    return dict(zip(NAMES, (pool, torch.from_numpy(spatial.copy()), logits), strict=True))
+
+
+def ours(weights, images, group, dtype: str = "float32") -> dict[str, torch.Tensor]:
+    extractor = load_extractor("inception", weights, group, dtype)
+    with torch.inference_mode():
+        pool, spatial = extractor.apply(images)
+        return dict(zip(NAMES, (pool, spatial, extractor.logits(pool)), strict=True))
+
+
+def difference(one: dict, other: dict) -> dict[str, float]:
+    """Largest difference of each output, relative to its largest value."""
+    return {name: float((one[name] - other[name]).abs().max() / other[name].abs().max()) for name in NAMES}
+
+
+def tensor(size: int, count: int = 5) -> torch.Tensor:
+    return torch.from_numpy(pictures(count, 1, size)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", [64, 256, 299, 400])
+def test_all_outputs_are_torch_fidelitys(size, inception_weights, alone):
+    images = tensor(size)
+    found = difference(ours(inception_weights, images, alone), theirs(inception_weights, images.contiguous()))
+    assert max(found.values()) < 1e-4, found
+
+
+def half_pixel(images):
+    return F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize("wrong", ["half-pixel resize", "padding counted in the average pool", "C, H, W", "bias", "unfolded eps"])
+def test_a_wrong_network_would_show(wrong, inception_weights, alone, monkeypatch):
+    images = tensor(64)
+    expected = theirs(inception_weights, images.contiguous())
+    if wrong == "half-pixel resize":
+        monkeypatch.setattr(inception, "resize", half_pixel)
+    elif wrong == "padding counted in the average pool":
+        average = F.avg_pool2d
+        monkeypatch.setattr(F, "avg_pool2d", lambda *args, **options: average(*args, **options | {"count_include_pad": True}))
+    elif wrong == "unfolded eps":
+        fuse = inception.fuse_conv_bn_eval
+
+        def other(conv, norm):
+            norm.eps = 1e-5  # torch's default, not TensorFlow's 1e-3
+            return fuse(conv, norm)
+
+        monkeypatch.setattr(inception, "fuse_conv_bn_eval", other)
+    found = ours(inception_weights, images, alone)
+    if wrong == "C, H, W":
+        found["spatial"] = found["spatial"].reshape(-1, 17, 17, 7).permute(0, 3, 1, 2).flatten(1)
+    elif wrong == "bias":
+        found["logits"] = found["logits"] + torch.load(inception_weights, weights_only=True)["fc.bias"]
+    assert max(difference(found, expected).values()) > 1e-3
+
+
+def tf1_resize_oracle(image, size):
+    """TensorFlow 1's resize_bilinear by its definition, one output pixel at a time; (H, W) -> (size, size)."""
+    height, width = image.shape
+    result = torch.zeros(size, size)
+    for i in range(size):
+        for j in range(size):
+            y, x = i * (height / size), j * (width / size)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            upper = image[top, left] + (image[top, right] - image[top, left]) * (x - left)
+            lower = image[bottom, left] + (image[bottom, right] - image[bottom, left]) * (x - left)
+            result[i, j] = upper + (lower - upper) * (y - top)
+    return result
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (31, 13)])
+def test_the_resize_is_tensorflows(shape, monkeypatch):
+    monkeypatch.setattr(inception, "RESOLUTION", 19)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255
+    expected = tf1_resize_oracle(image, 19)
+    assert (inception.resize(image[None, None])[0, 0] - expected).abs().max() < 1e-3
+    assert (F.interpolate(image[None, None], size=(19, 19), mode="bilinear")[0, 0] - expected).abs().max() > 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_features_do_not_depend_on_the_batch(batch, inception_weights, alone):
+    images = tensor(64)
+    extractor = load_extractor("inception", inception_weights, alone)
+    with torch.inference_mode():
+        whole, _ = extractor.apply(images)
+        parts = torch.cat([extractor.apply(part)[0] for part in images.split(batch)])
+    assert ((whole - parts).abs().max() / whole.abs().max()) < 1e-5
+
+
+def test_bfloat16_is_near_but_not_equal(inception_weights, alone):
+    images = tensor(64, count=2)
+    half, full = (ours(inception_weights, images, alone, dtype)["pool3"] for dtype in ("bfloat16", "float32"))
+    assert half.dtype == torch.float32
+    assert 1e-5 < ((half - full).norm() / full.norm()) < 0.2  # random weights amplify roundings more than trained ones do
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "other", "code", "nan", "list"])
+def test_unsuitable_weights_are_refused_in_a_sentence(damage, inception_weights, tmp_path, alone):
+    path = tmp_path / "weights.pth"
+    if damage == "cut":
+        path.write_bytes(inception_weights.read_bytes()[:100_000])
+    elif damage == "other":
+        torch.save({"weight": torch.zeros(1)}, path)
+    elif damage == "code":
+        torch.save({"weight": print}, path)
+    elif damage == "nan":
+        state = torch.load(inception_weights, weights_only=True)
+        torch.save(state | {"fc.weight": state["fc.weight"] * torch.nan}, path)
+    elif damage == "list":
+        torch.save([torch.zeros(1)], path)
+    with pytest.raises(UserError, match="--inception-weights") as error:
+        load_extractor("inception", path, alone)
+    assert "\n" not in str(error.value)
+
+
+def test_published_weights_are_fetched_once_and_checked(inception_weights, tmp_path, alone, monkeypatch):
+    """Against a stand-in for the download: the file goes where torch keeps such files, if its hash begins as it should."""
+    fetched = []
+
+    def fetch(url, destination, **_):
+        fetched.append(url)
+        with open(destination, "wb") as file:
+            file.write(inception_weights.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match="not 6726825d"):
+        load_extractor("inception", None, alone)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    digest = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
+    monkeypatch.setattr(inception, "PUBLISHED_SHA256", digest[:8])
+    for _ in range(2):
+        extractor = load_extractor("inception", None, alone)
+    assert extractor.weights_sha256 == digest
+    assert extractor.as_published
+    assert len(fetched) == 2
+    assert (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").is_file()
+    assert not load_extractor_named_otherwise(inception_weights, alone, monkeypatch).as_published
+
+
+def load_extractor_named_otherwise(weights, group, monkeypatch):
+    monkeypatch.setattr(inception, "PUBLISHED_SHA256", "6726825d")
+    return load_extractor("inception", weights, group)
+
+
+def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"no route to host.*--inception-weights, or put it at .*checkpoints"):
+        load_extractor("inception", None, alone)
