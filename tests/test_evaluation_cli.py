@@ -156,7 +156,7 @@ MISTAKES = [
     ("calc {}/cut.npz --ref digits", "is not a whole npz"),
     ("calc {}/labels-only.npz --ref digits", "found arr_1.npy"),
     ("calc {}/small.npz --ref digits", "images of 8 x 8, but the extractor digits takes 64 x 64 only"),
-    ("calc {}/one.npz --ref digits", "holds 1 image"),
+    ("calc {}/one.npz --ref digits", "FID needs at least 2 images, and there are 1"),
     ("calc {}/samples.npz", "--ref is missing"),
     ("calc {}/samples.npz --ref absent", "--ref absent: no such file or folder"),
     ("calc {}/samples.npz --ref {}/nan.npz", "NaN or infinity"),

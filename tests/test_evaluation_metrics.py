@@ -140,7 +140,7 @@ def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
 
 
 @pytest.fixture
-def small_tiles(monkeypatch):
+def _small_tiles(monkeypatch):
     """So that a hundred rows make many tiles, ragged ones among them, in several of ADM's blocks."""
     monkeypatch.setattr(metrics, "TILE", 7)
     monkeypatch.setattr(metrics, "ADM_BLOCK", 40)
@@ -161,7 +161,8 @@ def precision_recall_oracle(reference: np.ndarray, samples: np.ndarray, smallest
     return float(precision), float(recall)
 
 
-def test_precision_and_recall_are_those_of_the_definition(small_tiles, alone):
+@pytest.mark.usefixtures("_small_tiles")
+def test_precision_and_recall_are_those_of_the_definition(alone):
     reference, samples = features(90, 0, 6), features(101, 8, 6)
     expected = precision_recall_oracle(reference, samples)
     assert precision_recall(reference, samples, alone) == expected
@@ -171,8 +172,9 @@ def test_precision_and_recall_are_those_of_the_definition(small_tiles, alone):
     assert precision_recall(samples, reference, alone) == expected[::-1]
 
 
+@pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("seed", range(5))
-def test_precision_and_recall_are_torch_fidelitys(seed, small_tiles, alone):
+def test_precision_and_recall_are_torch_fidelitys(seed, alone):
     reference, samples = features(120, seed), features(95, seed + 3)
     expected = calculate_precision_recall_full(torch.from_numpy(samples), torch.from_numpy(reference))
     assert precision_recall(reference, samples, alone) == pytest.approx(expected, abs=1e-6)
@@ -208,8 +210,9 @@ def half_oracle(a: np.ndarray, b: np.ndarray, block: int) -> np.ndarray:
     return distances
 
 
+@pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize(("long_rows", "overflowing"), [([], 0), ([50, 55], 3), (range(90), 9)])
-def test_half_distances_are_adms_with_its_fallback_by_the_block(long_rows, overflowing, small_tiles, alone):
+def test_half_distances_are_adms_with_its_fallback_by_the_block(long_rows, overflowing, alone):
     """Sixteenths, whose sums are exact in float32 in any order, so that every rounding has to be the same."""
     a, b = (np.round(features(count, seed) * 16) / 16 for count, seed in ((90, 0), (101, 1)))
     a[list(long_rows)] *= 256
@@ -228,7 +231,8 @@ def test_half_distances_change_precision_and_recall_slightly(alone):
     assert half == pytest.approx(exact, abs=0.05)
 
 
-def test_nearest_distances_are_the_smallest(small_tiles, alone):
+@pytest.mark.usefixtures("_small_tiles")
+def test_nearest_distances_are_the_smallest(alone):
     rows = features(101, 0)
     expected = np.sort(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(-1), axis=1)[:, :4]
     np.testing.assert_allclose(nearest(Pairs(rows, rows, alone, False), 4, alone), expected, atol=1e-5)
