@@ -22,7 +22,7 @@ RESOLUTION = 299
 POOL_DIMENSION = 2048
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch; ADM's sFID takes as many so that there are about 2,000 features
 SPATIAL_DIMENSION = 17 * 17 * SPATIAL_CHANNELS
-CPU_CHUNK = 4  # images at once: their activations stay near the caches, where 64 at once do not
+CPU_CHUNK = 8  # images at once: their activations stay near the caches, where 64 at once do not
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 
 

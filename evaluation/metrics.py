@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -18,19 +19,29 @@ HALF_MAX = 65504.0
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """Squared Fréchet distance of two Gaussians: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (arXiv 1706.08500, equation 6).
 
-    The last trace is the sum of the singular values of S1^1/2 S2^1/2, which keeps its accuracy where covariances are
-    singular and is never complex. Means (D,), covariances (D, D), any float dtype; computed in float64.
+    With any factors S1 = A A', S2 = B B', the last trace is the sum of the singular values of A'B. That is never complex, and
+    stays accurate where covariances are singular. Means (D,), covariances (D, D), any float dtype; computed in float64.
     """
-    m1, m2 = (np.asarray(mu, dtype=np.float64) for mu in (mu1, mu2))
-    s1, s2 = (torch.from_numpy(np.asarray(sigma, dtype=np.float64)) for sigma in (sigma1, sigma2))
-    coupling = torch.linalg.svdvals(_symmetric_sqrt(s1) @ _symmetric_sqrt(s2)).sum()
-    return max(0.0, float(((m1 - m2) ** 2).sum() + (s1.trace() + s2.trace() - 2 * coupling).item()))  # rounding may go below
+    m1, m2, s1, s2 = (np.asarray(array, dtype=np.float64) for array in (mu1, mu2, sigma1, sigma2))
+    coupling = scipy.linalg.svdvals(_factor(s1).T @ _factor(s2)).sum()
+    return max(0.0, float(((m1 - m2) ** 2).sum() + s1.trace() + s2.trace() - 2 * coupling))  # rounding may go below
 
 
-def _symmetric_sqrt(matrix: Tensor) -> Tensor:
-    """Square root of a positive semi-definite matrix; eigenvalues that rounding made negative count as 0."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+def _factor(sigma: np.ndarray) -> np.ndarray:
+    """A (D, rank) with A A' = sigma, by Cholesky's method with pivots, which is fast and finds the rank.
+
+    A matrix that rounding (to float32, in some files) has made indefinite is taken by its eigenvalues instead, negative ones
+    counting as 0.
+    """
+    sigma = (sigma + sigma.T) / 2
+    factored, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma, lower=1)
+    factor = np.zeros((len(sigma), max(rank, 1)))
+    factor[pivots - 1, :rank] = np.tril(factored)[:, :rank]
+    left = np.abs(sigma.diagonal() - np.square(factor).sum(1)).max()
+    if left <= len(sigma) * 1e-14 * sigma.diagonal().max():
+        return factor
+    values, vectors = scipy.linalg.eigh(sigma, driver="evd")
+    return vectors * np.sqrt(values.clip(0))
 
 
 def inception_score(divergences: np.ndarray) -> tuple[float, float | None]:
@@ -57,21 +68,21 @@ def kernel_distance(
     for subset in range(subsets):
         rows_x, rows_y = (np.sort(random.choice(len(rows), size, replace=False)) for rows in (x, y))
         if subset % group.world_size == group.rank:
-            distances[subset] = _squared_mmd(x[rows_x], y[rows_y], group.device)
+            distances[subset] = _squared_mmd(x[rows_x].astype(np.float64), y[rows_y].astype(np.float64))
     distances = group.sum(distances)
     return float(distances.mean()), float(distances.std())
 
 
-def _squared_mmd(x: np.ndarray, y: np.ndarray, device: torch.device) -> float:
+def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD between equally many rows (m, D) each, with KID's kernel."""
-    a, b = (torch.from_numpy(rows).to(device, torch.float64) for rows in (x, y))
-    count, dimension = a.shape
+    count, dimension = x.shape
 
-    def kernel(left: Tensor, right: Tensor) -> Tensor:
-        return (left @ right.T / dimension + 1) ** 3
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        base = a @ b.T / dimension + 1
+        return base * base * base
 
-    within = sum(k.sum() - k.trace() for k in (kernel(a, a), kernel(b, b))) / (count * (count - 1))
-    return float(within - 2 * kernel(a, b).mean())
+    within = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y))) / (count * (count - 1))
+    return float(within - 2 * kernel(x, y).mean())
 
 
 def precision_recall(reference: np.ndarray, samples: np.ndarray, group: Group, half: bool = False) -> tuple[float, float]:

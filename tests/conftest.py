@@ -6,15 +6,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import distributed
 from models import DiT_models
+from scripts.stand_ins import write_inception
 
 torch.set_num_threads(1)  # on networks as small as these, threads only wait for each other
 
@@ -58,56 +56,10 @@ def alone() -> distributed.Group:
     return distributed.init("cpu")
 
 
-def pictures(count: int, seed: int, size: int = 64) -> np.ndarray:
-    """Smooth coloured blobs (count, size, size, 3) uint8: unlike noise, they differ after Inception's resize."""
-    random = np.random.default_rng(seed)
-    small = torch.from_numpy(random.normal(0.5 + 0.1 * seed, 0.4, size=(count, 3, 5, 5)))
-    large = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
-    return (255 * large).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def write_pngs(folder: Path, images: np.ndarray) -> Path:
-    """Makes `folder` with one PNG an image, named by index."""
-    folder.mkdir()
-    for index, pixels in enumerate(images):
-        Image.fromarray(pixels).save(folder / f"{index:06d}.png", compress_level=1)
-    return folder
-
-
-def inception_score_of(logits: torch.Tensor) -> float:
-    """exp(mean KL) in one block."""
-    p = logits.double().softmax(1)
-    return float((p * (p / p.mean(0)).clamp_min(1e-30).log()).sum(1).mean().exp())
-
-
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file in torch-fidelity's form, random but alive.
-
-    At the default initialisation all features are near 0 and every Inception score is 1; here the batch norms know the
-    statistics of some pictures, and the last layer is scaled until the score of some is above 3. Its bias is large, so that
-    keeping it would show.
-    """
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["logits_unbiased"])
-    seen = torch.from_numpy(np.concatenate([pictures(8, 0), pictures(8, 1)])).permute(0, 3, 1, 2)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-            module.train()
-    with torch.no_grad():
-        network(seen)
-        network.eval()
-        network.fc.bias.normal_(0, 2)
-        (logits,) = network(seen)
-        scale = next(scale for scale in range(1, 1000) if inception_score_of(scale * logits) > 5)
-        network.fc.weight *= scale
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    """Random but lively weights of the Inception network, in a file as it is published."""
+    return write_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ import hashlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import pictures
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from distributed import UserError
 from evaluation import inception
 from evaluation.features import load_extractor
+from scripts.stand_ins import pictures
 
 NAMES = ("pool3", "spatial", "logits")
 

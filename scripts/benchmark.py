@@ -1,0 +1,331 @@
+"""Measures Fiducial against its peers: each in a process of its own, as it comes, in turns, medians of the repeats.
+
+    python scripts/benchmark.py evaluation
+    python scripts/benchmark.py evaluation --only extraction --images 64 --repeats 1
+    python scripts/benchmark.py evaluation --json evaluation.json --markdown evaluation.md
+
+The peers are torch-fidelity, pytorch-fid and scipy. All get the same weights of Inception (random ones, unless
+--inception-weights names a file), the same PNGs and the same number of threads. Ratios hold for one machine in one run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from distributed import Parser, UserError, user_errors  # noqa: E402
+
+IMAGE_SIZE = 256
+DIMENSION = 2048
+Measured = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a contestant needs: a folder with `a/` and `b/` full of PNGs and `weights.pth`, and how much to do."""
+
+    folder: Path
+    images: int
+    samples: int
+    reference: int
+
+    @property
+    def weights(self) -> str:
+        return str(self.folder / "weights.pth")
+
+
+def seconds(work: Callable[[], object]) -> Measured:
+    started = time.perf_counter()
+    work()
+    return {"seconds": time.perf_counter() - started}
+
+
+def memory_above(work: Callable[[], Measured]) -> Measured:
+    """Adds the peak of resident memory during `work` above the level before it, in GB, where Linux tells."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    except OSError:
+        return work()
+
+    def kilobytes(field: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+
+    before = kilobytes("VmRSS")
+    measured = work()
+    return measured | {"peak_gb": (kilobytes("VmHWM") - before) / 1e6}
+
+
+def extract_ours(work: Work, dtype: str) -> Measured:
+    import distributed
+    from evaluation.extraction import extract
+    from evaluation.features import load_extractor
+    from evaluation.images import open_images
+
+    group = distributed.init("cpu")
+    extractor = load_extractor("inception", Path(work.weights), group, dtype)
+    with tempfile.TemporaryDirectory() as cache:
+        return seconds(lambda: extract(open_images(work.folder / "a"), extractor, group, 64, Path(cache)))
+
+
+def extract_torch_fidelity(work: Work) -> Measured:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.utils import extract_featuresdict_from_input_id
+
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=work.weights)
+    return seconds(
+        lambda: extract_featuresdict_from_input_id(1, network, input1=str(work.folder / "a"), cuda=False, verbose=False)
+    )
+
+
+def extract_pytorch_fid(work: Work) -> Measured:
+    import torch
+    from pytorch_fid import fid_score, inception
+
+    inception.load_state_dict_from_url = lambda *_, **__: torch.load(work.weights, weights_only=True)
+    network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[DIMENSION]])
+    return seconds(lambda: fid_score.get_activations(sorted((work.folder / "a").iterdir()), network))
+
+
+def covariances() -> tuple[np.ndarray, np.ndarray, float]:
+    """Two commuting covariances (2048, 2048) with decaying spectra, and the trace of the root of their product."""
+    random = np.random.default_rng(0)
+    rotation = np.linalg.qr(random.normal(size=(DIMENSION, DIMENSION)))[0]
+    a, b = (np.logspace(0, -6, DIMENSION) * random.uniform(0.5, 2, DIMENSION) for _ in range(2))
+    s1, s2 = ((rotation * values) @ rotation.T for values in (a, b))
+    return s1, s2, float(((np.sqrt(a) - np.sqrt(b)) ** 2).sum())
+
+
+def fid_ours(_: Work) -> Measured:
+    from evaluation.metrics import frechet_distance
+
+    s1, s2, expected = covariances()
+    mean, found = np.zeros(DIMENSION), []
+    measured = seconds(lambda: found.append(frechet_distance(mean, s1, mean, s2)))
+    return measured | {"relative_error": abs(found[0] - expected) / expected}
+
+
+def fid_scipy(_: Work) -> Measured:
+    from scipy.linalg import sqrtm
+
+    s1, s2, expected = covariances()
+    found = []
+    measured = seconds(lambda: found.append(np.trace(s1 + s2) - 2 * np.trace(sqrtm(s1 @ s2).real)))
+    return measured | {"relative_error": abs(found[0] - expected) / expected}
+
+
+def features(count: int, seed: int) -> np.ndarray:
+    """Non-negative, as pool3 is."""
+    random = np.random.default_rng(seed)
+    return np.abs(random.normal(0.4 + 0.01 * seed, 0.3, size=(count, DIMENSION)).astype(np.float32))
+
+
+def precision_recall_ours(work: Work) -> Measured:
+    import distributed
+    from evaluation.metrics import precision_recall
+
+    group, reference, samples = distributed.init("cpu"), features(work.reference, 0), features(work.samples, 1)
+    return memory_above(lambda: seconds(lambda: precision_recall(reference, samples, group)))
+
+
+def precision_recall_torch_fidelity(work: Work) -> Measured:
+    import torch
+    from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+    reference, samples = (torch.from_numpy(features(count, seed)) for count, seed in ((work.reference, 0), (work.samples, 1)))
+    return memory_above(lambda: seconds(lambda: calculate_precision_recall_full(samples, reference)))
+
+
+def everything_ours(work: Work) -> Measured:
+    from evaluation.__main__ import build_parser, run
+
+    arguments = ["calc", "a", "--ref", "b", "--protocol", "torch-fidelity", "--kid-subset-size", str(work.images)]
+    options = ["--inception-weights", work.weights, "--no-cache", "--json", "ours.json"]
+    os.chdir(work.folder)
+    run(build_parser().parse_args([*arguments, *options]))
+    return {"fid": json.loads(Path("ours.json").read_text())["metrics"]["fid"]["value"]}
+
+
+def everything_torch_fidelity(work: Work) -> Measured:
+    import torch_fidelity
+
+    found = torch_fidelity.calculate_metrics(
+        **{"input1": str(work.folder / "a"), "input2": str(work.folder / "b"), "kid_subset_size": work.images},
+        **{"isc": True, "fid": True, "kid": True, "prc": True, "cuda": False, "cache": False, "verbose": False},
+        **{"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": work.weights},
+    )
+    return {"fid": found["frechet_inception_distance"]}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Contestants, the first ours; the goal is a ratio of each peer's seconds to those of ours."""
+
+    title: str
+    contestants: dict[str, Callable[[Work], Measured]]
+    whole_process: bool = False  # time the process from start to end, imports and all
+    images: bool = False  # state images a second
+
+
+BENCHMARKS = {
+    "extraction": Benchmark(
+        "Features of {images} PNGs of 256 x 256 (Fiducial: sFID's too, hashes, and the cache on disk)",
+        {
+            "Fiducial, float32": lambda work: extract_ours(work, "float32"),
+            "Fiducial, bfloat16": lambda work: extract_ours(work, "bfloat16"),
+            "torch-fidelity": extract_torch_fidelity,
+            "pytorch-fid": extract_pytorch_fid,
+        },
+        images=True,
+    ),
+    "fid": Benchmark("Fréchet distance at 2,048 dimensions, known answer", {"Fiducial": fid_ours, "scipy's sqrtm": fid_scipy}),
+    "precision-recall": Benchmark(
+        "Precision and recall of {samples} samples and {reference} reference images at 2,048 dimensions",
+        {"Fiducial": precision_recall_ours, "torch-fidelity": precision_recall_torch_fidelity},
+    ),
+    "everything": Benchmark(
+        "IS, FID, KID, precision and recall of {images} against {images} PNGs, the whole process",
+        {"Fiducial": everything_ours, "torch-fidelity": everything_torch_fidelity},
+        whole_process=True,
+    ),
+}
+
+
+def measure(name: str, contestant: str, work: Work, threads: int) -> Measured:
+    """Runs one contestant in a process of its own."""
+    command = [sys.executable, __file__, "contestant", name, contestant]
+    given = {"folder": str(work.folder), "images": work.images, "samples": work.samples, "reference": work.reference}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    started = time.perf_counter()
+    done = subprocess.run([*command, json.dumps(given)], env=environment, capture_output=True, text=True)
+    elapsed = time.perf_counter() - started
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise UserError(f"{contestant} failed in {name}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    measured = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured | {"seconds": elapsed} if BENCHMARKS[name].whole_process else measured
+
+
+def compare(name: str, work: Work, repeats: int, threads: int) -> dict[str, Measured]:
+    """Medians of each contestant's measurements, taken in turns."""
+    found: dict[str, list[Measured]] = {contestant: [] for contestant in BENCHMARKS[name].contestants}
+    for turn in range(repeats):
+        for contestant, runs in found.items():
+            runs.append(measure(name, contestant, work, threads))
+            print(f"{name}, {turn + 1} of {repeats}, {contestant}: {runs[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+    return {
+        contestant: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for contestant, runs in found.items()
+    }
+
+
+def prepare(folder: Path, weights: Path | None, images: int) -> None:
+    """Weights, and two folders of PNGs: smooth pictures with noise on them, so that they take as long to read as photographs."""
+    from scripts.stand_ins import pictures, write_inception, write_pngs
+
+    if weights:
+        (folder / "weights.pth").symlink_to(weights.resolve())
+    else:
+        write_inception(folder / "weights.pth")
+    for seed, name in enumerate("ab"):
+        random = np.random.default_rng(seed)
+        clean = pictures(images, seed, IMAGE_SIZE).astype(np.int16)
+        noisy = (clean + random.integers(-8, 9, clean.shape)).clip(0, 255).astype(np.uint8)
+        write_pngs(folder / name, noisy)
+
+
+def hardware(threads: int) -> dict[str, str | int]:
+    """What it ran on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if line.count(":") == 1}
+    flags = fields.get("flags", "").split()
+    vectors = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return {
+        "cpu": " ".join(fields.get(name, "") for name in ("model name", "cpu family", "model")) or platform.processor(),
+        "instructions": " ".join(vectors),
+        "threads": threads,
+        **{package: version(package) for package in ("torch", "torch-fidelity", "pytorch-fid", "scipy")},
+    }
+
+
+def markdown(results: dict[str, dict[str, Measured]], work: Work, machine: dict, repeats: int) -> str:
+    """A table for each benchmark; the last column says how many times as long as Fiducial's first entry each one took."""
+    lines = [", ".join(f"{name} {value}" for name, value in machine.items()) + f"; medians of {repeats}", ""]
+    for name, contestants in results.items():
+        benchmark = BENCHMARKS[name]
+        lines += [benchmark.title.format(**{k: f"{v:,}" for k, v in vars(work).items() if isinstance(v, int)}) + ":", ""]
+        first = next(iter(contestants.values()))
+        extra = [key for key in first if key not in ("seconds", "fid")]
+        header = ["", "seconds", *(["images/s"] if benchmark.images else []), *extra, "times Fiducial's"]
+        lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        for contestant, measured in contestants.items():
+            speed = [f"{work.images / measured['seconds']:.1f}"] if benchmark.images else []
+            others = [f"{measured[key]:.2g}" for key in extra]
+            row = [contestant, f"{measured['seconds']:.2f}", *speed, *others, f"{measured['seconds'] / first['seconds']:.2f}"]
+            lines.append(f"| {' | '.join(row)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    evaluation = commands.add_parser("evaluation", help="the evaluator against its peers", allow_abbrev=False)
+    evaluation.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    evaluation.add_argument("--images", type=int, default=500, help="PNGs on each side (default %(default)s)")
+    evaluation.add_argument("--samples", type=int, default=20_000, help="for precision and recall (default %(default)s)")
+    evaluation.add_argument("--reference", type=int, default=10_000, help="for precision and recall (default %(default)s)")
+    evaluation.add_argument("--repeats", type=int, default=3, help="(default %(default)s)")
+    evaluation.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default %(default)s)")
+    evaluation.add_argument("--inception-weights", type=Path, metavar="FILE", help="(default: random ones)")
+    evaluation.add_argument("--json", type=Path, metavar="FILE", help="write the medians there")
+    evaluation.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    contestant = commands.add_parser("contestant", help="one measurement in this process; for this script's own use")
+    contestant.add_argument("benchmark", choices=BENCHMARKS)
+    contestant.add_argument("name")
+    contestant.add_argument("work", type=json.loads)
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    if args.command == "contestant":
+        work = Work(**args.work | {"folder": Path(args.work["folder"])})
+        measured = BENCHMARKS[args.benchmark].contestants[args.name](work)
+        print(json.dumps(measured or {}))
+        return
+    for name in ("images", "samples", "reference", "repeats", "threads"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.inception_weights and not args.inception_weights.is_file():
+        raise UserError(f"--inception-weights {args.inception_weights}: no such file")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(Path(folder), args.images, args.samples, args.reference)
+        if {"extraction", "everything"} & set(args.only):
+            prepare(work.folder, args.inception_weights, args.images)
+        results = {name: compare(name, work, args.repeats, args.threads) for name in args.only}
+    machine = hardware(args.threads)
+    text = markdown(results, work, machine, args.repeats)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "repeats": args.repeats, "medians": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
