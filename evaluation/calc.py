@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -111,7 +111,7 @@ class Evaluator:
         if self.group.is_main:
             notes = warnings(images, self.reference, self.extractor, metrics, sorted_by_class)
             if self.exact and "fid" in metrics:
-                notes.append(self._effect_of_dtype(images, reference))
+                notes.append(self._effect_of_dtype(images, own, reference, theirs))
             result = self._result(images, own, reference, values, notes, self.left_out | too_few)
         self.group.wait()
         if not self.settings.keep_features and self.group.is_main:
@@ -183,21 +183,29 @@ class Evaluator:
             divergences[number] = mean_divergence(logits(blocks[number]))
         return inception_score(self.group.sum(divergences)), self.group.sum(predicted)
 
-    def _effect_of_dtype(self, images: Images, reference: Reference) -> str:
-        """What the network's precision does to FID, seen on the first samples: both ways against the reference."""
+    def _effect_of_dtype(self, images: Images, own: Features, reference: Reference, theirs: Features | None) -> str:
+        """What the network's precision does to FID, seen on the first images of either side; statistics stay as they are."""
         count = min(PROBE, images.count)
-        seen = []
-        for extractor in (self.extractor, self.exact):
-            statistics = FeatureStatistics.empty(extractor.dimension)
-            for batch in images.batches(self.settings.batch_size, 0, count):
-                features, _ = extractor.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(extractor.device))
-                statistics.update(features.cpu().numpy())
-            statistics.flush()
-            seen.append(_distance(statistics, reference.mu, reference.sigma))
+        lower = moments_of([own.rows[:count]])
+        exact = moments_of(self._exactly(images, count))
+        if reference.kind == "images":
+            lower += moments_of([theirs.rows[:PROBE]])
+            exact += moments_of(self._exactly(reference.images, min(PROBE, reference.images.count)))
+            against = f" against the first {min(PROBE, reference.images.count):,} of the reference"
+        else:
+            lower, exact = ((*moments, reference.mu, reference.sigma) for moments in (lower, exact))
+            against = ""
+        seen, wanted = frechet_distance(*lower), frechet_distance(*exact)
         return (
-            f"In {self.settings.dtype}, FID of the first {count:,} samples is {seen[0]:.4f}, and {seen[1]:.4f} in float32: "
-            f"a difference of {seen[0] - seen[1]:+.4f}."
+            f"In {self.settings.dtype}, FID of the first {count:,} samples{against} is {seen:.4f}, and {wanted:.4f} in float32: "
+            f"a difference of {seen - wanted:+.4f}."
         )
+
+    def _exactly(self, images: Images, count: int) -> Iterator[np.ndarray]:
+        """Features of the first images in float32."""
+        for batch in images.batches(self.settings.batch_size, 0, count):
+            features, _ = self.exact.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.exact.device))
+            yield features.cpu().numpy()
 
     def is_done(self, samples: Path, json_file: Path) -> bool:
         """Whether `json_file` is the result of these settings on these samples, reference and extractor, byte for byte."""
@@ -318,6 +326,16 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
     if not settings.keep_features and group.is_main and not seen.reused:
         seen.forget()
     return made
+
+
+def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of features (B, D) in batches."""
+    statistics = None
+    for features in batches:
+        statistics = statistics or FeatureStatistics.empty(features.shape[1])
+        statistics.update(features)
+    statistics.flush()
+    return statistics.mean, statistics.covariance
 
 
 def _moments(seen: Features) -> dict[str, np.ndarray | None]:

@@ -1,4 +1,6 @@
 import io
+import itertools
+import threading
 import zipfile
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from PIL import Image
 
 from distributed import UserError
-from evaluation.images import open_images
+from evaluation.images import open_images, read_ahead
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (11, 6, 5, 3), dtype=np.uint8)
 
@@ -36,6 +38,80 @@ def test_a_folder_is_read_with_its_subfolders_by_name(tmp_path):
     images = open_images(tmp_path)
     assert images.labels is None
     assert (np.concatenate(list(images.batches(3))) == np.concatenate([PICTURES[0::2], PICTURES[1::2]])).all()
+
+
+def zip_of(path, files: dict[str, bytes], compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def png_bytes(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_is_read_by_name_whatever_its_order(compression, tmp_path):
+    files = {f"b/{index:03d}.png": png_bytes(PICTURES[index]) for index in reversed(range(11))}
+    files |= {"a/readme.txt": b"no image", "__MACOSX/b/._000.png": b"not one either", "b/": b""}
+    images = open_images(zip_of(tmp_path / "a.zip", files, compression))
+    assert images.count == 11
+    assert (np.concatenate(list(images.batches(4))) == PICTURES).all()
+    assert (next(images.batches(4, 5, 7)) == PICTURES[5:7]).all()
+
+
+@pytest.mark.parametrize("source", ["npz", "compressed", "folder"])
+@pytest.mark.parametrize(("start", "stop"), [(0, 11), (4, 8), (10, 11), (3, 3)])
+def test_a_range_is_read_alone(source, start, stop, tmp_path):
+    if source == "folder":
+        path = tmp_path / "folder"
+        path.mkdir()
+        for index, pixels in enumerate(PICTURES):
+            Image.fromarray(pixels).save(path / f"{index:03d}.png")
+    else:
+        path = tmp_path / "a.npz"
+        (np.savez if source == "npz" else np.savez_compressed)(path, arr_0=PICTURES)
+    found = list(open_images(path).batches(3, start, stop))
+    assert sum(map(len, found)) == stop - start
+    if found:
+        assert (np.concatenate(found) == PICTURES[start:stop]).all()
+    picked = open_images(path).pick([9, 2, 2])
+    assert set(picked) == {2, 9}
+    assert (picked[9] == PICTURES[9]).all()
+
+
+def test_content_and_pixels_are_told_apart(tmp_path):
+    first, second = tmp_path / "a.npz", tmp_path / "b.npz"
+    np.savez(first, arr_0=PICTURES)
+    np.savez(second, arr_0=PICTURES[::-1])
+    assert open_images(first).content_sha256() != open_images(second).content_sha256()
+    for name in ("x", "y"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for index, pixels in enumerate(PICTURES):
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    contents = [open_images(tmp_path / name).content_sha256() for name in "xy"]
+    assert contents[0] == contents[1]
+    (tmp_path / "x" / "000.png").rename(tmp_path / "x" / "999.png")
+    assert open_images(tmp_path / "x").content_sha256() != contents[0]
+
+
+def test_reading_ahead_hands_on_items_errors_and_stops():
+    assert list(read_ahead(iter(range(50)))) == list(range(50))
+
+    def failing():
+        yield 1
+        raise UserError("the second is broken")
+
+    with pytest.raises(UserError, match="second"):
+        list(read_ahead(failing()))
+    endless = read_ahead(itertools.count())
+    assert next(endless) == 0
+    endless.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
 
 
 def npz_bytes(array: np.ndarray, **kwargs) -> bytes:
@@ -82,8 +158,14 @@ DAMAGED = {
 def test_a_damaged_npz_is_refused_in_a_sentence(damage, tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(DAMAGED[damage])
+
+    def read() -> None:
+        images = open_images(path)
+        images.content_sha256()
+        list(images.batches(4))
+
     with pytest.raises(UserError, match=r"a\.npz") as error:
-        list(open_images(path).batches(4))
+        read()
     assert "\n" not in str(error.value)
 
 
