@@ -97,16 +97,18 @@ class Result:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
     def to_html(self) -> str:
-        title = ", ".join(f"{m.label} {m.value:.4g}" for m in self.metrics.values())
+        everywhere = [text for text in self._first.deviations if all(text in m.deviations for m in self.metrics.values())]
         numbers = "".join(
             f"<tr><th>{html.escape(m.label)}</th><td class=value>{shown(m)}</td><td>{m.n:,}</td><td>{counted(m.reference_n)}</td>"
             f"<td class=definition>{html.escape(m.definition)}"
-            + "".join(f"<br><em>deviation:</em> {html.escape(text)}" for text in m.deviations)
+            + "".join(f"<br><em>deviation:</em> {html.escape(text)}" for text in m.deviations if text not in everywhere)
             + "</td></tr>"
             for m in self.metrics.values()
         )
-        notes = "".join(f"<p class=warning>{html.escape(warning)}</p>" for warning in self.warnings)
-        notes += "".join(f"<p class=absent>Left out: {html.escape(why)}.</p>" for why in self.left_out.values())
+        notes = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
+        lines = [f"Protocol: {self._first.protocol}."]
+        lines += [f"Deviation of every number: {text}." for text in everywhere]
+        lines += [f"Left out: {why}." for why in self.left_out.values()]
         parts = {
             "samples": self.samples,
             "reference": self.reference or {},
@@ -118,16 +120,22 @@ class Result:
             f"<tr><th>{part} {name.replace('_', ' ')}</th><td>{html.escape(str(value))}</td></tr>"
             for part, values in parts.items()
             for name, value in values.items()
+            if value is not None
         )
         return PAGE.format(
-            title=html.escape(title),
+            title=html.escape(f"{self._first.label} {self._first.value:.4g}"),
             name=html.escape(Path(self.samples["path"]).name),
             numbers=numbers,
-            notes=notes,
+            notes=f"<ul class=warning>{notes}</ul>" if notes else "",
+            remarks="<br>".join(map(html.escape, lines)),
             grid=self._grid_html(),
             facts=facts,
             created=self.created,
         )
+
+    @property
+    def _first(self) -> Metric:
+        return next(iter(self.metrics.values()))
 
     def write(self, json_file: Path | None, html_file: Path | None) -> None:
         """Prints the table, writes the files that are asked for, and says where they are."""
@@ -190,23 +198,31 @@ th, td {{
   text-align: left; vertical-align: top; overflow-wrap: anywhere;
   padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line);
 }}
-.numbers th, .numbers td:nth-child(3) {{ white-space: nowrap; }}
+.numbers th, .numbers td:nth-child(3), .numbers td:nth-child(4) {{ white-space: nowrap; }}
 thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: .85rem; }}
 .value {{ font-size: 1.3rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .definition {{ font-size: .85rem; }} .definition em {{ color: var(--faint); font-style: normal; }}
-.absent {{ color: var(--faint); font-size: .85rem; margin: .3rem 0; }}
-.warning {{ color: var(--warn); background: var(--warn-paper); padding: .5rem .8rem; border-radius: .3rem; }}
+.remarks {{ color: var(--faint); font-size: .85rem; }}
+.warning {{ color: var(--warn); background: var(--warn-paper); padding: .6rem .8rem .6rem 1.8rem; border-radius: .3rem; }}
 .grid th {{ vertical-align: middle; font-weight: normal; color: var(--faint); white-space: nowrap; width: 5rem; }}
 .grid td {{ border: 0; padding: 2px 0; }} .grid th {{ border: 0; padding-block: 2px; }}
+.grid th:empty {{ display: none; }}
 .grid img {{ max-width: 100%; display: block; }}
 .facts {{ font-size: .85rem; }} .facts th {{ font-weight: normal; color: var(--faint); width: 14rem; }}
-@media (max-width: 40rem) {{ .facts th {{ width: 8rem; }} .grid th {{ width: 3.5rem; font-size: .85rem; }} }}
+@media (max-width: 40rem) {{
+  .numbers tr {{ display: flex; flex-wrap: wrap; gap: 0 .7rem; border-bottom: 1px solid var(--line); }}
+  .numbers th, .numbers td {{ border: 0; padding-right: 0; }} .numbers .definition {{ flex-basis: 100%; padding-top: 0; }}
+  .numbers thead {{ display: none; }} .numbers td:nth-child(3)::before {{ content: "N "; color: var(--faint); }}
+  .numbers td:nth-child(4):not(:empty)::before {{ content: "reference "; color: var(--faint); }}
+  .facts th {{ width: 8rem; }} .grid th {{ width: 3.5rem; font-size: .85rem; }}
+}}
 </style>
 <h1>{title}</h1>
 <p class="name">{name}</p>
 {notes}
 <table class="numbers">
 <thead><tr><th>metric</th><th>value</th><th>N</th><th>reference</th><th>what it is</th></tr></thead>{numbers}</table>
+<p class="remarks">{remarks}</p>
 <h2>Samples</h2>
 <table class="grid">{grid}</table>
 <h2>What the numbers hang on</h2>
