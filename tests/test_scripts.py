@@ -1,12 +1,13 @@
-"""The README's first command, on the environment that the tests run in."""
+"""The README's first command, on the environment that the tests run in; and the benchmark's machinery."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 
 @pytest.mark.skipif(not (Path(sys.prefix) / "fiducial-requirements").exists(), reason="not in an environment of scripts/setup.sh")
@@ -26,3 +27,22 @@ def test_the_demo_ends_in_a_report_and_a_second_call_skips_what_is_done(tmp_path
     report = next(path for path in first if path.suffix == ".html")
     assert str(report) in outputs[0]
     assert f"{report}: evaluated before" in outputs[1]
+
+
+@pytest.mark.parametrize("only", ["precision-recall", pytest.param("extraction", marks=pytest.mark.long)])
+def test_the_benchmark_measures_every_contestant(only, tmp_path):
+    """At a size that says nothing about speed, which no test measures."""
+    sizes = ["--images", "2", "--samples", "60", "--reference", "50", "--repeats", "1", "--threads", "1"]
+    outputs = ["--json", tmp_path / "b.json", "--markdown", tmp_path / "b.md"]
+    done = run_command("scripts/benchmark.py", "evaluation", "--only", only, *sizes, *outputs, timeout=300)
+    assert done.returncode == 0, done.stderr
+    medians = json.loads((tmp_path / "b.json").read_text())["medians"][only]
+    assert {"torch-fidelity"} < set(medians)
+    assert all(measured["seconds"] > 0 for measured in medians.values())
+    assert (tmp_path / "b.md").read_text().count("\n| ") >= len(medians)
+
+
+def test_a_benchmark_that_cannot_be_run_is_one_sentence():
+    done = run_command("scripts/benchmark.py", "evaluation", "--repeats", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --repeats 0: must be at least 1\n"
