@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-STORE_TIMEOUT = timedelta(hours=1)  # a launcher ends the ranks that wait for a dead one long before
+STORE_TIMEOUT = timedelta(days=7)  # others may draw for days; a launcher ends the ranks that wait for a dead one
 YIELD_SECONDS = 10.0
 
 
@@ -63,7 +63,12 @@ class Group:
         self.store.set(key, value)
 
     def receive(self, key: str) -> str:
-        """Waits until some rank has published `key`."""
+        """Waits until some rank has published `key`; signals are heard meanwhile."""
+        deadline = time.monotonic() + STORE_TIMEOUT.total_seconds()
+        pause = 0.002
+        while not self.store.check([key]) and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
         return self.store.get(key).decode()
 
     def once_per_node(self, key: str, make: Callable[[], str]) -> str:
@@ -170,6 +175,8 @@ def user_errors() -> Iterator[None]:
     All ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to end them and speak
     only if they are still there: then the mistake was theirs alone.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
     try:
         yield
     except UserError as error:
@@ -177,12 +184,30 @@ def user_errors() -> Iterator[None]:
         if rank:
             time.sleep(YIELD_SECONDS)
         where = f" (rank {rank})" if rank else ""
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        print(f"error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         if environment_rank() == 0:
             print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """The same text in one line of valid UTF-8: names of files may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str) -> None:
+    """Prints on standard output at once.
+
+    Raises:
+        UserError: if nobody can read it there.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        raise UserError(f"standard output cannot be written ({error.strerror})") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

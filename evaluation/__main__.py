@@ -8,11 +8,13 @@ python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
-from distributed import Group, Parser, UserError
+from distributed import Group, Parser, UserError, say
 
 if TYPE_CHECKING:
     from evaluation.checks import Settings
@@ -44,7 +46,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir", type=Path, metavar="DIR", help="where features are kept, seen by all ranks (default ~/.cache/fiducial)"
     )
-    parser.add_argument("--no-cache", action="store_true", help="remove the features in the end")
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor leave features there")
 
 
 def build_parser() -> Parser:
@@ -90,9 +92,15 @@ def build_parser() -> Parser:
     return parser
 
 
-def check_outputs(paths: list[Path]) -> None:
-    """Raises UserError if one of these files could not be written in the end."""
-    for path in paths:
+def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
+    """Raises UserError if one of these files could not be written in the end, or would replace something else."""
+    taken = [path.resolve() for path in inputs]
+    for path in outputs:
+        if path.resolve() in taken:
+            raise UserError(f"{path} is named twice: it cannot be written as well")
+        taken.append(path.resolve())
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} cannot be written: it is no ordinary file")
         folder = path.resolve().parent
         if not folder.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {folder}")
@@ -109,7 +117,9 @@ def run(args: argparse.Namespace) -> None:
         settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
     settings = Settings(**settings)
     settings.check()
-    check_outputs([path for name in ("json", "html", "out") if (path := getattr(args, name, None))])
+    outputs = [path for name in ("json", "html", "out") if (path := getattr(args, name, None))]
+    inputs = [Path(path) for name in ("samples", "images", "ref", "inception_weights") if (path := getattr(args, name, None))]
+    check_outputs(outputs, inputs)
     group = distributed.init(args.device)
     try:
         (calculate if args.command == "calc" else make)(args, settings, group)
@@ -132,25 +142,27 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.calc import make_reference
     from evaluation.features import load_extractor
     from evaluation.images import open_images
-    from evaluation.references import write_reference
+    from evaluation.references import holds_statistics, write_reference
 
-    if args.image_size is not None and args.image_size < 8:
-        raise UserError(f"--image-size {args.image_size}: must be at least 8")
+    if args.image_size is not None and not 8 <= args.image_size <= 4096:
+        raise UserError(f"--image-size {args.image_size}: must be 8 to 4,096")
     if args.features < 0:
         raise UserError(f"--features {args.features}: must not be negative")
+    if holds_statistics(args.images):
+        raise UserError(f"{args.images} holds statistics, so it is a reference already; give it to calc as --ref")
     images = open_images(args.images, args.image_size)
     extractor = load_extractor(args.extractor or "inception", args.inception_weights, group, settings.dtype)
     made = make_reference(images, extractor, group, settings, args.features)
     if group.is_main:
         write_reference(made, args.out)
         cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
-        print(f"{args.out}: {images.count:,} images{cropped}, {extractor.name}", flush=True)
+        lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}"]
         if images.has_jpeg and not images.crop:
-            print(
-                "warning: these are JPEG files; compression moves every metric, so a reference is better made of originals or PNG"
-            )
+            lines.append("warning: these are JPEG files; compression moves every metric, so PNG makes a better reference")
+        say("\n".join(lines))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is removed
     with distributed.user_errors():
         run(build_parser().parse_args())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distributed import Group, UserError
+from distributed import Group, UserError, printable
 from evaluation.checks import (
     Settings,
     check_reference,
@@ -41,7 +41,7 @@ from evaluation.references import Provenance, Reference, find_reference, open_re
 from evaluation.report import Grid, Metric, Result
 from evaluation.statistics import FeatureStatistics, mean_divergence
 
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
 LOGITS_CHUNK = 1000  # images whose logits exist at once
 PROBE = 512  # images that are evaluated in float32 as well, to show what bfloat16 does
@@ -84,12 +84,12 @@ class Evaluator:
         needed = settings.metrics is None or set(settings.metrics) != {"is"}
         if ref is None and needed:
             raise UserError("--ref is missing: all metrics but is need a reference; without one, --metrics is alone can be had")
-        path = find_reference(ref) if ref is not None else None
-        reference = open_reference(path) if path and needed else None
+        reference = open_reference(find_reference(ref)) if ref is not None else None
         network = extractor_for(reference, extractor, group, settings, inception_weights)
         metrics, left_out = choose_metrics(reference, network, settings)
         if reference:
             check_reference(reference, network)
+        reference = reference if needed else None
         exact = load_extractor(network.name, inception_weights, group) if settings.dtype != "float32" else None
         return cls(reference, network, settings, group, metrics, left_out, exact)
 
@@ -104,26 +104,22 @@ class Evaluator:
         images = open_images(samples)
         too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
         metrics = tuple(name for name in self.metrics if name not in too_few)
-        reference, theirs = self._extracted_reference(metrics)
-        own = self._extract(images)
-        values, sorted_by_class = self._values(metrics, own, reference)
         result = None
-        if self.group.is_main:
-            notes = warnings(images, self.reference, self.extractor, metrics, sorted_by_class)
-            if self.exact and "fid" in metrics:
-                notes.append(self._effect_of_dtype(images, own, reference, theirs))
-            result = self._result(images, own, reference, values, notes, self.left_out | too_few)
-        self.group.wait()
-        if not self.settings.keep_features and self.group.is_main:
-            for made in (own, theirs):
-                if made and not made.reused:
-                    made.forget()
+        with self.settings.cache(self.group) as cache:
+            reference, theirs = self._extracted_reference(metrics, cache)
+            own = self._extract(images, cache)
+            values, sorted_by_class = self._values(metrics, own, reference)
+            if self.group.is_main:
+                notes = warnings(images, self.reference, self.extractor, values, sorted_by_class)
+                if self.exact and "fid" in metrics:
+                    notes.append(self._effect_of_dtype(images, own, reference, theirs))
+                result = self._result(images, own, reference, values, notes, self.left_out | too_few)
         return result
 
-    def _extract(self, images: Images) -> Features:
-        return extract(images, self.extractor, self.group, self.settings.batch_size, self.settings.cache)
+    def _extract(self, images: Images, cache: Path) -> Features:
+        return extract(images, self.extractor, self.group, self.settings.batch_size, cache)
 
-    def _extracted_reference(self, metrics: tuple[str, ...]) -> tuple[Reference | None, Features | None]:
+    def _extracted_reference(self, metrics: tuple[str, ...], cache: Path) -> tuple[Reference | None, Features | None]:
         """The reference with the statistics and features that `metrics` need, and what had to be extracted for that."""
         reference = self.reference
         if reference is None or reference.images is None:
@@ -131,7 +127,7 @@ class Evaluator:
         without_features = reference.features is None and set(FROM_FEATURES) & set(metrics)
         if reference.mu is not None and not without_features:
             return reference, None
-        theirs = self._extract(reference.images)
+        theirs = self._extract(reference.images, cache)
         if reference.mu is None:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
         return replace(reference, features=theirs.rows), theirs
@@ -257,7 +253,7 @@ class Evaluator:
             warnings=tuple(notes),
             left_out={LABELS[name] + extractor.suffix: why for name, why in left_out.items()},
             samples={
-                "path": str(images.path),
+                "path": printable(str(images.path)),
                 "count": images.count,
                 "image_size": [images.height, images.width],
                 "labels": spread_of_labels(images.labels),
@@ -300,32 +296,31 @@ def extractor_for(
     return load_extractor(name or made_with or "inception", weights, group, settings.dtype)
 
 
-def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference | None:
-    """Statistics of images with their provenance, and the features of `keep` of them, drawn at random; on rank 0.
+def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference:
+    """Statistics of images with their provenance, and the features of `keep` of them, drawn at random.
 
     Raises:
         UserError: if there are too few, or one cannot be read.
     """
     check_reference_images(images, extractor)
-    seen = extract(images, extractor, group, settings.batch_size, settings.cache)
+    with settings.cache(group) as cache:
+        seen = extract(images, extractor, group, settings.batch_size, cache)
     chosen = np.random.default_rng(FEATURES_SEED).choice(images.count, min(keep, images.count), replace=False)
     provenance = Provenance(
         extractor=extractor.name,
         weights_sha256=extractor.weights_sha256,
         count=images.count,
         image_size=images.height,
+        image_width=images.width if images.width != images.height else None,
         pixels_sha256=seen.pixels_sha256,
-        source=images.path.name,
+        source=printable(images.path.name),
         resize=f"RGB, ADM's centre crop to {images.crop}" if images.crop else None,
         dtype=extractor.dtype,
         features=len(chosen),
+        features_seed=FEATURES_SEED if len(chosen) < images.count else None,
     )
     features = seen.rows[np.sort(chosen)] if keep else None
-    made = Reference(images.path, None, "Fiducial's statistics", **_moments(seen), features=features, provenance=provenance)
-    group.wait()
-    if not settings.keep_features and group.is_main and not seen.reused:
-        seen.forget()
-    return made
+    return Reference(images.path, None, "Fiducial's statistics", **_moments(seen), features=features, provenance=provenance)
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -358,9 +353,12 @@ def _described(reference: Reference) -> dict:
     provenance = reference.provenance
     images = reference.images
     return {
-        "path": str(reference.path),
+        "path": printable(str(reference.path)),
         "kind": reference.kind,
         "sha256": reference.sha256,
+        "pixels_sha256": provenance.pixels_sha256,
+        "image_size": reference.image_size and list(reference.image_size),
+        "weights_sha256": provenance.weights_sha256,
         "extractor": provenance.extractor,
         "dtype": provenance.dtype,
         "resize": provenance.resize,

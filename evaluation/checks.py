@@ -1,16 +1,19 @@
 """What fits together, before anything is computed; and what a reader has to know of the numbers afterwards."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from distributed import UserError
-from evaluation.extraction import default_cache
+from distributed import Group, UserError
+from evaluation.extraction import default_cache, temporary_cache
 from evaluation.features import Extractor
 from evaluation.images import Images
 from evaluation.metrics import NEIGHBOURS
 from evaluation.protocols import (
+    ADM_IS_BLOCK,
     FIDELITY_IS_SPLITS,
     FROM_FEATURES,
     KID_SUBSET_SIZE,
@@ -48,9 +51,10 @@ class Settings:
         if self.fp16_compat and self.protocol != "adm":
             raise UserError(f"--fp16-compat: it rounds as ADM's evaluator does, which --protocol {self.protocol} does not follow")
 
-    @property
-    def cache(self) -> Path:
-        return self.cache_dir or default_cache()
+    def cache(self, group: Group) -> AbstractContextManager[Path]:
+        """The folder of features, for the time of an evaluation; by every rank."""
+        folder = self.cache_dir or default_cache()
+        return nullcontext(folder) if self.keep_features else temporary_cache(folder, group)
 
     def recorded(self) -> dict[str, str | int | bool]:
         """What numbers hang on."""
@@ -130,10 +134,10 @@ def check_samples(
     """
     check_size(str(images.path), images.height, images.width, extractor)
     size = reference.image_size if reference else None
-    if size and size != images.height:
+    if size and size != (images.height, images.width):
         raise UserError(
             f"{images.path} holds images of {images.width} x {images.height}, "
-            f"but the reference {reference.path} is of {size} x {size}"
+            f"but the reference {reference.path} is of {size[1]} x {size[0]}"
         )
     pairs = images.count if reference is None else min(images.count, reference.comparable)
     splits = FIDELITY_IS_SPLITS if settings.protocol == "torch-fidelity" else 1
@@ -172,13 +176,15 @@ def deviations(metric: str, reference: Reference | None, extractor: Extractor, s
         found.append(f"the reference was made in {reference.provenance.dtype}")
     if metric in ("precision", "recall") and settings.protocol == "adm" and not settings.fp16_compat:
         found.append("distances are float32; ADM's are float16, which --fp16-compat gives")
+    if metric in ("precision", "recall") and settings.fp16_compat:
+        found.append("float16 in ADM's order of operations, which was not compared with TensorFlow's kernels")
     if metric == "kid" and settings.kid_subset_size != KID_SUBSET_SIZE:
         found.append(f"subsets of {settings.kid_subset_size:,} instead of {KID_SUBSET_SIZE:,}")
     return found
 
 
 def warnings(
-    images: Images, reference: Reference | None, extractor: Extractor, metrics: tuple[str, ...], sorted_by_class: bool
+    images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str], sorted_by_class: bool
 ) -> list[str]:
     """What a reader has to know before comparing these numbers with others."""
     found, fid = [], f"FID{extractor.suffix}"
@@ -189,9 +195,12 @@ def warnings(
         )
     if "fid" in metrics and not extractor.suffix and images.count != PUBLISHED_COUNT:
         found.append(f"This is not FID-50K: it was computed on {images.count:,} samples, and FID depends on their number.")
-    if {"fid", "sfid"} & set(metrics) and reference.mu is None and reference.images.count < PUBLISHED_COUNT:
+    made_of = reference.count_for("fid") if reference and {"fid", "sfid"} & set(metrics) else None
+    if made_of and made_of < PUBLISHED_COUNT and not extractor.suffix:
+        name = reference.provenance.source or reference.path.name
+        singular = "their covariance is singular, and " if made_of <= extractor.dimension else ""
         found.append(
-            f"The reference statistics were computed on the {reference.images.count:,} images of {reference.path.name}; "
+            f"The reference statistics were computed on the {made_of:,} images of {name}; {singular}"
             "published numbers use those of the whole training set, which ADM's files hold as mu and sigma."
         )
     if reference and reference.kind == "statistics without provenance" and "fid" in metrics:
@@ -202,10 +211,12 @@ def warnings(
     for which, source in (("samples", images), ("reference's images", reference and reference.images)):
         if source and source.has_jpeg:
             found.append(f"The {which} are JPEG files; compression moves every metric, so write PNG.")
-    if "is" in metrics and (sorted_by_class or labels_are_sorted(images.labels)):
+    if "is-shuffled" in metrics and (sorted_by_class or labels_are_sorted(images.labels)):
         found.append(
             "The file looks sorted by class, so that blocks of consecutive images hold few classes and the IS is too low; "
             "the shuffled IS is not."
+            if images.count > ADM_IS_BLOCK
+            else f"The file looks sorted by class; up to {ADM_IS_BLOCK:,} images are one block, so the IS does not suffer here."
         )
     return found
 

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +49,22 @@ class Features:
     pixels_sha256: str
     reused: bool
 
-    def forget(self) -> None:
-        """Removes the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def default_cache() -> Path:
     """Where features are kept unless someone says where."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+
+
+@contextmanager
+def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
+    """A cache that rank 0 removes in the end, whatever happens. What is mapped from it stays readable."""
+    folder = Path(group.once(lambda: str(beside / f"{uuid.uuid4().hex}.temporary")))
+    try:
+        yield folder
+        group.wait()
+    finally:
+        if group.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def extract(images: Images, extractor: Extractor, group: Group, batch_size: int, cache: Path) -> Features:
@@ -77,7 +86,7 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         "dtype": extractor.dtype,
         "device": extractor.device.type,
         "batch_size": batch_size,
-        "torch": torch.__version__,
+        **{package: version(package) for package in ("torch", "torch-fidelity", "pillow")},
     }
     entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     if reused := group.once(lambda: str(_is_whole(entry))) == "True":
@@ -125,8 +134,8 @@ def _run(
     at, stop = share(images.count, batch_size, group)
     counter = f"extracted/{folder.name}"
     with (
-        open(folder / FEATURES, "r+b") as features_file,
-        open(folder / PIXELS, "r+b") as pixels_file,
+        open(folder / FEATURES, "wb", opener=_without_truncating) as features_file,
+        open(folder / PIXELS, "wb", opener=_without_truncating) as pixels_file,
         progress_bar(images.count, "evaluating") as bar,
     ):
         features_file.seek(at * extractor.dimension * 4)
@@ -134,8 +143,9 @@ def _run(
         for batch in read_ahead(images.batches(batch_size, at, stop)):
             features, spatial = extractor.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(extractor.device))
             features = features.cpu().numpy()
-            if not np.isfinite(features).all():
-                bad = at + int(np.flatnonzero(~np.isfinite(features).all(1))[0])
+            finite = np.isfinite(features).all(1) & (spatial is None or spatial.isfinite().all(1).cpu().numpy())
+            if not finite.all():
+                bad = at + int(np.flatnonzero(~finite)[0])
                 raise UserError(f"{images.path}: the features of image {bad} are not finite; are the extractor's weights whole?")
             statistics.update(features)
             if spatial_statistics:
@@ -147,6 +157,11 @@ def _run(
         group.wait()
         bar.update(images.count - bar.n)
     return statistics, spatial_statistics
+
+
+def _without_truncating(path: str, _: int) -> int:
+    """For writing one's own part of a file that others write too; not for reading, so that no client fetches the rest."""
+    return os.open(path, os.O_WRONLY)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import itertools
+import os
 import queue
 import struct
 import threading
@@ -25,10 +27,10 @@ DAMAGED_ARCHIVE = (
     *(NotImplementedError, KeyError, TypeError, MemoryError, OverflowError, struct.error, IndexError),
 )
 # What Pillow raises on damaged images.
-DAMAGED_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, *DAMAGED_ARCHIVE)
+DAMAGED_IMAGE = (Image.DecompressionBombError, *DAMAGED_ARCHIVE)
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 MAX_PIXELS = 80_000_000  # of one image; below where Pillow begins to warn
-MAX_MEMBER = 256 << 20  # bytes of one image file inside a zip
+MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
 MAX_HEADER = 4096  # bytes of an npy header's text
 READER_THREADS = 4
 READ_AHEAD = 2
@@ -147,9 +149,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
         UserError: if there is nothing there, or it is not uint8 RGB images.
     """
     if path.is_dir():
-        names = tuple(
-            file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if is_image(file.relative_to(path).as_posix())
-        )
+        names = in_order(files_in(path))
         if not names:
             raise UserError(f"{path} holds no PNG or JPEG images")
         height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
@@ -161,7 +161,10 @@ def open_images(path: Path, crop: int | None = None) -> Images:
             members = archive.namelist()
             if "arr_0.npy" in members:
                 return _open_npz(path, archive, crop)
-            names = tuple(sorted(name for name in members if is_image(name)))
+            names = in_order(name for name in members if is_image(name))
+            if len(set(names)) < len(names):
+                twice = next(name for name, other in itertools.pairwise(names) if name == other)
+                raise UserError(f"{path} holds two files named {twice!r}")
             if not names:
                 found = ", ".join(repr(name)[1:-1] for name in members[:5]) or "nothing"
                 raise UserError(f"{path} has no images: expected an array arr_0, or PNG or JPEG files; found {found}")
@@ -169,7 +172,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
             height, width, _ = read_image(member_file(archive, names[0], where), where, crop).shape
             return Images(path, len(names), height, width, names=names, crop=crop)
     except DAMAGED_ARCHIVE as error:
-        raise UserError(f"{path} is not a whole npz or zip ({one_line(error)})") from error
+        raise UserError(f"{path} cannot be read as an npz or zip ({one_line(error)})") from error
 
 
 def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
@@ -187,6 +190,28 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
         raise UserError(f"{path} holds images of {shape[1]} x {shape[2]}; --image-size {crop} crops files of images, not an npz")
     labels = read_labels(archive, shape[0]) if "arr_1.npy" in archive.namelist() else None
     return Images(path, *shape[:3], labels=labels)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Paths sorted folder by folder, the same for a folder and for a zip of it."""
+    return tuple(sorted(names, key=lambda name: PurePosixPath(name).parts))
+
+
+def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The images in a folder and its subfolders, as paths relative to it; links are followed, but never in a circle."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror})") from error
+    for entry in entries:
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from (f"{entry.name}/{name}" for name in files_in(Path(entry), seen | {real}))
+        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # no pipes; a dangling link is an error later
+            yield entry.name
 
 
 def is_image(name: str) -> bool:
@@ -245,17 +270,23 @@ def read_header(member: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of the npy array that `member` begins with, leaving it at the first byte of the data.
 
     Raises:
-        ValueError: if it is no npy array, holds objects, or is in Fortran order.
+        ValueError: if it is no npy array, or is in Fortran order.
     """
+    shape, dtype, fortran = read_any_header(member)
+    if fortran and len(shape) > 1:
+        raise ValueError("its array is in Fortran order")
+    return shape, dtype
+
+
+def read_any_header(member: BinaryIO) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """`read_header`, with whether the array is in Fortran order."""
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if (magic := np.lib.format.read_magic(member)) not in reader:
         raise ValueError(f"npy format {magic} is not supported")
     shape, fortran, dtype = reader[magic](member, max_header_size=MAX_HEADER)
-    if fortran and len(shape) > 1:
-        raise ValueError("its array is in Fortran order")
     if any(length < 0 for length in shape):
         raise ValueError(f"its array claims the shape {shape}")
-    return shape, dtype
+    return shape, dtype, fortran
 
 
 def read_array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
@@ -264,18 +295,18 @@ def read_array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
     Raises:
         ValueError: if it is larger, of objects, or not as long as its header says.
     """
-    info = archive.getinfo(name)
-    with archive.open(info) as member:
-        shape, dtype = read_header(member)
+    with archive.open(name) as member:
+        shape, dtype, fortran = read_any_header(member)
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
         if size > limit:
             raise ValueError(f"{name} is {shape} {dtype}, larger than anything that belongs there")
-        data = member.read(size + 1)
-    if len(data) != size:
-        raise ValueError(f"{name} says {shape} {dtype}, but has {'more' if len(data) > size else 'fewer'} bytes")
-    return np.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+        array = np.empty(shape, dtype, order="F" if fortran else "C")
+        buffer = array.reshape(-1, order="A").view(np.uint8) if size else array
+        if (size and read_fully(member, memoryview(buffer)) < size) or member.read(1):
+            raise ValueError(f"{name} says {shape} {dtype}, but has another number of bytes")
+    return array
 
 
 def read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray | None:
@@ -297,6 +328,8 @@ def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> 
         with Image.open(source, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{where} is {image.width} x {image.height}, more than {MAX_PIXELS:,} pixels")
+            if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
+                raise UserError(f"{where} has more than 8 bits a channel; convert it first, so that the rounding is yours")
             if crop is not None:
                 return centre_crop(image.convert("RGB"), crop)
             if image.mode != "RGB":
@@ -308,10 +341,16 @@ def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> 
 
 def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     """ADM's preparation of training images: halved by box averages while twice as large as needed, scaled bicubically until
-    the short side is `size`, and cut out of the middle. (size, size, 3) uint8."""
+    the short side is `size`, and cut out of the middle. (size, size, 3) uint8.
+
+    Raises:
+        ValueError: if it is so narrow that scaling it would take more than `MAX_PIXELS`.
+    """
     while min(image.size) >= 2 * size:
         image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
     scale = size / min(image.size)
+    if max(image.size) * scale * size > MAX_PIXELS:
+        raise ValueError(f"it is {image.width} x {image.height}, too long to be scaled to {size}")
     image = image.resize(tuple(round(side * scale) for side in image.size), resample=Image.Resampling.BICUBIC)
     pixels = np.array(image)
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
@@ -357,4 +396,6 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks, for use inside a sentence."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
     return " ".join(str(error).split())[:300] or type(error).__name__

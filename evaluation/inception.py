@@ -130,9 +130,7 @@ def find_weights(given: Path | None, group: Group) -> Path:
     if given is not None:
         return given
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
-    if not path.is_file():
-        group.once_per_node("inception-weights", lambda: str(download(path)))
-    return path
+    return Path(group.once_per_node("inception-weights", lambda: str(download(path))))
 
 
 def download(path: Path) -> Path:

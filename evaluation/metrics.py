@@ -23,24 +23,29 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     stays accurate where covariances are singular. Means (D,), covariances (D, D), any float dtype; computed in float64.
     """
     m1, m2, s1, s2 = (np.asarray(array, dtype=np.float64) for array in (mu1, mu2, sigma1, sigma2))
-    coupling = scipy.linalg.svdvals(_factor(s1).T @ _factor(s2)).sum()
+    coupling = scipy.linalg.svdvals(factor(s1).T @ factor(s2)).sum()
     return max(0.0, float(((m1 - m2) ** 2).sum() + s1.trace() + s2.trace() - 2 * coupling))  # rounding may go below
 
 
-def _factor(sigma: np.ndarray) -> np.ndarray:
-    """A (D, rank) with A A' = sigma, by Cholesky's method with pivots, which is fast and finds the rank.
+def factor(sigma: np.ndarray) -> np.ndarray:
+    """A (D, rank) with A A' = sigma (D, D), float64, by Cholesky's method with pivots, which is fast and finds the rank.
 
     A matrix that rounding (to float32, in some files) has made indefinite is taken by its eigenvalues instead, negative ones
     counting as 0.
+
+    Raises:
+        ValueError: if it is too far from positive semi-definite for rounding, so no covariance.
     """
     sigma = (sigma + sigma.T) / 2
     factored, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma, lower=1)
-    factor = np.zeros((len(sigma), max(rank, 1)))
-    factor[pivots - 1, :rank] = np.tril(factored)[:, :rank]
-    left = np.abs(sigma.diagonal() - np.square(factor).sum(1)).max()
+    found = np.zeros((len(sigma), max(rank, 1)))
+    found[pivots - 1, :rank] = np.tril(factored)[:, :rank]
+    left = np.abs(sigma - found @ found.T).max()
     if left <= len(sigma) * 1e-14 * sigma.diagonal().max():
-        return factor
+        return found
     values, vectors = scipy.linalg.eigh(sigma, driver="evd")
+    if values[0] < -1e-3 * abs(values[-1]):
+        raise ValueError("a covariance has no negative eigenvalues, but this matrix has")
     return vectors * np.sqrt(values.clip(0))
 
 
@@ -169,7 +174,7 @@ class Pairs:
         return squared_distances(a, b) if exact else half_distances(a, b)
 
     def _overflowing_blocks(self, group: Group) -> frozenset[tuple[int, int]]:
-        """The blocks, by row and column number, in which some step of `half_distances` leaves float16's range."""
+        """The blocks, by row and column number, in which some of the `half_distances` are not finite."""
         if 2.1 * (_largest_norm(self.a) + _largest_norm(self.b)) < HALF_MAX:  # then no step can
             return frozenset()
         self._in_float32 = frozenset()
@@ -198,8 +203,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def half_distances(a: Tensor, b: Tensor) -> Tensor:
     """`squared_distances` with every result rounded to float16, as in ADM's evaluator: features, squares, norms, products,
-    differences and sums. Sums over features are accumulated in float32 and rounded once. Float32; infinite or NaN where float16
-    overflows."""
+    differences and sums. Sums over features are accumulated in float32 and rounded once. Float32; not finite where the last
+    step overflows float16."""
     a, b = a.half(), b.half()
     norms_a, norms_b = (x.square().float().sum(1).half() for x in (a, b))
     products = (a.float() @ b.float().T).half()

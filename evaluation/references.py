@@ -1,6 +1,7 @@
 """References: statistics (and a few images or features) read from ADM's, pytorch-fid's or our own npz, or images as they are."""
 
 import json
+import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ import numpy as np
 
 from distributed import UserError, file_sha256, write_whole
 from evaluation.features import ASSETS
-from evaluation.images import DAMAGED_ARCHIVE, Images, one_line, open_images, read_array
+from evaluation.images import DAMAGED_ARCHIVE, Images, one_line, open_images, read_array, read_header
+from evaluation.metrics import factor
 from evaluation.protocols import FROM_FEATURES
 
 DIGITS = ASSETS / "digits" / "reference.npz"
 PROVENANCE = "provenance"  # our own files' extra array: a JSON text
 MAX_DIMENSION = 4096  # more than any extractor gives; a header that claims more is not believed
-MAX_FEATURES = 8 << 30  # bytes
+LARGEST = 1e30
+STATISTICS = {"mu.npy", "sigma.npy"}
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Provenance:
     extractor: str | None = None
     weights_sha256: str | None = None
     count: int | None = None
-    image_size: int | None = None
+    image_size: int | None = None  # height; the width is the same unless `image_width` says otherwise
+    image_width: int | None = None
     pixels_sha256: str | None = None
     source: str | None = None
     resize: str | None = None
     dtype: str | None = None
     features: int | None = None
+    features_seed: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Provenance":
@@ -40,9 +45,12 @@ class Provenance:
             ValueError: if a field is unknown or of another kind.
         """
         given = json.loads(text)
-        kinds = {"count": int, "image_size": int, "features": int}
+        if not isinstance(given, dict):
+            raise ValueError("its provenance is no JSON object")
+        numbers = ("count", "image_size", "image_width", "features", "features_seed")
         for name, value in given.items():
-            if name not in cls.__dataclass_fields__ or not isinstance(value, kinds.get(name, str) | None):
+            fits = isinstance(value, str) if name not in numbers else type(value) is int and value >= 0
+            if name not in cls.__dataclass_fields__ or not (fits or value is None):
                 raise ValueError(f"its provenance has {name} = {value!r}")
         return cls(**given)
 
@@ -81,9 +89,12 @@ class Reference:
         return self.images.count if self.kind == "images" else self.provenance.count
 
     @property
-    def image_size(self) -> int | None:
-        """The height of its images, where it is known."""
-        return self.images.height if self.images else self.provenance.image_size
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of its images, where they are known."""
+        if self.images:
+            return self.images.height, self.images.width
+        height = self.provenance.image_size
+        return height and (height, self.provenance.image_width or height)
 
 
 def find_reference(name: str) -> Path:
@@ -107,7 +118,7 @@ def open_reference(path: Path) -> Reference:
         UserError: if it is damaged, not finite, or its parts do not fit each other.
     """
     names = _members(path)
-    if not {"mu.npy", "sigma.npy"} <= names:
+    if not names >= STATISTICS:
         images = open_images(path)
         return Reference(path, None, "images", images=images)
     try:
@@ -118,17 +129,19 @@ def open_reference(path: Path) -> Reference:
                 spatial = _read_statistics(archive, "mu_s", "sigma_s")
             text = str(read_array(archive, f"{PROVENANCE}.npy", 1 << 20)) if f"{PROVENANCE}.npy" in names else "{}"
             provenance = Provenance.parse(text)
-            features = read_array(archive, "features.npy", MAX_FEATURES) if "features.npy" in names else None
-            if features is not None and (features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != len(mu)):
-                raise ValueError(f"its features are {features.dtype} {features.shape}, and mu {mu.shape}")
-            if features is not None and not np.isfinite(features).all():
-                raise ValueError("its features hold NaN or infinity")
+            features = _read_features(archive, len(mu)) if "features.npy" in names else None
     except (*DAMAGED_ARCHIVE, AttributeError) as error:
         raise UserError(f"{path} is a damaged reference ({one_line(error)})") from error
     images = open_images(path) if "arr_0.npy" in names else None
-    kinds = {bool(provenance.extractor): "Fiducial's statistics", images is not None: "ADM's statistics and images"}
-    kind = kinds.get(True, "statistics without provenance")
+    kind = "ADM's statistics and images" if images else "statistics without provenance"
+    if provenance.extractor:
+        kind = "Fiducial's statistics"
     return Reference(path, file_sha256(path), kind, mu, sigma, *spatial, images, features, provenance)
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether `path` is an npz with `mu` and `sigma`, not just images."""
+    return _members(path) >= STATISTICS
 
 
 def _members(path: Path) -> set[str]:
@@ -157,9 +170,30 @@ def _read_statistics(archive: zipfile.ZipFile, mean: str, covariance: str) -> tu
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError("its statistics hold NaN or infinity")
-    if np.abs(sigma - sigma.T).max() > 1e-3 * max(np.abs(sigma).max(), 1e-30) or sigma.diagonal().min() < 0:
-        raise ValueError(f"{covariance} is not symmetric with a non-negative diagonal, so no covariance")
+    if max(np.abs(mu).max(), np.abs(sigma).max()) > LARGEST:
+        raise ValueError("its statistics are larger than those of any features")
+    if np.abs(sigma - sigma.T).max() > 1e-3 * np.abs(sigma).max():
+        raise ValueError(f"{covariance} is not symmetric, so no covariance")
+    factor(sigma)
     return mu, sigma
+
+
+def _read_features(archive: zipfile.ZipFile, dimension: int) -> np.ndarray:
+    """(M, dimension) float32.
+
+    Raises:
+        ValueError: if they are not that, not finite, or compressed, so that a small file could ask for any memory.
+    """
+    with archive.open("features.npy") as member:
+        shape, dtype = read_header(member)
+    if dtype != np.float32 or len(shape) != 2 or shape[1] != dimension:
+        raise ValueError(f"its features are {dtype} {shape}, and mu ({dimension},)")
+    if archive.getinfo("features.npy").compress_type != zipfile.ZIP_STORED:
+        raise ValueError("its features are compressed, which those of Fiducial are not")
+    features = read_array(archive, "features.npy", os.path.getsize(archive.filename))
+    if not np.isfinite(features).all():
+        raise ValueError("its features hold NaN or infinity")
+    return features
 
 
 def write_reference(reference: Reference, path: Path) -> None:
@@ -177,6 +211,6 @@ def write_reference(reference: Reference, path: Path) -> None:
             np.savez(file, **arrays)
 
     try:
-        write_whole(path, write)
+        write_whole(path.resolve(), write)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error

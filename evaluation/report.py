@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, write_whole
+from distributed import UserError, say, write_whole
 
 THUMBNAIL = 96  # pixels; larger images are shown reduced
 
@@ -138,16 +138,14 @@ class Result:
         return next(iter(self.metrics.values()))
 
     def write(self, json_file: Path | None, html_file: Path | None) -> None:
-        """Prints the table, writes the files that are asked for, and says where they are."""
-        print(self.table(), flush=True)
-        for path, text in ((json_file, self.to_json), (html_file, self.to_html)):
-            if path is None:
-                continue
+        """Writes the files that are asked for, prints the table, and says where they are."""
+        wanted = {path: text for path, text in ((json_file, self.to_json), (html_file, self.to_html)) if path is not None}
+        for path, text in wanted.items():
             try:
-                write_whole(path, lambda beside, text=text: beside.write_text(text()))
+                write_whole(path.resolve(), lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
             except OSError as error:
                 raise UserError(f"{path} cannot be written ({error.strerror})") from error
-            print(path, flush=True)
+        say("\n".join([self.table(), *map(str, wanted)]))
 
     def _grid_html(self) -> str:
         rows = []

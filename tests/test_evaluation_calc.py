@@ -10,16 +10,17 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
-from conftest import run_command
+from conftest import ROOT, run_command
 from PIL import Image, ImageFilter
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import distributed
-from evaluation import calc, extraction
+from evaluation import calc, checks, extraction
 from evaluation.calc import Evaluator
 from evaluation.checks import Settings, looks_sorted
 from evaluation.features import Extractor, load_extractor
 from evaluation.images import open_images
+from evaluation.metrics import precision_recall
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 24
@@ -105,6 +106,11 @@ def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
     assert set(ours) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall"}
     more = np.exp(logits["a"]) / np.exp(logits["a"]).sum(1, keepdims=True)
+    order = np.random.default_rng(0).permutation(COUNT)
+    shuffled = [more[order[start : start + 10]] for start in range(0, COUNT, 10)]
+    expected = np.mean([np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in shuffled])
+    assert ours["is-shuffled"] == pytest.approx(expected, rel=1e-4)
+    assert abs(expected - ours["is"]) > 1e-3
     one_block = np.exp((more * (np.log(more) - np.log(more.mean(0)))).sum(1).mean())
     assert abs(one_block - np.mean(scores)) > 1e-3  # other blocks would show
 
@@ -173,6 +179,45 @@ def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("cannot be read as an image") == 1
     assert last.name in done.stderr
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".partial"]
+
+
+IN_PIECES = """
+import sys
+from evaluation import __main__ as cli, calc, metrics
+metrics.TILE, metrics.ADM_BLOCK, calc.ADM_IS_BLOCK, calc.LOGITS_CHUNK = 7, 40, 10, 4
+cli.run(cli.build_parser().parse_args(sys.argv[1:]))
+"""
+
+
+def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path):
+    """With tiles and blocks so small that three ranks have many each; and what float16 changes."""
+    (tmp_path / "pieces.py").write_text(IN_PIECES)
+    for name, seed in (("a", 0), ("b", 1)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pictures(95, seed))
+    values = {}
+    for ranks, half in ((1, False), (3, False), (1, True), (3, True)):
+        arguments = ["calc", tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
+        options = ["--metrics", "fid,is,precision,recall,kid", "--kid-subset-size", 30, "--json", tmp_path / "r.json"]
+        options += ["--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
+        done = run_command(tmp_path / "pieces.py", *arguments, *options, ranks=ranks, PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr
+        metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
+        values[ranks, half] = {name: metric["value"] for name, metric in metrics.items()}
+    for half in (False, True):
+        assert values[3, half] == pytest.approx(values[1, half], rel=1e-12)
+    group = distributed.init("cpu")
+    rows = [extracted(tmp_path / f"{name}.npz", group, tmp_path / "cache") for name in "ab"]
+    for half in (False, True):
+        precision, recall = precision_recall(rows[1], rows[0], group, half)
+        assert values[3, half]["precision-digits"] == pytest.approx(precision)
+        assert values[3, half]["recall-digits"] == pytest.approx(recall)
+    assert len(set(values[1, False].values())) == 6
+
+
+def extracted(path, group, cache) -> np.ndarray:
+    """The digits extractor's features of an npz."""
+    return extraction.extract(open_images(path), load_extractor("digits", None, group), group, 8, cache).rows
 
 
 class Counting:
@@ -204,16 +249,29 @@ def test_a_further_metric_costs_no_second_pass(folders, tmp_path, alone, monkeyp
     assert third["fid-digits"] == first["fid-digits"]
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "about"])
+@pytest.mark.parametrize("change", ["crop", "batch_size", "dtype", "weights_sha256", "nothing"])
+def test_features_are_not_taken_for_those_of_other_settings(change, folders, tmp_path, alone):
+    counting = Counting(alone)
+    stub = Extractor(**vars(counting.extractor) | {"apply": lambda x: (x.flatten(1)[:, :64].float(), None)})
+    first = extraction.extract(open_images(folders / "a", 32), stub, alone, 4, tmp_path)
+    images = open_images(folders / "a", 16 if change == "crop" else 32)
+    other = Extractor(**vars(stub) | ({change: "bfloat16"} if change in ("dtype", "weights_sha256") else {}))
+    second = extraction.extract(images, other, alone, 5 if change == "batch_size" else 4, tmp_path)
+    assert second.reused == (change == "nothing")
+    assert not first.reused
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "about", "pixels", "statistics"])
 def test_a_damaged_cache_is_computed_again(damage, folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
     expected = evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path)
-    victim = next(tmp_path.glob("*/about.json" if damage == "about" else "*/features.f32"))
+    names = {"about": "about.json", "pixels": "pixels.sha256", "statistics": "statistics.npz"}
+    victim = next(tmp_path.glob(f"*/{names.get(damage, 'features.f32')}"))
     data = bytearray(victim.read_bytes())
-    if damage == "flipped":
+    if damage != "cut" and damage != "about":
         data[100] ^= 1
-    victim.write_bytes(data[: len(data) - 40 if damage != "flipped" else None])
+    victim.write_bytes(data[: len(data) - 40 if damage in ("cut", "about") else None])
     assert evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path) == expected
     assert counting.images == 3 * COUNT
     assert not list(tmp_path.glob("*.partial"))
@@ -225,6 +283,10 @@ def test_without_keeping_features_nothing_is_left(folders, tmp_path, alone, monk
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
     evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(calc, "precision_recall", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -318,7 +380,8 @@ def test_predictions_in_runs_look_sorted(predicted, expected):
     assert not looks_sorted(found[:1])
 
 
-def test_a_file_sorted_by_class_without_labels_is_noticed(tmp_path, alone):
+def test_a_file_sorted_by_class_without_labels_is_noticed(tmp_path, alone, monkeypatch):
+    monkeypatch.setattr(checks, "ADM_IS_BLOCK", 50)
     hues = np.repeat(pictures(5, 3, 64)[:, :1, :1], 40, axis=0)
     pixels = np.broadcast_to(hues, (200, 64, 64, 3)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(200)
@@ -327,5 +390,7 @@ def test_a_file_sorted_by_class_without_labels_is_noticed(tmp_path, alone):
         np.savez(tmp_path / f"{name}.npz", arr_0=chosen)
         evaluator = Evaluator.prepare(None, alone, Settings(metrics=("is",)), "digits")
         notes.append("".join(evaluator.evaluate(tmp_path / f"{name}.npz").warnings))
-    assert "sorted by class" in notes[0]
+    assert "the IS is too low" in notes[0]
     assert "sorted by class" not in notes[1]
+    evaluator = Evaluator.prepare(None, alone, Settings(metrics=("is",), protocol="torch-fidelity"), "digits")
+    assert not any("sorted" in text for text in evaluator.evaluate(tmp_path / "sorted.npz").warnings)

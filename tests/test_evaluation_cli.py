@@ -2,13 +2,15 @@
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import DIGITS, run_command
+from conftest import DIGITS, ROOT, run_command
 from PIL import Image
 
 import distributed
@@ -115,7 +117,44 @@ def test_a_reference_is_the_images_it_was_made_of(samples, tmp_path, monkeypatch
 def test_a_file_sorted_by_class_is_warned_about(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "sorted.npz", arr_0=scans(), arr_1=np.sort(LABELS))
     _, out, _ = evaluate(monkeypatch, capsys, "calc", tmp_path / "sorted.npz", "--extractor", "digits", "--metrics", "is")
-    assert "sorted by class" in out
+    assert "sorted by class; up to 5,000 images are one block" in out
+
+
+def test_names_and_outputs_that_cannot_be_printed_lose_nothing(samples, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/sur\xff\nname.npz"
+    os.rename(samples, odd)
+    files = [tmp_path / "r.json", tmp_path / "r.html"]
+    command = [
+        "-m",
+        "evaluation",
+        "calc",
+        os.fsdecode(odd),
+        "--ref",
+        "digits",
+        "--metrics",
+        "fid,is,kid",
+        "--kid-subset-size",
+        "9",
+    ]
+    done = run_command(*command, "--json", files[0], "--html", files[1], PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "sur" in json.loads(files[0].read_text())["samples"]["path"]
+    for file in files:
+        file.unlink()
+    with open("/dev/full", "w") as full:
+        arguments = [sys.executable, *command, "--json", files[0], "--html", files[1]]
+        done = subprocess.run(arguments, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: standard output cannot be written")
+    assert all(file.exists() for file in files)
+    missing = run_command("-m", "evaluation", "calc", "a\nerror: b", "--ref", "digits")
+    assert missing.stderr == "error: a\\nerror: b: no such file or folder\n"
+
+
+def test_the_reference_says_which_extractor_even_if_only_is_is_wanted(samples, monkeypatch, capsys):
+    code, out, _ = evaluate(monkeypatch, capsys, "calc", samples, "--ref", "digits", "--metrics", "is")
+    assert code == 0
+    assert "IS-digits" in out
 
 
 @pytest.fixture
@@ -132,6 +171,9 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "gray.npz", arr_0=scans()[..., 0])
     np.savez(tmp_path / "statistics.npz", mu=own["mu"], sigma=own["sigma"], provenance=own["provenance"])
     np.savez(tmp_path / "asymmetric.npz", **own | {"sigma": np.triu(own["sigma"])})
+    np.savez(tmp_path / "vast.npz", mu=own["mu"] + 1e200, sigma=own["sigma"])
+    np.savez(tmp_path / "indefinite.npz", mu=own["mu"], sigma=2 * np.eye(64) - np.ones((64, 64)))
+    np.savez(tmp_path / "wide.npz", arr_0=np.zeros((4, 64, 96, 3), dtype=np.uint8))
     np.savez(tmp_path / "features.npz", **own | {"features": own["features"].astype(np.float64)})
     with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
         archive.writestr("mu.npy", npy_header((10**9,)))
@@ -153,7 +195,7 @@ def files(samples, tmp_path):
 MISTAKES = [
     ("calc absent.npz --ref digits", "absent.npz: no such file or folder"),
     ("calc {}/empty --ref digits", "holds no PNG or JPEG images"),
-    ("calc {}/cut.npz --ref digits", "is not a whole npz"),
+    ("calc {}/cut.npz --ref digits", "cannot be read as an npz or zip"),
     ("calc {}/labels-only.npz --ref digits", "found arr_1.npy"),
     ("calc {}/small.npz --ref digits", "images of 8 x 8, but the extractor digits takes 64 x 64 only"),
     ("calc {}/one.npz --ref digits", "FID needs at least 2 images, and there are 1"),
@@ -193,8 +235,17 @@ MISTAKES = [
     ("ref {}/one.npz --out {}/x.npz --extractor digits", "at least 2"),
     ("ref {}/empty --out {}/x.npz --extractor digits", "holds no PNG"),
     ("ref {}/samples.npz", "--out"),
+    ("ref {}/statistics.npz --out {}/x.npz --extractor digits", "is a reference already"),
+    ("calc {}/samples.npz --ref digits --json {}/samples.npz", "samples.npz is named twice"),
+    ("calc {}/samples.npz --ref digits --json {}/x --html {}/x", "x is named twice"),
+    ("calc {}/samples.npz --ref digits --json /dev/null", "is no ordinary file"),
+    ("calc {}/samples.npz --ref {}/vast.npz", "larger than those of any features"),
+    ("calc {}/samples.npz --ref {}/indefinite.npz", "negative eigenvalues"),
+    ("calc {}/samples.npz --ref {}/cut.npz --metrics is", "cannot be read as an npz or zip"),
+    ("calc {}/wide.npz --ref {}/size.npz --extractor digits", "takes 64 x 64 only"),
     ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 32", "crops files of images, not an npz"),
     ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 4", "--image-size 4"),
+    ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 100000", "must be 8 to 4,096"),
     ("ref {}/samples.npz --out {}/x.npz --extractor digits --features -1", "--features -1"),
 ]
 

@@ -42,6 +42,7 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> 
     return buffer.getvalue()
 
 
+REFERENCE = {"mu": np.zeros(6), "sigma": np.eye(6)}
 WHOLE = {
     "npz": saved(np.savez, arr_0=PICTURES, arr_1=np.arange(5)),
     "compressed": saved(np.savez_compressed, arr_0=PICTURES),
@@ -191,7 +192,7 @@ def huge_member(name: str, head: bytes, zeros: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["png", "zip of png", "zip", "mu", "images", "labels"])
+@pytest.mark.parametrize("kind", ["png", "zip of png", "zip", "mu", "images", "labels", "features", "thin"])
 def test_what_unpacks_a_thousandfold_takes_no_memory(kind, tmp_path):
     def head(shape, descr="<f8"):
         buffer = io.BytesIO()
@@ -209,10 +210,19 @@ def test_what_unpacks_a_thousandfold_takes_no_memory(kind, tmp_path):
         path.write_bytes(huge_member("0.png", png(PICTURES[0])[:33], 600 << 20))
     elif kind == "mu":
         path.write_bytes(huge_member("mu.npy", head((600 << 17,)), 600 << 20))
+    elif kind == "features":
+        path.write_bytes(saved(np.savez_compressed, **REFERENCE, features=np.zeros((25 << 20, 6), dtype=np.float32)))
+    elif kind == "thin":
+        path.mkdir()
+        Image.new("RGB", (50_000, 1)).save(path / "0.png")
     elif kind == "images":
         path.write_bytes(huge_member("arr_0.npy", head((1, 15_000, 15_000, 3), "|u1"), 600 << 20))
     else:
         path.write_bytes(saved(np.savez, arr_0=PICTURES, arr_1=np.zeros(60 << 20)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert (ends_well(path) is not None) == (kind != "labels")
+    if kind == "thin":
+        with pytest.raises(UserError, match="too long"):
+            open_images(path, 256)
+    else:
+        assert (ends_well(path) is not None) == (kind != "labels")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KB

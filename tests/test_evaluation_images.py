@@ -1,7 +1,10 @@
 import io
 import itertools
+import os
+import struct
 import threading
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -56,11 +59,63 @@ def png_bytes(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_is_read_by_name_whatever_its_order(compression, tmp_path):
     files = {f"b/{index:03d}.png": png_bytes(PICTURES[index]) for index in reversed(range(11))}
-    files |= {"a/readme.txt": b"no image", "__MACOSX/b/._000.png": b"not one either", "b/": b""}
+    files |= {"a/readme.txt": b"no image", "__MACOSX/b/._000.png": b"not one either", "b/": b"", "b-1/x.txt": b""}
     images = open_images(zip_of(tmp_path / "a.zip", files, compression))
     assert images.count == 11
     assert (np.concatenate(list(images.batches(4))) == PICTURES).all()
     assert (next(images.batches(4, 5, 7)) == PICTURES[5:7]).all()
+
+
+def test_a_folder_and_a_zip_of_it_have_one_order(tmp_path):
+    names = ["a-1/x.png", "a/x.png", "a.png", "a/b/c.png", "B.png", "a/b.png"]
+    for index, name in enumerate(names):
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png_bytes(PICTURES[index]))
+    zip_of(tmp_path / "a.zip", {name: (tmp_path / "folder" / name).read_bytes() for name in names})
+    assert open_images(tmp_path / "folder").names == open_images(tmp_path / "a.zip").names
+
+
+def test_links_are_followed_and_pipes_passed_by(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for index, path in enumerate((folder / "sub" / "0.png", tmp_path / "elsewhere" / "1.png")):
+        path.write_bytes(png_bytes(PICTURES[index]))
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "circle").symlink_to(folder)
+    (folder / "directory.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    images = open_images(folder)
+    assert set(images.names) == {"sub/0.png", "link/1.png"}
+    assert len(next(iter(images.batches(2)))) == 2
+
+
+@pytest.mark.parametrize("kind", ["gray", "colour"])
+@pytest.mark.parametrize("crop", [None, 4])
+def test_sixteen_bits_are_refused(kind, crop, tmp_path):
+    """Pillow clips 16-bit grays when it converts them, and silently halves colours."""
+    values = np.arange(30, dtype=">u2").reshape(6, 5) * 2000
+    depth, channels = (0, 1) if kind == "gray" else (2, 3)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\0" + np.repeat(row, channels).tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 6, 16, depth, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "0.png").write_bytes(data)
+    with pytest.raises(UserError, match="more than 8 bits"):
+        open_images(tmp_path, crop)
+
+
+def test_a_zip_with_one_name_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", png_bytes(PICTURES[0]))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.png", png_bytes(PICTURES[1]))
+    with pytest.raises(UserError, match=r"two files named 'a\.png'"):
+        open_images(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("source", ["npz", "compressed", "folder"])

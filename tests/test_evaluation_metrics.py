@@ -93,6 +93,18 @@ def test_nearly_singular_covariances_keep_their_accuracy(scale):
     assert frechet_distance(np.zeros(40), s1, np.zeros(40), s2) == pytest.approx(expected, rel=1e-7)
 
 
+def test_a_covariance_that_float32_made_indefinite_counts_as_the_one_it_was():
+    mu, sigma = gaussian(64, 30, 1)
+    other = gaussian(64, 500, 2)
+    rounded = sigma.astype(np.float32)
+    assert np.linalg.eigvalsh(rounded.astype(np.float64))[0] < 0
+    assert frechet_distance(mu, rounded, *other) == pytest.approx(frechet_distance(mu, sigma, *other), rel=1e-4)
+    crooked = sigma + np.triu(np.full((64, 64), 1e-7 * sigma.max()), 1)
+    assert frechet_distance(mu, crooked, *other) == pytest.approx(frechet_distance(mu, sigma, *other), rel=1e-3)
+    with pytest.raises(ValueError, match="negative eigenvalues"):
+        frechet_distance(mu, 2 * np.eye(64) - np.ones((64, 64)), *other)
+
+
 def entropy_oracle(logits: np.ndarray, block: int) -> list[float]:
     """exp(mean KL) of each block by a double loop."""
     scores = []
@@ -211,11 +223,15 @@ def half_oracle(a: np.ndarray, b: np.ndarray, block: int) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("_small_tiles")
-@pytest.mark.parametrize(("long_rows", "overflowing"), [([], 0), ([50, 55], 3), (range(90), 9)])
+@pytest.mark.parametrize(("long_rows", "overflowing"), [([], 0), ([50, 55], 3), (range(90), 9), ("opposite", 1)])
 def test_half_distances_are_adms_with_its_fallback_by_the_block(long_rows, overflowing, alone):
-    """Sixteenths, whose sums are exact in float32 in any order, so that every rounding has to be the same."""
-    a, b = (np.round(features(count, seed) * 16) / 16 for count, seed in ((90, 0), (101, 1)))
-    a[list(long_rows)] *= 256
+    """Parts of 64, whose squares float16 has to round but whose sums are exact in float32 in any order, so that every
+    rounding has to be the same. Opposite rows overflow though neither norm is near the limit."""
+    a, b = (np.round(features(count, seed) * 64) / 64 for count, seed in ((90, 0), (101, 1)))
+    if long_rows == "opposite":
+        a[0], b[0] = 32, -32
+    else:
+        a[list(long_rows)] *= 256
     pairs = Pairs(a, b, alone, half=True)
     found = np.empty((90, 101), dtype=np.float32)
     for rows, columns in pairs.tiles(alone):
@@ -235,8 +251,12 @@ def test_half_distances_change_precision_and_recall_slightly(alone):
 def test_nearest_distances_are_the_smallest(alone):
     rows = features(101, 0)
     expected = np.sort(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(-1), axis=1)[:, :4]
-    np.testing.assert_allclose(nearest(Pairs(rows, rows, alone, False), 4, alone), expected, atol=1e-5)
-    np.testing.assert_allclose(nearest(Pairs(rows, rows, alone, True), 4, alone), expected, atol=0.05)
+    found = nearest(Pairs(rows, rows, alone, False), 4, alone)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found >= 0).all()  # each row's distance to itself, by the norm expansion
+    rows = np.round(rows * 64) / 64
+    expected = np.sort(half_oracle(rows, rows, 40), axis=1)[:, :4]
+    assert (nearest(Pairs(rows, rows, alone, True), 4, alone).numpy() == expected).all()
 
 
 @pytest.mark.parametrize("sizes", [(60, 45, 30), (30, 30, 30)])
