@@ -252,15 +252,8 @@ class Evaluator:
             metrics=metrics,
             warnings=tuple(notes),
             left_out={LABELS[name] + extractor.suffix: why for name, why in left_out.items()},
-            samples={
-                "path": printable(str(images.path)),
-                "count": images.count,
-                "image_size": [images.height, images.width],
-                "labels": spread_of_labels(images.labels),
-                "content_sha256": own.content_sha256,
-                "pixels_sha256": own.pixels_sha256,
-            },
-            reference=reference and _described(reference),
+            samples=_described_samples(images, own),
+            reference=reference and _described_reference(reference),
             extractor={
                 "name": extractor.name,
                 "dimension": extractor.dimension,
@@ -348,7 +341,19 @@ def _distance(own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray) -> floa
     return frechet_distance(own.mean, own.covariance, mu, sigma)
 
 
-def _described(reference: Reference) -> dict:
+def _described_samples(images: Images, own: Features) -> dict:
+    """Samples as the result records them."""
+    return {
+        "path": printable(str(images.path)),
+        "count": images.count,
+        "image_size": [images.height, images.width],
+        "labels": spread_of_labels(images.labels),
+        "content_sha256": own.content_sha256,
+        "pixels_sha256": own.pixels_sha256,
+    }
+
+
+def _described_reference(reference: Reference) -> dict:
     """A reference as the result records it."""
     provenance = reference.provenance
     images = reference.images

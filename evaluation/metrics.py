@@ -169,18 +169,20 @@ class Pairs:
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
         """One tile of squared distances, float32."""
-        a, b = (torch.from_numpy(x[part]).to(self._device) for x, part in ((self.a, rows), (self.b, columns)))
+        a, b = self._rows(rows, columns)
         exact = not self._half or (rows.start // ADM_BLOCK, columns.start // ADM_BLOCK) in self._in_float32
         return squared_distances(a, b) if exact else half_distances(a, b)
+
+    def _rows(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(self.a[rows]).to(self._device), torch.from_numpy(self.b[columns]).to(self._device)
 
     def _overflowing_blocks(self, group: Group) -> frozenset[tuple[int, int]]:
         """The blocks, by row and column number, in which some of the `half_distances` are not finite."""
         if 2.1 * (_largest_norm(self.a) + _largest_norm(self.b)) < HALF_MAX:  # then no step can
             return frozenset()
-        self._in_float32 = frozenset()
         found = np.zeros([-(-len(x) // ADM_BLOCK) for x in (self.a, self.b)])
         for rows, columns in self.tiles(group):
-            if not self.distances(rows, columns).isfinite().all():
+            if not half_distances(*self._rows(rows, columns)).isfinite().all():
                 found[rows.start // ADM_BLOCK, columns.start // ADM_BLOCK] = 1
         return frozenset(zip(*(axis.tolist() for axis in np.nonzero(group.sum(found))), strict=True))
 
