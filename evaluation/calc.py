@@ -200,7 +200,7 @@ class Evaluator:
     def _exactly(self, images: Images, count: int) -> Iterator[np.ndarray]:
         """Features of the first images in float32."""
         for batch in images.batches(self.settings.batch_size, 0, count):
-            features, _ = self.exact.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.exact.device))
+            features, _ = self.exact.run(batch)
             yield features.cpu().numpy()
 
     def is_done(self, samples: Path, json_file: Path) -> bool:

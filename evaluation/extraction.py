@@ -141,7 +141,7 @@ def _run(
         features_file.seek(at * extractor.dimension * 4)
         pixels_file.seek(at * DIGEST)
         for batch in read_ahead(images.batches(batch_size, at, stop)):
-            features, spatial = extractor.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(extractor.device))
+            features, spatial = extractor.run(batch)
             features = features.cpu().numpy()
             finite = np.isfinite(features).all(1) & (spatial is None or spatial.isfinite().all(1).cpu().numpy())
             if not finite.all():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load
@@ -43,6 +44,10 @@ class Extractor:
     suffix: str = ""
     image_size: int | None = None
     as_published: bool = True
+
+    def run(self, batch: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """`apply` on a batch as files give it, (B, H, W, 3) uint8."""
+        return self.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device))
 
 
 def load_extractor(name: str, weights: Path | None, group: Group, dtype: str = "float32") -> Extractor:
