@@ -1,19 +1,27 @@
-"""Ranks: joining the process group, talking through its store, adding arrays, printing once.
+"""Ranks: finding each other, talking through a store, adding arrays, and ending together.
+
+No rank waits for one that will not come: each says every second that it is there, and who hears nothing, or is told why
+another ended, ends too. The cause is printed once, kept where the work is, and handed to the launcher.
 
 Also what every command shares because several processes run it: `UserError`, the one exception for what a person can put
-right, printed once for all ranks; `write_whole`, by which no process ever sees half a file; and `file_sha256`.
+right; `write_whole`, by which no process ever sees half a file; and `file_sha256`.
 """
 
 import argparse
 import hashlib
 import itertools
+import json
 import os
+import signal
 import socket
 import sys
+import threading
 import time
+import traceback
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +32,49 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-STORE_TIMEOUT = timedelta(days=7)  # others may draw for days; a launcher ends the ranks that wait for a dead one
+JOIN_SECONDS = 600.0  # for all ranks to start
+BEAT_SECONDS = 1.0
+LOST_BEATS = 15  # own beats without one of the other's; counted, so that a machine that slept does not blame its fellows
+GRACE_BEATS = 10  # for the work to end in order, then the process is ended
 YIELD_SECONDS = 10.0
+RESUMABLE = 75  # exit code, also of `python -m sampling status`: the same command continues (EX_TEMPFAIL)
+LEFT = "left"
 
 
 class UserError(Exception):
     """A mistake that its one-sentence message lets the person correct: what was given, what was expected."""
+
+
+class Stopped(Exception):
+    """Raised where this rank's work has to end because of what `cause` says; that has been announced already."""
+
+    def __init__(self, cause: "Cause"):
+        super().__init__(cause.message)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why all ranks end.
+
+    `kind` is `failed` if a person has to put something right, `stopped` after a signal, `lost` if a process, host or
+    connection is gone; after the latter two the same command continues.
+    """
+
+    kind: str
+    message: str
+    rank: int
+    host: str
+    exit_code: int = RESUMABLE
+    traceback: str = ""
+    lost_rank: int | None = None
+
+    @classmethod
+    def of(cls, error: BaseException, rank: int) -> "Cause":
+        if isinstance(error, UserError):
+            return cls("failed", str(error), rank, socket.gethostname(), 2)
+        words = "; ".join([f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", [])])
+        return cls("failed", words, rank, socket.gethostname(), 1, "".join(traceback.format_exception(error)))
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +88,8 @@ class Parser(argparse.ArgumentParser):
 class Group:
     """This process among its fellows. `store` is shared by all of them: counters and small values.
 
-    `once`, `wait` and `sum` have to be called by every rank, in the same order.
+    `once`, `wait` and `sum` have to be called by every rank, in the same order. As a context manager it watches over the
+    others, hears signals, and announces the exception that ends it.
     """
 
     rank: int
@@ -53,23 +99,63 @@ class Group:
     device: "torch.device"
     store: "torch.distributed.Store"
     _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    _watch: list["Watch"] = field(default_factory=list, repr=False)  # at most one
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def __enter__(self) -> "Group":
+        self._watch.append(Watch(self))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        watch = self._watch[0]
+        if error is None:
+            watch.leave()
+            self._watch.clear()
+            self.close()
+        elif not isinstance(error, SystemExit):
+            raise Stopped(watch.end(error)) from error
+
+    def hosts(self) -> list[str]:
+        """The names of the machines that the ranks are on."""
+        if self.world_size == 1:
+            return [socket.gethostname()]
+        found = self._ask(lambda: self.store.multi_get([f"process/{rank}" for rank in range(self.world_size)]))
+        return sorted({json.loads(value)["host"] for value in found})
+
+    def check(self) -> None:
+        """Says that this rank makes progress. To be called in every loop that takes long.
+
+        Raises:
+            Stopped: if work has to end, here or everywhere.
+        """
+        for watch in self._watch:
+            watch.check()
+
+    def on_end(self, keep: Callable[[Cause], object], hang_seconds: float) -> None:
+        """From here on, the cause of an end is handed to `keep`, and a rank whose `check` was not called for so long ends all."""
+        for watch in self._watch:
+            watch.keep, watch.hang_beats = keep, hang_seconds / BEAT_SECONDS
+
     def publish(self, key: str, value: str) -> None:
         """Makes `value` available to every rank."""
-        self.store.set(key, value)
+        self._ask(lambda: self.store.set(key, value))
 
     def receive(self, key: str) -> str:
-        """Waits until some rank has published `key`; signals are heard meanwhile."""
-        deadline = time.monotonic() + STORE_TIMEOUT.total_seconds()
+        """Waits until some rank has published `key`."""
         pause = 0.002
-        while not self.store.check([key]) and time.monotonic() < deadline:
+        while not self._ask(lambda: self.store.check([key])):
+            self.check()
             time.sleep(pause)
             pause = min(2 * pause, 0.25)
-        return self.store.get(key).decode()
+        return self._ask(lambda: self.store.get(key)).decode()
+
+    def count(self, key: str, number: int) -> int:
+        """Adds to a counter that all ranks share; returns its value."""
+        self.check()
+        return self._ask(lambda: self.store.add(key, number))
 
     def once_per_node(self, key: str, make: Callable[[], str]) -> str:
         """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it."""
@@ -89,14 +175,15 @@ class Group:
     def wait(self) -> None:
         """Returns when every rank has come here."""
         key = f"wait/{next(self._calls)}"
-        if self.store.add(key, 1) == self.world_size:
+        if self.count(key, 1) == self.world_size:
             self.publish(f"{key}/all", "here")
         self.receive(f"{key}/all")
 
     def sum(self, array: "np.ndarray") -> "np.ndarray":
         """The sum over ranks of a float64 array of one shape, on every rank.
 
-        The one collective; ranks meet at the store first, so that none sits in it for longer than the addition takes.
+        The one collective, over gloo, whose connections are made when it is first called; ranks meet at the store first,
+        so that none sits in it for longer than the addition takes.
         """
         if self.world_size == 1:
             return array
@@ -104,6 +191,9 @@ class Group:
         import torch.distributed as dist
 
         self.wait()
+        if not dist.is_initialized():
+            store = dist.PrefixStore("gloo", self.store)
+            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world_size)
         total = torch.from_numpy(array.copy())
         dist.all_reduce(total)
         return total.numpy()
@@ -114,6 +204,219 @@ class Group:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _ask(self, question: Callable[[], object]) -> object:
+        """What the store answers. Where it is gone, work ends."""
+        try:
+            return question()
+        except RuntimeError as error:  # as are all that torch's stores raise
+            if not self._watch:
+                raise
+            raise Stopped(self._watch[0].lost_store(error)) from error
+
+
+class Watch:
+    """What sees to it that no rank waits for one that will not come: signals, and two threads beside the work.
+
+    One thread talks: it sends this rank's beats and listens for the others' (rank 0 for all, the others for rank 0). It may
+    hang where the network does; so the other only counts, and ends the process if the work does not end by itself.
+    """
+
+    def __init__(self, group: Group):
+        self._group = group
+        self._cause: Cause | None = None
+        self._is_own = False  # found here, so to be announced from here
+        self._stopping, self._announced, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._ticks = self._answered = self._progress = 0
+        self._launcher = os.getppid()
+        self.keep: Callable[[Cause], object] | None = None
+        self.hang_beats = 0.0
+        self._handlers = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._count)]
+        for thread in self._threads:
+            thread.start()
+
+    def check(self) -> None:
+        self._progress = self._ticks
+        if self._cause:
+            raise Stopped(self._cause)
+
+    def leave(self) -> None:
+        """The end of a rank that is done. Rank 0 stays until all have left, because the store may live in its process."""
+        group = self._group
+        group.publish(f"beat/{group.rank}", LEFT)
+        gone = group.count(LEFT, 1)
+        while group.is_main and gone < group.world_size and not self._stopping.is_set():
+            time.sleep(0.02)
+            gone = group.count(LEFT, 0)
+        self._close()
+
+    def end(self, error: BaseException) -> Cause:
+        """The end by an exception: announces it, unless something else was announced before."""
+        if not isinstance(error, Stopped):
+            self._stop(Cause.of(error, self._group.rank), own=True)
+        self._announced.wait(GRACE_BEATS * BEAT_SECONDS)
+        if self._is_own and self._group.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            time.sleep(2 * BEAT_SECONDS)  # the store may go with this host; the others are to hear the cause first
+        self._close()
+        return self._cause
+
+    def lost_store(self, error: BaseException) -> Cause:
+        """Notes that the store cannot be reached."""
+        message = f"the connection to rank 0's host is lost ({str(error).splitlines()[0][:120]})"
+        self._stop(self._resumable("lost", message), own=True)
+        return self._cause
+
+    def _close(self) -> None:
+        self._done.set()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: object) -> None:
+        if self._stopping.is_set() and number == signal.SIGINT:
+            os._exit(130)  # someone is impatient
+        self._stop(self._resumable("stopped", f"stopped by {signal.Signals(number).name}"), own=True)
+
+    def _resumable(self, kind: str, message: str, lost_rank: int | None = None) -> Cause:
+        return Cause(kind, message, self._group.rank, socket.gethostname(), lost_rank=lost_rank)
+
+    def _stop(self, cause: Cause, own: bool) -> None:
+        if not self._stopping.is_set():
+            self._cause, self._is_own = cause, own
+            self._stopping.set()
+
+    # The thread that talks
+
+    def _talk(self) -> None:
+        group = self._group
+        others = [] if group.world_size == 1 else range(1, group.world_size) if group.is_main else [0]
+        heard = dict.fromkeys(others, ("", 0))  # the last beat, and when
+        for beat in itertools.count():
+            if self._stopping.wait(BEAT_SECONDS if beat else 0):
+                break
+            if self._done.is_set():
+                return
+            try:
+                group.store.set(f"beat/{group.rank}", str(beat))
+                if group.store.check(["cause"]):
+                    self._stop(Cause(**json.loads(group.store.get("cause"))), own=False)
+                    break
+                beats = group.store.multi_get([f"beat/{other}" for other in others]) if others else []
+            except RuntimeError as error:
+                self.lost_store(error)
+                break
+            self._answered = self._ticks
+            for other, value in zip(others, beats, strict=True):
+                if value != heard[other][0]:
+                    heard[other] = (value, self._ticks)
+                elif value.decode() != LEFT and self._ticks - heard[other][1] > LOST_BEATS:
+                    self._stop(self._missing(other, f"has not been heard of for {LOST_BEATS * BEAT_SECONDS:.0f} s"), own=True)
+        if not self._done.is_set():
+            self._announce()
+
+    def _announce(self) -> None:
+        """Prints, keeps and hands on the cause, if this rank is the first to have one."""
+        if self._is_own:
+            with suppress(RuntimeError):
+                if self._group.store.check(["cause"]):  # a signal, most often, because another ended
+                    self._cause = Cause(**json.loads(self._group.store.get("cause")))
+                    self._is_own = False
+            if self._cause.kind == "stopped":
+                self._cause = self._killed_fellow() or self._cause
+        try:
+            first = self._is_own and self._group.store.add("causes", 1) == 1
+            if first:
+                self._group.store.set("cause", json.dumps(asdict(self._cause)))
+        except RuntimeError:
+            first = self._group.local_rank == 0
+        if first:
+            self._tell()
+        self._end_hung_fellow()
+        self._announced.set()
+
+    def _tell(self) -> None:
+        cause, kept = self._cause, False
+        if self.keep:
+            with suppress(OSError, UserError):
+                self.keep(cause)
+                kept = True
+        if cause.traceback and not kept:
+            print(cause.traceback, file=sys.stderr)
+        several = self._group.world_size > 1
+        where = f" (rank {cause.rank} on {cause.host})" if several and (self.keep or cause.traceback) else ""
+        remedy = "; the same command continues" if cause.exit_code == RESUMABLE else ""
+        word = "stopped" if cause.kind == "stopped" else "error"
+        print(f"{word}{where}: {printable(cause.message)}{remedy}", file=sys.stderr, flush=True)
+        tell_launcher(cause.message)
+
+    def _fellow(self, rank: int) -> dict:
+        return json.loads(self._group.store.get(f"process/{rank}"))
+
+    def _killed_fellow(self) -> Cause | None:
+        """When a launcher stops all because one was killed, that one is the cause."""
+        first = self._group.rank - self._group.local_rank
+        with suppress(RuntimeError, OSError, ValueError):
+            for rank in range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+                if not is_running(self._fellow(rank)) and self._group.store.get(f"beat/{rank}").decode() != LEFT:
+                    return self._missing(rank, "was killed from outside, perhaps for want of memory (see dmesg)")
+        return None
+
+    def _missing(self, rank: int, how: str) -> Cause:
+        fellow = self._fellow(rank)
+        return self._resumable("lost", f"rank {rank} (process {fellow['pid']} on {fellow['host']}) {how}", lost_rank=rank)
+
+    def _end_hung_fellow(self) -> None:
+        """A process that does not answer has nothing to save, and would keep the launcher waiting."""
+        if self._cause.lost_rank is not None:
+            with suppress(RuntimeError, OSError, ValueError):
+                fellow = self._fellow(self._cause.lost_rank)
+                if fellow["scope"] == own_process()["scope"] and is_running(fellow):
+                    os.kill(fellow["pid"], signal.SIGKILL)
+
+    # The thread that counts
+
+    def _count(self) -> None:
+        stopping = 0
+        while not self._done.wait(BEAT_SECONDS):
+            self._ticks += 1
+            stopping += self._stopping.is_set()
+            if stopping > GRACE_BEATS:
+                os._exit(self._cause.exit_code)
+            if os.getppid() != self._launcher:
+                self._stop(self._resumable("lost", f"the launcher (process {self._launcher}) is gone"), own=True)
+            if self._ticks - self._answered > LOST_BEATS:
+                silence = f"no answer from rank 0's host for {LOST_BEATS * BEAT_SECONDS:.0f} s"
+                self._stop(self._resumable("lost", silence), own=True)
+            if self.keep and 0 < self.hang_beats < self._ticks - self._progress:
+                seconds, frames = self.hang_beats * BEAT_SECONDS, sys._current_frames()[threading.main_thread().ident]
+                at = traceback.extract_stack(frames)[-1]
+                hung = f"hung: no progress for {seconds:.0f} s in {Path(at.filename).name}, line {at.lineno} ({at.name})"
+                self._stop(self._resumable("lost", hung), own=True)
+
+
+def own_process() -> dict[str, str | int]:
+    """What tells this process from any other, also from one that gets its number later; `scope` is the machine as it sees it."""
+    pid, scope, started = os.getpid(), "", ""
+    with suppress(OSError):  # not Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        scope, started = f"{boot}/{os.readlink('/proc/self/ns/pid')}", _started(pid)
+    return {"host": socket.gethostname(), "scope": scope, "pid": pid, "started": started}
+
+
+def is_running(other: dict[str, str | int]) -> bool:
+    """Whether the process that `own_process` described is alive, as far as one in the same scope can tell."""
+    try:
+        return not other["scope"] or _started(other["pid"]) == other["started"]
+    except OSError:
+        return False
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks."""
+    state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if state in "ZX":
+        raise ProcessLookupError(pid)
+    return rest[18]
+
 
 def environment_rank() -> int:
     """The rank that the launcher gave this process; 0 without a launcher."""
@@ -122,10 +425,10 @@ def environment_rank() -> int:
 
 
 def init(device: str = "auto") -> Group:
-    """Joins the launcher's process group (gloo, and nccl for what lies on CUDA), or stands alone without a launcher.
+    """Finds the other ranks of the launcher's, or stands alone without a launcher.
 
     Raises:
-        UserError: if `device` asks for a GPU that this rank does not have.
+        UserError: if `device` asks for a GPU that this rank does not have, or the others cannot be found.
     """
     import torch
     import torch.distributed as dist
@@ -143,20 +446,60 @@ def init(device: str = "auto") -> Group:
     place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
 
     if "RANK" not in os.environ:
-        store = dist.HashStore()
-        store.set_timeout(STORE_TIMEOUT)
-        return Group(0, 1, 0, "0", place, store)
+        return Group(0, 1, 0, "0", place, dist.HashStore())
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
     except ValueError as error:
         raise UserError(f"RANK is set, but the rest of a launcher's environment is not whole ({error}); use torchrun") from error
-    # torchrun's store outlives a restart of the workers; what the earlier attempt counted there must not be read again.
-    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    store.set_timeout(STORE_TIMEOUT)
-    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
+    except RuntimeError as error:  # as are all that torch's stores raise
+        raise UserError(f"rank 0's host cannot be reached ({str(error).splitlines()[0]})") from error
     node = os.environ.get("GROUP_RANK", socket.gethostname())
-    return Group(rank, world_size, local_rank, node, place, dist.PrefixStore("fiducial", store))
+    return Group(rank, world_size, local_rank, node, place, _meet(dist.PrefixStore("fiducial", store), rank, world_size))
+
+
+def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch.distributed.Store":
+    """A corner of the store where only these processes have been.
+
+    torchrun's store outlives the workers, and nodes that come or go restart them without any sign of it in their environment.
+    So rank 0 names a new corner, and whoever finds the name asks it for an answer that nobody else can have had.
+
+    Raises:
+        UserError: if some rank does not come.
+    """
+    import torch.distributed as dist
+
+    own = uuid.uuid4().hex
+    deadline = time.monotonic() + JOIN_SECONDS
+
+    def enter(name: str) -> dist.PrefixStore:
+        corner = dist.PrefixStore(name, store)
+        corner.set(f"process/{rank}", json.dumps(own_process()))
+        corner.set(f"beat/{rank}", "")
+        return corner
+
+    def arrives(corner: dist.PrefixStore, key: str, whose: str, seconds: float = JOIN_SECONDS) -> bool:
+        until = min(deadline, time.monotonic() + seconds)
+        while not corner.check([key]):
+            if time.monotonic() > deadline:
+                raise UserError(f"rank {rank} on {socket.gethostname()} waited {JOIN_SECONDS:.0f} s for {whose}")
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
+    if rank == 0:
+        corner = enter(own)
+        store.set("corner", own)
+        for other in range(1, world_size):
+            arrives(corner, f"hello/{other}", f"rank {other} of {world_size}")
+            corner.set(f"welcome/{corner.get(f'hello/{other}').decode()}", "")
+        return corner
+    while True:
+        arrives(store, "corner", "rank 0")
+        corner = enter(store.get("corner").decode())
+        corner.set(f"hello/{rank}", own)
+        if arrives(corner, f"welcome/{own}", "rank 0", 1.0):
+            return corner
 
 
 def progress_bar(total: int, desc: str, unit: str = "image", **options) -> tqdm:
@@ -170,26 +513,42 @@ def progress_bar(total: int, desc: str, unit: str = "image", **options) -> tqdm:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a `UserError` into one line and exit code 2.
+    """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
 
-    All ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to end them and speak
-    only if they are still there: then the mistake was theirs alone.
+    Before there is a group, all ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to
+    end them and speak only if they are still there: then the mistake was theirs alone.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
     try:
         yield
+    except Stopped as stopped:
+        sys.exit(stopped.cause.exit_code)
     except UserError as error:
         rank = environment_rank()
         if rank:
             time.sleep(YIELD_SECONDS)
         where = f" (rank {rank})" if rank else ""
         print(f"error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
+        tell_launcher(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         if environment_rank() == 0:
             print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def tell_launcher(message: str) -> None:
+    """Hands the cause of the end to torchrun, if there is one, which prints the first as its root cause."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    def fail() -> None:
+        raise UserError(message)
+
+    with suppress(Exception):
+        record(fail)()
 
 
 def printable(text: str) -> str:

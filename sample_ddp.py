@@ -77,6 +77,13 @@ def build_parser() -> Parser:
     where = parser.add_argument_group("where to, and what then")
     where.add_argument("--sample-dir", type=Path, help=f"folder of runs (default {default['sample_dir']})")
     where.add_argument("--run-name", help="the run's folder (default: made from the configuration, so that runs cannot collide)")
+    where.add_argument("--no-png", action="store_true", help="only the npz, where files are few (inode quotas)")
+    where.add_argument(
+        "--hang-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end the job if a rank makes no progress for so long; 0 for never (default 600)",
+    )
     where.add_argument(
         "--ref", help="evaluate against this afterwards: a reference npz, images, or digits (see python -m evaluation)"
     )
@@ -85,11 +92,10 @@ def build_parser() -> Parser:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
-    """The configuration, and the options that no sample depends on: `device`, `ref`, `inception_weights`."""
+    """The configuration, and the options that no sample depends on."""
     given = vars(build_parser().parse_args(arguments))
-    options = {
-        name: given.pop(name, default) for name, default in (("device", "auto"), ("ref", None), ("inception_weights", None))
-    }
+    defaults = {"device": "auto", "ref": None, "inception_weights": None, "no_png": False, "hang_timeout": 600.0}
+    options = {name: given.pop(name, default) for name, default in defaults.items()}
     settings = PRESETS.get(given.pop("preset", None), {}) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
         settings["cfg_scale"] = 1.0
@@ -97,6 +103,8 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         raise UserError("--ckpt is missing: give a checkpoint file, or --preset digits for the embedded model")
     config = SamplingConfig(**settings)
     config.check()
+    if not options["hang_timeout"] >= 0:
+        raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
     if options["inception_weights"] and options["ref"] is None:
         raise UserError("--inception-weights: only used with --ref, which is missing")
     if options["ref"] is not None and config.num_fid_samples < 2:
@@ -109,18 +117,17 @@ def main() -> None:
         config, options = parse()
         from sampling import engine
 
-        group = distributed.init(options.device)
-        evaluator = None
-        if options.ref is not None:
-            from evaluation.calc import Evaluator
-            from evaluation.checks import Settings, check_size
+        with distributed.init(options.device) as group:
+            evaluator = None
+            if options.ref is not None:
+                from evaluation.calc import Evaluator
+                from evaluation.checks import Settings, check_size
 
-            evaluator = Evaluator.prepare(options.ref, group, Settings(), inception_weights=options.inception_weights)
-            check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
-        npz = engine.run(config, group)
-        if evaluator:
-            evaluate(evaluator, Path(group.once(lambda: str(npz))))
-        group.close()
+                evaluator = Evaluator.prepare(options.ref, group, Settings(), inception_weights=options.inception_weights)
+                check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
+            npz = engine.run(config, group, not options.no_png, options.hang_timeout)
+            if evaluator:
+                evaluate(evaluator, npz)
 
 
 def evaluate(evaluator: "Evaluator", npz: Path) -> None:

@@ -8,8 +8,6 @@ python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
 
 import argparse
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,11 +118,8 @@ def run(args: argparse.Namespace) -> None:
     outputs = [path for name in ("json", "html", "out") if (path := getattr(args, name, None))]
     inputs = [Path(path) for name in ("samples", "images", "ref", "inception_weights") if (path := getattr(args, name, None))]
     check_outputs(outputs, inputs)
-    group = distributed.init(args.device)
-    try:
+    with distributed.init(args.device) as group:
         (calculate if args.command == "calc" else make)(args, settings, group)
-    finally:
-        group.close()
 
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
@@ -163,6 +158,5 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is removed
     with distributed.user_errors():
         run(build_parser().parse_args())

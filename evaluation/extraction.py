@@ -153,7 +153,7 @@ def _run(
             features_file.write(features.tobytes())
             pixels_file.write(b"".join(hashlib.sha256(image).digest() for image in batch))
             at += len(batch)
-            bar.update(group.store.add(counter, len(batch)) - bar.n)
+            bar.update(group.count(counter, len(batch)) - bar.n)
         group.wait()
         bar.update(images.count - bar.n)
     return statistics, spatial_statistics

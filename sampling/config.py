@@ -28,7 +28,7 @@ PRESETS = {
 }
 
 # Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
-LIMITS = {"num_fid_samples": 100_000_000, "per_proc_batch_size": 65_536}
+LIMITS = {"num_fid_samples": 100_000_000, "per_proc_batch_size": 65_536, "world_size": 1_000_000}
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
 
 

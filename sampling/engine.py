@@ -1,93 +1,68 @@
-"""The engine: rank 0 checks everything and writes the manifest, every rank draws its blocks, rank 0 packs the npz.
+"""The engine: rank 0 checks everything and claims the folder, every rank draws its blocks and checks its share of the images.
 
 No collective is called. Ranks meet in the process group's store: rank 0 publishes what is to be done, each rank counts its
-images there as they are written and leaves when its own share is done, and rank 0 waits for the count alone.
+images there as they are written. When all are drawn, each holds a share of them against the records, and rank 0 completes the
+npz, of which only checksums are missing by then.
 """
 
-import base64
 import json
 import os
-import platform
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from diffusion.samplers import SAMPLERS, noise_draws
-from diffusion.schedule import Schedule, spaced_timesteps
-from distributed import Group, UserError, file_sha256, progress_bar
-from models import autoencoder, checkpoint
-from models.dit import DiT_models, guided_model
-from sampling import output, plan
-from sampling.config import SamplingConfig, fingerprint
-from sampling.noise import NOISE_VERSION, NoiseStream, check_stream
+from distributed import Cause, Group, UserError, file_sha256, progress_bar, say, write_whole
+from models import autoencoder
+from sampling import archive, disk, integrity, output, plan, records
+from sampling.config import SamplingConfig
+from sampling.drawing import Drawer
+from sampling.lock import Lock, await_token
+from sampling.noise import check_stream
+from sampling.prepare import Task, events_path, prepare, read_events
 
-PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
-IMAGES_DRAWN = "images"  # the store's counter of images on disk
+IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
+    "images",
+    "checked",
+    "restored",
+    "redrawn",
+)  # counters in the store
 POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Task:
-    """What rank 0 found to be done, in the form in which it is published to every rank."""
+def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0) -> Path:
+    """Draws what is missing of the run, and leaves it whole. Returns the npz, on every rank.
 
-    folder: Path
-    input_size: int
-    in_channels: int
-    checkpoint_sha256: str
-    vae_sha256: str
-    done: np.ndarray  # (N,) bool
-
-    def to_json(self) -> str:
-        bits = base64.b64encode(np.packbits(self.done)).decode()
-        return json.dumps(vars(self) | {"folder": str(self.folder), "count": len(self.done), "done": bits})
-
-    @classmethod
-    def from_json(cls, text: str) -> "Task":
-        fields = json.loads(text)
-        bits = np.frombuffer(base64.b64decode(fields["done"]), dtype=np.uint8)
-        done = np.unpackbits(bits, count=fields["count"]).astype(bool)
-        del fields["count"]
-        return cls(**fields | {"folder": Path(fields["folder"]), "done": done})
-
-    @property
-    def missing(self) -> int:
-        return int((~self.done).sum())
-
-
-def run(config: SamplingConfig, group: Group) -> Path | None:
-    """Draws what is missing of the run and packs it. Returns the npz on rank 0, None on the others, which do not wait for it.
+    Args:
+        with_png: also write each image as a PNG.
+        hang_seconds: how long a rank may make no progress; 0 for ever.
 
     Raises:
-        UserError: before any weights are loaded, if something given cannot be used.
+        UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn or written.
     """
+    started = time.monotonic()
     check_stream()
     precision = set_precision(config, group.device)
-    if group.is_main:
-        task = prepare(config, group, precision)
-        group.publish("task", task.to_json())
-    else:
-        task = Task.from_json(group.receive("task"))
-    blocks = plan.share(plan.pending_blocks(task.done, config.per_proc_batch_size), group.rank, group.world_size)
-
-    started = time.monotonic()
-    with progress(task, group):
-        if len(blocks):
-            draw(config, group, task, blocks)
-        if not group.is_main:
-            return None
-        while group.store.add(IMAGES_DRAWN, 0) < task.missing:
-            time.sleep(POLL_SECONDS)
-    return finish(config, task, time.monotonic() - started)
+    with ExitStack() as stack:
+        if group.is_main:
+            task, held = prepare(config, group, precision, with_png, stack)
+            group.publish("task", task.to_json())
+        else:
+            task, held = Task.from_json(group.receive("task")), None
+            await_token(task.folder, task.token, group.rank)
+        group.on_end(partial(keep_cause, task.folder), hang_seconds)
+        try:
+            return Work(config, group, task, with_png, held, stack).do(started)
+        except OSError as error:
+            raise disk.explained(error, task.folder) from error
 
 
 def set_precision(config: SamplingConfig, device: torch.device) -> str:
@@ -107,143 +82,149 @@ def set_precision(config: SamplingConfig, device: torch.device) -> str:
     return "tf32" if tf32 else "fp32"
 
 
-def prepare(config: SamplingConfig, group: Group, precision: str) -> Task:
-    """Rank 0's part before anything is drawn: checks every file against every option, then claims the run folder."""
-    config.check()
-    if config.model not in DiT_models:
-        raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
+class Work:
+    """One rank's part of a session: drawing, checking, and on rank 0 the end."""
+
+    def __init__(self, config: SamplingConfig, group: Group, task: Task, with_png: bool, held: Lock | None, stack: ExitStack):
+        self._config, self._group, self._task, self._with_png, self._held = config, group, task, with_png, held
+        self._recorder = records.Recorder(task.folder, task.session, group.rank)
+        stack.callback(self._recorder.close)
+        latent = task.in_channels, task.input_size
+        self._drawer = Drawer(config, group.device, partial(find_vae, config, group, task), latent, self._note)
+
+    def do(self, started: float) -> Path:
+        """All of it. Returns the npz."""
+        task, group = self._task, self._group
+        blocks = plan.pending_blocks(task.done, self._config.per_proc_batch_size)
+        checked = time.monotonic()
+        if len(mine := plan.share(blocks, group.rank, group.world_size)):
+            self._drawer.load()
+        group.wait()
+        if task.missing and group.is_main:
+            seconds = checked - started, time.monotonic() - checked
+            say(f"ready on {group.world_size} rank(s): {seconds[0]:.1f} s for checks, {seconds[1]:.1f} s for weights")
+        drawing = time.monotonic()
+        with progress(task.missing, len(task.done), IMAGES_DRAWN, "sampling", group):
+            self.draw(mine, ~task.done, lambda rows: group.store.add(IMAGES_DRAWN, len(rows)))
+            group.wait()
+        drawing = time.monotonic() - drawing
+        self.mend()
+        return Path(group.once(lambda: str(self.finish(drawing))))
+
+    def _check(self) -> None:
+        self._group.check()
+        if self._held:
+            self._held.check()
+
+    def _note(self, **event: object) -> None:
+        """Keeps what happened to this rank, for the manifest."""
+        line = json.dumps({"rank": self._group.rank, "host": socket.gethostname(), **event})
+        with open(events_path(self._task.folder, self._task.session, self._group.rank), "a") as file:
+            file.write(line + "\n")
+
+    def draw(self, blocks: np.ndarray, wanted: np.ndarray, on_written: Callable[[np.ndarray], object]) -> None:
+        """Draws `blocks`, each whole and in its fixed composition, and writes what is `wanted` (N,) bool of them."""
+        if not len(blocks):
+            return
+        task, size = self._task, self._config.per_proc_batch_size
+        folders = task.folder, task.npz, self._config.image_size
+        with output.BlockWriter(*folders, self._with_png, self._recorder, on_written) as writer:
+            for start, pixels in self._drawer.blocks(blocks * size, wanted.size, self._check):
+                # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
+                indices = np.arange(start, min(start + size, len(wanted)))
+                keep = np.flatnonzero(wanted[indices])
+                writer.submit(indices[keep], pixels[keep], self._check)
+
+    def mend(self) -> None:
+        """Holds this rank's share of all images against the records, restores what has a whole copy, and redraws the rest."""
+        task, group = self._task, self._group
+        group.once(self._merge)
+        count = len(task.done)
+        first, last = (count * rank // group.world_size for rank in (group.rank, group.rank + 1))
+        with open_both_ways(task.npz) as npz, progress(count, count, IMAGES_CHECKED, "checking", group):
+            copies = integrity.Copies(task.folder, npz, self._config.image_size)
+            for start in range(first, last, records.CHUNK):
+                self._mend(copies, start, min(start + records.CHUNK, last))
+            group.wait()
+        group.once(self._merge)
+
+    def _mend(self, copies: integrity.Copies, start: int, stop: int) -> None:
+        def advance(images: int) -> None:
+            self._check()
+            self._group.store.add(IMAGES_CHECKED, images)
+
+        rows, older = records.table(self._task.folder, start, stop), self._task.done[start:stop]
+        found = integrity.mend(copies, rows, self._with_png, older, advance)
+        if found.rows:
+            self._recorder.add(np.concatenate(found.rows))
+        if found.slots + found.pngs:
+            self._group.count(COPIES_RESTORED, found.slots + found.pngs)
+        if not found.lost:
+            return
+        lost = np.array(found.lost) + start
+        wanted = np.zeros(len(self._task.done), dtype=bool)
+        wanted[lost] = True
+        written: list[np.ndarray] = []
+        self.draw(plan.pending_blocks(~wanted, self._config.per_proc_batch_size), wanted, written.append)
+        self._group.count(IMAGES_REDRAWN, len(lost))
+        for row in np.concatenate(written):
+            if copies.in_npz(row) is None:
+                raise UserError(f"image {row['index']} is not in {self._task.npz} as it was written; this disk cannot be trusted")
+
+    def _merge(self) -> str:
+        records.merge(self._task.folder, {self._task.session: self._group.world_size})
+        return ""
+
+    def finish(self, seconds: float) -> Path:
+        """On rank 0, when all is as recorded: the npz and the manifest."""
+        config, task, group = self._config, self._task, self._group
+        manifest, count, path = output.read_manifest(task.folder), len(task.done), archive.npz_path(task.folder)
+        labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
+        crcs, pixels_sha256 = records.summary(task.folder, count)
+        archive.complete(task.npz, path, archive.frame(labels, config.image_size, crcs))
+        manifest["npz"] = {"file": path.name, "count": count, "bytes": path.stat().st_size, "pixels_sha256": pixels_sha256}
+        manifest["merged"] = task.session
+        manifest["sessions"][-1] |= {
+            "images_drawn": task.missing,
+            "seconds": round(seconds, 3),
+            "copies_restored": group.count(COPIES_RESTORED, 0),
+            "images_redrawn": group.count(IMAGES_REDRAWN, 0),
+            "events": read_events(task.folder, task.session, group.world_size),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        output.write_manifest(task.folder, manifest)
+        restored, redrawn = (manifest["sessions"][-1][name] for name in ("copies_restored", "images_redrawn"))
+        damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
+        say(f"{path}: {count:,} images{damage}")
+        return path
+
+
+@contextmanager
+def open_both_ways(path: Path) -> Iterator[int]:
+    """A descriptor for reading and writing, or for reading where that is all that is allowed."""
     try:
-        spaced_timesteps(config.num_sampling_steps)
-    except ValueError as error:
-        raise UserError(f"--num-sampling-steps: {error}") from error
-    weights, kind = checkpoint.read_weights(config.ckpt)
-    vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae)))))
-    if config.image_size % vae.factor:
-        raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
-    if config.cfg_channels > vae.latent_channels:
-        raise UserError(f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {vae.latent_channels} latent channels")
-    input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
-    checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
-
-    identity = {
-        **config.identity(),
-        "checkpoint_sha256": file_sha256(config.ckpt),
-        "vae_sha256": vae.sha256,
-        "vae_config_sha256": vae.config_sha256,
-        "noise": NOISE_VERSION,
-        "precision": precision,
-        "compile": False,
-        **({"device_type": group.device.type} if config.exact else {}),
-    }
-    folder = config.sample_dir / config.named_run(fingerprint(identity))
-    if not (folder / output.MANIFEST).exists():
-        autoencoder.load(
-            vae.folder, torch.device("cpu")
-        )  # so that a VAE that does not fit its config.json leaves no folder behind
-    manifest = claim(folder, config, identity)
-    done = output.existing(folder, config.num_fid_samples)
-    manifest["paths"] = {"ckpt": str(config.ckpt), "weights": kind, "vae": config.vae}
-    manifest["sessions"].append(describe_session(group, int(done.sum())))
-    output.write_manifest(folder, manifest)
-    print(f"{folder}: {done.sum():,} of {len(done):,} images are there", flush=True)
-    return Task(folder, input_size, in_channels, identity["checkpoint_sha256"], vae.sha256, done)
-
-
-def claim(folder: Path, config: SamplingConfig, identity: dict) -> dict:
-    """The folder's manifest, new or continued.
-
-    Raises:
-        UserError: if the folder belongs to another configuration, or cannot be written.
-    """
+        file = os.open(path, os.O_RDWR)
+    except PermissionError:
+        file = os.open(path, os.O_RDONLY)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
-    if npz_path(folder).is_dir():
-        raise UserError(f"{npz_path(folder)} is a folder, where the npz is to go; choose another --run-name")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
-    manifest = output.read_manifest(folder)
-    if manifest is None:
-        if any(output.PNG_NAME.fullmatch(name) for name in os.listdir(folder)):
-            raise UserError(f"{folder} holds images but no {output.MANIFEST}, so what they are is unknown; choose another folder")
-        manifest = {"format": output.MANIFEST_FORMAT, "sessions": [], "npz": None}
-    elif manifest["identity"] != identity:
-        old = manifest["identity"]
-        fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
-        said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
-        raise UserError(f"{folder} belongs to a different configuration: {said}; choose another --run-name or --sample-dir")
-    elif manifest["num_fid_samples"] > config.num_fid_samples:
-        raise UserError(
-            f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
-            "but not shrink; choose another --run-name or --sample-dir"
-        )
-    output.remove_leftovers(folder)
-    return {**manifest, "fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
+        yield file
+    finally:
+        os.close(file)
 
 
-def npz_path(folder: Path) -> Path:
-    """Where a run's npz stands: beside its folder."""
-    return folder.parent / f"{folder.name}.npz"
+def keep_cause(folder: Path, cause: Cause) -> None:
+    """Leaves in the run's folder why it ended."""
+    ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
 
 
-def describe_session(group: Group, images_before: int) -> dict:
-    """What is recorded of where and when a run was worked on; none of it changes what is drawn."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "images_before": images_before,
-        "world_size": group.world_size,
-        "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
+def find_vae(config: SamplingConfig, group: Group, task: Task) -> Path:
+    """The VAE's folder on this node, after making sure that the node's files are those that rank 0 checked."""
+    folder = partial(autoencoder.resolve, config.vae) if group.is_main else partial(find_weights, config, task)
+    return Path(group.once_per_node("vae", lambda: str(folder())))
 
 
-def cpu_name() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
-    try:
-        names = (
-            line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-        )
-        return next(names, platform.machine())
-    except OSError:
-        return platform.machine()
-
-
-@torch.inference_mode()
-def draw(config: SamplingConfig, group: Group, task: Task, blocks: np.ndarray) -> None:
-    """Draws this rank's blocks, each whole and in its fixed composition, and writes the images that are missing."""
-    device, size = group.device, config.per_proc_batch_size
-    vae = autoencoder.load(Path(group.once_per_node("vae", lambda: find_weights(config, task))), device)
-    model = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, task.input_size, task.in_channels, device)
-    schedule = Schedule.create(config.num_sampling_steps, device)
-    sampler = partial(SAMPLERS[config.sampler], **({"eta": config.eta} if config.sampler == "ddim" else {}))
-    draws = noise_draws(config.sampler, config.eta, len(schedule))
-    shape = (task.in_channels, task.input_size, task.input_size)
-    count_one = partial(group.store.add, IMAGES_DRAWN, 1)
-
-    with (
-        output.PngWriter(task.folder, count_one, room=4 * size) as writer,
-        NoiseStream(config.global_seed, blocks * size, size, shape, draws, device) as noise,
-    ):
-        for start in blocks * size:
-            labels = plan.labels(config.labels, config.num_classes, config.global_seed, start, start + size)
-            y = torch.from_numpy(labels).to(device)
-            latents = sampler(guided_model(model, y, config.cfg_scale, config.cfg_channels), next(noise), schedule, noise)
-            if not latents.isfinite().all():
-                raise UserError(
-                    f"the model gave NaN or infinity within images {start} to {start + size - 1}; they were not written"
-                )
-            pixels = autoencoder.decode(vae, latents, config.rounding).cpu().numpy()
-            # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
-            for index, image in zip(range(start, min(start + size, len(task.done))), pixels, strict=False):
-                if not task.done[index]:
-                    writer.submit(index, image)
-
-
-def find_weights(config: SamplingConfig, task: Task) -> str:
+def find_weights(config: SamplingConfig, task: Task) -> Path:
     """The VAE's folder on this node, after making sure that the node's files are those that rank 0 checked.
 
     Raises:
@@ -253,51 +234,33 @@ def find_weights(config: SamplingConfig, task: Task) -> str:
     for path, expected in ((config.ckpt, task.checkpoint_sha256), (folder / autoencoder.WEIGHTS_FILE, task.vae_sha256)):
         if not path.is_file() or file_sha256(path) != expected:
             raise UserError(f"{path} on {socket.gethostname()} is missing or another file than on the first node")
-    return str(folder)
+    return folder
 
 
 @contextmanager
-def progress(task: Task, group: Group) -> Iterator[None]:
-    """On rank 0, one bar for the images of all ranks, read from the store's counter by a thread of its own."""
-    if not group.is_main or not task.missing:
+def progress(missing: int, count: int, counter: str, name: str, group: Group) -> Iterator[None]:
+    """On rank 0, one bar for the images of all ranks, read from a counter of the store's by a thread of its own."""
+    if not group.is_main or not missing:
         yield
         return
     stopped = threading.Event()
-    bar = progress_bar(total=len(task.done), initial=int(task.done.sum()), desc="sampling", smoothing=0)
+    bar = progress_bar(total=count, initial=count - missing, desc=name, smoothing=0)
 
     def advance() -> None:
-        if news := bar.initial + group.store.add(IMAGES_DRAWN, 0) - bar.n:
+        if news := bar.initial + group.store.add(counter, 0) - bar.n:
             bar.update(news)
 
     def follow() -> None:
         while not stopped.wait(POLL_SECONDS):
-            advance()
+            with suppress(RuntimeError):  # the store may be gone, which is the watch's to say
+                advance()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
         yield
+        advance()
     finally:
         stopped.set()
-        thread.join()
-        advance()
+        thread.join(POLL_SECONDS)
         bar.close()
-
-
-def finish(config: SamplingConfig, task: Task, seconds: float) -> Path:
-    """Packs the npz unless it is there already, and completes the manifest."""
-    path = npz_path(task.folder)
-    manifest = output.read_manifest(task.folder)
-    session = manifest["sessions"][-1]
-    session |= {"images_drawn": task.missing, "seconds": round(seconds, 3)}
-    count = len(task.done)
-    packed = manifest["npz"]
-    if task.missing or not (packed and packed["count"] == count and path.exists() and path.stat().st_size == packed["bytes"]):
-        labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
-        with progress_bar(total=count, desc="packing") as bar:
-            output.pack_npz(task.folder, path, labels, config.image_size, bar.update)
-        manifest["npz"] = {"file": path.name, "count": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    session["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    output.write_manifest(task.folder, manifest)
-    print(f"{path}: {count:,} images", flush=True)
-    return path

@@ -41,21 +41,19 @@ def check_stream() -> None:
 
 
 class NoiseStream(Iterator[Tensor]):
-    """The tensors of a rank's blocks one after another: for each block the initial latents, then one for each step.
+    """The tensors of a rank's batches one after another: for each batch the initial latents, then one for each step.
 
     A background thread fills pinned memory a few tensors ahead; each is copied to the device without waiting. Use it as
     a context manager, so that the thread ends when drawing ends early.
 
     Args:
-        blocks: the first index of each block.
+        batches: the indices of each batch.
         shape: (C, H, W) of one latent.
-        steps: noise tensors of a block after its initial latents.
+        steps: noise tensors of a batch after its initial latents.
     """
 
-    def __init__(
-        self, seed: int, blocks: Iterable[int], block_size: int, shape: tuple[int, ...], steps: int, device: torch.device
-    ):
-        self._seed, self._blocks, self._block_size, self._shape, self._steps = seed, blocks, block_size, shape, steps
+    def __init__(self, seed: int, batches: Iterable[range], shape: tuple[int, ...], steps: int, device: torch.device):
+        self._seed, self._batches, self._shape, self._steps = seed, batches, shape, steps
         self._device = device
         self._queue: queue.Queue[Tensor | Exception] = queue.Queue(TENSORS_AHEAD)
         self._stopped = threading.Event()
@@ -78,18 +76,18 @@ class NoiseStream(Iterator[Tensor]):
 
     def _produce(self) -> None:
         try:
-            for start in self._blocks:
+            for indices in self._batches:
                 for step in range(self._steps + 1):
-                    if not self._put(self._tensor(start, step)):
+                    if not self._put(self._tensor(indices, step)):
                         return
             self._put(StopIteration())
         except Exception as error:  # raised again where the tensor is asked for
             self._put(error)
 
-    def _tensor(self, start: int, step: int) -> Tensor:
+    def _tensor(self, indices: range, step: int) -> Tensor:
         pin = self._device.type == "cuda"
-        out = torch.empty((self._block_size, *self._shape), dtype=torch.float32, pin_memory=pin)
-        for row, index in zip(out.numpy(), range(start, start + self._block_size), strict=True):
+        out = torch.empty((len(indices), *self._shape), dtype=torch.float32, pin_memory=pin)
+        for row, index in zip(out.numpy(), indices, strict=True):
             row[...] = standard_normal(self._seed, index, step, self._shape)
         return out
 

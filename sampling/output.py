@@ -1,15 +1,18 @@
-"""The files of a run: PNGs, each whole or absent; the manifest; the npz, packed in constant memory.
+"""The files of a run: PNGs, each whole or absent, and the manifest.
 
-SAMPLE_DIR/RUN/000000.png ...     by index
-SAMPLE_DIR/RUN/manifest.json      what the run is, and its history
-SAMPLE_DIR/RUN.npz                arr_0 (N, H, W, 3) uint8, arr_1 (N,) int64 labels
+SAMPLE_DIR/RUN/000000.png ...            by index; from 100,000 on in folders of 100,000, from-0000100000/100000.png
+SAMPLE_DIR/RUN/manifest.json             what the run is, and its history
+SAMPLE_DIR/RUN/ended.json                why the last session ended early, if it did
+SAMPLE_DIR/RUN/records.bin, records/     what each image must look like: see `records`
+SAMPLE_DIR/RUN/lock                      while someone is drawing
+SAMPLE_DIR/RUN.npz                       arr_0 (N, H, W, 3) uint8, arr_1 (N,) int64 labels: see `archive`
 """
 
+import io
 import json
 import os
-import re
 import threading
-import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,138 +21,190 @@ import numpy as np
 from PIL import Image
 
 from distributed import UserError, write_whole
+from sampling import archive, records
+from sampling.config import LIMITS, fingerprint
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "fiducial-run-1"
-PNG_NAME = re.compile(r"[0-9]{6,}\.png")
+MANIFEST_FORMAT = "fiducial-run-2"
+MANIFEST_BYTES = 1 << 28
+ENDED = "ended.json"
+FAN_OUT = 100_000  # images a folder: more make every listing, deletion and copy of it slow
 PNG_COMPRESSION = 1  # zlib's fastest: larger files by a tenth or so, written in under half the time
 WRITER_THREADS = 4
-PACK_CHUNK = 128
+BLOCKS_WAITING = 3
 
 
 def png_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
+    """Where an image's PNG stands; sorting by path is sorting by index, up to ten digits."""
+    name = f"{index:06d}.png"
+    first = index // FAN_OUT * FAN_OUT
+    return folder / f"from-{first:010d}" / name if first else folder / name
 
 
-def existing(folder: Path, count: int) -> np.ndarray:
-    """Which of the first `count` indices have their PNG, (count,) bool. PNGs appear whole, so a name is enough."""
-    done = np.zeros(count, dtype=bool)
-    for entry in os.scandir(folder):
-        if not PNG_NAME.fullmatch(entry.name):
-            continue
-        index = int(entry.name.removesuffix(".png"))
-        if index < count and entry.name == png_path(folder, index).name:
-            done[index] = True
-    return done
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """An image (H, W, 3) uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=PNG_COMPRESSION)
+    return buffer.getvalue()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes what a killed run was in the middle of writing. For before any rank writes."""
-    for path in [*folder.glob(".*.tmp"), *folder.parent.glob(f".{folder.name}.npz.*.tmp")]:
-        path.unlink(missing_ok=True)
+def write_png(path: Path, content: bytes) -> None:
+    """Puts a PNG in its place in one step. What a killed process left beside it is replaced when it is drawn again."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            beside.write_bytes(content)
+        except FileNotFoundError:
+            if path.parent.name.startswith("from-"):
+                path.parent.mkdir(exist_ok=True)
+            beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
-class PngWriter:
-    """A pool of threads that writes PNGs beside the model. Leaving the context waits for all of them.
+def read_png(path: Path, image_size: int) -> bytes | None:
+    """The pixels of a PNG of ours, (image_size, image_size, 3) uint8 in C order; None if it is missing or not whole."""
+    try:
+        with Image.open(path) as image:
+            return image.tobytes() if image.size == (image_size, image_size) and image.mode == "RGB" else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all of which Pillow raises
+        return None
+
+
+class BlockWriter:
+    """Writes images beside the model, in a pool of threads: into the npz, as PNG, and then their rows into the records.
+
+    Leaving the context waits for all of them, also after an exception, because they are drawn.
 
     Args:
-        on_written: called with no argument after each image, from the pool's threads.
-        room: how many images may wait; `submit` blocks beyond that.
+        npz: where the images have their places.
+        on_written: called from a thread with the rows of each block, once they are on the disk.
     """
 
-    def __init__(self, folder: Path, on_written: Callable[[], None], room: int):
-        self._folder, self._on_written = folder, on_written
-        self._pool = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="png")
-        self._room = threading.Semaphore(room)
+    def __init__(
+        self,
+        folder: Path,
+        npz: Path,
+        image_size: int,
+        with_png: bool,
+        recorder: records.Recorder,
+        on_written: Callable[[np.ndarray], object],
+    ):
+        self._folder, self._image_size, self._with_png = folder, image_size, with_png
+        self._recorder, self._on_written = recorder, on_written
+        self._npz = os.open(npz, os.O_WRONLY)
+        self._images = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="images")
+        self._blocks = ThreadPoolExecutor(1, thread_name_prefix="records")
+        self._room = threading.Semaphore(BLOCKS_WAITING)
         self._failure: BaseException | None = None
 
-    def __enter__(self) -> "PngWriter":
+    def __enter__(self) -> "BlockWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        self._blocks.shutdown(wait=True)
+        self._images.shutdown(wait=True)
+        os.close(self._npz)
         if kind is None and self._failure is not None:
             raise self._failure
 
-    def submit(self, index: int, pixels: np.ndarray) -> None:
-        """Queues image `index`, (H, W, 3) uint8. Raises what an earlier write raised."""
+    def submit(self, indices: np.ndarray, pixels: np.ndarray, check: Callable[[], object]) -> None:
+        """Queues the images `indices` of a block, pixels (len(indices), H, W, 3) uint8; `check` is called while there is no room.
+
+        Raises:
+            Exception: what an earlier write raised.
+        """
+        while not self._room.acquire(timeout=1.0):
+            check()
         if self._failure is not None:
             raise self._failure
-        self._room.acquire()
-        self._pool.submit(self._write, index, pixels).add_done_callback(self._written)
+        images = [self._images.submit(self._write, index, image) for index, image in zip(indices.tolist(), pixels, strict=True)]
+        self._blocks.submit(self._record, images).add_done_callback(self._finished)
 
-    def _write(self, index: int, pixels: np.ndarray) -> None:
-        image = Image.fromarray(pixels)
-        path = png_path(self._folder, index)
-        write_whole(path, lambda beside: image.save(beside, format="PNG", compress_level=PNG_COMPRESSION))
-        self._on_written()
+    def _write(self, index: int, pixels: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(pixels)
+        content = memoryview(pixels).cast("B")
+        archive.write_pixels(self._npz, index, content, self._image_size)
+        png = (0, 0)
+        if self._with_png:
+            encoded = png_bytes(pixels)
+            write_png(png_path(self._folder, index), encoded)
+            png = (zlib.crc32(encoded), len(encoded))
+        return records.row(index, content, zlib.crc32(content), png)
 
-    def _written(self, future: Future) -> None:
-        self._room.release()
-        if not future.cancelled() and (failure := future.exception()) is not None:
+    def _record(self, images: list[Future]) -> None:
+        rows = np.concatenate([image.result() for image in images])
+        if not self._with_png:
+            os.fdatasync(self._npz)  # the only copy
+        self._recorder.add(rows)
+        self._on_written(rows)
+
+    def _finished(self, block: Future) -> None:
+        if (failure := block.exception()) is not None and self._failure is None:
             self._failure = failure
+        self._room.release()
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest in `folder`, or None if there is none.
+    """The manifest in `folder`, or None if there is none. Nothing in it is used as a path.
 
     Raises:
-        UserError: if it is not one of ours.
+        UserError: if it is not one of ours, or was changed by hand into what cannot be.
     """
     path = folder / MANIFEST
     if not path.exists():
         return None
     try:
+        if path.stat().st_size > MANIFEST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
         manifest = json.loads(path.read_text())
-        kinds = {"identity": dict, "num_fid_samples": int, "sessions": list, "npz": dict | None}
-        if manifest["format"] == MANIFEST_FORMAT and all(isinstance(manifest[name], kind) for name, kind in kinds.items()):
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path} is not a manifest of format {MANIFEST_FORMAT}; move it away, or choose another --run-name")
+        if manifest["format"] != MANIFEST_FORMAT:
+            raise ValueError(f"its format is {str(manifest['format'])[:40]!r}")
+        _check_manifest(manifest)
+        return manifest
+    except KeyError as error:
+        reason = f"it has no {error}"
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error)
+    raise UserError(
+        f"{path} is not a whole manifest of format {MANIFEST_FORMAT} ({reason}); move it away, or choose another --run-name"
+    )
+
+
+def _check_manifest(manifest: dict) -> None:
+    count, sessions, merged = (manifest[name] for name in ("num_fid_samples", "sessions", "merged"))
+    if type(count) is not int or not 1 <= count <= LIMITS["num_fid_samples"]:
+        raise ValueError(f"num_fid_samples is {str(count)[:40]}")
+    if manifest["fingerprint"] != fingerprint(dict(manifest["identity"])):
+        raise ValueError("its identity is not that of its fingerprint")
+    for session in sessions:
+        if type(session["world_size"]) is not int or not 1 <= session["world_size"] <= LIMITS["world_size"]:
+            raise ValueError(f"a session's world_size is {str(session['world_size'])[:40]}")
+    if type(merged) is not int or not 0 <= merged <= len(sessions):
+        raise ValueError(f"merged is {str(merged)[:40]}")
+    for name, most in (("image_size", 1 << 14), ("num_classes", 1 << 30), ("global_seed", 1 << 64)):
+        if type(value := manifest["identity"][name]) is not int or not 0 <= value < most:
+            raise ValueError(f"{name} is {str(value)[:40]}")
+    if (npz := manifest["npz"]) is not None and (npz["file"] != Path(npz["file"]).name or type(npz["count"]) is not int):
+        raise ValueError(f"its npz is {str(npz)[:80]}")
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
     write_whole(folder / MANIFEST, lambda beside: beside.write_text(json.dumps(manifest, indent=2) + "\n"))
 
 
-def pack_npz(folder: Path, path: Path, labels: np.ndarray, image_size: int, on_packed: Callable[[int], object]) -> None:
-    """Packs the first `len(labels)` PNGs of `folder` into `path`, in index order, in memory that does not grow with N.
-
-    The result is an uncompressed zip of two C-ordered arrays with fixed time stamps: equal images give equal bytes.
-
-    Raises:
-        UserError: naming the PNG that is missing or damaged.
-    """
-    shape = (len(labels), image_size, image_size, 3)
-
-    def write(beside: Path) -> None:
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive, ThreadPoolExecutor(WRITER_THREADS) as pool:
-            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                for start in range(0, len(labels), PACK_CHUNK):
-                    indices = range(start, min(start + PACK_CHUNK, len(labels)))
-                    for pixels in pool.map(lambda index: read_png(png_path(folder, index), image_size), indices):
-                        member.write(pixels)
-                    on_packed(len(indices))
-            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, labels.astype(np.int64))
-
-    write_whole(path, write)
+def unmerged(manifest: dict) -> dict[int, int]:
+    """The sessions whose records may not be in the table yet: their numbers, from 1, and how many ranks each had."""
+    sessions = [session["world_size"] for session in manifest["sessions"]]
+    return {number: ranks for number, ranks in enumerate(sessions, start=1) if number > manifest["merged"]}
 
 
-def read_png(path: Path, image_size: int) -> bytes:
-    """The pixels of one PNG of ours, (image_size, image_size, 3) uint8 in C order.
-
-    Raises:
-        UserError: if it is missing, damaged or of another size.
-    """
+def read_ended(folder: Path) -> dict | None:
+    """Why the last session ended early, or None if it did not or nobody could say."""
     try:
-        with Image.open(path) as image:
-            if image.size != (image_size, image_size) or image.mode != "RGB":
-                raise UserError(
-                    f"{path} is {image.size[0]} x {image.size[1]} {image.mode}, not one of this run's images; remove it"
-                )
-            return image.tobytes()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all of which Pillow raises
-        raise UserError(f"{path} cannot be read ({error}); delete it and run the same command again to redraw it") from error
+        ended = json.loads((folder / ENDED).read_text())
+        return {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "images")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,69 @@
+"""Looks at runs: what state one is in, and whether its images are what was drawn.
+
+    python -m sampling status samples/RUN
+    python -m sampling verify samples/RUN
+
+status exits with 0 if the run is complete, 75 if the same command continues it (or it is being drawn), 1 if a person has to put
+something right first. verify exits with 0 if all that was drawn is as it was drawn, else with 1; the next run of the same
+command restores or redraws what is damaged. Both exit with 2 if there is no such run.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from distributed import Parser, progress_bar, say, user_errors
+from sampling.status import require_manifest, status, verify
+
+SHOWN = 20  # damaged images that are named
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="python -m sampling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("status", "whether a run is complete"), ("verify", "whether its images are what was drawn")):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.add_argument("run", type=Path, help="the folder of a run")
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="print it as JSON")
+    return parser
+
+
+def show_status(folder: Path, as_json: bool) -> int:
+    found = status(folder)
+    if as_json:
+        say(json.dumps({**asdict(found), "exit_code": found.exit_code}))
+    else:
+        reason = f": {found.reason}" if found.reason else ""
+        say(f"{found.folder}: {found.state}, {found.images:,} of {found.of:,} images after {found.sessions} session(s){reason}")
+    return found.exit_code
+
+
+def show_verify(folder: Path) -> int:
+    count, wrong = require_manifest(folder)["num_fid_samples"], 0
+    with progress_bar(count, "verifying") as bar:
+        for line in verify(folder, bar.update):
+            wrong += 1
+            if wrong <= SHOWN:
+                bar.clear()
+                say(line)
+    found = status(folder)
+    damage = (
+        f"{wrong:,} damaged; the next run of the same command restores or redraws them" if wrong else "all as they were drawn"
+    )
+    say(f"{folder}: {found.images:,} of {found.of:,} images drawn, {damage}")
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    return show_status(args.run, args.json) if args.command == "status" else show_verify(args.run)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        sys.exit(main())

@@ -1,0 +1,125 @@
+"""Holding every image of a run against what was recorded of it, and restoring one copy from the other. No torch.
+
+An image has two copies: its place in the npz, and its PNG (with --no-png, the first alone).
+"""
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sampling import archive, output, records
+
+CHECKED_AT_ONCE = 256
+SECOND_LOOK_SECONDS = 1.0  # after which a network file system shows what other hosts have written
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Where the images of a run are; `npz` is a descriptor, for writing too if anything is to be mended."""
+
+    folder: Path
+    npz: int
+    image_size: int
+
+    def in_npz(self, row: np.void) -> bytes | None:
+        """The pixels in the npz, if they are as recorded."""
+        pixels = archive.read_pixels(self.npz, int(row["index"]), self.image_size)
+        return pixels if is_as_recorded(pixels, row) else None
+
+    def png_file_is_whole(self, row: np.void) -> bool:
+        """Whether the PNG is the file that was written, by its length and CRC-32: a tenth of the time of decoding it."""
+        try:
+            content = output.png_path(self.folder, int(row["index"])).read_bytes()
+        except OSError:
+            return False
+        return len(content) == row["png_bytes"] and zlib.crc32(content) == row["png_crc"]
+
+    def in_png(self, row: np.void) -> bytes | None:
+        """The pixels in the PNG, if they are as recorded."""
+        pixels = output.read_png(output.png_path(self.folder, int(row["index"])), self.image_size)
+        return pixels if is_as_recorded(pixels, row) else None
+
+
+def is_as_recorded(pixels: bytes | None, row: np.void) -> bool:
+    return pixels is not None and records.digest(pixels) == row["sha256"].tobytes()
+
+
+@dataclass
+class Mended:
+    """What `mend` found: indices whose pixels are nowhere, rows of PNGs that were written, and how many copies were restored."""
+
+    lost: list[int] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+    slots: int = 0
+    pngs: int = 0
+
+
+def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, check: Callable[[int], object]) -> Mended:
+    """Makes every image whole in the npz, and as a PNG if those are wanted, as far as one of its copies is.
+
+    A PNG is read only where the npz is not whole or where `older` (N,) bool is set: it was written by an earlier session.
+    Images of which nothing is recorded count as lost; what is lost at first sight is looked at again a moment later.
+
+    Args:
+        rows: what is recorded, (N,) of `records.ROW`.
+        check: called with the number of images behind us, every so often.
+    """
+    found = Mended()
+    with ThreadPoolExecutor(output.WRITER_THREADS) as pool:
+
+        def look(positions: np.ndarray, is_first: bool) -> list[int]:
+            lost = []
+            for start in range(0, len(positions), CHECKED_AT_ONCE):
+                some = positions[start : start + CHECKED_AT_ONCE].tolist()
+                results = pool.map(lambda position: mend_one(copies, rows[position], with_png, older[position], found), some)
+                lost += [position for position, whole in zip(some, results, strict=True) if not whole]
+                check(len(some) if is_first else 0)
+            return lost
+
+        found.lost = look(np.arange(len(rows)), is_first=True)
+        if found.lost:
+            time.sleep(SECOND_LOOK_SECONDS)
+            found.lost = look(np.array(found.lost), is_first=False)
+    return found
+
+
+def mend_one(copies: Copies, row: np.void, with_png: bool, is_older: bool, found: Mended) -> bool:
+    """Whether the image is whole, after restoring one copy from the other."""
+    if not row["check"]:
+        return False
+    pixels = copies.in_npz(row)
+    png_is_whole = not is_older or copies.png_file_is_whole(row)
+    if pixels is None:
+        if not row["png_bytes"] or (pixels := copies.in_png(row)) is None:
+            return False
+        archive.write_pixels(copies.npz, int(row["index"]), pixels, copies.image_size)
+        found.slots += 1
+    if with_png and not png_is_whole:
+        size = copies.image_size
+        encoded = output.png_bytes(np.frombuffer(pixels, dtype=np.uint8).reshape(size, size, 3))
+        output.write_png(output.png_path(copies.folder, int(row["index"])), encoded)
+        found.rows.append(records.row(int(row["index"]), pixels, int(row["pixels_crc"]), (zlib.crc32(encoded), len(encoded))))
+        found.pngs += 1
+    return True
+
+
+def verify(copies: Copies, rows: np.ndarray, has_npz: bool) -> Iterator[tuple[int, str]]:
+    """Every image that is not as recorded, by its pixels: its index, and what is wrong. rows: of images that are done."""
+
+    def examine(row: np.void) -> list[str]:
+        wrong = []
+        if has_npz and copies.in_npz(row) is None:
+            wrong.append("damaged in the npz")
+        if row["png_bytes"] and copies.in_png(row) is None:
+            there = output.png_path(copies.folder, int(row["index"])).exists()
+            wrong.append("damaged PNG" if there else "PNG is missing")
+        return wrong
+
+    with ThreadPoolExecutor(output.WRITER_THREADS) as pool:
+        for row, wrong in zip(rows, pool.map(examine, rows), strict=True):
+            yield from ((int(row["index"]), what) for what in wrong)

@@ -1,0 +1,219 @@
+"""Rank 0's part before anything is drawn: every file is held against every option, then the run folder is claimed."""
+
+import base64
+import json
+import os
+import platform
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion.schedule import spaced_timesteps
+from distributed import Group, UserError, file_sha256, say
+from models import autoencoder, checkpoint
+from models.dit import DiT_models
+from sampling import archive, disk, output, records
+from sampling.config import SamplingConfig, fingerprint
+from sampling.lock import Lock
+from sampling.noise import NOISE_VERSION
+
+PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
+EVENTS_KEPT = 1000  # of a session, in the manifest
+
+
+@dataclass(frozen=True)
+class Task:
+    """What rank 0 found to be done, in the form in which it is published to every rank."""
+
+    folder: Path
+    npz: Path  # as it is called while it is worked on
+    session: int
+    token: str  # of the folder's lock
+    input_size: int
+    in_channels: int
+    checkpoint_sha256: str
+    vae_sha256: str
+    done: np.ndarray  # (N,) bool
+
+    def to_json(self) -> str:
+        bits = base64.b64encode(zlib.compress(np.packbits(self.done))).decode()
+        fields = {"folder": str(self.folder), "npz": str(self.npz), "count": len(self.done), "done": bits}
+        return json.dumps(vars(self) | fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        fields = json.loads(text)
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(fields["done"])), dtype=np.uint8)
+        done = np.unpackbits(bits, count=fields.pop("count")).astype(bool)
+        return cls(**fields | {"folder": Path(fields["folder"]), "npz": Path(fields["npz"]), "done": done})
+
+    @property
+    def missing(self) -> int:
+        return int((~self.done).sum())
+
+
+def prepare(config: SamplingConfig, group: Group, precision: str, with_png: bool, stack: ExitStack) -> tuple[Task, Lock]:
+    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+
+    Raises:
+        UserError: before anything is written, if something given cannot be used.
+    """
+    identity, size, vae = inspect(config, group, precision)
+    folder = config.sample_dir / config.named_run(fingerprint(identity))
+    manifest = output.read_manifest(folder)
+    check_folder(folder, manifest, config, identity)
+    done = records.done(folder, config.num_fid_samples, output.unmerged(manifest) if manifest else {})
+    disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png)
+    if manifest is None:
+        autoencoder.load(vae.folder, torch.device("cpu"))  # so that a VAE that does not fit its config.json leaves no folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = stack.enter_context(Lock(folder))
+        manifest, done = claim(folder, config, identity)
+        manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
+        manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
+        output.write_manifest(folder, manifest)
+        npz = open_npz(folder, config)
+    except OSError as error:
+        raise disk.explained(error, folder) from error
+    say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
+    shas = identity["checkpoint_sha256"], identity["vae_sha256"]
+    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, done), held
+
+
+def inspect(config: SamplingConfig, group: Group, precision: str) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
+    """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
+    config.check()
+    if config.model not in DiT_models:
+        raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
+    try:
+        spaced_timesteps(config.num_sampling_steps)
+    except ValueError as error:
+        raise UserError(f"--num-sampling-steps: {error}") from error
+    weights, _ = checkpoint.read_weights(config.ckpt)
+    vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae)))))
+    if config.image_size % vae.factor:
+        raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
+    if config.cfg_channels > vae.latent_channels:
+        raise UserError(f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {vae.latent_channels} latent channels")
+    input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
+    checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
+
+    identity = {
+        **config.identity(),
+        "checkpoint_sha256": file_sha256(config.ckpt),
+        "vae_sha256": vae.sha256,
+        "vae_config_sha256": vae.config_sha256,
+        "noise": NOISE_VERSION,
+        "precision": precision,
+        "compile": False,
+        **({"device_type": group.device.type} if config.exact else {}),
+    }
+    return identity, (input_size, in_channels), vae
+
+
+def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, identity: dict) -> None:
+    """Raises UserError if the folder belongs to another configuration, or cannot be written."""
+    npz = archive.npz_path(folder)
+    if npz.is_dir():
+        raise UserError(f"{npz} is a folder, where the npz is to go; choose another --run-name")
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
+    if manifest is None:
+        if output.png_path(folder, 0).exists() or (folder.is_dir() and any(folder.glob("*.png"))):
+            raise UserError(f"{folder} holds images but no {output.MANIFEST}, so what they are is unknown; choose another folder")
+    elif manifest["identity"] != identity:
+        old = manifest["identity"]
+        fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
+        said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
+        raise UserError(f"{folder} belongs to a different configuration: {said}; choose another --run-name or --sample-dir")
+    elif manifest["num_fid_samples"] > config.num_fid_samples:
+        raise UserError(
+            f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
+            "but not shrink; choose another --run-name or --sample-dir"
+        )
+
+
+def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, np.ndarray]:
+    """The folder's manifest, new or continued, and which images are done. For who holds the lock."""
+    manifest = output.read_manifest(folder) or {"format": output.MANIFEST_FORMAT, "sessions": [], "merged": 0, "npz": None}
+    if manifest["sessions"]:
+        check_folder(folder, manifest, config, identity)  # another run may have been here since
+        conclude(folder, manifest)
+    records.merge(folder, output.unmerged(manifest))
+    manifest |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
+    manifest["merged"] = len(manifest["sessions"])
+    return manifest, records.done(folder, config.num_fid_samples, {})
+
+
+def conclude(folder: Path, manifest: dict) -> None:
+    """Moves into the manifest what the last session left: why it ended, and what happened in it."""
+    last, number = manifest["sessions"][-1], len(manifest["sessions"])
+    if number > manifest["merged"]:
+        last["events"] = read_events(folder, number, last["world_size"])
+    if "finished" not in last and "ended" not in last:
+        last["ended"] = output.read_ended(folder) or {"kind": "lost", "message": "killed without a word"}
+    (folder / output.ENDED).unlink(missing_ok=True)
+
+
+def events_path(folder: Path, session: int, rank: int) -> Path:
+    return records.part_path(folder, session, rank).with_suffix(".jsonl")
+
+
+def read_events(folder: Path, session: int, ranks: int) -> list[dict]:
+    """What the ranks of a session have noted; the notes are removed."""
+    events = []
+    for rank in range(ranks):
+        path = events_path(folder, session, rank)
+        if path.exists():
+            for line in path.read_text(errors="replace").splitlines():
+                try:
+                    events.append(json.loads(line))
+                except ValueError:  # cut off
+                    continue
+            path.unlink()
+    return events[:EVENTS_KEPT]
+
+
+def open_npz(folder: Path, config: SamplingConfig) -> Path:
+    """The npz as it is called now, long enough for all images: whole, or to be continued under another name."""
+    whole, part = archive.npz_path(folder), archive.part_path(folder)
+    if whole.exists():
+        if whole.stat().st_size == archive.size(config.num_fid_samples, config.image_size):
+            return whole
+        os.replace(whole, part)
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        file.truncate(archive.slot(config.num_fid_samples, config.image_size))
+    return part
+
+
+def describe_session(group: Group, images_before: int, with_png: bool) -> dict:
+    """What is recorded of where and when a run was worked on; none of it changes what is drawn."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images_before": images_before,
+        "world_size": group.world_size,
+        "hosts": group.hosts(),
+        "png": with_png,
+        "device": torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    try:
+        names = (
+            line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        )
+        return next(names, platform.machine())
+    except OSError:
+        return platform.machine()

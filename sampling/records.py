@@ -1,0 +1,154 @@
+"""What is known of each image: the hash of its pixels, and what its PNG file must look like. No torch.
+
+RUN/records.bin              a row for each index at a fixed place; written by rank 0 alone
+RUN/records/0003-00017.bin   rows that rank 17 has appended in the third session, until rank 0 has moved them
+
+An image is done when its row is there, and a row is written when its image is on the disk. Each rank has a file of its own
+because network file systems lose neighbouring writes of several hosts to one page. A row holds a sum over itself, so
+that what was torn by a crash is as good as absent.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROW = np.dtype(
+    [
+        ("index", "<u8"),
+        ("sha256", "u1", 32),  # of the pixels
+        ("pixels_crc", "<u4"),
+        ("png_crc", "<u4"),
+        ("png_bytes", "<u4"),  # 0 where no PNG was written
+        ("check", "<u4"),
+    ]
+)
+SALT = 0xF1D0C1A1
+CHUNK = 1 << 18  # rows in memory at a time
+
+
+def checks(rows: np.ndarray) -> np.ndarray:
+    """The sum over each of some rows (N,), uint32."""
+    words = np.ascontiguousarray(rows).view("<u4").reshape(len(rows), ROW.itemsize // 4)[:, :-1].astype(np.uint64)
+    factors = 2 * np.arange(words.shape[1], dtype=np.uint64) + 1  # so that words that change places show
+    return ((words * factors).sum(axis=1) + SALT).astype(np.uint32)
+
+
+def row(index: int, pixels: bytes | memoryview, crc: int, png: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """One row (1,); `crc` is of the pixels, `png` the CRC-32 and length of the PNG file."""
+    made = np.zeros(1, dtype=ROW)
+    made["index"], made["pixels_crc"], (made["png_crc"], made["png_bytes"]) = index, crc, png
+    made["sha256"] = np.frombuffer(digest(pixels), dtype=np.uint8)
+    made["check"] = checks(made)
+    return made
+
+
+def digest(pixels: bytes | memoryview) -> bytes:
+    """SHA-256 of an image's pixels, (H, W, 3) uint8 in C order, as an evaluation's result names it too."""
+    return hashlib.sha256(pixels).digest()
+
+
+def table_path(folder: Path) -> Path:
+    return folder / "records.bin"
+
+
+def part_path(folder: Path, session: int, rank: int) -> Path:
+    return folder / "records" / f"{session:04d}-{rank:05d}.bin"
+
+
+class Recorder:
+    """Appends this rank's rows; they are on the disk when `add` returns."""
+
+    def __init__(self, folder: Path, session: int, rank: int):
+        path = part_path(folder, session, rank)
+        path.parent.mkdir(exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def add(self, rows: np.ndarray) -> None:
+        content = memoryview(rows.tobytes())
+        while content:
+            content = content[os.write(self._file, content) :]
+        os.fdatasync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def whole_rows(path: Path) -> Iterator[np.ndarray]:
+    """The rows of a file that are as they were written, in chunks; none if there is no file."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        return
+    with file:
+        while content := file.read(CHUNK * ROW.itemsize):
+            rows = np.frombuffer(content[: len(content) // ROW.itemsize * ROW.itemsize], dtype=ROW)
+            yield rows[rows["check"] == checks(rows)]
+
+
+def done(folder: Path, count: int, sessions: dict[int, int]) -> np.ndarray:
+    """Which of the first `count` images are done, (count,) bool, by the table and what `sessions` have added since.
+
+    sessions: by number, how many ranks each had. Files are opened by name, never listed: listings may be old.
+    """
+    found = np.zeros(count, dtype=bool)
+    for path in [table_path(folder), *_parts(folder, sessions)]:
+        for rows in whole_rows(path):
+            found[rows["index"][rows["index"] < count]] = True
+    return found
+
+
+def latest(folder: Path, count: int, sessions: dict[int, int]) -> np.ndarray:
+    """The rows of the first `count` images, (count,), from the table and what `sessions` have added; absent ones are all zero."""
+    found = np.zeros(count, dtype=ROW)
+    for path in [table_path(folder), *_parts(folder, sessions)]:
+        for rows in whole_rows(path):
+            rows = rows[rows["index"] < count]
+            found[rows["index"]] = rows
+    return found
+
+
+def merge(folder: Path, sessions: dict[int, int]) -> None:
+    """Moves what `sessions` have added into the table. For rank 0, while no rank is adding."""
+    parts = [path for path in _parts(folder, sessions) if path.exists()]
+    if not parts:
+        return
+    with open(os.open(table_path(folder), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as table:
+        for path in parts:
+            for rows in whole_rows(path):
+                for run in np.split(rows, np.flatnonzero(np.diff(rows["index"].astype(np.int64)) != 1) + 1):
+                    if len(run):
+                        table.seek(int(run["index"][0]) * ROW.itemsize)
+                        table.write(run.tobytes())
+        table.flush()
+        os.fsync(table.fileno())
+    for path in parts:
+        path.unlink(missing_ok=True)
+
+
+def _parts(folder: Path, sessions: dict[int, int]) -> list[Path]:
+    return [part_path(folder, number, rank) for number, ranks in sorted(sessions.items()) for rank in range(ranks)]
+
+
+def table(folder: Path, start: int, stop: int) -> np.ndarray:
+    """The rows of the indices `start` to `stop` (exclusive); those that are absent or damaged are all zero."""
+    rows = np.zeros(stop - start, dtype=ROW)
+    with open(table_path(folder), "rb") as file:
+        file.seek(start * ROW.itemsize)
+        content = file.read((stop - start) * ROW.itemsize)
+    there = np.frombuffer(content[: len(content) // ROW.itemsize * ROW.itemsize], dtype=ROW)
+    rows[: len(there)] = there
+    rows[(rows["check"] != checks(rows)) | (rows["index"] != np.arange(start, stop, dtype=np.uint64))] = np.zeros(1, dtype=ROW)
+    return rows
+
+
+def summary(folder: Path, count: int) -> tuple[np.ndarray, str]:
+    """The CRC-32 of each of the first `count` images' pixels, and the hash of their hashes."""
+    crcs, sha256 = np.zeros(count, dtype=np.uint32), hashlib.sha256()
+    for start in range(0, count, CHUNK):
+        rows = table(folder, start, min(start + CHUNK, count))
+        crcs[start : start + len(rows)] = rows["pixels_crc"]
+        sha256.update(np.ascontiguousarray(rows["sha256"]))
+    return crcs, sha256.hexdigest()

@@ -1,0 +1,108 @@
+"""What state a run is in, for people and for job scripts. No torch."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distributed import RESUMABLE, UserError, is_running, own_process
+from sampling import archive, integrity, lock, output, plan, records
+
+COMPLETE, FAILED = 0, 1
+STEP = 8192  # images looked at between two signs of life
+FRUITLESS = 3  # sessions in a row without a new image, after which starting another is no remedy
+EXIT_CODES = {"complete": COMPLETE, "running": RESUMABLE, "resumable": RESUMABLE, "failed": FAILED}
+
+
+@dataclass(frozen=True)
+class Status:
+    """`state` is complete, running, resumable or failed; `reason` says why it is not complete."""
+
+    folder: str
+    state: str
+    images: int
+    of: int
+    sessions: int
+    reason: str
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.state]
+
+
+def status(folder: Path) -> Status:
+    """Reads manifest, records and lock, but no image.
+
+    Raises:
+        UserError: if there is no run in `folder`.
+    """
+    manifest = require_manifest(folder)
+    count, sessions = manifest["num_fid_samples"], manifest["sessions"]
+    images = int(records.done(folder, count, output.unmerged(manifest)).sum())
+    state, reason = judge(folder, manifest, images)
+    return Status(str(folder), state, images, count, len(sessions), reason)
+
+
+def judge(folder: Path, manifest: dict, images: int) -> tuple[str, str]:
+    """State and reason."""
+    holder, ended, path = lock.read(folder / lock.LOCK), output.read_ended(folder), archive.npz_path(folder)
+    if holder and holder["scope"] == own_process()["scope"] and is_running(holder):
+        return "running", f"process {holder['pid']} on {holder['host']} is at it"
+    npz = manifest["npz"]
+    if npz and npz["count"] == manifest["num_fid_samples"] == images and path.is_file() and path.stat().st_size == npz["bytes"]:
+        return "complete", ""
+    if ended and ended["kind"] == "failed":
+        return "failed", ended["message"]
+    last = manifest["sessions"][-FRUITLESS:]
+    if len(last) == FRUITLESS and all(session["images_before"] == images and "finished" not in session for session in last):
+        return "failed", f"{FRUITLESS} sessions drew nothing; the last: {ended['message'] if ended else 'killed without a word'}"
+    if ended:
+        return "resumable", ended["message"]
+    if holder:
+        return "resumable", f"process {holder['pid']} on {holder['host']} may be at it, or was killed"
+    return "resumable", "the last session finished, but the run has grown or its npz is gone" if npz else "it was not finished"
+
+
+def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
+    """Holds the pixels of every PNG, and all of the npz, against what is recorded; yields a line for each thing that is wrong.
+
+    on_checked: called with how many images have been looked at since.
+
+    Raises:
+        UserError: if there is no run in `folder`.
+    """
+    manifest = require_manifest(folder)
+    count, size, session = manifest["num_fid_samples"], manifest["identity"]["image_size"], output.unmerged(manifest)
+    rows = records.latest(folder, count, session)
+    whole = archive.npz_path(folder)
+    path = next((path for path in (whole, archive.part_path(folder)) if path.is_file()), None)
+    if path is None:
+        yield f"{whole} is not there"
+    npz = os.open(path or os.devnull, os.O_RDONLY)
+    try:
+        copies = integrity.Copies(folder, npz, size)
+        for start in range(0, count, STEP):
+            some = rows[start : start + STEP]
+            for offset, wrong in integrity.verify(copies, some[some["check"] != 0], path is not None):
+                yield f"{output.png_path(folder, offset)}: {wrong}"
+            on_checked(len(some))
+    finally:
+        os.close(npz)
+    if path == whole and manifest["npz"] and not archive.has_frame(whole, expected_frame(manifest, rows)):
+        yield f"{whole}: its headers or labels are damaged"
+
+
+def expected_frame(manifest: dict, rows: np.ndarray) -> tuple[bytes, bytes]:
+    """What stands around the pixels in the npz."""
+    identity = manifest["identity"]
+    labels = plan.labels(identity["labels"], identity["num_classes"], identity["global_seed"], 0, len(rows))
+    return archive.frame(labels, identity["image_size"], rows["pixels_crc"])
+
+
+def require_manifest(folder: Path) -> dict:
+    manifest = output.read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} is not the folder of a run: it has no {output.MANIFEST}")
+    return manifest
