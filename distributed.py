@@ -38,6 +38,7 @@ LOST_BEATS = 15  # own beats without one of the other's; counted, so that a mach
 GRACE_BEATS = 10  # for the work to end in order, then the process is ended
 YIELD_SECONDS = 10.0
 RESUMABLE = 75  # exit code, also of `python -m sampling status`: the same command continues (EX_TEMPFAIL)
+TRACEBACK = 20_000  # characters that are kept of one
 LEFT = "left"
 
 
@@ -74,7 +75,7 @@ class Cause:
         if isinstance(error, UserError):
             return cls("failed", str(error), rank, socket.gethostname(), 2)
         words = "; ".join([f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", [])])
-        return cls("failed", words, rank, socket.gethostname(), 1, "".join(traceback.format_exception(error)))
+        return cls("failed", words, rank, socket.gethostname(), 1, "".join(traceback.format_exception(error))[-TRACEBACK:])
 
 
 class Parser(argparse.ArgumentParser):
@@ -320,7 +321,7 @@ class Watch:
                 if self._group.store.check(["cause"]):  # a signal, most often, because another ended
                     self._cause = Cause(**json.loads(self._group.store.get("cause")))
                     self._is_own = False
-            if self._cause.kind == "stopped":
+            if self._cause.kind == "stopped" and self._group.world_size > 1:
                 self._cause = self._killed_fellow() or self._cause
         try:
             first = self._is_own and self._group.store.add("causes", 1) == 1
@@ -345,6 +346,7 @@ class Watch:
         where = f" (rank {cause.rank} on {cause.host})" if several and (self.keep or cause.traceback) else ""
         remedy = "; the same command continues" if cause.exit_code == RESUMABLE else ""
         word = "stopped" if cause.kind == "stopped" else "error"
+        word = f"\n{word}" if self.keep else word  # a progress bar may stand in the line
         print(f"{word}{where}: {printable(cause.message)}{remedy}", file=sys.stderr, flush=True)
         tell_launcher(cause.message)
 
@@ -545,7 +547,7 @@ def tell_launcher(message: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def fail() -> None:
-        raise UserError(message)
+        raise UserError(message) from None
 
     with suppress(Exception):
         record(fail)()

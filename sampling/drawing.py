@@ -18,7 +18,8 @@ from sampling import plan
 from sampling.config import SamplingConfig
 from sampling.noise import NoiseStream
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # as torch says it of a CPU
+# As torch, and oneDNN beneath it, say it of a CPU.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
 
 
 class Drawer:

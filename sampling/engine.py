@@ -193,6 +193,7 @@ class Work:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         output.write_manifest(task.folder, manifest)
+        (task.folder / output.RESERVE).unlink(missing_ok=True)
         restored, redrawn = (manifest["sessions"][-1][name] for name in ("copies_restored", "images_redrawn"))
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
         say(f"{path}: {count:,} images{damage}")
@@ -213,8 +214,9 @@ def open_both_ways(path: Path) -> Iterator[int]:
 
 
 def keep_cause(folder: Path, cause: Cause) -> None:
-    """Leaves in the run's folder why it ended."""
+    """Leaves in the run's folder why it ended; there is room for it on a full disk, too."""
     ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    (folder / output.RESERVE).unlink(missing_ok=True)
     write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
 
 

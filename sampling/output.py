@@ -27,7 +27,8 @@ from sampling.config import LIMITS, fingerprint
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "fiducial-run-2"
 MANIFEST_BYTES = 1 << 28
-ENDED = "ended.json"
+ENDED, RESERVE = "ended.json", ".reserve"
+RESERVED = 1 << 16  # bytes kept free for `ended.json`
 FAN_OUT = 100_000  # images a folder: more make every listing, deletion and copy of it slow
 PNG_COMPRESSION = 1  # zlib's fastest: larger files by a tenth or so, written in under half the time
 WRITER_THREADS = 4
@@ -205,6 +206,6 @@ def read_ended(folder: Path) -> dict | None:
     """Why the last session ended early, or None if it did not or nobody could say."""
     try:
         ended = json.loads((folder / ENDED).read_text())
-        return {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "images")}
+        return {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "time")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

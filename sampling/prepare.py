@@ -68,17 +68,23 @@ def prepare(config: SamplingConfig, group: Group, precision: str, with_png: bool
     folder = config.sample_dir / config.named_run(fingerprint(identity))
     manifest = output.read_manifest(folder)
     check_folder(folder, manifest, config, identity)
-    done = records.done(folder, config.num_fid_samples, output.unmerged(manifest) if manifest else {})
-    disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png)
+    missing = config.num_fid_samples
+    if manifest:
+        missing -= int(records.done(folder, config.num_fid_samples, output.unmerged(manifest)).sum())
+    disk.check_room(folder, config.num_fid_samples, missing, config.image_size, with_png)
     if manifest is None:
         autoencoder.load(vae.folder, torch.device("cpu"))  # so that a VAE that does not fit its config.json leaves no folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
+    try:
         held = stack.enter_context(Lock(folder))
         manifest, done = claim(folder, config, identity)
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
+        (folder / output.RESERVE).write_bytes(bytes(output.RESERVED))
         npz = open_npz(folder, config)
     except OSError as error:
         raise disk.explained(error, folder) from error

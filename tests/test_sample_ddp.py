@@ -94,7 +94,7 @@ MISTAKES = [
     (["--run-name", "x" * 250], "up to 200"),
     (["--sample-dir", "{a-file}/samples"], "cannot create"),
     (["--sample-dir", "{foreign}", "--run-name", "run"], "holds images but no manifest.json"),
-    (["--sample-dir", "{pictures}", "--run-name", "run"], "is not a manifest"),
+    (["--sample-dir", "{pictures}", "--run-name", "run"], "is not a whole manifest"),
     (["--ckpt", "absent.pt"], "absent.pt: no such checkpoint file"),
     (["--ckpt", "{cut.safetensors}"], "not a whole safetensors file"),
     (["--ckpt", "{empty.pt}"], "empty.pt"),
@@ -127,7 +127,7 @@ MISTAKES = [
 def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sampling.engine.draw", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
     before = snapshot(bad)
     given = [
         next((text.replace(f"{{{name}}}", path) for name, path in bad.items() if f"{{{name}}}" in text), text) for text in given
@@ -170,7 +170,8 @@ def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):
 def test_several_ranks_say_it_once_before_the_launcher(given, tmp_path):
     done = run_command("sample_ddp.py", "--preset", "digits", "--sample-dir", tmp_path, *given, ranks=3, timeout=40)
     assert done.returncode != 0
-    assert done.stderr.count("error:") == 1
-    assert done.stderr.index("error:") < done.stderr.index("Traceback")  # the launcher's own
+    ours, _, launchers = done.stderr.partition("Traceback")
+    assert ours.count("error:") == 1
+    assert given[0] in launchers.partition("Root Cause")[2]
     assert 'sample_ddp.py", line' not in done.stderr
     assert not list(tmp_path.iterdir())

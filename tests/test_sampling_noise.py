@@ -46,7 +46,8 @@ def test_noise_is_standard_normal_and_independent_in_each_argument():
 
 def test_a_stream_gives_each_block_its_latents_and_steps_in_any_batch():
     blocks, size, shape = [0, 6], 3, (4, 2, 2)
-    with NoiseStream(5, blocks, size, shape, steps=2, device=torch.device("cpu")) as stream:
+    batches = [range(start, start + size) for start in blocks]
+    with NoiseStream(5, batches, shape, steps=2, device=torch.device("cpu")) as stream:
         tensors = list(stream)
     assert len(tensors) == 6
     for number, tensor in enumerate(tensors):
@@ -56,14 +57,14 @@ def test_a_stream_gives_each_block_its_latents_and_steps_in_any_batch():
 
 
 def test_a_stream_that_is_left_early_ends_its_thread():
-    with NoiseStream(0, range(1000), 1, (4, 8, 8), steps=100, device=torch.device("cpu")) as stream:
+    with NoiseStream(0, [range(1)] * 1000, (4, 8, 8), steps=100, device=torch.device("cpu")) as stream:
         next(stream)
     assert not stream._thread.is_alive()
 
 
 def test_a_failure_in_the_background_is_raised_in_front():
     with (
-        NoiseStream(-1, [0], 1, (4, 8, 8), steps=0, device=torch.device("cpu")) as stream,
+        NoiseStream(-1, [range(1)], (4, 8, 8), steps=0, device=torch.device("cpu")) as stream,
         pytest.raises(OverflowError),
     ):
         next(stream)

@@ -1,0 +1,86 @@
+"""sample_ddp.py with a fault in it, for the tests of faults: `faulty.py FAULT ...` goes wrong on rank 1 (or on the only rank)."""
+
+import itertools
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import sample_ddp
+from sampling import drawing
+
+WHEN = 20  # evaluations of the network before the fault
+
+
+def after(calls: int, fault):
+    """Models give what `fault(call, x, out)` makes of their result, from this many evaluations on."""
+    original, number = drawing.guided_model, itertools.count()
+
+    def faulty(*arguments):
+        model = original(*arguments)
+
+        def predict(x, t):
+            out, call = model(x, t), next(number)
+            return fault(call, x, out) if call >= calls else out
+
+        return predict
+
+    drawing.guided_model = faulty
+
+
+def raise_error(*_):
+    raise RuntimeError("the thirteenth fan is on fire")
+
+
+def hang(*_):
+    time.sleep(3600)
+
+
+def nan_once(call, _, out):
+    """One image of one batch, in the first of its steps."""
+    return out.index_fill(0, torch.tensor([2]), float("nan")) if call == WHEN else out
+
+
+def out_of_memory(_, x, out):
+    """A machine that has room for two images."""
+    if len(x) > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+    return out
+
+
+def no_memory_at_all(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+
+def really_out_of_memory():
+    """The kernel gives no more than a little beyond what is taken once the networks are loaded."""
+    original = drawing.Drawer.load
+
+    def load(self):
+        original(self)
+        taken = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])  # noqa: SIM115
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + int(os.environ["ROOM"]), resource.RLIM_INFINITY))
+
+    drawing.Drawer.load = load
+
+
+FAULTS = {
+    "none": lambda: None,
+    "raise": lambda: after(WHEN, raise_error),
+    "hang": lambda: after(WHEN, hang),
+    "nan": lambda: after(WHEN, nan_once),
+    "out-of-memory": lambda: after(WHEN, out_of_memory),
+    "no-memory": lambda: after(0, no_memory_at_all),
+    "really-out-of-memory": really_out_of_memory,
+}
+
+if __name__ == "__main__":
+    fault = sys.argv.pop(1)
+    if os.environ.get("RANK", "1") == "1":
+        FAULTS[fault]()
+    sample_ddp.main()

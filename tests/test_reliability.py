@@ -1,0 +1,498 @@
+"""The table of faults of docs/reliability.md: each is made to happen to a real run, which then continues to the same bytes."""
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_command
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import distributed
+import sample_ddp
+from sampling import archive, engine
+from sampling.status import status, verify
+
+COUNT = 90
+ENDS_WITHIN = 60  # seconds after which a run that should end counts as hanging
+
+
+def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
+    settings = {
+        "preset": "digits",
+        "model": "DiT-XS/8",
+        "ckpt": checkpoint,
+        "num_fid_samples": COUNT,
+        "per_proc_batch_size": 4,
+        "num_sampling_steps": 50,
+        "sample_dir": folder,
+        "run_name": "run",
+    } | changes
+    return [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))] + ["--exact"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every image of a run and its npz."""
+    return {path.name: path.read_bytes() for path in [*(folder / "run").glob("*.png"), folder / "run.npz"]}
+
+
+def sessions(folder: Path) -> list[dict]:
+    return json.loads((folder / "run" / "manifest.json").read_text())["sessions"]
+
+
+class Launched:
+    """A run through torchrun, as it goes on."""
+
+    def __init__(self, folder: Path, arguments: list[str], ranks: int = 2, launcher: str = "--standalone", fault: str = ""):
+        program = [ROOT / "tests" / "faulty.py", fault] if fault else ["sample_ddp.py"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *launcher.split(), f"--nproc_per_node={ranks}"]
+        self.folder, self._log = folder / "run", folder / "log"
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in (*torchrun, *program, *arguments)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def images(self) -> int:
+        return status(self.folder).images if (self.folder / "manifest.json").exists() else 0
+
+    def reach(self, images: int) -> "Launched":
+        """Waits until so many images are there."""
+        until = time.monotonic() + 120
+        while self.images < images and self.process.poll() is None:
+            assert time.monotonic() < until, self.said
+            time.sleep(0.001)
+        return self
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def ended(self) -> int:
+        """Waits for the end; returns how many images are there: some, not all."""
+        assert self.process.wait(timeout=ENDS_WITHIN) != 0, self.said
+        left = self.images
+        assert 0 < left < COUNT, "the fault came too early or too late to prove anything"
+        assert not archive.npz_path(self.folder).exists()
+        return left
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_checkpoint, tmp_path_factory) -> Path:
+    """What every disturbed run must become."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run_command("sample_ddp.py", *options(tiny_checkpoint, folder), ranks=2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def exact_here():
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def draw_here(*arguments: str, with_png: bool = True) -> Path:
+    """A run in this process, on one rank."""
+    config, _ = sample_ddp.parse(list(arguments))
+    return engine.run(config, distributed.init("cpu"), with_png)
+
+
+def continues(folder: Path, arguments: list[str], undisturbed: Path, ranks: int = 2) -> None:
+    """The same command once more ends in the bytes of a run that nothing happened to."""
+    done = run_command("sample_ddp.py", *arguments, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert contents(folder) == contents(undisturbed)
+    assert status(folder / "run").state == "complete"
+
+
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sigkill_of_a_worker_at_any_moment(seed, tiny_checkpoint, undisturbed, tmp_path):
+    """And a restart with another number of ranks, among them 1, 2, 3 and 5."""
+    chance = random.Random(seed)
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), ranks=2 + seed % 2)
+    run.reach(chance.randrange(1, 60))
+    os.kill(chance.choice(run.workers()), signal.SIGKILL)
+    left = run.ended()
+    assert "was killed from outside" in run.said
+    assert (status(run.folder).state, status(run.folder).exit_code) == ("resumable", 75)
+    continues(tmp_path, arguments, undisturbed, ranks=(3, 1, 2, 5)[seed % 4])
+    assert [session["images_before"] for session in sessions(tmp_path)] == [0, left]
+    assert "was killed from outside" in sessions(tmp_path)[0]["ended"]["message"]
+
+
+def test_sigkill_without_pngs_loses_nothing_either(tiny_checkpoint, undisturbed, tmp_path):
+    run = Launched(tmp_path, arguments := [*options(tiny_checkpoint, tmp_path), "--no-png"])
+    os.kill(run.reach(30).workers()[0], signal.SIGKILL)
+    left = run.ended()
+    done = run_command("sample_ddp.py", *arguments, ranks=3)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == {"run.npz": (undisturbed / "run.npz").read_bytes()}
+    assert [session["images_before"] for session in sessions(tmp_path)] == [0, left]
+
+
+def test_sigkill_of_the_launcher(tiny_checkpoint, tmp_path):
+    """Its workers are orphans then, and its store is gone."""
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path, num_sampling_steps=250))
+    workers = run.reach(8).workers()
+    run.process.kill()
+    until = time.monotonic() + ENDS_WITHIN
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until, "workers of a killed launcher draw on"
+        time.sleep(0.1)
+    run.ended()
+    assert run.said.count("error (") == 1
+    assert status(run.folder).exit_code == 75
+    assert not (run.folder / "lock").exists()
+    done = run_command("sample_ddp.py", *arguments, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert status(run.folder).state == "complete"
+    assert not list(verify(run.folder, lambda _: None))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
+    handled = "--standalone --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), launcher=handled)
+    run.reach(20).process.send_signal(number)
+    run.ended()
+    assert run.said.count("stopped (rank") == 1
+    assert f"stopped by {number.name}; the same command continues" in run.said
+    assert not (run.folder / "lock").exists()
+    assert "finished" not in sessions(tmp_path)[0]
+    found = status(run.folder)
+    assert (found.state, found.exit_code, found.reason) == ("resumable", 75, f"stopped by {number.name}")
+    continues(tmp_path, arguments, undisturbed)
+
+
+def test_a_signal_without_a_launcher(tiny_checkpoint, undisturbed, tmp_path):
+    arguments = options(tiny_checkpoint, tmp_path)
+    process = subprocess.Popen([sys.executable, "sample_ddp.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "000007.png").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=ENDS_WITHIN)
+    assert process.returncode == 75
+    assert said.endswith("stopped: stopped by SIGTERM; the same command continues\n")
+    continues(tmp_path, arguments, undisturbed)
+
+
+def test_a_rank_that_raises(tiny_checkpoint, undisturbed, tmp_path):
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), fault="raise")
+    assert run.process.wait(timeout=ENDS_WITHIN) != 0
+    words = "RuntimeError: the thirteenth fan is on fire; while drawing images 4 to 7"
+    ours, _, launchers = run.said.partition("Root Cause")
+    assert ours.count(words) == 1
+    assert f"error (rank 1 on {os.uname().nodename}): {words}" in ours
+    assert words in launchers
+    ended = json.loads((run.folder / "ended.json").read_text())
+    assert (ended["message"], ended["rank"], ended["host"]) == (words, 1, os.uname().nodename)
+    assert "raise_error" in ended["traceback"]
+    assert (status(run.folder).state, status(run.folder).exit_code) == ("failed", 1)
+    continues(tmp_path, arguments, undisturbed)
+
+
+def test_a_rank_that_hangs(tiny_checkpoint, undisturbed, tmp_path):
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), fault="hang")
+    assert run.reach(8).process.poll() is None
+    run.process.kill()  # the first attempt only shows that it would hang
+    shutil.rmtree(run.folder)
+    run = Launched(tmp_path, [*arguments, "--hang-timeout", "15"], fault="hang")
+    run.ended()
+    assert run.said.count("error (rank 1") == 1
+    assert "hung: no progress for 15 s in faulty.py" in run.said.partition("Root Cause")[2]
+    assert status(run.folder).exit_code == 75
+    continues(tmp_path, arguments, undisturbed)
+
+
+def test_a_rank_that_is_frozen_by_the_system(tiny_checkpoint, undisturbed, tmp_path):
+    """Not even its threads run; another notices."""
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path))
+    os.kill(run.reach(20).workers()[1], signal.SIGSTOP)
+    run.ended()
+    assert run.said.partition("Root Cause")[0].count("rank 1 (process ") == 1
+    assert "has not been heard of for 15 s" in run.said
+    continues(tmp_path, arguments, undisturbed)
+
+
+def differs_by(folder: Path, undisturbed: Path) -> float:
+    """The largest difference of the drawn pixels, in levels, with labels and order equal."""
+    found, expected = (np.load(place / "run.npz") for place in (folder, undisturbed))
+    assert (found["arr_1"] == expected["arr_1"]).all()
+    return np.abs(found["arr_0"].astype(int) - expected["arr_0"]).max()
+
+
+@pytest.mark.parametrize("fault", ["out-of-memory", "really-out-of-memory"])
+def test_a_rank_out_of_memory_halves_its_batch(fault, tiny_checkpoint, undisturbed, tmp_path, monkeypatch):
+    if fault == "really-out-of-memory":
+        monkeypatch.setenv("ROOM", str(40 << 20))
+    arguments = options(tiny_checkpoint, tmp_path, per_proc_batch_size=4 if fault == "out-of-memory" else 64)
+    run = Launched(tmp_path, arguments, fault=fault)
+    assert run.process.wait(timeout=120) == 0, run.said
+    events = sessions(tmp_path)[0]["events"]
+    assert {event["event"] for event in events} == {"out of memory"}
+    assert {event["rank"] for event in events} == {1}
+    assert differs_by(tmp_path, undisturbed) <= 1
+
+
+def test_a_machine_too_small_for_one_image_is_named(tiny_checkpoint, tmp_path):
+    done = run_command(ROOT / "tests" / "faulty.py", "no-memory", *options(tiny_checkpoint, tmp_path))
+    assert done.returncode == 2
+    assert "out of memory for a single image, of images 0 to 3" in done.stderr
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_number_that_overflows_is_drawn_again(tiny_checkpoint, undisturbed, tmp_path):
+    run = Launched(tmp_path, options(tiny_checkpoint, tmp_path), fault="nan")
+    assert run.process.wait(timeout=120) == 0, run.said
+    (event,) = sessions(tmp_path)[0]["events"]
+    assert (event["rank"], event["event"]) == (1, "not finite, drawn again in fp32")
+    assert event["indices"] == [6]
+    assert differs_by(tmp_path, undisturbed) <= 1
+
+
+def test_weights_that_give_nan_are_named_and_write_no_image(tiny_checkpoint, tmp_path):
+    broken = load_file(tiny_checkpoint)
+    broken["final_layer.linear.bias"][0] = float("nan")
+    save_file(broken, tmp_path / "nan.safetensors")
+    run = Launched(tmp_path, options(tmp_path / "nan.safetensors", tmp_path))
+    assert run.process.wait(timeout=ENDS_WITHIN) != 0
+    assert run.said.partition("Root Cause")[0].count("NaN or infinity for images ") == 1
+    assert not list(tmp_path.rglob("*.png"))
+    assert status(run.folder).exit_code == 1
+    assert status(run.folder).images == 0
+
+
+def mounted(folder: Path, size: str) -> Path:
+    """A small disk of its own; needs to be root."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = mounted(tmp_path / "disk", "4m")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that leaves no room for any other."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return filler
+
+
+@pytest.mark.parametrize("pngs", [True, False])
+def test_a_disk_that_fills_up(pngs, tiny_checkpoint, undisturbed, small_disk):
+    arguments = options(tiny_checkpoint, small_disk) + ([] if pngs else ["--no-png"])
+    run = Launched(small_disk, arguments)
+    filler = fill(run.reach(8).folder.parent)
+    run.process.wait(timeout=ENDS_WITHIN)
+    assert 0 < run.images < COUNT
+    found = status(run.folder)
+    assert (found.state, found.exit_code) == ("failed", 1)
+    assert "no space is left" in found.reason
+
+    refused = run_command("sample_ddp.py", *arguments)
+    assert refused.returncode == 2
+    assert re.search(r"disk/run has \d.*B of room, and \d+ images need about .*B", refused.stderr)
+    filler.unlink()
+    done = run_command("sample_ddp.py", *arguments, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert (small_disk / "run.npz").read_bytes() == (undisturbed / "run.npz").read_bytes()
+    assert len(list((small_disk / "run").glob("*.png"))) == (COUNT if pngs else 0)
+    assert not list((small_disk / "run").glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written(tiny_checkpoint, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = run_command("sample_ddp.py", *options(tiny_checkpoint, small_disk), ranks=2)
+    assert done.returncode != 0
+    ours = done.stderr.partition("Traceback")[0]
+    assert ours.count("error:") == 1
+    assert f"cannot create {small_disk}/run (Read-only file system)" in ours
+    small = COUNT // 10
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    arguments = options(tiny_checkpoint, small_disk, num_fid_samples=small)
+    assert run_command("sample_ddp.py", *arguments).returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = run_command("sample_ddp.py", *arguments)
+    assert (done.returncode, done.stderr) == (2, f"error: --sample-dir {small_disk}: {small_disk}/run cannot be written\n")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def exchange(path: Path) -> None:
+    """A whole PNG of as many bytes, but another image."""
+    image = np.asarray(Image.open(path)).copy()
+    image[0, 0, 0] ^= 1
+    for level in range(1, 10):
+        for _ in range(50):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, format="PNG", compress_level=level)
+            if len(buffer.getvalue()) == path.stat().st_size:
+                path.write_bytes(buffer.getvalue())
+                return
+            image[np.random.default_rng(level).integers(64), 0, 0] ^= 3
+    Image.fromarray(image).save(path)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint, tmp_path_factory) -> Path:
+    """A small whole run to damage copies of."""
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = options(tiny_checkpoint, folder, num_fid_samples=22, num_sampling_steps=3)
+    assert run_command("sample_ddp.py", *arguments).returncode == 0
+    return folder
+
+
+@pytest.mark.usefixtures("exact_here")
+@pytest.mark.parametrize("slot", [False, True], ids=["only", "and its slot"])
+@pytest.mark.parametrize("damage", [cut, empty, flip, exchange, Path.unlink], ids=lambda damage: damage.__name__)
+def test_a_damaged_png_is_found_and_made_anew(damage, slot, finished, tiny_checkpoint, tmp_path):
+    """From the npz, or where its slot is damaged too by drawing it."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "run" / "000013.png")
+    if slot:
+        damage_slot(tmp_path / "run.npz", 13)
+    assert len(list(verify(tmp_path / "run", lambda _: None))) == 1 + slot
+    draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3))
+    assert contents(tmp_path) == contents(finished)
+    last = sessions(tmp_path)[-1]
+    assert (last["copies_restored"], last["images_redrawn"]) == ((0, 1) if slot else (1, 0))
+    assert not list(verify(tmp_path / "run", lambda _: None))
+
+
+def damage_slot(npz: Path, index: int) -> None:
+    with open(npz, "r+b") as file:
+        file.seek(archive.slot(index, 64) + 77)
+        file.write(b"damage")
+
+
+@pytest.mark.usefixtures("exact_here")
+@pytest.mark.parametrize("damage", ["slot", "slots without PNGs", "header", "labels", "cut", "gone"])
+def test_a_damaged_npz_is_found_and_mended(damage, finished, tiny_checkpoint, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    npz, size = tmp_path / "run.npz", (finished / "run.npz").stat().st_size
+    if damage.startswith("slot"):
+        for index in (0, 13, 21):
+            damage_slot(npz, index)
+    elif damage in ("header", "labels"):
+        with open(npz, "r+b") as file:
+            file.seek(65536 - 60 if damage == "header" else size - 300)
+            file.write(b"damage")
+    elif damage == "cut":
+        os.truncate(npz, size // 2)
+    else:
+        npz.unlink()
+    if damage == "slots without PNGs":
+        for path in (tmp_path / "run").glob("*.png"):
+            path.unlink()
+    if damage not in ("cut", "gone"):
+        assert list(verify(tmp_path / "run", lambda _: None))
+    else:
+        assert status(tmp_path / "run").state == "resumable"
+    draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3))
+    assert contents(tmp_path) == contents(finished)
+    assert not list(verify(tmp_path / "run", lambda _: None))
+
+
+@pytest.mark.usefixtures("exact_here")
+def test_a_run_goes_on_with_pngs_or_without(finished, tiny_checkpoint, tmp_path):
+    """Each of the two copies makes the other."""
+    draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=9, num_sampling_steps=3), with_png=False)
+    assert not list((tmp_path / "run").glob("*.png"))
+    arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3)
+    draw_here(*arguments)
+    assert contents(tmp_path) == contents(finished)
+    (tmp_path / "run.npz").unlink()
+    draw_here(*arguments, with_png=False)
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_two_runs_at_once(tiny_checkpoint, tmp_path):
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path, num_sampling_steps=500))
+    run.reach(4)
+    second = run_command("sample_ddp.py", *arguments)
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"error: {tmp_path}/run is being drawn by another run, process ")
+    assert second.stderr.count("\n") == 1
+    assert status(run.folder).state == "running"
+    assert run.process.wait(timeout=120) == 0, run.said
+    assert status(run.folder).state == "complete"
+    assert len(sessions(tmp_path)) == 1
+
+
+def test_max_restarts_continues_by_itself(tiny_checkpoint, undisturbed, tmp_path):
+    """The store outlives the workers; what the first attempt left in it must not be taken for the second's."""
+    run = Launched(tmp_path, options(tiny_checkpoint, tmp_path), launcher="--standalone --max-restarts=1")
+    os.kill(run.reach(20).workers()[-1], signal.SIGKILL)
+    assert run.process.wait(timeout=120) == 0, run.said
+    assert contents(tmp_path) == contents(undisturbed)
+    first, second = sessions(tmp_path)
+    assert second["images_before"] + second["images_drawn"] == COUNT
+    assert "was killed from outside" in first["ended"]["message"]
+
+
+def test_a_node_that_joins_later(tiny_checkpoint, tmp_path, monkeypatch):
+    """torchrun restarts the workers then, without any sign of it in their environment."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # or torch 2.15's own second rendezvous fails
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = f"--nnodes=1:2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --rdzv-id=job --max-restarts=3"
+    launcher += " --rdzv-conf=last_call_timeout=3"
+    arguments = options(tiny_checkpoint, tmp_path, num_sampling_steps=250)
+    first = Launched(tmp_path, arguments, ranks=1, launcher=launcher)
+    first.reach(4)
+    (tmp_path / "second").mkdir()
+    second = Launched(tmp_path / "second", arguments, ranks=1, launcher=launcher)
+    assert first.process.wait(timeout=180) == 0, first.said
+    assert second.process.wait(timeout=60) == 0, second.said
+    assert [session["world_size"] for session in sessions(tmp_path)] == [1, 2]
+    assert status(tmp_path / "run").state == "complete"
+    assert not list(verify(tmp_path / "run", lambda _: None))
