@@ -386,8 +386,12 @@ class Watch:
             if os.getppid() != self._launcher:
                 self._stop(self._resumable("lost", f"the launcher (process {self._launcher}) is gone"), own=True)
             if self._ticks - self._answered > LOST_BEATS:
-                silence = f"no answer from rank 0's host for {LOST_BEATS * BEAT_SECONDS:.0f} s"
-                self._stop(self._resumable("lost", silence), own=True)
+                silence = self._resumable("lost", f"no answer from rank 0's host for {LOST_BEATS * BEAT_SECONDS:.0f} s")
+                self._stop(silence, own=True)
+                if self._cause is silence and not self._announced.is_set():  # the other thread waits for that answer
+                    self._announced.set()
+                    if self._group.local_rank == 0:
+                        self._tell()
             if self.keep and 0 < self.hang_beats < self._ticks - self._progress:
                 seconds, frames = self.hang_beats * BEAT_SECONDS, sys._current_frames()[threading.main_thread().ident]
                 at = traceback.extract_stack(frames)[-1]

@@ -214,7 +214,9 @@ def open_both_ways(path: Path) -> Iterator[int]:
 
 
 def keep_cause(folder: Path, cause: Cause) -> None:
-    """Leaves in the run's folder why it ended; there is room for it on a full disk, too."""
+    """Leaves in the run's folder why it ended, the first cause if hosts that lost each other have two; also on a full disk."""
+    if (folder / output.ENDED).exists():
+        return
     ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
     (folder / output.RESERVE).unlink(missing_ok=True)
     write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))

@@ -11,6 +11,6 @@ fi
 ruff check .
 ruff format --check .
 if command -v shellcheck > /dev/null; then
-    shellcheck --external-sources --source-path=SCRIPTDIR scripts/*.sh .ci/run
+    shellcheck --external-sources --source-path=SCRIPTDIR --source-path=. scripts/*.sh scripts/slurm/* .ci/run
 fi
-python -m pytest "${select[@]}" "$@"
+python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal "${select[@]}" "$@"

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import resource
 import sys
 import time
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import sample_ddp
+from models import autoencoder
 from sampling import drawing
 
 WHEN = 20  # evaluations of the network before the fault
@@ -58,15 +60,18 @@ def no_memory_at_all(*_):
 
 
 def really_out_of_memory():
-    """The kernel gives no more than a little beyond what is taken once the networks are loaded."""
-    original = drawing.Drawer.load
+    """While it decodes, the kernel gives this process little beyond what it has."""
+    original = autoencoder.decode
 
-    def load(self):
-        original(self)
-        taken = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])  # noqa: SIM115
+    def decode(*arguments):
+        taken = 1024 * int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
         resource.setrlimit(resource.RLIMIT_DATA, (taken + int(os.environ["ROOM"]), resource.RLIM_INFINITY))
+        try:
+            return original(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    drawing.Drawer.load = load
+    autoencoder.decode = decode
 
 
 FAULTS = {

@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Sourced by the job scripts, in the checkout that the job was submitted from.
+#
+# PROCESSES     a node (default: its GPUs in the job, or 1)
+# SAMPLE_DIR    folder of runs, on a file system that all nodes share (default: samples)
+# FIDUCIAL_VENV the virtual environment, seen by all nodes (default: .venv, made by scripts/demo.sh)
+
+sample_dir=${SAMPLE_DIR:-samples}
+environment=${FIDUCIAL_VENV:-.venv}/bin/activate
+if [ ! -f "$environment" ]; then
+    echo "error: there is no $environment; run scripts/demo.sh where there is internet, or name another with FIDUCIAL_VENV" >&2
+    exit 2
+fi
+# shellcheck source=/dev/null
+source "$environment"
+
+processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((${SLURM_CPUS_PER_TASK:-1} > processes ? SLURM_CPUS_PER_TASK / processes : 1))}
+# Without it, torch 2.15's rendezvous fails when a node joins or comes back while others go on.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+# Runs a Python program of ours on all nodes of the job, with PROCESSES processes each. torchrun forwards SIGUSR1 only if told to.
+on_all_nodes() {
+    local nodes
+    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # A requeued job keeps its number; a new port and id keep what is left of its last start away.
+    local start="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
+    local port=$((20000 + (SLURM_JOB_ID * 16 + ${SLURM_RESTART_COUNT:-0}) % 20000))
+    srun --ntasks="${#nodes[@]}" --ntasks-per-node=1 --kill-on-bad-exit=0 \
+        torchrun --nnodes="${#nodes[@]}" --nproc-per-node="$processes" --rdzv-id="$start" --rdzv-backend=c10d \
+        --rdzv-endpoint="${nodes[0]}:$port" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$@"
+}
+
+# Draws the run RUN with further options of sample_ddp.py. What torchrun returns says only that something ended, so the run is asked:
+# 0 it is complete, 75 the same command continues it, 1 a person has to look, 2 there is no such run.
+sample() {
+    local run=$1
+    shift
+    on_all_nodes sample_ddp.py --sample-dir "$sample_dir" --run-name "$run" "$@" || true
+    python -m sampling status "$sample_dir/$run"
+}
+
+# As sample; if the same command continues the run, and did not only refuse to begin, the job is requeued.
+sample_or_requeue() {
+    local run=$1 state=0 before
+    before=$(sessions "$run")
+    sample "$@" || state=$?
+    if [ "$state" = 75 ] && [ "$(sessions "$run")" -gt "$before" ]; then
+        scontrol requeue "$SLURM_JOB_ID"
+        sleep 600 # until SLURM ends this script; its end must not count as the job's
+    fi
+    return "$state"
+}
+
+sessions() {
+    { python -m sampling status "$sample_dir/$1" --json 2> /dev/null || true; } |
+        python -c 'import json, sys; print(json.loads(sys.stdin.read() or "{}").get("sessions", 0))'
+}
