@@ -53,7 +53,9 @@ def show_verify(folder: Path) -> int:
                 say(line)
     found = status(folder)
     damage = (
-        f"{wrong:,} damaged; the next run of the same command restores or redraws them" if wrong else "all as they were drawn"
+        f"{wrong:,} damaged copies; the next run of the same command restores or redraws them"
+        if wrong
+        else "all as they were drawn"
     )
     say(f"{folder}: {found.images:,} of {found.of:,} images drawn, {damage}")
     return 1 if wrong else 0

@@ -183,8 +183,12 @@ def _check_manifest(manifest: dict) -> None:
     for session in sessions:
         if type(session["world_size"]) is not int or not 1 <= session["world_size"] <= LIMITS["world_size"]:
             raise ValueError(f"a session's world_size is {str(session['world_size'])[:40]}")
+        if type(session["images_before"]) is not int:
+            raise ValueError(f"a session's images_before is {str(session['images_before'])[:40]}")
     if type(merged) is not int or not 0 <= merged <= len(sessions):
         raise ValueError(f"merged is {str(merged)[:40]}")
+    if (ranks := sum(session["world_size"] for session in sessions[merged:])) > LIMITS["world_size"]:
+        raise ValueError(f"its sessions had {ranks:,} ranks")
     for name, most in (("image_size", 1 << 14), ("num_classes", 1 << 30), ("global_seed", 1 << 64)):
         if type(value := manifest["identity"][name]) is not int or not 0 <= value < most:
             raise ValueError(f"{name} is {str(value)[:40]}")

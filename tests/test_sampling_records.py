@@ -1,0 +1,78 @@
+"""What is recorded of each image, on files."""
+
+import numpy as np
+import pytest
+
+from sampling import records
+
+
+def rows(indices, seed: int = 0) -> np.ndarray:
+    return np.concatenate([records.row(index, bytes([seed, index % 256]), index, (7, 9)) for index in indices])
+
+
+def write(folder, session: int, rank: int, added: np.ndarray) -> None:
+    recorder = records.Recorder(folder, session, rank)
+    recorder.add(added)
+    recorder.close()
+
+
+def test_what_ranks_add_is_done_before_and_after_it_is_merged(tmp_path):
+    write(tmp_path, 1, 0, rows([0, 1, 2, 8]))
+    write(tmp_path, 1, 2, rows([5, 4]))
+    write(tmp_path, 2, 0, rows([30]))
+    sessions = {1: 3, 2: 1}
+    for _ in range(2):
+        assert np.flatnonzero(records.done(tmp_path, 12, sessions)).tolist() == [0, 1, 2, 4, 5, 8]
+        assert np.flatnonzero(records.done(tmp_path, 31, sessions)).tolist() == [0, 1, 2, 4, 5, 8, 30]
+        assert (records.latest(tmp_path, 12, sessions)["pixels_crc"] == [0, 1, 2, 0, 4, 5, 0, 0, 8, 0, 0, 0]).all()
+        records.merge(tmp_path, sessions)
+    assert not list((tmp_path / "records").iterdir())
+    found = records.table(tmp_path, 4, 9)
+    assert found["index"].tolist() == [4, 5, 0, 0, 8]
+    assert found["png_bytes"].tolist() == [9, 9, 0, 0, 9]
+    assert (found["check"] == 0).tolist() == [False, False, True, True, False]
+
+
+def test_what_comes_later_counts(tmp_path):
+    write(tmp_path, 1, 0, rows([3], seed=1))
+    write(tmp_path, 2, 0, rows([3], seed=2))
+    records.merge(tmp_path, {1: 1, 2: 1})
+    assert records.table(tmp_path, 3, 4)["sha256"].tobytes() == records.digest(bytes([2, 3]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "flipped", "other place"])
+def test_a_torn_row_is_as_good_as_absent(damage, tmp_path):
+    write(tmp_path, 1, 0, rows(range(10)))
+    path, size = records.part_path(tmp_path, 1, 0), records.ROW.itemsize
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: 9 * size + 20]
+    elif damage == "zeros":
+        content[9 * size :] = bytes(size)
+    elif damage == "flipped":
+        content[9 * size + 30] ^= 4
+    else:
+        content[9 * size + 8 : 9 * size + 16] = content[9 * size + 16 : 9 * size + 24]
+    path.write_bytes(content)
+    assert np.flatnonzero(~records.done(tmp_path, 10, {1: 1})).tolist() == [9]
+    records.merge(tmp_path, {1: 1})
+    assert np.flatnonzero(records.table(tmp_path, 0, 10)["check"] == 0).tolist() == [9]
+
+
+def test_a_row_in_the_place_of_another_is_not_believed(tmp_path):
+    write(tmp_path, 1, 0, rows(range(4)))
+    records.merge(tmp_path, {1: 1})
+    path, size = records.table_path(tmp_path), records.ROW.itemsize
+    content = path.read_bytes()
+    path.write_bytes(content[: 2 * size] + content[size : 2 * size] + content[3 * size :])
+    assert (records.table(tmp_path, 0, 4)["check"] == 0).tolist() == [False, False, True, False]
+
+
+def test_the_summary_is_that_of_the_hashes_in_order(tmp_path):
+    import hashlib
+
+    write(tmp_path, 1, 0, rows([2, 0, 1]))
+    records.merge(tmp_path, {1: 1})
+    crcs, digest = records.summary(tmp_path, 3)
+    assert crcs.tolist() == [0, 1, 2]
+    assert digest == hashlib.sha256(b"".join(records.digest(bytes([0, index])) for index in range(3))).hexdigest()

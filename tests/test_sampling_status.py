@@ -1,0 +1,155 @@
+"""What job scripts rely on: states, exit codes, JSON, and manifests that nobody should believe."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import DIGITS, run_command
+
+from distributed import UserError
+from sampling.config import fingerprint
+from sampling.status import status, verify
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The folder of a finished run of nine images."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", tiny_checkpoint, "--num-fid-samples", "9"]
+    arguments += ["--num-sampling-steps", "2", "--per-proc-batch-size", "4", "--sample-dir", folder, "--run-name", "run"]
+    done = run_command("sample_ddp.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def run(whole, tmp_path) -> Path:
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "run"
+
+
+def change(run: Path, **fields) -> None:
+    path = run / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_whole_run_is_complete(whole):
+    done = run_command("-m", "sampling", "status", whole, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said == {
+        **{"folder": str(whole), "state": "complete", "images": 9, "of": 9, "sessions": 1, "reason": "", "exit_code": 0},
+    }
+    assert run_command("-m", "sampling", "status", whole).stdout == f"{whole}: complete, 9 of 9 images after 1 session(s)\n"
+
+
+@pytest.mark.parametrize("missing", ["npz", "records", "more wanted", "npz of another size"])
+def test_a_run_that_lacks_something_is_resumable(missing, run):
+    if missing == "npz":
+        run.with_name("run.npz").unlink()
+    elif missing == "records":
+        (run / "records.bin").unlink()
+    elif missing == "more wanted":
+        change(run, num_fid_samples=10)
+    else:
+        run.with_name("run.npz").write_bytes(b"short")
+    assert (status(run).state, status(run).exit_code) == ("resumable", 75)
+    assert run_command("-m", "sampling", "status", run).returncode == 75
+
+
+def test_three_sessions_without_an_image_are_a_failure(run):
+    (run / "records.bin").unlink()
+    change(run, npz=None, sessions=[{"world_size": 2, "images_before": 0}] * 2)
+    assert status(run).state == "resumable"
+    change(run, npz=None, sessions=[{"world_size": 2, "images_before": 0}] * 3)
+    assert (status(run).state, status(run).exit_code) == ("failed", 1)
+    assert status(run).reason.startswith("3 sessions drew nothing")
+
+
+@pytest.mark.parametrize(("kind", "state"), [("failed", "failed"), ("stopped", "resumable"), ("lost", "resumable")])
+def test_why_it_ended_decides(kind, state, run):
+    change(run, npz=None)
+    ended = {"kind": kind, "message": "the words", "rank": 3, "host": "far", "exit_code": 75, "time": "now"}
+    (run / "ended.json").write_text(json.dumps(ended))
+    assert (status(run).state, status(run).reason) == (state, "the words")
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path):
+    for command in ("status", "verify"):
+        done = run_command("-m", "sampling", command, tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"error: {tmp_path} is not the folder of a run: it has no manifest.json\n"
+
+
+HAND_EDITED = [
+    ({"num_fid_samples": 10**15}, "num_fid_samples is 1000000000000000"),
+    ({"num_fid_samples": -1}, "num_fid_samples is -1"),
+    ({"num_fid_samples": "9"}, "num_fid_samples is 9"),
+    ({"num_fid_samples": True}, "num_fid_samples is True"),
+    ({"npz": {"file": "../../etc/passwd", "count": 9, "bytes": 1}}, "its npz is"),
+    ({"npz": {"file": "run.npz", "count": "9", "bytes": 1}}, "its npz is"),
+    ({"npz": {"file": 3, "count": 9, "bytes": 1}}, ""),
+    ({"npz": "run.npz"}, ""),
+    ({"sessions": [{"world_size": 10**9, "images_before": 0}]}, "world_size is 1000000000"),
+    ({"sessions": [{"world_size": "../..", "images_before": 0}]}, "world_size is ../.."),
+    ({"sessions": 3}, ""),
+    ({"sessions": [[]]}, ""),
+    ({"sessions": [{"world_size": 1}]}, "images_before"),
+    ({"sessions": [{"world_size": 10**6, "images_before": 0}] * 3, "merged": 0}, "sessions had 3,000,000 ranks"),
+    ({"merged": 5}, "merged is 5"),
+    ({"merged": None}, "merged is None"),
+    ({"identity": {"model": "DiT-XL/2"}}, "its identity is not that of its fingerprint"),
+    ({"identity": []}, ""),
+    ({"format": ["fiducial-run-2"]}, "its format is"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), HAND_EDITED, ids=lambda value: str(value)[:50] if isinstance(value, dict) else "")
+def test_a_manifest_edited_by_hand_is_refused(fields, said, run):
+    change(run, **fields)
+    with pytest.raises(UserError, match=r"manifest\.json is not a whole manifest") as refused:
+        status(run)
+    assert said in str(refused.value)
+    with pytest.raises(UserError, match="not a whole manifest"):
+        list(verify(run, lambda _: None))
+
+
+def test_an_identity_that_lies_consistently_is_refused_too(run):
+    identity = json.loads((run / "manifest.json").read_text())["identity"] | {"image_size": 10**9}
+    change(run, identity=identity, fingerprint=fingerprint(identity))
+    with pytest.raises(UserError, match="image_size is 1000000000"):
+        list(verify(run, lambda _: None))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b'{"format": "fiducial-run-2"}', b"[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(content, run):
+    (run / "manifest.json").write_bytes(content)
+    done = run_command("-m", "sampling", "status", run)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is not a whole manifest" in done.stderr
+
+
+def test_verify_names_what_is_damaged(run):
+    assert run_command("-m", "sampling", "verify", run).returncode == 0
+    (run / "000003.png").unlink()
+    shutil.copy(run / "000001.png", run / "000002.png")
+    with open(run.with_name("run.npz"), "r+b") as file:
+        file.seek(65536 + 4 * 64 * 64 * 3)
+        file.write(b"damage")
+    done = run_command("-m", "sampling", "verify", run)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[:3] == [
+        f"{run}/000002.png: damaged PNG",
+        f"{run}/000003.png: PNG is missing",
+        f"{run}/000004.png: damaged in the npz",
+    ]
+    assert lines[3].startswith(f"{run}: 9 of 9 images drawn, 3 damaged copies")
+
+
+def test_status_needs_no_torch():
+    code = "import sys, sampling.__main__; sys.exit('torch' in sys.modules)"
+    assert run_command("-c", code).returncode == 0
+    assert DIGITS.is_dir()
