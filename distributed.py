@@ -135,7 +135,12 @@ class Group:
         for watch in self._watch:
             watch.check()
 
-    def on_end(self, keep: Callable[[Cause], object], hang_seconds: float) -> None:
+    def heed(self) -> None:
+        """As `check`, but says nothing of progress: for where this rank waits."""
+        for watch in self._watch:
+            watch.heed()
+
+    def on_end(self, keep: Callable[[Cause], object] | None, hang_seconds: float) -> None:
         """From here on, the cause of an end is handed to `keep`, and a rank whose `check` was not called for so long ends all."""
         for watch in self._watch:
             watch.keep, watch.hang_beats = keep, hang_seconds / BEAT_SECONDS
@@ -156,6 +161,10 @@ class Group:
     def count(self, key: str, number: int) -> int:
         """Adds to a counter that all ranks share; returns its value."""
         self.check()
+        return self.tally(key, number)
+
+    def tally(self, key: str, number: int) -> int:
+        """As `count`, for threads beside the work."""
         return self._ask(lambda: self.store.add(key, number))
 
     def once_per_node(self, key: str, make: Callable[[], str]) -> str:
@@ -193,10 +202,11 @@ class Group:
 
         self.wait()
         if not dist.is_initialized():
-            store = dist.PrefixStore("gloo", self.store)
-            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world_size)
+            # A connection of its own, because gloo's waiting would hold up this rank's beats.
+            store = dist.PrefixStore("gloo", self.store.clone())
+            self._ask(lambda: dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world_size))
         total = torch.from_numpy(array.copy())
-        dist.all_reduce(total)
+        self._ask(lambda: dist.all_reduce(total))
         return total.numpy()
 
     def close(self) -> None:
@@ -206,13 +216,13 @@ class Group:
             dist.destroy_process_group()
 
     def _ask(self, question: Callable[[], object]) -> object:
-        """What the store answers. Where it is gone, work ends."""
+        """What the store or another rank answers. Where they are gone, work ends."""
         try:
             return question()
-        except RuntimeError as error:  # as are all that torch's stores raise
+        except RuntimeError as error:  # as are all that torch raises of connections
             if not self._watch:
                 raise
-            raise Stopped(self._watch[0].lost_store(error)) from error
+            raise Stopped(self._watch[0].lost_connection(error)) from error
 
 
 class Watch:
@@ -227,8 +237,11 @@ class Watch:
         self._cause: Cause | None = None
         self._is_own = False  # found here, so to be announced from here
         self._stopping, self._announced, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._told = threading.Event(), threading.Lock()
         self._ticks = self._answered = self._progress = 0
-        self._launcher = os.getppid()
+        # Without a launcher, the parent is a shell, which may go.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._store = group.store.clone() if group.world_size > 1 else group.store  # so that nobody holds up the beats
         self.keep: Callable[[Cause], object] | None = None
         self.hang_beats = 0.0
         self._handlers = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
@@ -238,32 +251,42 @@ class Watch:
 
     def check(self) -> None:
         self._progress = self._ticks
+        self.heed()
+
+    def heed(self) -> None:
         if self._cause:
             raise Stopped(self._cause)
 
     def leave(self) -> None:
         """The end of a rank that is done. Rank 0 stays until all have left, because the store may live in its process."""
+        self._done.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(LOST_BEATS * BEAT_SECONDS)
         group = self._group
-        group.publish(f"beat/{group.rank}", LEFT)
-        gone = group.count(LEFT, 1)
-        while group.is_main and gone < group.world_size and not self._stopping.is_set():
-            time.sleep(0.02)
-            gone = group.count(LEFT, 0)
+        with suppress(RuntimeError):  # whoever has gone before needs no answer
+            group.store.set(f"beat/{group.rank}", LEFT)
+            gone, until = group.store.add(LEFT, 1), time.monotonic() + LOST_BEATS * BEAT_SECONDS
+            while group.is_main and gone < group.world_size and time.monotonic() < until:
+                time.sleep(0.02)
+                gone = group.store.add(LEFT, 0)
         self._close()
 
     def end(self, error: BaseException) -> Cause:
         """The end by an exception: announces it, unless something else was announced before."""
         if not isinstance(error, Stopped):
             self._stop(Cause.of(error, self._group.rank), own=True)
-        self._announced.wait(GRACE_BEATS * BEAT_SECONDS)
-        if self._is_own and self._group.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-            time.sleep(2 * BEAT_SECONDS)  # the store may go with this host; the others are to hear the cause first
+        if not self._announced.wait(GRACE_BEATS * BEAT_SECONDS) and self._group.local_rank == 0:
+            self._tell()  # the other thread waits for a store that does not answer
+        if not self._is_own or self._group.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            # A launcher takes the first to go for the cause; and the store may go with this host, but all are to hear of it.
+            time.sleep(2 * BEAT_SECONDS)
         self._close()
         return self._cause
 
-    def lost_store(self, error: BaseException) -> Cause:
-        """Notes that the store cannot be reached."""
-        message = f"the connection to rank 0's host is lost ({str(error).splitlines()[0][:120]})"
+    def lost_connection(self, error: BaseException) -> Cause:
+        """Notes that the store or another rank cannot be reached."""
+        message = f"a connection to another rank is lost ({str(error).splitlines()[0][:120]})"
         self._stop(self._resumable("lost", message), own=True)
         return self._cause
 
@@ -284,6 +307,7 @@ class Watch:
         if not self._stopping.is_set():
             self._cause, self._is_own = cause, own
             self._stopping.set()
+            self._wake.set()
 
     # The thread that talks
 
@@ -292,18 +316,19 @@ class Watch:
         others = [] if group.world_size == 1 else range(1, group.world_size) if group.is_main else [0]
         heard = dict.fromkeys(others, ("", 0))  # the last beat, and when
         for beat in itertools.count():
-            if self._stopping.wait(BEAT_SECONDS if beat else 0):
-                break
+            self._wake.wait(BEAT_SECONDS if beat else 0)
             if self._done.is_set():
                 return
+            if self._stopping.is_set():
+                break
             try:
-                group.store.set(f"beat/{group.rank}", str(beat))
-                if group.store.check(["cause"]):
-                    self._stop(Cause(**json.loads(group.store.get("cause"))), own=False)
+                self._store.set(f"beat/{group.rank}", str(beat))
+                if self._store.check(["cause"]):
+                    self._stop(Cause(**json.loads(self._store.get("cause"))), own=False)
                     break
-                beats = group.store.multi_get([f"beat/{other}" for other in others]) if others else []
+                beats = self._store.multi_get([f"beat/{other}" for other in others]) if others else []
             except RuntimeError as error:
-                self.lost_store(error)
+                self.lost_connection(error)
                 break
             self._answered = self._ticks
             for other, value in zip(others, beats, strict=True):
@@ -311,8 +336,7 @@ class Watch:
                     heard[other] = (value, self._ticks)
                 elif value.decode() != LEFT and self._ticks - heard[other][1] > LOST_BEATS:
                     self._stop(self._missing(other, f"has not been heard of for {LOST_BEATS * BEAT_SECONDS:.0f} s"), own=True)
-        if not self._done.is_set():
-            self._announce()
+        self._announce()
 
     def _announce(self) -> None:
         """Prints, keeps and hands on the cause, if this rank is the first to have one."""
@@ -326,29 +350,30 @@ class Watch:
         try:
             first = self._is_own and self._group.store.add("causes", 1) == 1
             if first:
+                tell_launcher(self._cause.message)
                 self._group.store.set("cause", json.dumps(asdict(self._cause)))
         except RuntimeError:
             first = self._group.local_rank == 0
         if first:
             self._tell()
-        self._end_hung_fellow()
+        self._end_frozen_fellows()
         self._announced.set()
 
     def _tell(self) -> None:
-        cause, kept = self._cause, False
-        if self.keep:
-            with suppress(OSError, UserError):
-                self.keep(cause)
-                kept = True
-        if cause.traceback and not kept:
-            print(cause.traceback, file=sys.stderr)
+        if not self._told.acquire(blocking=False):
+            return
+        cause = self._cause
         several = self._group.world_size > 1
         where = f" (rank {cause.rank} on {cause.host})" if several and (self.keep or cause.traceback) else ""
         remedy = "; the same command continues" if cause.exit_code == RESUMABLE else ""
         word = "stopped" if cause.kind == "stopped" else "error"
         word = f"\n{word}" if self.keep else word  # a progress bar may stand in the line
-        print(f"{word}{where}: {printable(cause.message)}{remedy}", file=sys.stderr, flush=True)
-        tell_launcher(cause.message)
+        details = cause.traceback if not self.keep else ""  # else they are kept
+        with suppress(OSError, ValueError):  # nobody reads it
+            print(f"{details}{word}{where}: {printable(cause.message)}{remedy}", file=sys.stderr, flush=True)
+        if self.keep:
+            with suppress(OSError, UserError):
+                self.keep(cause)
 
     def _fellow(self, rank: int) -> dict:
         return json.loads(self._group.store.get(f"process/{rank}"))
@@ -366,12 +391,15 @@ class Watch:
         fellow = self._fellow(rank)
         return self._resumable("lost", f"rank {rank} (process {fellow['pid']} on {fellow['host']}) {how}", lost_rank=rank)
 
-    def _end_hung_fellow(self) -> None:
-        """A process that does not answer has nothing to save, and would keep the launcher waiting."""
-        if self._cause.lost_rank is not None:
+    def _end_frozen_fellows(self) -> None:
+        """Processes of this machine that do not answer have nothing to save, and would keep the launcher waiting."""
+        first = self._group.rank - self._group.local_rank
+        ranks = {self._cause.lost_rank, *range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))} - {None}
+        for rank in ranks if self._group.world_size > 1 else ():
             with suppress(RuntimeError, OSError, ValueError):
-                fellow = self._fellow(self._cause.lost_rank)
-                if fellow["scope"] == own_process()["scope"] and is_running(fellow):
+                fellow = self._fellow(rank)
+                is_here = fellow["scope"] == own_process()["scope"] and is_running(fellow)
+                if is_here and (rank == self._cause.lost_rank or _state(fellow["pid"])[0] in "Tt"):
                     os.kill(fellow["pid"], signal.SIGKILL)
 
     # The thread that counts
@@ -383,19 +411,18 @@ class Watch:
             stopping += self._stopping.is_set()
             if stopping > GRACE_BEATS:
                 os._exit(self._cause.exit_code)
-            if os.getppid() != self._launcher:
+            if self._launcher and os.getppid() != self._launcher:
                 self._stop(self._resumable("lost", f"the launcher (process {self._launcher}) is gone"), own=True)
             if self._ticks - self._answered > LOST_BEATS:
                 silence = self._resumable("lost", f"no answer from rank 0's host for {LOST_BEATS * BEAT_SECONDS:.0f} s")
                 self._stop(silence, own=True)
-                if self._cause is silence and not self._announced.is_set():  # the other thread waits for that answer
-                    self._announced.set()
-                    if self._group.local_rank == 0:
-                        self._tell()
+                self._announced.set()  # the other thread waits for that answer, and so for ever
+                if self._group.local_rank == 0:
+                    self._tell()
             if self.keep and 0 < self.hang_beats < self._ticks - self._progress:
-                seconds, frames = self.hang_beats * BEAT_SECONDS, sys._current_frames()[threading.main_thread().ident]
-                at = traceback.extract_stack(frames)[-1]
-                hung = f"hung: no progress for {seconds:.0f} s in {Path(at.filename).name}, line {at.lineno} ({at.name})"
+                frame = sys._current_frames()[threading.main_thread().ident]
+                place = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno} ({frame.f_code.co_name})"
+                hung = f"hung: no progress for {self.hang_beats * BEAT_SECONDS:.0f} s in {place}"
                 self._stop(self._resumable("lost", hung), own=True)
 
 
@@ -418,10 +445,15 @@ def is_running(other: dict[str, str | int]) -> bool:
 
 def _started(pid: int) -> str:
     """When a process began, in the kernel's ticks."""
-    state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    state, *rest = _state(pid)
     if state in "ZX":
         raise ProcessLookupError(pid)
     return rest[18]
+
+
+def _state(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def environment_rank() -> int:
@@ -498,12 +530,15 @@ def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torc
         store.set("corner", own)
         for other in range(1, world_size):
             arrives(corner, f"hello/{other}", f"rank {other} of {world_size}")
+        for other in range(1, world_size):  # all at once, because they watch each other from then on
             corner.set(f"welcome/{corner.get(f'hello/{other}').decode()}", "")
         return corner
+    name = ""
     while True:
         arrives(store, "corner", "rank 0")
-        corner = enter(store.get("corner").decode())
-        corner.set(f"hello/{rank}", own)
+        if name != (name := store.get("corner").decode()):
+            corner = enter(name)
+            corner.set(f"hello/{rank}", own)
         if arrives(corner, f"welcome/{own}", "rank 0", 1.0):
             return corner
 
@@ -580,6 +615,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distributed import Parser, progress_bar, say, user_errors
+from sampling.disk import explained
 from sampling.status import require_manifest, status, verify
 
 SHOWN = 20  # damaged images that are named
@@ -63,6 +64,13 @@ def show_verify(folder: Path) -> int:
 
 def main() -> int:
     args = build_parser().parse_args()
+    try:
+        return look(args)
+    except OSError as error:
+        raise explained(error, args.run) from error
+
+
+def look(args: argparse.Namespace) -> int:
     return show_status(args.run, args.json) if args.command == "status" else show_verify(args.run)
 
 

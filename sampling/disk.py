@@ -36,7 +36,7 @@ def check_room(folder: Path, count: int, missing: int, image_size: int, with_png
     system = os.statvfs(there)
     room, bytes_needed = system.f_bavail * system.f_frsize, needed(folder, count, missing, image_size, with_png)
     alone = "; --no-png needs " + readable(needed(folder, count, missing, image_size, False)) if with_png else ""
-    if missing and bytes_needed > room:
+    if bytes_needed > room:
         raise UserError(
             f"{there} has {readable(room)} of room, and {missing:,} images need about {readable(bytes_needed)}{alone}"
         )

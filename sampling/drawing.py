@@ -18,8 +18,11 @@ from sampling import plan
 from sampling.config import SamplingConfig
 from sampling.noise import NoiseStream
 
-# As torch, and oneDNN beneath it, say it of a CPU.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
+# As torch, and the libraries beneath it, say it where it is no error of a kind of its own.
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "could not create a primitive", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 
 
 class Drawer:

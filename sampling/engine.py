@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distributed import Cause, Group, UserError, file_sha256, progress_bar, say, write_whole
+from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
 from models import autoencoder
 from sampling import archive, disk, integrity, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import Lock, await_token
 from sampling.noise import check_stream
-from sampling.prepare import Task, events_path, prepare, read_events
+from sampling.prepare import Task, events_path, prepare, read_events, remove_events
 
 IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "images",
@@ -52,17 +52,19 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
     check_stream()
     precision = set_precision(config, group.device)
     with ExitStack() as stack:
-        if group.is_main:
-            task, held = prepare(config, group, precision, with_png, stack)
-            group.publish("task", task.to_json())
-        else:
-            task, held = Task.from_json(group.receive("task")), None
-            await_token(task.folder, task.token, group.rank)
-        group.on_end(partial(keep_cause, task.folder), hang_seconds)
         try:
-            return Work(config, group, task, with_png, held, stack).do(started)
+            if group.is_main:
+                task, held = prepare(config, group, precision, with_png, stack)
+                group.publish("task", task.to_json())
+            else:
+                task, held = Task.from_json(group.receive("task")), None
+                await_token(task.folder, task.token, group.rank)
+            group.on_end(partial(keep_cause, task.folder), hang_seconds)
+            path = Work(config, group, task, with_png, held).do(started)
+            group.on_end(None, 0)
+            return path
         except OSError as error:
-            raise disk.explained(error, task.folder) from error
+            raise disk.explained(error, config.sample_dir) from error
 
 
 def set_precision(config: SamplingConfig, device: torch.device) -> str:
@@ -85,12 +87,12 @@ def set_precision(config: SamplingConfig, device: torch.device) -> str:
 class Work:
     """One rank's part of a session: drawing, checking, and on rank 0 the end."""
 
-    def __init__(self, config: SamplingConfig, group: Group, task: Task, with_png: bool, held: Lock | None, stack: ExitStack):
+    def __init__(self, config: SamplingConfig, group: Group, task: Task, with_png: bool, held: Lock | None):
         self._config, self._group, self._task, self._with_png, self._held = config, group, task, with_png, held
         self._recorder = records.Recorder(task.folder, task.session, group.rank)
-        stack.callback(self._recorder.close)
+        self._vae = ""
         latent = task.in_channels, task.input_size
-        self._drawer = Drawer(config, group.device, partial(find_vae, config, group, task), latent, self._note)
+        self._drawer = Drawer(config, group.device, lambda: Path(self._vae or find_weights(config, task)), latent, self._note)
 
     def do(self, started: float) -> Path:
         """All of it. Returns the npz."""
@@ -98,6 +100,9 @@ class Work:
         blocks = plan.pending_blocks(task.done, self._config.per_proc_batch_size)
         checked = time.monotonic()
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
+            # The first rank of a node has work if any of its ranks has.
+            find = partial(autoencoder.resolve, self._config.vae) if group.is_main else partial(find_weights, self._config, task)
+            self._vae = group.once_per_node("vae", lambda: str(find()))
             self._drawer.load()
         group.wait()
         if task.missing and group.is_main:
@@ -105,7 +110,7 @@ class Work:
             say(f"ready on {group.world_size} rank(s): {seconds[0]:.1f} s for checks, {seconds[1]:.1f} s for weights")
         drawing = time.monotonic()
         with progress(task.missing, len(task.done), IMAGES_DRAWN, "sampling", group):
-            self.draw(mine, ~task.done, lambda rows: group.store.add(IMAGES_DRAWN, len(rows)))
+            self.draw(mine, ~task.done, lambda rows: group.tally(IMAGES_DRAWN, len(rows)))
             group.wait()
         drawing = time.monotonic() - drawing
         self.mend()
@@ -133,7 +138,7 @@ class Work:
                 # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
                 indices = np.arange(start, min(start + size, len(wanted)))
                 keep = np.flatnonzero(wanted[indices])
-                writer.submit(indices[keep], pixels[keep], self._check)
+                writer.submit(indices[keep], pixels[keep], self._group.heed)
 
     def mend(self) -> None:
         """Holds this rank's share of all images against the records, restores what has a whole copy, and redraws the rest."""
@@ -141,7 +146,7 @@ class Work:
         group.once(self._merge)
         count = len(task.done)
         first, last = (count * rank // group.world_size for rank in (group.rank, group.rank + 1))
-        with open_both_ways(task.npz) as npz, progress(count, count, IMAGES_CHECKED, "checking", group):
+        with opened(task.npz) as npz, progress(count, count, IMAGES_CHECKED, "checking", group):
             copies = integrity.Copies(task.folder, npz, self._config.image_size)
             for start in range(first, last, records.CHUNK):
                 self._mend(copies, start, min(start + records.CHUNK, last))
@@ -151,14 +156,14 @@ class Work:
     def _mend(self, copies: integrity.Copies, start: int, stop: int) -> None:
         def advance(images: int) -> None:
             self._check()
-            self._group.store.add(IMAGES_CHECKED, images)
+            self._group.tally(IMAGES_CHECKED, images)
 
         rows, older = records.table(self._task.folder, start, stop), self._task.done[start:stop]
         found = integrity.mend(copies, rows, self._with_png, older, advance)
         if found.rows:
             self._recorder.add(np.concatenate(found.rows))
-        if found.slots + found.pngs:
-            self._group.count(COPIES_RESTORED, found.slots + found.pngs)
+        if restored := len(found.slots) + len(found.pngs):
+            self._group.tally(COPIES_RESTORED, restored)
         if not found.lost:
             return
         lost = np.array(found.lost) + start
@@ -166,7 +171,7 @@ class Work:
         wanted[lost] = True
         written: list[np.ndarray] = []
         self.draw(plan.pending_blocks(~wanted, self._config.per_proc_batch_size), wanted, written.append)
-        self._group.count(IMAGES_REDRAWN, len(lost))
+        self._group.tally(IMAGES_REDRAWN, len(lost))
         for row in np.concatenate(written):
             if copies.in_npz(row) is None:
                 raise UserError(f"image {row['index']} is not in {self._task.npz} as it was written; this disk cannot be trusted")
@@ -187,12 +192,13 @@ class Work:
         manifest["sessions"][-1] |= {
             "images_drawn": task.missing,
             "seconds": round(seconds, 3),
-            "copies_restored": group.count(COPIES_RESTORED, 0),
-            "images_redrawn": group.count(IMAGES_REDRAWN, 0),
+            "copies_restored": group.tally(COPIES_RESTORED, 0),
+            "images_redrawn": group.tally(IMAGES_REDRAWN, 0),
             "events": read_events(task.folder, task.session, group.world_size),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         output.write_manifest(task.folder, manifest)
+        remove_events(task.folder, task.session, group.world_size)
         (task.folder / output.RESERVE).unlink(missing_ok=True)
         restored, redrawn = (manifest["sessions"][-1][name] for name in ("copies_restored", "images_redrawn"))
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
@@ -201,12 +207,9 @@ class Work:
 
 
 @contextmanager
-def open_both_ways(path: Path) -> Iterator[int]:
-    """A descriptor for reading and writing, or for reading where that is all that is allowed."""
-    try:
-        file = os.open(path, os.O_RDWR)
-    except PermissionError:
-        file = os.open(path, os.O_RDONLY)
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor for reading and writing."""
+    file = os.open(path, os.O_RDWR)
     try:
         yield file
     finally:
@@ -220,12 +223,6 @@ def keep_cause(folder: Path, cause: Cause) -> None:
     ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
     (folder / output.RESERVE).unlink(missing_ok=True)
     write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
-
-
-def find_vae(config: SamplingConfig, group: Group, task: Task) -> Path:
-    """The VAE's folder on this node, after making sure that the node's files are those that rank 0 checked."""
-    folder = partial(autoencoder.resolve, config.vae) if group.is_main else partial(find_weights, config, task)
-    return Path(group.once_per_node("vae", lambda: str(folder())))
 
 
 def find_weights(config: SamplingConfig, task: Task) -> Path:
@@ -251,12 +248,12 @@ def progress(missing: int, count: int, counter: str, name: str, group: Group) ->
     bar = progress_bar(total=count, initial=count - missing, desc=name, smoothing=0)
 
     def advance() -> None:
-        if news := bar.initial + group.store.add(counter, 0) - bar.n:
+        if news := bar.initial + group.tally(counter, 0) - bar.n:
             bar.update(news)
 
     def follow() -> None:
         while not stopped.wait(POLL_SECONDS):
-            with suppress(RuntimeError):  # the store may be gone, which is the watch's to say
+            with suppress(RuntimeError, Stopped):  # the store may be gone, which the work hears of by itself
                 advance()
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)

@@ -3,6 +3,7 @@
 An image has two copies: its place in the npz, and its PNG (with --no-png, the first alone).
 """
 
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -51,12 +52,12 @@ def is_as_recorded(pixels: bytes | None, row: np.void) -> bool:
 
 @dataclass
 class Mended:
-    """What `mend` found: indices whose pixels are nowhere, rows of PNGs that were written, and how many copies were restored."""
+    """What `mend` did: indices whose pixels are nowhere; copies restored, in the npz and as PNG; rows to be recorded for that."""
 
     lost: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    pngs: list[int] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
-    slots: int = 0
-    pngs: int = 0
 
 
 def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, check: Callable[[int], object]) -> Mended:
@@ -66,7 +67,7 @@ def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, ch
     Images of which nothing is recorded count as lost; what is lost at first sight is looked at again a moment later.
 
     Args:
-        rows: what is recorded, (N,) of `records.ROW`.
+        rows: what is recorded, (N,) of `records.ROW`; those that are lost are named by their position.
         check: called with the number of images behind us, every so often.
     """
     found = Mended()
@@ -85,26 +86,33 @@ def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, ch
         if found.lost:
             time.sleep(SECOND_LOOK_SECONDS)
             found.lost = look(np.array(found.lost), is_first=False)
+    if found.slots:
+        os.fsync(copies.npz)
     return found
 
 
 def mend_one(copies: Copies, row: np.void, with_png: bool, is_older: bool, found: Mended) -> bool:
-    """Whether the image is whole, after restoring one copy from the other."""
+    """Whether the image is whole, after restoring one copy from the other. Called from several threads."""
     if not row["check"]:
         return False
-    pixels = copies.in_npz(row)
+    index, pixels = int(row["index"]), copies.in_npz(row)
     png_is_whole = not is_older or copies.png_file_is_whole(row)
     if pixels is None:
         if not row["png_bytes"] or (pixels := copies.in_png(row)) is None:
             return False
-        archive.write_pixels(copies.npz, int(row["index"]), pixels, copies.image_size)
-        found.slots += 1
-    if with_png and not png_is_whole:
+        archive.write_pixels(copies.npz, index, pixels, copies.image_size)
+        found.slots.append(index)
+    if png_is_whole:
+        return True
+    path = output.png_path(copies.folder, index)
+    if with_png:
         size = copies.image_size
         encoded = output.png_bytes(np.frombuffer(pixels, dtype=np.uint8).reshape(size, size, 3))
-        output.write_png(output.png_path(copies.folder, int(row["index"])), encoded)
-        found.rows.append(records.row(int(row["index"]), pixels, int(row["pixels_crc"]), (zlib.crc32(encoded), len(encoded))))
-        found.pngs += 1
+        output.write_png(path, encoded)
+        found.pngs.append(index)
+        found.rows.append(records.row(index, pixels, int(row["pixels_crc"]), (zlib.crc32(encoded), len(encoded))))
+    elif row["png_bytes"] and not path.exists():  # not wanted any more, and so not missing
+        found.rows.append(records.row(index, pixels, int(row["pixels_crc"])))
     return True
 
 

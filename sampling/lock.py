@@ -29,7 +29,7 @@ class Lock:
 
     def __init__(self, folder: Path):
         self.path, self.token, self.lost = folder / LOCK, uuid.uuid4().hex, threading.Event()
-        self._count = 0
+        self._count, self._file = 0, -1
         while not self._create():
             self._remove_if_dead()
         self._released = threading.Event()
@@ -42,6 +42,7 @@ class Lock:
     def __exit__(self, *_) -> None:
         self._released.set()
         self._thread.join(RENEW_SECONDS)
+        os.close(self._file)
         if (read(self.path) or {}).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
@@ -51,12 +52,21 @@ class Lock:
 
     def _create(self) -> bool:
         try:
-            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
-        with open(file, "wb") as lock:
-            lock.write(self._content())
+        try:
+            self._write()
+        except OSError:
+            os.close(self._file)
+            self.path.unlink()
+            raise
         return True
+
+    def _write(self) -> None:
+        """Into the file that this run has made, whatever bears its name by now."""
+        os.pwrite(self._file, self._content(), 0)
+        os.fsync(self._file)
 
     def _remove_if_dead(self) -> None:
         holder = read(self.path)
@@ -75,6 +85,7 @@ class Lock:
                 if (now := read(self.path)) is None:
                     return
                 if now != holder:
+                    who = f"process {now['pid']} on {now['host']}"
                     raise UserError(f"{self.path.parent} is being drawn by another run, {who}; {remedy}")
         # Only one of several that judge it dead moves it away; whoever moved a newer one puts it back.
         aside = self.path.with_name(f".{LOCK}.{self.token}.dead")
@@ -92,8 +103,7 @@ class Lock:
                     self.lost.set()
                     return
                 self._count += 1
-                with open(self.path, "r+b") as file:
-                    file.write(self._content())
+                self._write()
 
     def check(self) -> None:
         """Raises UserError if another run has taken the folder over."""

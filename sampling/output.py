@@ -23,6 +23,7 @@ from PIL import Image
 from distributed import UserError, write_whole
 from sampling import archive, records
 from sampling.config import LIMITS, fingerprint
+from sampling.plan import parse_labels
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "fiducial-run-2"
@@ -111,14 +112,14 @@ class BlockWriter:
         if kind is None and self._failure is not None:
             raise self._failure
 
-    def submit(self, indices: np.ndarray, pixels: np.ndarray, check: Callable[[], object]) -> None:
-        """Queues the images `indices` of a block, pixels (len(indices), H, W, 3) uint8; `check` is called while there is no room.
+    def submit(self, indices: np.ndarray, pixels: np.ndarray, heed: Callable[[], object]) -> None:
+        """Queues the images `indices` of a block, pixels (len(indices), H, W, 3) uint8; `heed` is called while there is no room.
 
         Raises:
             Exception: what an earlier write raised.
         """
         while not self._room.acquire(timeout=1.0):
-            check()
+            heed()
         if self._failure is not None:
             raise self._failure
         images = [self._images.submit(self._write, index, image) for index, image in zip(indices.tolist(), pixels, strict=True)]
@@ -155,9 +156,9 @@ def read_manifest(folder: Path) -> dict | None:
         UserError: if it is not one of ours, or was changed by hand into what cannot be.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         if path.stat().st_size > MANIFEST_BYTES:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         manifest = json.loads(path.read_text())
@@ -176,6 +177,8 @@ def read_manifest(folder: Path) -> dict | None:
 
 def _check_manifest(manifest: dict) -> None:
     count, sessions, merged = (manifest[name] for name in ("num_fid_samples", "sessions", "merged"))
+    if not isinstance(sessions, list):
+        raise ValueError("its sessions are no list")
     if type(count) is not int or not 1 <= count <= LIMITS["num_fid_samples"]:
         raise ValueError(f"num_fid_samples is {str(count)[:40]}")
     if manifest["fingerprint"] != fingerprint(dict(manifest["identity"])):
@@ -189,10 +192,12 @@ def _check_manifest(manifest: dict) -> None:
         raise ValueError(f"merged is {str(merged)[:40]}")
     if (ranks := sum(session["world_size"] for session in sessions[merged:])) > LIMITS["world_size"]:
         raise ValueError(f"its sessions had {ranks:,} ranks")
-    for name, most in (("image_size", 1 << 14), ("num_classes", 1 << 30), ("global_seed", 1 << 64)):
-        if type(value := manifest["identity"][name]) is not int or not 0 <= value < most:
+    identity, npz = manifest["identity"], manifest["npz"]
+    for name, least, most in (("image_size", 1, 1 << 14), ("num_classes", 1, 1 << 20), ("global_seed", 0, 1 << 64)):
+        if type(value := identity[name]) is not int or not least <= value < most:
             raise ValueError(f"{name} is {str(value)[:40]}")
-    if (npz := manifest["npz"]) is not None and (npz["file"] != Path(npz["file"]).name or type(npz["count"]) is not int):
+    parse_labels(identity["labels"], identity["num_classes"])
+    if npz is not None and (npz["file"] != Path(npz["file"]).name or {type(npz["count"]), type(npz["bytes"])} != {int}):
         raise ValueError(f"its npz is {str(npz)[:80]}")
 
 
@@ -209,7 +214,8 @@ def unmerged(manifest: dict) -> dict[int, int]:
 def read_ended(folder: Path) -> dict | None:
     """Why the last session ended early, or None if it did not or nobody could say."""
     try:
-        ended = json.loads((folder / ENDED).read_text())
+        with open(folder / ENDED) as file:
+            ended = json.loads(file.read(RESERVED))
         return {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "time")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

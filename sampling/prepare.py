@@ -84,6 +84,7 @@ def prepare(config: SamplingConfig, group: Group, precision: str, with_png: bool
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
+        forget_last_session(folder, manifest)
         (folder / output.RESERVE).write_bytes(bytes(output.RESERVED))
         npz = open_npz(folder, config)
     except OSError as error:
@@ -132,6 +133,10 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
     if manifest is None:
+        if there := [path for path in (npz, archive.part_path(folder)) if path.exists()]:
+            raise UserError(
+                f"{there[0]} exists, but {folder} has no {output.MANIFEST}; move it away, or choose another --run-name"
+            )
         if output.png_path(folder, 0).exists() or (folder.is_dir() and any(folder.glob("*.png"))):
             raise UserError(f"{folder} holds images but no {output.MANIFEST}, so what they are is unknown; choose another folder")
     elif manifest["identity"] != identity:
@@ -159,13 +164,19 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, n
 
 
 def conclude(folder: Path, manifest: dict) -> None:
-    """Moves into the manifest what the last session left: why it ended, and what happened in it."""
+    """Takes into the manifest what the last session left: why it ended, and what happened in it."""
     last, number = manifest["sessions"][-1], len(manifest["sessions"])
     if number > manifest["merged"]:
         last["events"] = read_events(folder, number, last["world_size"])
     if "finished" not in last and "ended" not in last:
         last["ended"] = output.read_ended(folder) or {"kind": "lost", "message": "killed without a word"}
+
+
+def forget_last_session(folder: Path, manifest: dict) -> None:
+    """Removes what `conclude` has taken, when that is written."""
     (folder / output.ENDED).unlink(missing_ok=True)
+    for number, session in enumerate(manifest["sessions"][:-1][-1:], start=len(manifest["sessions"]) - 1):
+        remove_events(folder, number, session["world_size"])
 
 
 def events_path(folder: Path, session: int, rank: int) -> Path:
@@ -173,7 +184,7 @@ def events_path(folder: Path, session: int, rank: int) -> Path:
 
 
 def read_events(folder: Path, session: int, ranks: int) -> list[dict]:
-    """What the ranks of a session have noted; the notes are removed."""
+    """What the ranks of a session have noted."""
     events = []
     for rank in range(ranks):
         path = events_path(folder, session, rank)
@@ -183,8 +194,12 @@ def read_events(folder: Path, session: int, ranks: int) -> list[dict]:
                     events.append(json.loads(line))
                 except ValueError:  # cut off
                     continue
-            path.unlink()
     return events[:EVENTS_KEPT]
+
+
+def remove_events(folder: Path, session: int, ranks: int) -> None:
+    for rank in range(ranks):
+        events_path(folder, session, rank).unlink(missing_ok=True)
 
 
 def open_npz(folder: Path, config: SamplingConfig) -> Path:

@@ -59,21 +59,25 @@ def part_path(folder: Path, session: int, rank: int) -> Path:
 
 
 class Recorder:
-    """Appends this rank's rows; they are on the disk when `add` returns."""
+    """Appends this rank's rows to its file, which `merge` may have taken away since; they are on the disk when `add` returns."""
 
     def __init__(self, folder: Path, session: int, rank: int):
-        path = part_path(folder, session, rank)
-        path.parent.mkdir(exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._path = part_path(folder, session, rank)
+        self._path.parent.mkdir(exist_ok=True)
 
     def add(self, rows: np.ndarray) -> None:
-        content = memoryview(rows.tobytes())
-        while content:
-            content = content[os.write(self._file, content) :]
-        os.fdatasync(self._file)
-
-    def close(self) -> None:
-        os.close(self._file)
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            before, content = os.fstat(file).st_size, memoryview(rows.tobytes())
+            try:
+                while content:
+                    content = content[os.write(file, content) :]
+            except OSError:
+                os.ftruncate(file, before)  # or what is added later would not begin with a row
+                raise
+            os.fdatasync(file)
+        finally:
+            os.close(file)
 
 
 def whole_rows(path: Path) -> Iterator[np.ndarray]:
@@ -134,10 +138,11 @@ def _parts(folder: Path, sessions: dict[int, int]) -> list[Path]:
 
 def table(folder: Path, start: int, stop: int) -> np.ndarray:
     """The rows of the indices `start` to `stop` (exclusive); those that are absent or damaged are all zero."""
-    rows = np.zeros(stop - start, dtype=ROW)
-    with open(table_path(folder), "rb") as file:
-        file.seek(start * ROW.itemsize)
-        content = file.read((stop - start) * ROW.itemsize)
+    rows, content = np.zeros(stop - start, dtype=ROW), b""
+    if table_path(folder).exists():
+        with open(table_path(folder), "rb") as file:
+            file.seek(start * ROW.itemsize)
+            content = file.read((stop - start) * ROW.itemsize)
     there = np.frombuffer(content[: len(content) // ROW.itemsize * ROW.itemsize], dtype=ROW)
     rows[: len(there)] = there
     rows[(rows["check"] != checks(rows)) | (rows["index"] != np.arange(start, stop, dtype=np.uint64))] = np.zeros(1, dtype=ROW)

@@ -56,7 +56,8 @@ def judge(folder: Path, manifest: dict, images: int) -> tuple[str, str]:
     if ended and ended["kind"] == "failed":
         return "failed", ended["message"]
     last = manifest["sessions"][-FRUITLESS:]
-    if len(last) == FRUITLESS and all(session["images_before"] == images and "finished" not in session for session in last):
+    fruitless = [session for session in last if session["images_before"] == images and "finished" not in session]
+    if images < manifest["num_fid_samples"] and len(fruitless) == FRUITLESS:
         return "failed", f"{FRUITLESS} sessions drew nothing; the last: {ended['message'] if ended else 'killed without a word'}"
     if ended:
         return "resumable", ended["message"]

@@ -2,10 +2,14 @@
 
     python scripts/benchmark.py evaluation
     python scripts/benchmark.py evaluation --only extraction --images 64 --repeats 1
-    python scripts/benchmark.py evaluation --json evaluation.json --markdown evaluation.md
+    python scripts/benchmark.py io --images 50000
+    python scripts/benchmark.py scaling --json scaling.json --markdown scaling.md
 
-The peers are torch-fidelity, pytorch-fid and scipy. All get the same weights of Inception (random ones, unless
---inception-weights names a file), the same PNGs and the same number of threads. Ratios hold for one machine in one run.
+evaluation: the peers are torch-fidelity, pytorch-fid and scipy. All get the same weights of Inception (random ones, unless
+--inception-weights names a file), the same PNGs and the same number of threads.
+io: packing an npz of 256 x 256 images, against a plain loop over the PNGs. 50,000 take 20 GB of disk.
+scaling: what a run costs beside drawing, from 1,000 to 10 million images and at 1,024 ranks, with a stub in the place of the
+networks. Ratios hold for one machine in one run.
 """
 
 import argparse
@@ -28,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from distributed import Parser, UserError, user_errors  # noqa: E402
+from scripts import benchmark_runs as runs  # noqa: E402
 
 IMAGE_SIZE = 256
 DIMENSION = 2048
@@ -181,7 +186,7 @@ class Benchmark:
     images: bool = False  # state images a second
 
 
-BENCHMARKS = {
+EVALUATION = {
     "extraction": Benchmark(
         "Features of {images} PNGs of 256 x 256 (Fiducial: sFID's too, hashes, and the cache on disk)",
         {
@@ -205,6 +210,83 @@ BENCHMARKS = {
 }
 
 
+def packing(way: Callable[[Path, int], object]) -> Callable[[Work], Measured]:
+    """`way` of packing the prepared run, after a look at its files, so that all find them in memory as far as they fit."""
+    return lambda work: memory_above(lambda: seconds(lambda: way(work.folder / "run", work.images)))
+
+
+IO = {
+    "packing": Benchmark(
+        "The npz of {images} images of 256 x 256",
+        {
+            "Fiducial, places filled while drawing": packing(lambda run, count: runs.pack(run, count, IMAGE_SIZE, False)),
+            "Fiducial, from PNGs alone": packing(lambda run, count: runs.pack(run, count, IMAGE_SIZE, True)),
+            "a plain PIL loop": packing(runs.pack_plainly),
+        },
+    ),
+}
+
+
+def growing(
+    measured: Callable[[Path, int], object], prepare: Callable[[Path, int], object] | None = None, most: int = 10_000_000
+) -> dict[str, Callable[[Work], Measured]]:
+    """A contestant for each size, up to `most` images, after its own preparation in a folder of its own."""
+
+    def contestant(count: int) -> Callable[[Work], Measured]:
+        def run(_: Work) -> Measured:
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder) / "run"
+                if prepare:
+                    prepare(place, count)
+                return memory_above(lambda: seconds(lambda: measured(place, count)))
+
+        return run
+
+    return {name: contestant(count) for name, count in runs.SIZES.items() if count <= most}
+
+
+def recorded(place: Path, count: int) -> None:
+    runs.make_run(place, count, runs.TINY, None)
+
+
+SCALING = {
+    "plan": Benchmark(
+        "From the records, nine of ten images done, to one rank's blocks among 1,024",
+        growing(runs.plan_work, lambda place, count: (recorded(place, count), runs.undo_some(place, count))),
+    ),
+    "merging": Benchmark(
+        "Moving what 1,024 ranks recorded, a tenth of all images, into the table",
+        growing(
+            lambda place, _: runs.merge_parts(place), lambda place, count: (recorded(place, count), runs.give_parts(place, count))
+        ),
+    ),
+    "npz": Benchmark(
+        "Checksums, labels and directory of the npz",
+        growing(lambda place, count: runs.complete(place, count, runs.TINY), recorded),
+    ),
+    "run": Benchmark(
+        "A whole run of 8 x 8 images by one rank, --no-png, a stub in the place of the networks",
+        growing(lambda place, count: runs.draw_stubs(place, count, False), most=1_000_000),
+    ),
+    "run with PNGs": Benchmark(
+        "A whole run of 8 x 8 images by one rank, with PNGs, a stub in the place of the networks",
+        growing(lambda place, count: runs.draw_stubs(place, count, True), most=1_000_000),
+    ),
+    "evaluation": Benchmark(
+        "Hashes and statistics of the npz, a stub in the place of Inception",
+        growing(runs.evaluate_stubs, lambda place, count: runs.draw_stubs(place, count, False), most=1_000_000),
+    ),
+    "start": Benchmark(
+        "Ranks on one machine finding each other and hearing of a million images, half of them done at random",
+        {
+            f"{ranks:,} ranks": lambda _, ranks=ranks: memory_above(lambda: seconds(lambda: runs.start_ranks(ranks, 1_000_000)))
+            for ranks in (8, 64, 1024)
+        },
+    ),
+}
+BENCHMARKS = {**EVALUATION, **IO, **SCALING}
+
+
 def measure(name: str, contestant: str, work: Work, threads: int) -> Measured:
     """Runs one contestant in a process of its own."""
     command = [sys.executable, __file__, "contestant", name, contestant]
@@ -224,27 +306,38 @@ def compare(name: str, work: Work, repeats: int, threads: int) -> dict[str, Meas
     """Medians of each contestant's measurements, taken in turns."""
     found: dict[str, list[Measured]] = {contestant: [] for contestant in BENCHMARKS[name].contestants}
     for turn in range(repeats):
-        for contestant, runs in found.items():
-            runs.append(measure(name, contestant, work, threads))
-            print(f"{name}, {turn + 1} of {repeats}, {contestant}: {runs[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+        for contestant, turns in found.items():
+            turns.append(measure(name, contestant, work, threads))
+            print(f"{name}, {turn + 1} of {repeats}, {contestant}: {turns[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
     return {
-        contestant: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for contestant, runs in found.items()
+        contestant: {key: statistics.median(one[key] for one in turns) for key in turns[0]} for contestant, turns in found.items()
     }
 
 
 def prepare(folder: Path, weights: Path | None, images: int) -> None:
-    """Weights, and two folders of PNGs: smooth pictures with noise on them, so that they take as long to read as photographs."""
-    from scripts.stand_ins import pictures, write_inception, write_pngs
+    """Weights, and two folders of PNGs."""
+    from scripts.stand_ins import write_inception, write_pngs
 
     if weights:
         (folder / "weights.pth").symlink_to(weights.resolve())
     else:
         write_inception(folder / "weights.pth")
     for seed, name in enumerate("ab"):
-        random = np.random.default_rng(seed)
-        clean = pictures(images, seed, IMAGE_SIZE).astype(np.int16)
-        noisy = (clean + random.integers(-8, 9, clean.shape)).clip(0, 255).astype(np.uint8)
-        write_pngs(folder / name, noisy)
+        write_pngs(folder / name, noisy_pictures(images, seed))
+
+
+def prepare_run(folder: Path, images: int) -> None:
+    """A finished run of pictures with noise on them, which take as long to read as photographs."""
+    runs.make_run(folder / "run", images, IMAGE_SIZE, noisy_pictures(min(images, runs.DISTINCT), 0))
+
+
+def noisy_pictures(images: int, seed: int) -> np.ndarray:
+    """Smooth pictures with noise on them, (images, 256, 256, 3) uint8."""
+    from scripts.stand_ins import pictures
+
+    clean = pictures(images, seed, IMAGE_SIZE).astype(np.int16)
+    noise = np.random.default_rng(seed).integers(-8, 9, clean.shape)
+    return (clean + noise).clip(0, 255).astype(np.uint8)
 
 
 def hardware(threads: int) -> dict[str, str | int]:
@@ -262,14 +355,14 @@ def hardware(threads: int) -> dict[str, str | int]:
 
 
 def markdown(results: dict[str, dict[str, Measured]], work: Work, machine: dict, repeats: int) -> str:
-    """A table for each benchmark; the last column says how many times as long as Fiducial's first entry each one took."""
+    """A table for each benchmark; the last column says how many times as long as the first entry each one took."""
     lines = [", ".join(f"{name} {value}" for name, value in machine.items()) + f"; medians of {repeats}", ""]
     for name, contestants in results.items():
         benchmark = BENCHMARKS[name]
         lines += [benchmark.title.format(**{k: f"{v:,}" for k, v in vars(work).items() if isinstance(v, int)}) + ":", ""]
         first = next(iter(contestants.values()))
         extra = [key for key in first if key not in ("seconds", "fid")]
-        header = ["", "seconds", *(["images/s"] if benchmark.images else []), *extra, "times Fiducial's"]
+        header = ["", "seconds", *(["images/s"] if benchmark.images else []), *extra, "times the first"]
         lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for contestant, measured in contestants.items():
             speed = [f"{work.images / measured['seconds']:.1f}"] if benchmark.images else []
@@ -283,16 +376,25 @@ def markdown(results: dict[str, dict[str, Measured]], work: Work, machine: dict,
 def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    evaluation = commands.add_parser("evaluation", help="the evaluator against its peers", allow_abbrev=False)
-    evaluation.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    evaluation.add_argument("--images", type=int, default=500, help="PNGs on each side (default %(default)s)")
-    evaluation.add_argument("--samples", type=int, default=20_000, help="for precision and recall (default %(default)s)")
-    evaluation.add_argument("--reference", type=int, default=10_000, help="for precision and recall (default %(default)s)")
-    evaluation.add_argument("--repeats", type=int, default=3, help="(default %(default)s)")
-    evaluation.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default %(default)s)")
-    evaluation.add_argument("--inception-weights", type=Path, metavar="FILE", help="(default: random ones)")
-    evaluation.add_argument("--json", type=Path, metavar="FILE", help="write the medians there")
-    evaluation.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    for name, benchmarks, text in (
+        ("evaluation", EVALUATION, "the evaluator against its peers"),
+        ("io", IO, "packing against a plain loop"),
+        ("scaling", SCALING, "time and memory beside drawing, by number of images and ranks"),
+    ):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.add_argument("--only", nargs="+", choices=benchmarks, default=list(benchmarks))
+        if name != "scaling":
+            most = 500 if name == "evaluation" else 50_000
+            command.add_argument("--images", type=int, default=most, help="PNGs on each side (default %(default)s)")
+        if name == "evaluation":
+            command.add_argument("--samples", type=int, default=20_000, help="for precision and recall (default %(default)s)")
+            command.add_argument("--reference", type=int, default=10_000, help="for precision and recall (default %(default)s)")
+            command.add_argument("--inception-weights", type=Path, metavar="FILE", help="(default: random ones)")
+        command.add_argument("--repeats", type=int, default=3 if name != "scaling" else 1, help="(default %(default)s)")
+        command.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default %(default)s)")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the medians there")
+        command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None)
     contestant = commands.add_parser("contestant", help="one measurement in this process; for this script's own use")
     contestant.add_argument("benchmark", choices=BENCHMARKS)
     contestant.add_argument("name")
@@ -316,6 +418,8 @@ def main() -> None:
         work = Work(Path(folder), args.images, args.samples, args.reference)
         if {"extraction", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
+        if args.command == "io":
+            prepare_run(work.folder, args.images)
         results = {name: compare(name, work, args.repeats, args.threads) for name in args.only}
     machine = hardware(args.threads)
     text = markdown(results, work, machine, args.repeats)

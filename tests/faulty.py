@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import distributed
 import sample_ddp
 from models import autoencoder
 from sampling import drawing
@@ -74,6 +75,18 @@ def really_out_of_memory():
     autoencoder.decode = decode
 
 
+def other_pixels():
+    """Images differ in a bit from what the same command drew before."""
+    original = autoencoder.decode
+    autoencoder.decode = lambda *arguments: original(*arguments) ^ 1
+
+
+def late():
+    """Longer than others would wait for a beat."""
+    original = distributed._meet
+    distributed._meet = lambda *arguments: (time.sleep(25), original(*arguments))[1]
+
+
 FAULTS = {
     "none": lambda: None,
     "raise": lambda: after(WHEN, raise_error),
@@ -81,6 +94,8 @@ FAULTS = {
     "nan": lambda: after(WHEN, nan_once),
     "out-of-memory": lambda: after(WHEN, out_of_memory),
     "no-memory": lambda: after(0, no_memory_at_all),
+    "other-pixels": other_pixels,
+    "late": late,
     "really-out-of-memory": really_out_of_memory,
 }
 

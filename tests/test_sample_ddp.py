@@ -166,12 +166,15 @@ def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):
     assert done.stderr == "error: --ckpt is missing: give a checkpoint file, or --preset digits for the embedded model\n"
 
 
-@pytest.mark.parametrize("given", [["--cfg-scale", "0.1"], ["--num-classes", "7"]], ids=["an option", "a file"])
-def test_several_ranks_say_it_once_before_the_launcher(given, tmp_path):
+MISTAKES_OF_ALL = [(["--cfg-scale", "0.1"], "--cfg-scale 0.1"), (["--num-classes", "7"], "expected num_classes 7")]
+
+
+@pytest.mark.parametrize(("given", "said"), MISTAKES_OF_ALL, ids=["an option", "a file"])
+def test_several_ranks_say_it_once_before_the_launcher(given, said, tmp_path):
     done = run_command("sample_ddp.py", "--preset", "digits", "--sample-dir", tmp_path, *given, ranks=3, timeout=40)
     assert done.returncode != 0
     ours, _, launchers = done.stderr.partition("Traceback")
     assert ours.count("error:") == 1
-    assert given[0] in launchers.partition("Root Cause")[2]
+    assert said in launchers.partition("Root Cause")[2]
     assert 'sample_ddp.py", line' not in done.stderr
     assert not list(tmp_path.iterdir())

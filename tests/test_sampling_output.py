@@ -25,7 +25,6 @@ def write(folder, pictures, with_png: bool = True, block: int = 4) -> list[np.nd
         for start in reversed(range(0, len(pictures), block)):
             indices = np.arange(start, min(start + block, len(pictures)))
             writer.submit(indices, pictures[indices], lambda: None)
-    recorder.close()
     return written
 
 
@@ -91,7 +90,6 @@ def test_whoever_waits_for_room_hears_that_work_ends(tmp_path, monkeypatch):
     recorder = records.Recorder(folder, 1, 0)
     with pytest.raises(TimeoutError):
         write_ten()
-    recorder.close()
 
 
 def test_large_runs_are_spread_over_folders_that_sort_by_index(tmp_path):

@@ -13,7 +13,6 @@ def rows(indices, seed: int = 0) -> np.ndarray:
 def write(folder, session: int, rank: int, added: np.ndarray) -> None:
     recorder = records.Recorder(folder, session, rank)
     recorder.add(added)
-    recorder.close()
 
 
 def test_what_ranks_add_is_done_before_and_after_it_is_merged(tmp_path):

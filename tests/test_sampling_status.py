@@ -94,6 +94,8 @@ HAND_EDITED = [
     ({"sessions": [{"world_size": 10**9, "images_before": 0}]}, "world_size is 1000000000"),
     ({"sessions": [{"world_size": "../..", "images_before": 0}]}, "world_size is ../.."),
     ({"sessions": 3}, ""),
+    ({"sessions": {}}, "its sessions are no list"),
+    ({"npz": {"file": "run.npz", "count": 9}}, "bytes"),
     ({"sessions": [[]]}, ""),
     ({"sessions": [{"world_size": 1}]}, "images_before"),
     ({"sessions": [{"world_size": 10**6, "images_before": 0}] * 3, "merged": 0}, "sessions had 3,000,000 ranks"),
