@@ -29,9 +29,14 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     default = {field.name: field.default for field in fields(SamplingConfig) if field.default is not MISSING}
-    sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
+    add_what(parser.add_argument_group("what is sampled"), default)
+    add_how(parser.add_argument_group("how"), default)
+    add_where(parser.add_argument_group("where to, and what then"), default)
+    return parser
 
-    what = parser.add_argument_group("what is sampled")
+
+def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
+    sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
     what.add_argument("--preset", choices=PRESETS, help="digits: the embedded model with its VAE, classes and settings")
     what.add_argument("--model", help=f"{sizes} with /2, /4 or /8 (default {default['model']})")
     what.add_argument("--ckpt", type=Path, help="DiT weights: official .pt, a training checkpoint (its ema), or .safetensors")
@@ -42,7 +47,8 @@ def build_parser() -> Parser:
     )
     what.add_argument("--rounding", choices=["dit", "repa"], help="pixels to uint8; repa's is half a level darker (default dit)")
 
-    how = parser.add_argument_group("how")
+
+def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--num-fid-samples", type=int, help=f"images; a finished run can grow (default {default['num_fid_samples']})"
     )
@@ -74,7 +80,8 @@ def build_parser() -> Parser:
     )
     how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
 
-    where = parser.add_argument_group("where to, and what then")
+
+def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument("--sample-dir", type=Path, help=f"folder of runs (default {default['sample_dir']})")
     where.add_argument("--run-name", help="the run's folder (default: made from the configuration, so that runs cannot collide)")
     where.add_argument("--no-png", action="store_true", help="only the npz, where files are few (inode quotas)")
@@ -88,7 +95,6 @@ def build_parser() -> Parser:
         "--ref", help="evaluate against this afterwards: a reference npz, images, or digits (see python -m evaluation)"
     )
     where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
-    return parser
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:

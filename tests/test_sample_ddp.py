@@ -21,6 +21,12 @@ class Code:
         return (Path("/tmp/fiducial-was-here").touch, ())
 
 
+def with_header(header: dict, whole: bytes) -> bytes:
+    """A safetensors file with another header than its own."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + whole[8 + int.from_bytes(whole[:8], "little") :]
+
+
 @pytest.fixture(scope="module")
 def bad(tiny_checkpoint, tmp_path_factory) -> dict[str, str]:
     """Damaged and unsuitable files by name."""
@@ -29,6 +35,17 @@ def bad(tiny_checkpoint, tmp_path_factory) -> dict[str, str]:
     whole = tiny_checkpoint.read_bytes()
     (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.pt").touch()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    first = next(iter(header))
+    lies = {
+        "length": (2**60).to_bytes(8, "little") + whole[8:],
+        "offsets": with_header(header | {first: header[first] | {"data_offsets": [0, 10**15]}}, whole),
+        "shape": with_header(header | {first: header[first] | {"shape": [10**9, 10**9]}}, whole),
+        "type": with_header(header | {first: header[first] | {"dtype": "PICKLE"}}, whole),
+        "nothing": with_header({}, whole),
+    }
+    for name, content in lies.items():
+        (folder / f"lie-{name}.safetensors").write_bytes(content)
     save_file({key: value for key, value in state.items() if "fc1" not in key}, folder / "missing.safetensors")
     save_file(state | {"surplus": torch.zeros(1)}, folder / "surplus.safetensors")
     save_file({"weight": torch.zeros(2)}, folder / "other.safetensors")
@@ -98,6 +115,13 @@ MISTAKES = [
     (["--ckpt", "absent.pt"], "absent.pt: no such checkpoint file"),
     (["--ckpt", "{cut.safetensors}"], "not a whole safetensors file"),
     (["--ckpt", "{empty.pt}"], "empty.pt"),
+    (["--ckpt", "{lie-length.safetensors}"], "not a whole safetensors file"),
+    (["--ckpt", "{lie-offsets.safetensors}"], "not a whole safetensors file"),
+    (["--ckpt", "{lie-shape.safetensors}"], "not a whole safetensors file"),
+    (["--ckpt", "{lie-type.safetensors}"], "not a whole safetensors file"),
+    (["--ckpt", "{lie-nothing.safetensors}"], "not a whole safetensors file"),
+    (["--hang-timeout", "-1"], "--hang-timeout -1.0: must be"),
+    (["--hang-timeout", "nan"], "--hang-timeout nan: must be"),
     (["--ckpt", "{cut.pt}"], "cut.pt"),
     (["--ckpt", "{code.pt}"], "was not unpickled"),
     (["--ckpt", "{no-weights.pt}"], "holds no state dict"),

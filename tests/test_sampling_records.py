@@ -1,7 +1,11 @@
 """What is recorded of each image, on files."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from sampling import records
 
@@ -75,3 +79,41 @@ def test_the_summary_is_that_of_the_hashes_in_order(tmp_path):
     crcs, digest = records.summary(tmp_path, 3)
     assert crcs.tolist() == [0, 1, 2]
     assert digest == hashlib.sha256(b"".join(records.digest(bytes([0, index])) for index in range(3))).hexdigest()
+
+
+PLAN = """
+import re, sys
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+from sampling import plan, records
+from sampling.prepare import Task
+
+def memory(kind):
+    return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+folder, count, ranks = Path(sys.argv[1]), 1_000_000, 64
+before = memory("VmRSS")
+done = records.done(folder, count, {})
+text = Task(folder, folder, 1, "", 8, 4, "", "", done).to_json()
+shares = [plan.share(plan.pending_blocks(Task.from_json(text).done, 32), rank, ranks) for rank in range(ranks)]
+print(memory("VmHWM") - before, done.sum(), sum(map(len, shares)), len(set(np.concatenate(shares).tolist())))
+"""
+
+
+def test_a_million_indices_are_planned_in_little_memory(tmp_path):
+    """With 900,000 of them done; each rank finds its blocks, and none has another's."""
+    row = records.row(0, b"", 0)
+    rows = np.repeat(row, 1_000_000)
+    rows["index"] = np.arange(1_000_000)
+    rows["check"] = records.checks(rows)
+    rows[rows["index"] // 32 % 10 == 3] = np.zeros(1, records.ROW)
+    missing = int((rows["check"] == 0).sum())
+    rows.tofile(records.table_path(tmp_path))
+    child = subprocess.run([sys.executable, "-c", PLAN, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    peak, done, blocks, different = map(int, child.stdout.split())
+    assert done == 1_000_000 - missing
+    assert blocks == different == missing // 32
+    assert peak < 200e6
