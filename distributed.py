@@ -400,6 +400,7 @@ class Watch:
                 fellow = self._fellow(rank)
                 is_here = fellow["scope"] == own_process()["scope"] and is_running(fellow)
                 if is_here and (rank == self._cause.lost_rank or _state(fellow["pid"])[0] in "Tt"):
+                    time.sleep(1.1)  # a launcher, which counts in seconds, would take its end for the cause
                     os.kill(fellow["pid"], signal.SIGKILL)
 
     # The thread that counts

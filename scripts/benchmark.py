@@ -382,6 +382,7 @@ def build_parser() -> Parser:
         ("scaling", SCALING, "time and memory beside drawing, by number of images and ranks"),
     ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None)
         command.add_argument("--only", nargs="+", choices=benchmarks, default=list(benchmarks))
         if name != "scaling":
             most = 500 if name == "evaluation" else 50_000
@@ -394,7 +395,6 @@ def build_parser() -> Parser:
         command.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default %(default)s)")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the medians there")
         command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
-        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None)
     contestant = commands.add_parser("contestant", help="one measurement in this process; for this script's own use")
     contestant.add_argument("benchmark", choices=BENCHMARKS)
     contestant.add_argument("name")
