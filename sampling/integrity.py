@@ -80,10 +80,8 @@ def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, ch
                 results = pool.map(lambda position: mend_one(copies, rows[position], with_png, older[position], found), some)
                 lost += [position for position, whole in zip(some, results, strict=True) if not whole]
                 if found.slots:
-                    first, last = (
-                        archive.slot(int(rows[position]["index"]), copies.image_size) for position in (some[0], some[-1])
-                    )
-                    archive.begin_flush(copies.npz, first, last)
+                    first, last = rows["index"][[some[0], some[-1]]].tolist()
+                    archive.begin_flush(copies.npz, range(first, last + 1), copies.image_size)
                 check(len(some) if is_first else 0)
             return lost
 
