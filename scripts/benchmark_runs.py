@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-Measured = dict[str, float]
 DISTINCT = 50  # pictures that all images are copies of
 TINY = 8  # pixels of an image where only their number matters
 BLOCK = 32
@@ -66,6 +65,7 @@ def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
     """The end of a run: each place is held against the records, filled from the PNG where need be, and the frame put around."""
     from sampling import archive, integrity, records
 
+    reopen(folder, count, size)
     part = archive.part_path(folder)
     if from_pngs:
         os.truncate(part, 0)
@@ -80,6 +80,15 @@ def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
     complete(folder, count, size)
 
 
+def reopen(folder: Path, count: int, size: int) -> None:
+    """Undoes `complete`, for the next turn."""
+    from sampling import archive
+
+    if archive.npz_path(folder).exists():
+        os.replace(archive.npz_path(folder), archive.part_path(folder))
+        os.truncate(archive.part_path(folder), archive.slot(count, size))
+
+
 def complete(folder: Path, count: int, size: int) -> None:
     """What rank 0 does alone: checksums of all, labels, directory."""
     from sampling import archive, plan, records
@@ -88,8 +97,6 @@ def complete(folder: Path, count: int, size: int) -> None:
     labels = plan.labels("random", 1000, 0, 0, count)
     whole = archive.npz_path(folder)
     archive.complete(archive.part_path(folder), whole, archive.frame(labels, size, crcs))
-    os.replace(whole, archive.part_path(folder))
-    os.truncate(archive.part_path(folder), archive.slot(count, size))
 
 
 def plan_work(folder: Path, count: int) -> None:
