@@ -39,6 +39,7 @@ GRACE_BEATS = 10  # for the work to end in order, then the process is ended
 YIELD_SECONDS = 10.0
 RESUMABLE = 75  # exit code, also of `python -m sampling status`: the same command continues (EX_TEMPFAIL)
 TRACEBACK = 20_000  # characters that are kept of one
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 LEFT = "left"
 
 
@@ -204,7 +205,13 @@ class Group:
         if not dist.is_initialized():
             # A connection of its own, because gloo's waiting would hold up this rank's beats.
             store = dist.PrefixStore("gloo", self.store.clone())
-            self._ask(lambda: dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world_size))
+            try:
+                dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world_size)
+            except RuntimeError as error:
+                remedy = "GLOO_SOCKET_IFNAME can name the network interface that the nodes share"
+                raise UserError(
+                    f"the ranks cannot connect to each other ({str(error).splitlines()[0][:120]}); {remedy}"
+                ) from error
         total = torch.from_numpy(array.copy())
         self._ask(lambda: dist.all_reduce(total))
         return total.numpy()
@@ -237,14 +244,16 @@ class Watch:
         self._cause: Cause | None = None
         self._is_own = False  # found here, so to be announced from here
         self._stopping, self._announced, self._done = threading.Event(), threading.Event(), threading.Event()
-        self._wake, self._told = threading.Event(), threading.Lock()
+        self._wake, self._told, self._deciding = threading.Event(), threading.Lock(), threading.Lock()
         self._ticks = self._answered = self._progress = 0
         # Without a launcher, the parent is a shell, which may go.
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._store = group.store.clone() if group.world_size > 1 else group.store  # so that nobody holds up the beats
         self.keep: Callable[[Cause], object] | None = None
         self.hang_beats = 0.0
-        self._handlers = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self._signal = 0
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._handlers = {number: signal.signal(number, self._hear) for number in heard}
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._count)]
         for thread in self._threads:
             thread.start()
@@ -254,6 +263,7 @@ class Watch:
         self.heed()
 
     def heed(self) -> None:
+        self._take_signal()
         if self._cause:
             raise Stopped(self._cause)
 
@@ -281,7 +291,7 @@ class Watch:
         if not self._is_own or self._group.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
             # A launcher takes the first to go for the cause; and the store may go with this host, but all are to hear of it.
             time.sleep(2 * BEAT_SECONDS)
-        self._close()
+        self._close(failed=True)
         return self._cause
 
     def lost_connection(self, error: BaseException) -> Cause:
@@ -290,24 +300,32 @@ class Watch:
         self._stop(self._resumable("lost", message), own=True)
         return self._cause
 
-    def _close(self) -> None:
+    def _close(self, failed: bool = False) -> None:
         self._done.set()
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # A launcher ends the others when one has failed; they are ending, with an exit code of their own.
+            ignored = failed and self._launcher and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
 
     def _hear(self, number: int, _: object) -> None:
-        if self._stopping.is_set() and number == signal.SIGINT:
+        """Only notes it: whatever a handler waits for may be held by what it interrupts."""
+        if self._signal and number == signal.SIGINT:
             os._exit(130)  # someone is impatient
-        self._stop(self._resumable("stopped", f"stopped by {signal.Signals(number).name}"), own=True)
+        self._signal = number
+
+    def _take_signal(self) -> None:
+        if self._signal:
+            self._stop(self._resumable("stopped", f"stopped by {signal.Signals(self._signal).name}"), own=True)
 
     def _resumable(self, kind: str, message: str, lost_rank: int | None = None) -> Cause:
         return Cause(kind, message, self._group.rank, socket.gethostname(), lost_rank=lost_rank)
 
     def _stop(self, cause: Cause, own: bool) -> None:
-        if not self._stopping.is_set():
-            self._cause, self._is_own = cause, own
-            self._stopping.set()
-            self._wake.set()
+        with self._deciding:
+            if not self._stopping.is_set():
+                self._cause, self._is_own = cause, own
+                self._stopping.set()
+                self._wake.set()
 
     # The thread that talks
 
@@ -356,6 +374,10 @@ class Watch:
             first = self._group.local_rank == 0
         if first:
             self._tell()
+        elif self._group.local_rank == 0:  # for this node's launcher, and a folder where the first could not write
+            tell_launcher(self._cause.message)
+            if self._group.is_main:
+                self._keep()
         self._end_frozen_fellows()
         self._announced.set()
 
@@ -366,14 +388,18 @@ class Watch:
         several = self._group.world_size > 1
         where = f" (rank {cause.rank} on {cause.host})" if several and (self.keep or cause.traceback) else ""
         remedy = "; the same command continues" if cause.exit_code == RESUMABLE else ""
-        word = "stopped" if cause.kind == "stopped" else "error"
-        word = f"\n{word}" if self.keep else word  # a progress bar may stand in the line
+        line = f"{printable(cause.message)}{where}" if cause.kind == "stopped" else f"error{where}: {printable(cause.message)}"
+        line = f"\n{line}" if self.keep else line  # a progress bar may stand there
         details = cause.traceback if not self.keep else ""  # else they are kept
         with suppress(OSError, ValueError):  # nobody reads it
-            print(f"{details}{word}{where}: {printable(cause.message)}{remedy}", file=sys.stderr, flush=True)
+            print(f"{details}{line}{remedy}", file=sys.stderr, flush=True)
+        tell_launcher(cause.message)
+        self._keep()
+
+    def _keep(self) -> None:
         if self.keep:
             with suppress(OSError, UserError):
-                self.keep(cause)
+                self.keep(self._cause)
 
     def _fellow(self, rank: int) -> dict:
         return json.loads(self._group.store.get(f"process/{rank}"))
@@ -409,6 +435,7 @@ class Watch:
         stopping = 0
         while not self._done.wait(BEAT_SECONDS):
             self._ticks += 1
+            self._take_signal()
             stopping += self._stopping.is_set()
             if stopping > GRACE_BEATS:
                 os._exit(self._cause.exit_code)
@@ -420,7 +447,7 @@ class Watch:
                 self._announced.set()  # the other thread waits for that answer, and so for ever
                 if self._group.local_rank == 0:
                     self._tell()
-            if self.keep and 0 < self.hang_beats < self._ticks - self._progress:
+            if 0 < self.hang_beats < self._ticks - self._progress:
                 frame = sys._current_frames()[threading.main_thread().ident]
                 place = f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno} ({frame.f_code.co_name})"
                 hung = f"hung: no progress for {self.hang_beats * BEAT_SECONDS:.0f} s in {place}"
@@ -475,16 +502,9 @@ def init(device: str = "auto") -> Group:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise UserError(
-                f"local rank {local_rank} needs a GPU of its own, but {found} can be seen here; or choose --device cpu"
-            )
-        torch.cuda.set_device(local_rank)
     place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
-
     if "RANK" not in os.environ:
+        _take_device(place)
         return Group(0, 1, 0, "0", place, dist.HashStore())
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
@@ -493,7 +513,26 @@ def init(device: str = "auto") -> Group:
     except RuntimeError as error:  # as are all that torch's stores raise
         raise UserError(f"rank 0's host cannot be reached ({str(error).splitlines()[0]})") from error
     node = os.environ.get("GROUP_RANK", socket.gethostname())
-    return Group(rank, world_size, local_rank, node, place, _meet(dist.PrefixStore("fiducial", store), rank, world_size))
+    group = Group(rank, world_size, local_rank, node, place, _meet(dist.PrefixStore("fiducial", store), rank, world_size))
+    try:
+        _take_device(place)
+    except UserError:
+        with group:  # so that the ranks of other nodes hear of it
+            raise
+    return group
+
+
+def _take_device(place: "torch.device") -> None:
+    """Raises UserError if `place` is a GPU that this rank does not have."""
+    import torch
+
+    if place.type == "cuda":
+        if place.index >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise UserError(
+                f"local rank {place.index} needs a GPU of its own, but {found} can be seen here; or choose --device cpu"
+            )
+        torch.cuda.set_device(place)
 
 
 def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch.distributed.Store":

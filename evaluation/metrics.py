@@ -72,6 +72,7 @@ def kernel_distance(
     distances = np.zeros(subsets)
     for subset in range(subsets):
         rows_x, rows_y = (np.sort(random.choice(len(rows), size, replace=False)) for rows in (x, y))
+        group.check()
         if subset % group.world_size == group.rank:
             distances[subset] = _squared_mmd(x[rows_x].astype(np.float64), y[rows_y].astype(np.float64))
     distances = group.sum(distances)
@@ -112,6 +113,7 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, group: Group, h
     pairs = Pairs(reference, samples, group, half)
     with progress_bar(len(reference) * len(samples), "precision, recall", "pair", delay=5) as bar:
         for r, s in pairs.tiles(group):
+            group.check()
             block = pairs.distances(r, s)
             covered[r] |= (block <= radii_s[s]).any(1).cpu()
             inside[s] |= (block <= radii_r[r, None]).any(0).cpu()
@@ -128,6 +130,7 @@ def nearest(pairs: "Pairs", count: int, group: Group) -> Tensor:
     best = torch.full((len(pairs.a), count), torch.inf)
     with progress_bar(len(pairs.a) * len(pairs.b), "neighbours", "pair", delay=5) as bar:
         for rows, columns in pairs.tiles(group):
+            group.check()
             block = pairs.distances(rows, columns)
             _keep_smallest(best, rows, block)
             mirrored = pairs.symmetric and rows != columns

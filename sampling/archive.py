@@ -9,6 +9,7 @@ Images whose size is a multiple of 64 fill whole pages of 4,096 bytes; neighbour
 a network file system, which the check of every image at the end finds.
 """
 
+import errno
 import io
 import os
 import struct
@@ -54,7 +55,14 @@ def write_pixels(file: int, index: int, pixels: bytes | memoryview, image_size: 
 
 
 def read_pixels(file: int, index: int, image_size: int) -> bytes:
-    """What stands in an image's place: zeros where nothing was written, too little where the file ends."""
+    """What stands in an image's place: nothing where nothing was written, too little where the file ends."""
+    at = slot(index, image_size)
+    try:
+        if os.lseek(file, at, os.SEEK_DATA) >= at + image_bytes(image_size):
+            return b""
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing is there, nor further on
+            return b""
     return os.pread(file, image_bytes(image_size), slot(index, image_size))
 
 

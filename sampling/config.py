@@ -83,7 +83,9 @@ class SamplingConfig:
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
             )
         name = self.run_name
-        if name is not None and (not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html"))):
+        if name is not None and (
+            not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html", ".part"))
+        ):
             raise UserError(f"--run-name {name!r}: use up to 200 letters, digits, '.', '_', '+' and '-', and no file's ending")
         try:
             parse_labels(self.labels, self.num_classes)

@@ -25,7 +25,7 @@ from models import autoencoder
 from sampling import archive, disk, integrity, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
-from sampling.lock import Lock, await_token
+from sampling.lock import LOCK, Lock, await_token, read
 from sampling.noise import check_stream
 from sampling.prepare import Task, events_path, prepare, read_events, remove_events
 
@@ -36,6 +36,7 @@ IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "redrawn",
 )  # counters in the store
 POLL_SECONDS = 0.2
+LATE_SECONDS = 60
 
 
 def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0) -> Path:
@@ -52,6 +53,7 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
     check_stream()
     precision = set_precision(config, group.device)
     with ExitStack() as stack:
+        group.on_end(None, hang_seconds)
         try:
             if group.is_main:
                 task, held = prepare(config, group, precision, with_png, stack)
@@ -59,9 +61,9 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
             else:
                 task, held = Task.from_json(group.receive("task")), None
                 await_token(task.folder, task.token, group.rank)
-            group.on_end(partial(keep_cause, task.folder), hang_seconds)
+            group.on_end(partial(keep_cause, task), hang_seconds)
             path = Work(config, group, task, with_png, held).do(started)
-            group.on_end(None, 0)
+            group.on_end(None, hang_seconds)
             return path
         except OSError as error:
             raise disk.explained(error, config.sample_dir) from error
@@ -180,11 +182,23 @@ class Work:
         records.merge(self._task.folder, {self._task.session: self._group.world_size})
         return ""
 
+    def _await_records(self) -> None:
+        """A network file system may show late what other hosts have added."""
+        for _ in range(LATE_SECONDS):
+            missing = int((~records.done(self._task.folder, len(self._task.done), {})).sum())
+            if not missing:
+                return
+            time.sleep(1)
+            self._check()
+            self._merge()
+        raise UserError(f"{missing:,} images are not recorded in {self._task.folder}, though drawn; run the same command again")
+
     def finish(self, seconds: float) -> Path:
         """On rank 0, when all is as recorded: the npz and the manifest."""
         config, task, group = self._config, self._task, self._group
         manifest, count, path = output.read_manifest(task.folder), len(task.done), archive.npz_path(task.folder)
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
+        self._await_records()
         crcs, pixels_sha256 = records.summary(task.folder, count)
         archive.complete(task.npz, path, archive.frame(labels, config.image_size, crcs))
         manifest["npz"] = {"file": path.name, "count": count, "bytes": path.stat().st_size, "pixels_sha256": pixels_sha256}
@@ -216,9 +230,10 @@ def opened(path: Path) -> Iterator[int]:
         os.close(file)
 
 
-def keep_cause(folder: Path, cause: Cause) -> None:
+def keep_cause(task: Task, cause: Cause) -> None:
     """Leaves in the run's folder why it ended, the first cause if hosts that lost each other have two; also on a full disk."""
-    if (folder / output.ENDED).exists():
+    folder, holder = task.folder, read(task.folder / LOCK)
+    if (folder / output.ENDED).exists() or (holder and holder["token"] != task.token):  # another run is here by now
         return
     ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
     (folder / output.RESERVE).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 An image has two copies: its place in the npz, and its PNG (with --no-png, the first alone).
 """
 
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 from sampling import archive, output, records
 
 CHECKED_AT_ONCE = 256
+THREADS = min(4, max(2, os.cpu_count() or 1))  # which decode PNGs, so that more than cores are slower
 SECOND_LOOK_SECONDS = 1.0  # after which a network file system shows what other hosts have written
 
 
@@ -71,7 +73,7 @@ def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, ch
         check: called with the number of images behind us, every so often.
     """
     found = Mended()
-    with ThreadPoolExecutor(output.WRITER_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
 
         def look(positions: np.ndarray, is_first: bool) -> list[int]:
             lost = []
@@ -106,13 +108,13 @@ def mend_one(copies: Copies, row: np.void, with_png: bool, is_older: bool, found
     if png_is_whole:
         return True
     path = output.png_path(copies.folder, index)
-    if with_png:
+    if with_png or path.exists():
         size = copies.image_size
         encoded = output.png_bytes(np.frombuffer(pixels, dtype=np.uint8).reshape(size, size, 3))
         output.write_png(path, encoded)
         found.pngs.append(index)
         found.rows.append(records.row(index, pixels, int(row["pixels_crc"]), (zlib.crc32(encoded), len(encoded))))
-    elif row["png_bytes"] and not path.exists():  # not wanted any more, and so not missing
+    elif row["png_bytes"]:  # not wanted any more, and so not missing
         found.rows.append(records.row(index, pixels, int(row["pixels_crc"])))
     return True
 
@@ -129,6 +131,6 @@ def verify(copies: Copies, rows: np.ndarray, has_npz: bool) -> Iterator[tuple[in
             wrong.append("damaged PNG" if there else "PNG is missing")
         return wrong
 
-    with ThreadPoolExecutor(output.WRITER_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for row, wrong in zip(rows, pool.map(examine, rows), strict=True):
             yield from ((int(row["index"]), what) for what in wrong)

@@ -43,8 +43,9 @@ class Lock:
         self._released.set()
         self._thread.join(RENEW_SECONDS)
         os.close(self._file)
-        if (read(self.path) or {}).get("token") == self.token:
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if (read(self.path) or {}).get("token") == self.token:
+                self.path.unlink(missing_ok=True)
 
     def _content(self) -> bytes:
         holder = {**own_process(), "token": self.token, "count": self._count}
@@ -100,15 +101,17 @@ class Lock:
         while not self._released.wait(RENEW_SECONDS):
             with suppress(OSError):  # a file system that does not answer for a while; the lease may run out
                 if (read(self.path) or {}).get("token") != self.token:
-                    self.lost.set()
-                    return
+                    time.sleep(RENEW_SECONDS / 5)  # someone may have moved it away by mistake, and puts it back
+                    if (read(self.path) or {}).get("token") != self.token:
+                        self.lost.set()
+                        return
                 self._count += 1
                 self._write()
 
     def check(self) -> None:
         """Raises UserError if another run has taken the folder over."""
         if self.lost.is_set():
-            raise UserError(f"{self.path.parent} was taken over by another run, because this one did not answer for a while")
+            raise UserError(f"{self.path} was removed, or taken over by another run because this one did not answer for a while")
 
 
 def read(path: Path) -> dict | None:

@@ -127,13 +127,16 @@ class BlockWriter:
 
     def _write(self, index: int, pixels: np.ndarray) -> np.ndarray:
         pixels = np.ascontiguousarray(pixels)
-        content = memoryview(pixels).cast("B")
-        archive.write_pixels(self._npz, index, content, self._image_size)
-        png = (0, 0)
-        if self._with_png:
-            encoded = png_bytes(pixels)
-            write_png(png_path(self._folder, index), encoded)
-            png = (zlib.crc32(encoded), len(encoded))
+        content, png = memoryview(pixels).cast("B"), (0, 0)
+        try:
+            archive.write_pixels(self._npz, index, content, self._image_size)
+            if self._with_png:
+                encoded = png_bytes(pixels)
+                write_png(png_path(self._folder, index), encoded)
+                png = (zlib.crc32(encoded), len(encoded))
+        except OSError as error:
+            error.add_note(f"while writing image {index}")
+            raise
         return records.row(index, content, zlib.crc32(content), png)
 
     def _record(self, images: list[Future]) -> None:

@@ -136,6 +136,11 @@ def _parts(folder: Path, sessions: dict[int, int]) -> list[Path]:
     return [part_path(folder, number, rank) for number, ranks in sorted(sessions.items()) for rank in range(ranks)]
 
 
+def without_png(folder: Path, count: int) -> int:
+    """How many of the first `count` images are in the table, but have no PNG."""
+    return sum(int(((rows["png_bytes"] == 0) & (rows["index"] < count)).sum()) for rows in whole_rows(table_path(folder)))
+
+
 def table(folder: Path, start: int, stop: int) -> np.ndarray:
     """The rows of the indices `start` to `stop` (exclusive); those that are absent or damaged are all zero."""
     rows, content = np.zeros(stop - start, dtype=ROW), b""

@@ -12,6 +12,7 @@ from sampling import archive, integrity, lock, output, plan, records
 
 COMPLETE, FAILED = 0, 1
 STEP = 8192  # images looked at between two signs of life
+FRUITLESS_CHECKS = 10  # the same, once all images are drawn and only checked
 FRUITLESS = 3  # sessions in a row without a new image, after which starting another is no remedy
 EXIT_CODES = {"complete": COMPLETE, "running": RESUMABLE, "resumable": RESUMABLE, "failed": FAILED}
 
@@ -38,6 +39,7 @@ def status(folder: Path) -> Status:
     Raises:
         UserError: if there is no run in `folder`.
     """
+    folder = as_named(folder)
     manifest = require_manifest(folder)
     count, sessions = manifest["num_fid_samples"], manifest["sessions"]
     images = int(records.done(folder, count, output.unmerged(manifest)).sum())
@@ -50,20 +52,27 @@ def judge(folder: Path, manifest: dict, images: int) -> tuple[str, str]:
     holder, ended, path = lock.read(folder / lock.LOCK), output.read_ended(folder), archive.npz_path(folder)
     if holder and holder["scope"] == own_process()["scope"] and is_running(holder):
         return "running", f"process {holder['pid']} on {holder['host']} is at it"
-    npz = manifest["npz"]
-    if npz and npz["count"] == manifest["num_fid_samples"] == images and path.is_file() and path.stat().st_size == npz["bytes"]:
+    npz, all_drawn = manifest["npz"], images == manifest["num_fid_samples"]
+    finished = not ended and bool(manifest["sessions"]) and "finished" in manifest["sessions"][-1]
+    is_whole = npz and npz["count"] == images and path.is_file() and path.stat().st_size == npz["bytes"]
+    if finished and all_drawn and is_whole:
         return "complete", ""
     if ended and ended["kind"] == "failed":
         return "failed", ended["message"]
-    last = manifest["sessions"][-FRUITLESS:]
+    most = FRUITLESS if not all_drawn else FRUITLESS_CHECKS
+    last = manifest["sessions"][-most:]
     fruitless = [session for session in last if session["images_before"] == images and "finished" not in session]
-    if images < manifest["num_fid_samples"] and len(fruitless) == FRUITLESS:
-        return "failed", f"{FRUITLESS} sessions drew nothing; the last: {ended['message'] if ended else 'killed without a word'}"
+    if len(fruitless) == most:
+        return "failed", f"{most} sessions drew nothing; the last: {ended['message'] if ended else 'killed without a word'}"
     if ended:
         return "resumable", ended["message"]
     if holder:
-        return "resumable", f"process {holder['pid']} on {holder['host']} may be at it, or was killed"
-    return "resumable", "the last session finished, but the run has grown or its npz is gone" if npz else "it was not finished"
+        is_here = holder["scope"] == own_process()["scope"]
+        how = "was killed without a word" if is_here else "may be at it, or was killed"
+        return "resumable", f"process {holder['pid']} on {holder['host']} {how}"
+    if not all_drawn:
+        return "resumable", f"{manifest['num_fid_samples'] - images:,} images are not drawn, or not recorded"
+    return "resumable", f"all images are drawn, but {path} is not whole" if finished else "the last session did not finish"
 
 
 def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
@@ -74,6 +83,7 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
     Raises:
         UserError: if there is no run in `folder`.
     """
+    folder = as_named(folder)
     manifest = require_manifest(folder)
     count, size, session = manifest["num_fid_samples"], manifest["identity"]["image_size"], output.unmerged(manifest)
     rows = records.latest(folder, count, session)
@@ -100,6 +110,11 @@ def expected_frame(manifest: dict, rows: np.ndarray) -> tuple[bytes, bytes]:
     identity = manifest["identity"]
     labels = plan.labels(identity["labels"], identity["num_classes"], identity["global_seed"], 0, len(rows))
     return archive.frame(labels, identity["image_size"], rows["pixels_crc"])
+
+
+def as_named(folder: Path) -> Path:
+    """The folder by the name that its npz bears, too: not `.`, nor a link."""
+    return folder if archive.npz_path(folder).exists() or archive.part_path(folder).exists() else folder.resolve()
 
 
 def require_manifest(folder: Path) -> dict:

@@ -85,7 +85,7 @@ def test_the_holder_hears_that_it_was_taken_for_dead(tmp_path, monkeypatch):
         held.check()
         leave(tmp_path)
         assert held.lost.wait(10)
-        with pytest.raises(UserError, match="taken over by another run"):
+        with pytest.raises(UserError, match="or taken over by another run"):
             held.check()
     assert lock.read(tmp_path / "lock")["token"] == "other"  # and leaves it to whoever has it now
 

@@ -178,6 +178,7 @@ def test_a_job_on_whole_nodes(script, cluster, tiny_checkpoint):
     while cluster.job(refused)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
         assert time.monotonic() < until, cluster.logs()
         time.sleep(0.2)
+    assert cluster.job(refused)["JobState"] == "FAILED"
     assert "num_sampling_steps is 3 there and 4 here" in (cluster.folder / f"job-{refused}.log").read_text()
 
 

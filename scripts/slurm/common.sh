@@ -14,6 +14,10 @@ fi
 # shellcheck source=/dev/null
 source "$environment"
 
+# srun does not take it over from sbatch by itself, and would bind all processes to one core.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((${SLURM_CPUS_PER_TASK:-1} > processes ? SLURM_CPUS_PER_TASK / processes : 1))}
 # Without it, torch 2.15's rendezvous fails when a node joins or comes back while others go on.
@@ -31,13 +35,18 @@ on_all_nodes() {
         --rdzv-endpoint="${nodes[0]}:$port" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$@"
 }
 
-# Draws the run RUN with further options of sample_ddp.py. What torchrun returns says only that something ended, so the run is asked:
-# 0 it is complete, 75 the same command continues it, 1 a person has to look, 2 there is no such run.
+# Draws the run RUN with further options of sample_ddp.py. That torchrun fails says only that something ended, so the run is asked:
+# 0 it is complete, 75 the same command continues it, 1 a person has to look, 2 there is no such run. Where the run is complete and
+# torchrun failed all the same, the command was refused, or its evaluation failed: 1.
 sample() {
-    local run=$1
+    local run=$1 code=0 state=0
     shift
-    on_all_nodes sample_ddp.py --sample-dir "$sample_dir" --run-name "$run" "$@" || true
-    python -m sampling status "$sample_dir/$run"
+    on_all_nodes sample_ddp.py --sample-dir "$sample_dir" --run-name "$run" "$@" || code=$?
+    python -m sampling status "$sample_dir/$run" || state=$?
+    if [ "$state" = 0 ] && [ "$code" != 0 ]; then
+        return 1
+    fi
+    return "$state"
 }
 
 # As sample; if the same command continues the run, and did not only refuse to begin, the job is requeued.

@@ -19,5 +19,6 @@ for scale in "${scales[@]}"; do
     done
 done
 drawing=$(sbatch --parsable "${options[@]}" --array="0-$((${#runs[@]} - 1))" scripts/slurm/sweep.sbatch "$name" "$2" "$3" "${@:5}")
-evaluating=$(sbatch --parsable "${options[@]}" --dependency="afterok:$drawing" scripts/slurm/evaluate.sbatch "$reference" "${runs[@]}")
+evaluating=$(sbatch --parsable "${options[@]}" --dependency="afterok:$drawing" --kill-on-invalid-dep=yes \
+    scripts/slurm/evaluate.sbatch "$reference" "${runs[@]}")
 echo "drawing ${#runs[@]} runs in job $drawing, evaluating them in job $evaluating"
