@@ -288,7 +288,7 @@ class Watch:
             self._stop(Cause.of(error, self._group.rank), own=True)
         if not self._announced.wait(GRACE_BEATS * BEAT_SECONDS) and self._group.local_rank == 0:
             self._tell()  # the other thread waits for a store that does not answer
-        if not self._is_own or self._group.world_size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        if not self._is_own or self._group.world_size > len(self._node()):
             # A launcher takes the first to go for the cause; and the store may go with this host, but all are to hear of it.
             time.sleep(2 * BEAT_SECONDS)
         self._close(failed=True)
@@ -374,7 +374,7 @@ class Watch:
             first = self._group.local_rank == 0
         if first:
             self._tell()
-        elif self._group.local_rank == 0:  # for this node's launcher, and a folder where the first could not write
+        elif self._group.local_rank == 0 and self._cause.rank not in self._node():  # its launcher knows no other
             tell_launcher(self._cause.message)
             if self._group.is_main:
                 self._keep()
@@ -401,14 +401,18 @@ class Watch:
             with suppress(OSError, UserError):
                 self.keep(self._cause)
 
+    def _node(self) -> range:
+        """The ranks of this node."""
+        first = self._group.rank - self._group.local_rank
+        return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
     def _fellow(self, rank: int) -> dict:
         return json.loads(self._group.store.get(f"process/{rank}"))
 
     def _killed_fellow(self) -> Cause | None:
         """When a launcher stops all because one was killed, that one is the cause."""
-        first = self._group.rank - self._group.local_rank
         with suppress(RuntimeError, OSError, ValueError):
-            for rank in range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+            for rank in self._node():
                 if not is_running(self._fellow(rank)) and self._group.store.get(f"beat/{rank}").decode() != LEFT:
                     return self._missing(rank, "was killed from outside, perhaps for want of memory (see dmesg)")
         return None
@@ -419,8 +423,7 @@ class Watch:
 
     def _end_frozen_fellows(self) -> None:
         """Processes of this machine that do not answer have nothing to save, and would keep the launcher waiting."""
-        first = self._group.rank - self._group.local_rank
-        ranks = {self._cause.lost_rank, *range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))} - {None}
+        ranks = {self._cause.lost_rank, *self._node()} - {None}
         for rank in ranks if self._group.world_size > 1 else ():
             with suppress(RuntimeError, OSError, ValueError):
                 fellow = self._fellow(rank)

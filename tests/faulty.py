@@ -81,6 +81,12 @@ def other_pixels():
     autoencoder.decode = lambda *arguments: original(*arguments) ^ 1
 
 
+def hang_in_evaluation():
+    from evaluation.calc import Evaluator
+
+    Evaluator.evaluate = hang
+
+
 def late():
     """Longer than others would wait for a beat."""
     original = distributed._meet
@@ -96,6 +102,7 @@ FAULTS = {
     "no-memory": lambda: after(0, no_memory_at_all),
     "other-pixels": other_pixels,
     "late": late,
+    "hang-in-evaluation": hang_in_evaluation,
     "really-out-of-memory": really_out_of_memory,
 }
 

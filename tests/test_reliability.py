@@ -127,6 +127,7 @@ def continues(folder: Path, arguments: list[str], undisturbed: Path, ranks: int 
     assert done.returncode == 0, done.stderr
     assert contents(folder) == contents(undisturbed)
     assert status(folder / "run").state == "complete"
+    assert not (folder / "run" / "ended.json").exists()
 
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))]
@@ -176,14 +177,13 @@ def test_sigkill_of_the_launcher(tiny_checkpoint, tmp_path):
     assert not list(verify(run.folder, lambda _: None))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
     handled = "--standalone --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), launcher=handled)
     run.reach(20).process.send_signal(number)
     run.ended()
-    assert run.said.count("stopped (rank") == 1
-    assert f"stopped by {number.name}; the same command continues" in run.said
+    assert len(re.findall(rf"stopped by {number.name} \(rank \d on .*\); the same command continues", run.said)) == 1
     assert not (run.folder / "lock").exists()
     assert "finished" not in sessions(tmp_path)[0]
     found = status(run.folder)
@@ -191,15 +191,16 @@ def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path
     continues(tmp_path, arguments, undisturbed)
 
 
-def test_a_signal_without_a_launcher(tiny_checkpoint, undisturbed, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_without_a_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
     arguments = options(tiny_checkpoint, tmp_path)
     process = subprocess.Popen([sys.executable, "sample_ddp.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "000007.png").exists() and process.poll() is None:
         time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, said = process.communicate(timeout=ENDS_WITHIN)
     assert process.returncode == 75
-    assert said.count("stopped: stopped by SIGTERM; the same command continues\n") == 1
+    assert said.count(f"stopped by {number.name}; the same command continues\n") == 1
     continues(tmp_path, arguments, undisturbed)
 
 
@@ -228,13 +229,15 @@ def test_a_rank_that_hangs(tiny_checkpoint, undisturbed, tmp_path):
     continues(tmp_path, arguments, undisturbed)
 
 
-def test_a_rank_that_is_frozen_by_the_system(tiny_checkpoint, undisturbed, tmp_path):
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_a_rank_that_is_frozen_by_the_system(rank, tiny_checkpoint, undisturbed, tmp_path):
     """Not even its threads run; another notices."""
     run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path))
-    os.kill(run.reach(20).workers()[1], signal.SIGSTOP)
+    os.kill(run.reach(20).workers()[rank], signal.SIGSTOP)
     run.ended()
-    assert run.said.partition("Root Cause")[0].count("rank 1 (process ") == 1
-    assert "has not been heard of for 15 s" in run.said
+    ours, _, cause = run.said.partition("Root Cause")
+    assert ours.count(f"rank {rank} (process ") == 1
+    assert "has not been heard of for 15 s" in cause
     continues(tmp_path, arguments, undisturbed)
 
 
@@ -573,3 +576,48 @@ def test_a_disk_that_hangs_is_no_progress(tiny_checkpoint, tmp_path):
     done = run_command("sample_ddp.py", *options(tiny_checkpoint, tmp_path), "--hang-timeout", "10")
     assert done.returncode == 75
     assert "error: hung: no progress for 10 s in " in done.stderr
+
+
+def test_a_damaged_png_is_restored_even_if_no_more_are_wanted(finished, tiny_checkpoint, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    cut(tmp_path / "run" / "000003.png")
+    arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3)
+    done = run_command("sample_ddp.py", *arguments, "--no-png")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_a_run_that_wakes_up_leaves_its_successor_alone(tiny_checkpoint, tmp_path):
+    """Taken for dead while it slept, in another process scope, it must not write its own end over the other's state."""
+    arguments = options(tiny_checkpoint, tmp_path, num_sampling_steps=500)
+    first = Launched(tmp_path, arguments, ranks=1).reach(4)
+    lock = json.loads((first.folder / "lock").read_text())
+    (first.folder / "lock").write_text(json.dumps(lock | {"token": "another"}))
+    assert first.process.wait(timeout=ENDS_WITHIN) != 0
+    assert "was removed, or taken over by another run" in first.said
+    assert not (first.folder / "ended.json").exists()
+    assert json.loads((first.folder / "lock").read_text())["token"] == "another"
+
+
+def test_a_hang_in_the_evaluation_is_noticed(tiny_checkpoint, tmp_path):
+    arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3)
+    run = Launched(tmp_path, [*arguments, "--ref", "digits", "--hang-timeout", "15"], fault="hang-in-evaluation")
+    assert run.process.wait(timeout=ENDS_WITHIN) != 0
+    assert "hung: no progress for 15 s" in run.said
+    assert status(run.folder).state == "complete"
+
+
+def test_a_node_without_what_it_needs_ends_the_others(tiny_checkpoint, tmp_path):
+    """It fails before anything is drawn, on a node of its own."""
+    arguments = options(tiny_checkpoint, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = f"--nnodes=2 --master-addr=127.0.0.1 --master-port={port}"
+    (tmp_path / "second").mkdir()
+    first = Launched(tmp_path, arguments, ranks=1, launcher=f"{launcher} --node-rank=0")
+    second = Launched(tmp_path / "second", [*arguments, "--device", "cuda"], ranks=1, launcher=f"{launcher} --node-rank=1")
+    assert first.process.wait(timeout=ENDS_WITHIN) != 0
+    assert second.process.wait(timeout=ENDS_WITHIN) != 0
+    assert "needs a GPU of its own" in first.said.partition("Root Cause")[2]
+    assert not list(tmp_path.rglob("*.png"))

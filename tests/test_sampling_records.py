@@ -1,5 +1,6 @@
 """What is recorded of each image, on files."""
 
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,30 @@ def test_what_comes_later_counts(tmp_path):
     write(tmp_path, 2, 0, rows([3], seed=2))
     records.merge(tmp_path, {1: 1, 2: 1})
     assert records.table(tmp_path, 3, 4)["sha256"].tobytes() == records.digest(bytes([2, 3]))
+
+
+def test_what_is_not_merged_yet_is_newer_than_the_table(tmp_path):
+    write(tmp_path, 1, 0, rows([3], seed=1))
+    records.merge(tmp_path, {1: 1})
+    write(tmp_path, 2, 0, rows([3], seed=2))
+    assert records.latest(tmp_path, 4, {2: 1})[3]["sha256"].tobytes() == records.digest(bytes([2, 3]))
+
+
+def test_rows_after_one_that_did_not_fit_are_read(tmp_path, monkeypatch):
+    """A full disk takes half a row, and there is room again for the next."""
+    recorder, original, answers = records.Recorder(tmp_path, 1, 0), os.write, iter([30, None])
+
+    def write(file, content):
+        some = next(answers, len(content))
+        if some is None:
+            raise OSError(28, "No space left on device")
+        return original(file, content[:some])
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.add(rows([0]))
+    recorder.add(rows([1, 2]))
+    assert np.flatnonzero(records.done(tmp_path, 4, {1: 1})).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "flipped", "other place"])

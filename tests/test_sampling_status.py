@@ -67,6 +67,29 @@ def test_three_sessions_without_an_image_are_a_failure(run):
     assert status(run).reason.startswith("3 sessions drew nothing")
 
 
+def test_finished_sessions_are_not_fruitless(run):
+    finished = json.loads((run / "manifest.json").read_text())["sessions"][0] | {"images_before": 9}
+    change(run, sessions=[finished] * 20)
+    run.with_name("run.npz").unlink()
+    assert status(run).state == "resumable"
+
+
+def test_a_run_is_found_by_other_names(run, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (link := tmp_path / "elsewhere" / "link").symlink_to(run)
+    assert status(link).state == "complete"
+    monkeypatch.chdir(run)
+    assert status(Path(".")).state == "complete"
+    assert not list(verify(Path("."), lambda _: None))
+
+
+def test_a_run_whose_last_session_failed_is_not_complete(run):
+    """All is there but some PNGs, for which there was no room."""
+    ended = {"kind": "failed", "message": "no space", "rank": 0, "host": "far", "exit_code": 2, "time": "now"}
+    (run / "ended.json").write_text(json.dumps(ended))
+    assert status(run).state == "failed"
+
+
 @pytest.mark.parametrize(("kind", "state"), [("failed", "failed"), ("stopped", "resumable"), ("lost", "resumable")])
 def test_why_it_ended_decides(kind, state, run):
     change(run, npz=None)
