@@ -305,7 +305,7 @@ class Watch:
         for number, handler in self._handlers.items():
             # A launcher ends the others when one has failed; they are ending, with an exit code of their own.
             ignored = failed and self._launcher and number == signal.SIGTERM
-            signal.signal(number, signal.SIG_IGN if ignored else handler)
+            signal.signal(number, signal.SIG_IGN if ignored else handler or signal.SIG_DFL)
 
     def _hear(self, number: int, _: object) -> None:
         """Only notes it: whatever a handler waits for may be held by what it interrupts."""
