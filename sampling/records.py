@@ -84,7 +84,7 @@ def whole_rows(path: Path) -> Iterator[np.ndarray]:
     """The rows of a file that are as they were written, in chunks; none if there is no file."""
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     with file:
         while content := file.read(CHUNK * ROW.itemsize):

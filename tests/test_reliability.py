@@ -177,7 +177,7 @@ def test_sigkill_of_the_launcher(tiny_checkpoint, tmp_path):
     assert not list(verify(run.folder, lambda _: None))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
     handled = "--standalone --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), launcher=handled)
@@ -191,7 +191,7 @@ def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path
     continues(tmp_path, arguments, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_without_a_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
     arguments = options(tiny_checkpoint, tmp_path)
     process = subprocess.Popen([sys.executable, "sample_ddp.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -314,7 +314,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("pngs", [True, False])
+@pytest.mark.parametrize("pngs", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_disk_that_fills_up(pngs, tiny_checkpoint, undisturbed, small_disk):
     arguments = options(tiny_checkpoint, small_disk) + ([] if pngs else ["--no-png"])
     run = Launched(small_disk, arguments)
@@ -544,6 +544,7 @@ def test_images_lost_on_a_second_node_are_redrawn_there(tiny_checkpoint, finishe
     assert contents(tmp_path) == contents(finished)
 
 
+@pytest.mark.long
 def test_a_rank_that_comes_late_is_waited_for(tiny_checkpoint, tmp_path):
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9, num_sampling_steps=3)
     run = Launched(tmp_path, arguments, ranks=3, fault="late")
