@@ -61,6 +61,7 @@ class Schedule:
     network was trained on those. Indexing one with a Python integer gives a view: no copy, no synchronisation.
     """
 
+    numbers: tuple[int, ...]  # the same as `timesteps`, on the host
     timesteps: Tensor
     alphas_cumprod: Tensor  # float64, for what derives further coefficients
     alphas_cumprod_prev: Tensor  # float64; 1 at the last step
@@ -88,6 +89,7 @@ class Schedule:
             return torch.from_numpy(values[::-1].copy()).to(device, dtype)
 
         return cls(
+            numbers=tuple(kept[::-1].tolist()),
             timesteps=on_device(kept, torch.int64),
             alphas_cumprod=on_device(abar, torch.float64),
             alphas_cumprod_prev=on_device(abar_prev, torch.float64),

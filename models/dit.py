@@ -116,9 +116,11 @@ class DiTBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate_attn.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
-        return x + gate_mlp.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        half = self.attn.qkv.weight.dtype  # that of x, unless `DiT.to_half` was called
+        modulation = self.adaLN_modulation(c.to(half)).to(x.dtype)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
+        x = x + gate_attn.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_attn, scale_attn).to(half))
+        return x + gate_mlp.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp).to(half))
 
 
 class FinalLayer(nn.Module):
@@ -171,6 +173,13 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
+    def to_half(self, dtype: torch.dtype) -> "DiT":
+        """Lets the blocks multiply in bfloat16 or float16. All between their matrix products, and what is before and after the
+        blocks (embeddings, last layer), stays float32, so that rounding does not add up from block to block.
+        """
+        self.blocks.to(dtype)
+        return self
+
     def initialize_weights(self) -> None:
         """The paper's initialisation: Xavier everywhere, zero for every gate and for the output (the network starts at 0)."""
         for module in self.modules():
@@ -186,7 +195,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """x (N, C, H, W), original timestep numbers t (N,), labels y (N,) int64 -> (N, out_channels, H, W)."""
+        """x (N, C, H, W), original timestep numbers t (N,) or one for all (1,), labels y (N,) int64 -> (N, out_channels, H, W)."""
         c = self.t_embedder(t) + self.y_embedder(y)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
@@ -216,18 +225,27 @@ class DiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def guided_model(model: DiT, y: Tensor, cfg_scale: float, cfg_channels: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The sampler's view of the network: (N latents, one timestep) -> (N, out_channels, H, W), guidance inside.
+def guided_model(
+    model: DiT, y: Tensor, cfg_scale: float, cfg_channels: int, shared_timestep: bool = False
+) -> Callable[[Tensor, float], Tensor]:
+    """The sampler's view of the network: (N latents, timestep number) -> (N, out_channels, H, W), guidance inside.
 
     At `cfg_scale` 1 guidance is the identity, and the null half is not computed.
+
+    Args:
+        shared_timestep: embed the timestep once, not once a row; the same but for the last bits of a smaller matrix product.
     """
-    if cfg_scale == 1.0:
-        return lambda x, t: model(x, t.expand(len(x)), y)
     labels = torch.cat([y, torch.full_like(y, model.null_label)])
 
-    def predict(x: Tensor, t: Tensor) -> Tensor:
+    def timesteps(t: float, rows: int, device: torch.device) -> Tensor:
+        return torch.full((1 if shared_timestep else rows,), t, device=device)
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        if cfg_scale == 1.0:
+            return model(x, timesteps(t, len(x), x.device), y)
         doubled = torch.cat([x, x])
-        return model.forward_with_cfg(doubled, t.expand(len(doubled)), labels, cfg_scale, cfg_channels)[: len(x)]
+        everywhere = timesteps(t, len(doubled), x.device)
+        return model.forward_with_cfg(doubled, everywhere, labels, cfg_scale, cfg_channels)[: len(x)]
 
     return predict
 

@@ -289,14 +289,14 @@ def seen_labels(small):
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [3, 4])
 def test_guided_model_is_the_first_half(small, latents, seen_labels, channels):
-    out = guided_model(small, LABELS, 4.0, channels)(latents, T)
+    out = guided_model(small, LABELS, 4.0, channels)(latents, T.item())
     assert seen_labels == [[3, 9, CLASSES, CLASSES]]
     assert torch.equal(out, with_cfg(small, latents, 4.0, cfg_channels=channels)[:N])
 
 
 @torch.no_grad()
 def test_without_guidance_no_second_half_is_computed(small, latents, seen_labels):
-    out = guided_model(small, LABELS, 1.0, 3)(latents, T)
+    out = guided_model(small, LABELS, 1.0, 3)(latents, T.item())
     assert seen_labels == [[3, 9]]
     assert close(out, with_cfg(small, latents, 1.0)[:N])
 
@@ -306,6 +306,6 @@ def test_guided_model_never_waits_for_the_device(cfg_scale):
     """On the meta device there are no values to wait for: reading one raises."""
     with torch.device("meta"):
         network = DiT(input_size=6, hidden_size=8, depth=1, num_heads=1, num_classes=CLASSES)
-        y, x, t = torch.zeros(N, dtype=torch.int64), torch.zeros(N, 4, 6, 6), torch.tensor(5)
+        y, x = torch.zeros(N, dtype=torch.int64), torch.zeros(N, 4, 6, 6)
     network.to("meta")
-    assert guided_model(network, y, cfg_scale, 3)(x, t).shape == (N, 8, 6, 6)
+    assert guided_model(network, y, cfg_scale, 3)(x, 5).shape == (N, 8, 6, 6)

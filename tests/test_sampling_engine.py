@@ -189,7 +189,7 @@ def test_an_image_is_what_the_parts_give_one_by_one(tiny_checkpoint, tmp_path):
     y, null = torch.tensor([8]), torch.tensor([10])
 
     def guided(x, t):
-        conditional, unconditional = (model(x, t.expand(1), label) for label in (y, null))
+        conditional, unconditional = (model(x, torch.tensor([t]), label) for label in (y, null))
         out = conditional.clone()
         out[:, :2] = unconditional[:, :2] + 2.5 * (conditional[:, :2] - unconditional[:, :2])
         return out
