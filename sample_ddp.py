@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import distributed
 from distributed import Parser, UserError
-from sampling.config import PRESETS, SamplingConfig
+from sampling.config import AUTO, PRESETS, SamplingConfig
 
 if TYPE_CHECKING:
     from evaluation.calc import Evaluator
@@ -31,6 +31,7 @@ def build_parser() -> Parser:
     default = {field.name: field.default for field in fields(SamplingConfig) if field.default is not MISSING}
     add_what(parser.add_argument_group("what is sampled"), default)
     add_how(parser.add_argument_group("how"), default)
+    add_speed(parser.add_argument_group("how fast"))
     add_where(parser.add_argument_group("where to, and what then"), default)
     return parser
 
@@ -62,7 +63,17 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
         type=int,
         help=f"latent channels guided, the first so many (default {default['cfg_channels']}, as DiT's numbers)",
     )
-    how.add_argument("--sampler", choices=["ddpm", "ddim"], help=f"(default {default['sampler']})")
+    how.add_argument(
+        "--guidance-interval",
+        type=interval,
+        metavar="LO,HI",
+        help="guide only here, in t / 1000: 0 is the image, 1 noise; elsewhere the null half is not computed (default 0,1)",
+    )
+    how.add_argument(
+        "--sampler",
+        choices=["ddpm", "ddim", "dpm-solver++", "unipc", "heun"],
+        help=f"the last three, of second order, by diffusers at its timesteps (default {default['sampler']})",
+    )
     how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
     how.add_argument(
         "--num-sampling-steps",
@@ -70,15 +81,55 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     )
     how.add_argument("--global-seed", type=int, help=f"(default {default['global_seed']})")
     how.add_argument(
-        "--per-proc-batch-size", type=int, help=f"images a block, part of the run (default {default['per_proc_batch_size']})"
+        "--per-proc-batch-size",
+        type=batch_size,
+        help=f"images a block, part of the run; auto: the most that fit (default {default['per_proc_batch_size']})",
     )
-    how.add_argument("--tf32", action=argparse.BooleanOptionalAction, help="TF32 matrix products on a GPU (default on)")
-    how.add_argument(
+    how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
+
+
+def add_speed(speed: argparse._ArgumentGroup) -> None:
+    yes_or_no = argparse.BooleanOptionalAction
+    speed.add_argument(
         "--exact",
         action="store_true",
         help="fp32, deterministic: equal bytes for any number of processes, any kill and resume (one thread a process on a CPU)",
     )
-    how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
+    speed.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "tf32", "bf16", "fp16"],
+        help="of matrix products; auto: bf16 on a CPU that has it, else fp32; on a GPU tf32, for bf16 was not run on one yet",
+    )
+    speed.add_argument("--tf32", action=yes_or_no, help="the same as --precision tf32 or fp32")
+    speed.add_argument(
+        "--compile",
+        action=yes_or_no,
+        help="compile the network, which takes each process some seconds at its start (default on a CPU; not run on a GPU yet)",
+    )
+    speed.add_argument("--attention", choices=["sdpa", "math"], help="torch's fastest kernel, or its plain one (default sdpa)")
+    speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default on a CPU)")
+    speed.add_argument("--vae-tiling", action="store_true", help="decode large images in overlapping tiles, which shows at seams")
+    speed.add_argument(
+        "--offload",
+        choices=["none", "model", "vae", "both"],
+        help="keep it in the host's memory while the GPU does the other's work; not run on a GPU yet",
+    )
+    speed.add_argument(
+        "--cuda-tuning",
+        action="store_true",
+        help="CUDA graphs with --compile, cuDNN autotuning, decoding on a stream of its own; off, and not run on a GPU yet",
+    )
+
+
+def interval(text: str) -> tuple[float, float]:
+    low, high = text.split(",")
+    return float(low), float(high)
+
+
+def batch_size(text: str) -> int:
+    if text != "auto" and int(text) == AUTO:
+        raise argparse.ArgumentTypeError("must be at least 1, or auto")
+    return AUTO if text == "auto" else int(text)
 
 
 def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
@@ -105,6 +156,10 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     settings = PRESETS.get(given.pop("preset", None), {}) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
         settings["cfg_scale"] = 1.0
+    if (tf32 := settings.pop("tf32", None)) is not None:
+        if "precision" in given:
+            raise UserError("--tf32 and --precision: give only one of them")
+        settings["precision"] = "tf32" if tf32 else "fp32"
     if "ckpt" not in settings:
         raise UserError("--ckpt is missing: give a checkpoint file, or --preset digits for the embedded model")
     config = SamplingConfig(**settings)

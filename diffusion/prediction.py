@@ -9,7 +9,7 @@ from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 
 
 def is_guided(t: float, interval: tuple[float, float]) -> bool:
-    """Whether guidance is applied at timestep `t` (arXiv 2404.07724): within `interval`, ends included, where 0 is the image, 1 noise."""
+    """Whether guidance is applied at timestep `t` (arXiv 2404.07724): in `interval`, ends included; 0 is the image, 1 noise."""
     low, high = interval
     return low <= t / NUM_TRAIN_TIMESTEPS <= high
 

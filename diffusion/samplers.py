@@ -44,7 +44,7 @@ def sample_ddim(model: Model, x: Tensor, schedule: Schedule, noise: Iterator[Ten
     return x
 
 
-def sample_dpm_solver(model: Model, x: Tensor, schedule: Schedule, noise: Iterator[Tensor]) -> Tensor:
+def sample_dpm_solver(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095), deterministic, by diffusers, at its timesteps for so many steps."""
     from diffusers import DPMSolverMultistepScheduler
 
@@ -53,14 +53,14 @@ def sample_dpm_solver(model: Model, x: Tensor, schedule: Schedule, noise: Iterat
     )
 
 
-def sample_unipc(model: Model, x: Tensor, schedule: Schedule, noise: Iterator[Tensor]) -> Tensor:
+def sample_unipc(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
     """UniPC of order 2 (arXiv 2302.04867), deterministic, by diffusers, at its timesteps for so many steps."""
     from diffusers import UniPCMultistepScheduler
 
     return _solve(UniPCMultistepScheduler(trained_betas=linear_betas()), model, x, len(schedule))
 
 
-def sample_heun(model: Model, x: Tensor, schedule: Schedule, noise: Iterator[Tensor]) -> Tensor:
+def sample_heun(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
     """Heun's method (arXiv 2206.00364, algorithm 1), deterministic, by diffusers; two evaluations a step, one in the last."""
     from diffusers import HeunDiscreteScheduler
 

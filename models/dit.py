@@ -195,7 +195,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """x (N, C, H, W), original timestep numbers t (N,) or one for all (1,), labels y (N,) int64 -> (N, out_channels, H, W)."""
+        """x (N, C, H, W), original timestep numbers t (N,), or (1,) for all, labels y (N,) int64 -> (N, out_channels, H, W)."""
         c = self.t_embedder(t) + self.y_embedder(y)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:

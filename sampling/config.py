@@ -29,6 +29,7 @@ PRESETS = {
 
 # Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
 LIMITS = {"num_fid_samples": 100_000_000, "per_proc_batch_size": 65_536, "world_size": 1_000_000}
+AUTO = 0
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
 
 
@@ -44,7 +45,7 @@ class SamplingConfig:
     vae: str = "ema"
     sample_dir: Path = Path("samples")
     run_name: str | None = None
-    per_proc_batch_size: int = 32
+    per_proc_batch_size: int = 32  # AUTO: the largest that fits
     num_fid_samples: int = 50_000
     image_size: int = 256
     num_classes: int = 1000
@@ -55,9 +56,16 @@ class SamplingConfig:
     num_sampling_steps: str = "250"
     labels: str = "random"
     global_seed: int = 0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     rounding: str = "dit"
-    tf32: bool = True
     exact: bool = False
+    precision: str = "auto"
+    compile: bool | None = None  # None: where it was measured to pay
+    attention: str = "sdpa"
+    vae_slicing: bool | None = None  # None: where it was measured to pay
+    vae_tiling: bool = False
+    offload: str = "none"
+    cuda_tuning: bool = False
 
     def check(self) -> None:
         """Everything that can be refused without opening a file.
@@ -67,6 +75,8 @@ class SamplingConfig:
         """
         for option in ("per_proc_batch_size", "num_fid_samples", "image_size", "num_classes", "cfg_channels"):
             value = getattr(self, option)
+            if option == "per_proc_batch_size" and value == AUTO:
+                continue
             if not 1 <= value <= LIMITS.get(option, value):
                 most = f" and at most {LIMITS[option]:,}" if option in LIMITS else ""
                 raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1{most}")
@@ -78,6 +88,18 @@ class SamplingConfig:
             raise UserError(f"--eta {self.eta}: must be between 0 (deterministic) and 1")
         if self.eta and self.sampler != "ddim":
             raise UserError(f"--eta {self.eta}: only --sampler ddim has it, not {self.sampler}")
+        low, high = self.guidance_interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
+        if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
+        if self.sampler == "heun" and int(self.num_sampling_steps) < 2:
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler heun takes at least 2")
+        if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
+            said = "--compile" if self.compile else "--cuda-tuning" if self.cuda_tuning else f"--precision {self.precision}"
+            raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
+        if self.offload in ("model", "both") and self.cuda_tuning:
+            raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")
         if self.labels == "null" and self.cfg_scale != 1.0:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -92,16 +114,21 @@ class SamplingConfig:
         except ValueError as error:
             raise UserError(f"--labels {error}") from error
 
-    def identity(self) -> dict[str, str | int | float | bool]:
+    def identity(self) -> dict[str, str | int | float | bool | list[float]]:
         """The options that samples are a function of, beside their index; the engine adds what files and hardware resolve to.
 
         N is not among them, because no label depends on N; nor are paths, whose content is hashed instead.
         """
         choices = (
             "model image_size num_classes cfg_scale cfg_channels sampler eta num_sampling_steps labels global_seed "
-            "rounding per_proc_batch_size exact"
+            "rounding exact vae_tiling cuda_tuning"
         )
-        return {name: getattr(self, name) for name in choices.split()}
+        return {
+            **{name: getattr(self, name) for name in choices.split()},
+            "guidance_interval": list(self.guidance_interval),
+            # What `auto` finds stands in the manifest: the folder's first session decides.
+            "per_proc_batch_size": "auto" if self.per_proc_batch_size == AUTO else self.per_proc_batch_size,
+        }
 
     def named_run(self, fingerprint: str) -> str:
         """The run's folder name: DiT's, with the fingerprint's first letters, so that no two configurations share a folder."""

@@ -1,22 +1,29 @@
 """Turning indices into pixels on one device, and what to do when memory runs out or numbers overflow."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.prediction import is_guided
 from diffusion.samplers import SAMPLERS, noise_draws
 from diffusion.schedule import Schedule
 from distributed import UserError
 from models import autoencoder, checkpoint
-from models.dit import guided_model
-from sampling import plan
+from models.dit import DiT, guided_model
+from sampling import memory, numerics, plan
 from sampling.config import SamplingConfig
 from sampling.noise import NoiseStream
+from sampling.numerics import REFERENCE, Numerics
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 # As torch, and the libraries beneath it, say it where it is no error of a kind of its own.
 OUT_OF_MEMORY = (
@@ -29,6 +36,7 @@ class Drawer:
     """Draws whole blocks; loads its networks when they are first needed.
 
     Args:
+        how: precision, compilation and kernels.
         find_vae: gives the autoencoder's folder.
         latent: channels and size of a latent.
         note: called with what is out of the ordinary.
@@ -38,22 +46,81 @@ class Drawer:
         self,
         config: SamplingConfig,
         device: torch.device,
+        how: Numerics,
         find_vae: Callable[[], Path],
         latent: tuple[int, int],
         note: Callable[..., object],
     ):
-        self._config, self._device, self._find_vae, self._note = config, device, find_vae, note
+        self._config, self._device, self._how, self._find_vae, self._note = config, device, how, find_vae, note
         self._channels, self._input_size = latent
         self._batch = config.per_proc_batch_size
-        self._networks: tuple | None = None
+        self._networks: tuple[DiT, AutoencoderKL] | None = None
+        self._schedule = Schedule.create(config.num_sampling_steps, device)
+        self._beside = torch.cuda.Stream(device) if config.cuda_tuning else None
 
     def load(self) -> None:
+        """Loads the networks, and compiles what is to be compiled."""
         if self._networks is None:
-            config, device = self._config, self._device
-            vae = autoencoder.load(self._find_vae(), device)
-            shape = (self._input_size, self._channels)
-            dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, device)
-            self._networks = dit, vae, Schedule.create(config.num_sampling_steps, device)
+            self._networks = self._load_dit(self._how), self._load_vae(self._how)
+            if self._how.compile:
+                self._compile()
+
+    def _load_dit(self, how: Numerics) -> DiT:
+        config, shape = self._config, (self._input_size, self._channels)
+        dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, self._place("model"))
+        return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)
+
+    def _load_vae(self, how: Numerics) -> "AutoencoderKL":
+        vae = autoencoder.load(self._find_vae(), self._place("vae"), how.dtype)
+        if how.vae_slicing:
+            vae.enable_slicing()
+        if self._config.vae_tiling:
+            vae.enable_tiling()
+        return vae
+
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        """Compiles the network for the shapes that it will meet; if that fails, goes on without."""
+        numerics.compiled(self._networks[0], self._config, self._device)
+        x = torch.zeros(self._batch, self._channels, self._input_size, self._input_size, device=self._device)
+        try:
+            for t in {is_guided(t, self._config.guidance_interval): t for t in self._schedule.numbers}.values():
+                self._guided(self._networks[0], range(self._batch))(x, t)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return  # which the first block will find too, and draw in halves
+            self._note(event="not compiled", reason=one_line(error))
+            warnings.warn(f"torch.compile failed, so this rank runs without it ({one_line(error)})", stacklevel=2)
+            self._networks = self._load_dit(self._how), self._networks[1]
+
+    def _place(self, network: str) -> torch.device:
+        """Where a network is while it has nothing to do."""
+        return torch.device("cpu") if self._config.offload in (network, "both") else self._device
+
+    @contextmanager
+    def _at_work(self, network: "DiT | AutoencoderKL", name: str) -> Iterator[None]:
+        """Has a network on the device in here."""
+        network.to(self._device)
+        try:
+            yield
+        finally:
+            network.to(self._place(name))
+
+    def largest_batch(self, most: int) -> int:
+        """How many images fit into memory at once, up to `most`."""
+
+        @torch.inference_mode()
+        def attempt(images: int) -> None:
+            x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
+            t = max(self._schedule.numbers, key=lambda t: is_guided(t, self._config.guidance_interval))
+            with self._at_work(self._networks[0], "model"):
+                x = x + self._guided(self._networks[0], range(images))(x, t)[:, : self._channels]
+            self._decode(x)
+
+        self.load()
+        attempt(1)  # what is loaded or made once is not counted
+        free = memory.room(self._device)
+        return memory.largest_batch(lambda images: memory.used_by(partial(attempt, images), self._device), free, most)
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """The blocks that begin at `starts`: first index, and pixels (per_proc_batch_size, H, W, 3) uint8.
@@ -99,33 +166,73 @@ class Drawer:
             for first in range(start, start + size, self._batch)
         ]
         with self._noise(pieces) as noise:
-            pixels = []
+            block: list[Tensor] = []
             for piece in pieces:
-                latents = self._finite(piece, count, self._latents(piece, noise, check), check)
-                pixels.append(autoencoder.decode(self._networks[1], latents, self._config.rounding).cpu().numpy())
-                if piece.stop == left[0] + size:
-                    block = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
-                    pixels = []
-                    yield left[0], block
-                    left.pop(0)
+                with self._at_work(self._networks[0], "model"):
+                    latents = self._latents(self._networks[0], piece, noise, check)
+                    latents = self._finite(piece, count, latents, check)
+                if block and piece.start % size == 0:  # decoded while these latents were made
+                    yield left.pop(0), self._take(block)
+                block.append(self._decode(latents))
+                if piece.stop % size == 0 and not self._beside:
+                    yield left.pop(0), self._take(block)
+            if block:
+                yield left.pop(0), self._take(block)
+
+    def _take(self, block: list[Tensor]) -> np.ndarray:
+        """The pixels of a block, once they are there; empties it."""
+        if self._beside:
+            self._beside.synchronize()
+        pixels = (block[0] if len(block) == 1 else torch.cat(block)).numpy()
+        block.clear()
+        return pixels
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Pixels in the host's memory; with a stream of its own, they are there when that has come so far."""
+        if not self._beside:
+            return self._pixels(latents).cpu()
+        self._beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._beside):
+            pixels = self._pixels(latents)
+            latents.record_stream(self._beside)
+            return torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels, non_blocking=True)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """Images (N, H, W, 3) uint8; decoded once more in fp32 if they do not fit into fp16."""
+        _, vae = self._networks
+        try:
+            with self._at_work(vae, "vae"):
+                return autoencoder.decode(vae, latents, self._config.rounding)
+        except OverflowError as error:
+            self._note(event="decoded again in fp32", reason=str(error))
+            vae = self._load_vae(REFERENCE)
+            with self._at_work(vae, "vae"):
+                return autoencoder.decode(vae, latents, self._config.rounding)
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
-        config, (_, _, schedule) = self._config, self._networks
-        draws = noise_draws(config.sampler, config.eta, len(schedule))
+        config = self._config
+        draws = noise_draws(config.sampler, config.eta, len(self._schedule))
         shape = (self._channels, self._input_size, self._input_size)
         return NoiseStream(config.global_seed, pieces, shape, draws, self._device)
 
-    def _latents(self, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
-        config, (dit, _, schedule) = self._config, self._networks
+    def _guided(self, dit: DiT, piece: range) -> Callable[[Tensor, float], Tensor]:
+        """The network for the labels of `piece`, guided within the interval."""
+        config = self._config
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
-        guided = guided_model(dit, torch.from_numpy(labels).to(self._device), config.cfg_scale, config.cfg_channels)
+        y = torch.from_numpy(labels).to(self._device)
+        guided = partial(guided_model, dit, y, cfg_channels=config.cfg_channels, shared_timestep=not config.exact)
+        inside, outside = guided(cfg_scale=config.cfg_scale), guided(cfg_scale=1.0)
+        return lambda x, t: (inside if is_guided(t, config.guidance_interval) else outside)(x, t)
 
-        def model(x: Tensor, t: Tensor) -> Tensor:
+    def _latents(self, dit: DiT, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
+        config, guided = self._config, self._guided(dit, piece)
+
+        def model(x: Tensor, t: float) -> Tensor:
             check()
             return guided(x, t)
 
         sampler = partial(SAMPLERS[config.sampler], **({"eta": config.eta} if config.sampler == "ddim" else {}))
-        return sampler(model, next(noise), schedule, noise)
+        return sampler(model, next(noise), self._schedule, noise)
 
     def _finite(self, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:
         """The same latents if all are finite, else with those that are not drawn once more, in fp32."""
@@ -133,8 +240,9 @@ class Drawer:
         bad[max(count - piece.start, 0) :] = False
         if not bad.any():
             return latents
-        with in_fp32(), self._noise([piece]) as noise:
-            again = self._latents(piece, noise, check)
+        dit = self._networks[0] if (self._how.dtype, self._how.compile) == (torch.float32, False) else self._load_dit(REFERENCE)
+        with in_fp32(), self._noise([piece]) as noise, self._at_work(dit, "model"):
+            again = self._latents(dit, piece, noise, check)
         latents = torch.where(bad[:, None, None, None], again, latents)
         indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
         self._note(event="not finite, drawn again in fp32", indices=indices)

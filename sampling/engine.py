@@ -12,17 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
 from models import autoencoder
-from sampling import archive, disk, integrity, output, plan, records
+from sampling import archive, disk, integrity, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import LOCK, Lock, await_token, read
@@ -51,39 +50,23 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
     """
     started = time.monotonic()
     check_stream()
-    precision = set_precision(config, group.device)
     with ExitStack() as stack:
         group.on_end(None, hang_seconds)
         try:
             if group.is_main:
-                task, held = prepare(config, group, precision, with_png, stack)
+                task, held = prepare(config, group, with_png, stack)
                 group.publish("task", task.to_json())
             else:
                 task, held = Task.from_json(group.receive("task")), None
                 await_token(task.folder, task.token, group.rank)
+                numerics.apply(task.how, config, group.device)
+            config = replace(config, per_proc_batch_size=task.batch_size)
             group.on_end(partial(keep_cause, task), hang_seconds)
             path = Work(config, group, task, with_png, held).do(started)
             group.on_end(None, hang_seconds)
             return path
         except OSError as error:
             raise disk.explained(error, config.sample_dir) from error
-
-
-def set_precision(config: SamplingConfig, device: torch.device) -> str:
-    """Sets torch's global switches; returns the resolved precision, `fp32` or `tf32`.
-
-    With `exact`, a CPU process uses one thread, because how many share a sum changes its last bits: start more ranks instead.
-    """
-    tf32 = config.tf32 and not config.exact and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    if config.exact:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-        if device.type == "cpu":
-            torch.set_num_threads(1)
-    return "tf32" if tf32 else "fp32"
 
 
 class Work:
@@ -94,7 +77,8 @@ class Work:
         self._recorder = records.Recorder(task.folder, task.session, group.rank)
         self._vae = ""
         latent = task.in_channels, task.input_size
-        self._drawer = Drawer(config, group.device, lambda: Path(self._vae or find_weights(config, task)), latent, self._note)
+        find = lambda: Path(self._vae or find_weights(config, task))  # noqa: E731
+        self._drawer = Drawer(config, group.device, task.how, find, latent, self._note)
 
     def do(self, started: float) -> Path:
         """All of it. Returns the npz."""
@@ -109,13 +93,16 @@ class Work:
         group.wait()
         if task.missing and group.is_main:
             seconds = checked - started, time.monotonic() - checked
-            say(f"ready on {group.world_size} rank(s): {seconds[0]:.1f} s for checks, {seconds[1]:.1f} s for weights")
+            compiling = " and compiling" if task.how.compile else ""
+            loading = f"{seconds[0]:.1f} s for checks, {seconds[1]:.1f} s for weights{compiling}"
+            say(f"ready on {group.world_size} rank(s), {task.how.precision}: {loading}")
         drawing = time.monotonic()
         with progress(task.missing, len(task.done), IMAGES_DRAWN, "sampling", group):
             self.draw(mine, ~task.done, lambda rows: group.tally(IMAGES_DRAWN, len(rows)))
             group.wait()
         drawing = time.monotonic() - drawing
         self.mend()
+        group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
         return Path(group.once(lambda: str(self.finish(drawing))))
 
     def _check(self) -> None:
@@ -202,10 +189,12 @@ class Work:
         crcs, pixels_sha256 = records.summary(task.folder, count)
         archive.complete(task.npz, path, archive.frame(labels, config.image_size, crcs))
         manifest["npz"] = {"file": path.name, "count": count, "bytes": path.stat().st_size, "pixels_sha256": pixels_sha256}
+        peak = max(int(group.receive(f"peak/{rank}")) for rank in range(group.world_size))
         manifest["merged"] = task.session
         manifest["sessions"][-1] |= {
             "images_drawn": task.missing,
             "seconds": round(seconds, 3),
+            "peak_memory": peak,
             "copies_restored": group.tally(COPIES_RESTORED, 0),
             "images_redrawn": group.tally(IMAGES_REDRAWN, 0),
             "events": read_events(task.folder, task.session, group.world_size),
@@ -216,7 +205,7 @@ class Work:
         (task.folder / output.RESERVE).unlink(missing_ok=True)
         restored, redrawn = (manifest["sessions"][-1][name] for name in ("copies_restored", "images_redrawn"))
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
-        say(f"{path}: {count:,} images{damage}")
+        say(f"{path}: {count:,} images{damage}; a rank held at most {disk.readable(peak)}")
         return path
 
 

@@ -1,12 +1,13 @@
 """Rank 0's part before anything is drawn: every file is held against every option, then the run folder is claimed."""
 
 import base64
+import dataclasses
 import json
 import os
 import platform
 import zlib
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,13 @@ from diffusion.schedule import spaced_timesteps
 from distributed import Group, UserError, file_sha256, say
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
-from sampling import archive, disk, output, records
-from sampling.config import SamplingConfig, fingerprint
+from sampling import archive, disk, numerics, output, records
+from sampling.config import AUTO, SamplingConfig, fingerprint
+from sampling.drawing import Drawer
 from sampling.lock import Lock
+from sampling.memory import MOST
 from sampling.noise import NOISE_VERSION
+from sampling.numerics import Numerics
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 EVENTS_KEPT = 1000  # of a session, in the manifest
@@ -39,11 +43,14 @@ class Task:
     in_channels: int
     checkpoint_sha256: str
     vae_sha256: str
+    how: Numerics
+    batch_size: int  # of a block
     done: np.ndarray  # (N,) bool
 
     def to_json(self) -> str:
         bits = base64.b64encode(zlib.compress(np.packbits(self.done))).decode()
         fields = {"folder": str(self.folder), "npz": str(self.npz), "count": len(self.done), "done": bits}
+        fields["how"] = asdict(self.how)
         return json.dumps(vars(self) | fields)
 
     @classmethod
@@ -51,20 +58,22 @@ class Task:
         fields = json.loads(text)
         bits = np.frombuffer(zlib.decompress(base64.b64decode(fields["done"])), dtype=np.uint8)
         done = np.unpackbits(bits, count=fields.pop("count")).astype(bool)
-        return cls(**fields | {"folder": Path(fields["folder"]), "npz": Path(fields["npz"]), "done": done})
+        fields |= {"folder": Path(fields["folder"]), "npz": Path(fields["npz"]), "how": Numerics(**fields["how"])}
+        return cls(**fields | {"done": done})
 
     @property
     def missing(self) -> int:
         return int((~self.done).sum())
 
 
-def prepare(config: SamplingConfig, group: Group, precision: str, with_png: bool, stack: ExitStack) -> tuple[Task, Lock]:
+def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitStack) -> tuple[Task, Lock]:
     """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
 
     Raises:
         UserError: before anything is written, if something given cannot be used.
     """
-    identity, size, vae = inspect(config, group, precision)
+    identity, size, vae = inspect(config, group)
+    how = Numerics(**{field.name: identity[field.name] for field in dataclasses.fields(Numerics)})
     folder = config.sample_dir / config.named_run(fingerprint(identity))
     manifest = output.read_manifest(folder)
     check_folder(folder, manifest, config, identity)
@@ -82,6 +91,7 @@ def prepare(config: SamplingConfig, group: Group, precision: str, with_png: bool
         held = stack.enter_context(Lock(folder))
         manifest, done = claim(folder, config, identity)
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
+        manifest["per_proc_batch_size"] = find_batch_size(manifest, config, group, how, vae, size)
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
@@ -91,10 +101,26 @@ def prepare(config: SamplingConfig, group: Group, precision: str, with_png: bool
         raise disk.explained(error, folder) from error
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
     shas = identity["checkpoint_sha256"], identity["vae_sha256"]
-    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, done), held
+    batch_size = manifest["per_proc_batch_size"]
+    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, how, batch_size, done), held
 
 
-def inspect(config: SamplingConfig, group: Group, precision: str) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
+def find_batch_size(
+    manifest: dict, config: SamplingConfig, group: Group, how: Numerics, vae: autoencoder.VaeFiles, size: tuple[int, int]
+) -> int:
+    """Images in a block: as asked, or as the run began, or the most that fit."""
+    if config.per_proc_batch_size != AUTO:
+        return config.per_proc_batch_size
+    if "per_proc_batch_size" in manifest:
+        return manifest["per_proc_batch_size"]
+    eager, (input_size, channels) = replace(how, compile=False), size
+    drawer = Drawer(config, group.device, eager, lambda: vae.folder, (channels, input_size), lambda **_: None)
+    found = drawer.largest_batch(min(MOST, -(-config.num_fid_samples // group.world_size)))
+    say(f"--per-proc-batch-size auto: {found}")
+    return found
+
+
+def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
     """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
     config.check()
     if config.model not in DiT_models:
@@ -111,15 +137,15 @@ def inspect(config: SamplingConfig, group: Group, precision: str) -> tuple[dict,
         raise UserError(f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {vae.latent_channels} latent channels")
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
     checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
-
+    how = numerics.resolve(config, group.device)
+    numerics.apply(how, config, group.device)
     identity = {
         **config.identity(),
         "checkpoint_sha256": file_sha256(config.ckpt),
         "vae_sha256": vae.sha256,
         "vae_config_sha256": vae.config_sha256,
         "noise": NOISE_VERSION,
-        "precision": precision,
-        "compile": False,
+        **asdict(how),
         **({"device_type": group.device.type} if config.exact else {}),
     }
     return identity, (input_size, in_channels), vae

@@ -102,11 +102,12 @@ def complete(folder: Path, count: int, size: int) -> None:
 def plan_work(folder: Path, count: int) -> None:
     """From the records, with nine of ten images done, to what one rank of many is to draw, as rank 0 and another find out."""
     from sampling import plan, records
+    from sampling.numerics import REFERENCE
     from sampling.prepare import Task
 
     done = records.done(folder, count, {})
     assert 0.85 < done.mean() < 0.91
-    text = Task(folder, folder, 1, "", 8, 4, "", "", done).to_json()
+    text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, BLOCK, done).to_json()
     task = Task.from_json(text)
     blocks = plan.share(plan.pending_blocks(task.done, BLOCK), 17, RANKS)
     assert len(blocks) or count < RANKS * BLOCK
@@ -150,6 +151,7 @@ def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     import distributed
     from sampling import archive, engine, records
     from sampling.config import SamplingConfig
+    from sampling.numerics import REFERENCE
     from sampling.prepare import Task
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,7 @@ def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     part = archive.part_path(folder)
     part.touch()
     os.truncate(part, archive.slot(count, TINY))
-    task = Task(folder, part, 1, "", 1, 4, "", "", np.zeros(count, dtype=bool))
+    task = Task(folder, part, 1, "", 1, 4, "", "", REFERENCE, BLOCK, np.zeros(count, dtype=bool))
     black = np.zeros((BLOCK, TINY, TINY, 3), dtype=np.uint8)
     work = engine.Work(config, distributed.init("cpu"), task, with_png, None)
     work._drawer.blocks = lambda starts, *_: ((start, black) for start in starts)

@@ -42,6 +42,29 @@ def run_command(*arguments: str | Path, ranks: int = 0, timeout: float = 120, **
     )
 
 
+PLAIN = ("--precision", "fp32", "--no-compile")  # on any processor the same, and nothing to wait for
+
+
+def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
+    """Arguments of sample_ddp.py for a small run of `tiny_checkpoint`."""
+    settings = {
+        "preset": "digits",
+        "model": "DiT-XS/8",
+        "ckpt": checkpoint,
+        "num_fid_samples": 22,
+        "per_proc_batch_size": 4,
+        "num_sampling_steps": 3,
+        "sample_dir": folder,
+        "run_name": "run",
+    } | changes
+    return [*PLAIN, *(text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value)))]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every image of the run in `folder` and its npz."""
+    return {path.name: path.read_bytes() for path in [*(folder / "run").glob("*.png"), folder / "run.npz"]}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Features go to a folder of this session's, also those of commands."""

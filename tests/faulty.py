@@ -24,8 +24,8 @@ def after(calls: int, fault):
     """Models give what `fault(call, x, out)` makes of their result, from this many evaluations on."""
     original, number = drawing.guided_model, itertools.count()
 
-    def faulty(*arguments):
-        model = original(*arguments)
+    def faulty(*arguments, **options):
+        model = original(*arguments, **options)
 
         def predict(x, t):
             out, call = model(x, t), next(number)

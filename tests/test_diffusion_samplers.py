@@ -1,6 +1,7 @@
 """The samplers against diffusers' schedulers, and against the exact solution where the data are Gaussian."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -170,10 +171,10 @@ def test_comparison_notices_another_eta():
 
 
 def dpm_solver_by_hand(x, steps):
-    """Equations 9 and 13 of the paper, with t for lambda(t), the logarithm of the ratio of signal to noise; the last step is x_0."""
+    """The paper's algorithm 2, over the logarithm of the ratio of signal to noise; the last step is x_0."""
     times = [*(round(999 * k / steps) for k in range(steps, 0, -1)), None]
     before = None
-    for t, to in zip(times, times[1:], strict=False):
+    for t, to in itertools.pairwise(times):
         signal, noise = math.sqrt(ABAR[t]), math.sqrt(1 - ABAR[t])
         x0 = (x - noise * network(x, t)[:, :4]) / signal
         if to is None:

@@ -14,10 +14,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_command
+from conftest import ROOT, contents, run_command
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,22 +32,7 @@ ENDS_WITHIN = 60  # seconds after which a run that should end counts as hanging
 
 
 def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
-    settings = {
-        "preset": "digits",
-        "model": "DiT-XS/8",
-        "ckpt": checkpoint,
-        "num_fid_samples": COUNT,
-        "per_proc_batch_size": 4,
-        "num_sampling_steps": 50,
-        "sample_dir": folder,
-        "run_name": "run",
-    } | changes
-    return [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))] + ["--exact"]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every image of a run and its npz."""
-    return {path.name: path.read_bytes() for path in [*(folder / "run").glob("*.png"), folder / "run.npz"]}
+    return [*conftest.options(checkpoint, folder, **{"num_fid_samples": COUNT, "num_sampling_steps": 50} | changes), "--exact"]
 
 
 def sessions(folder: Path) -> list[dict]:

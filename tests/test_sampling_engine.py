@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, run_command
+from conftest import DIGITS, contents, options, run_command
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -18,27 +18,8 @@ from diffusion.samplers import sample_ddim
 from diffusion.schedule import Schedule
 from distributed import UserError
 from models import checkpoint
-from sampling import drawing, engine
+from sampling import drawing, engine, numerics
 from sampling.noise import standard_normal
-
-
-def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
-    settings = {
-        "preset": "digits",
-        "model": "DiT-XS/8",
-        "ckpt": checkpoint,
-        "num_fid_samples": 22,
-        "per_proc_batch_size": 4,
-        "num_sampling_steps": 3,
-        "sample_dir": folder,
-        "run_name": "run",
-    } | changes
-    return [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every image of a run and its npz."""
-    return {path.name: path.read_bytes() for path in [*(folder / "run").glob("*.png"), folder / "run.npz"]}
 
 
 def draw_here(*arguments: str) -> Path:
@@ -207,8 +188,8 @@ def test_every_block_has_its_full_shape_and_none_waits_in_a_collective(tiny_chec
     shapes = []
     original = drawing.guided_model
 
-    def spied(model, y, *rest):
-        predict = original(model, y, *rest)
+    def spied(model, y, **options):
+        predict = original(model, y, **options)
         return lambda x, t: shapes.append((len(x), len(y))) or predict(x, t)
 
     monkeypatch.setattr(drawing, "guided_model", spied)
@@ -231,7 +212,9 @@ def test_every_block_has_its_full_shape_and_none_waits_in_a_collective(tiny_chec
 def test_exact_switches_what_it_promises():
     config, _ = sample_ddp.parse(["--preset", "digits", "--exact"])
     torch.set_num_threads(2)
-    assert engine.set_precision(config, torch.device("cpu")) == "fp32"
+    how = numerics.resolve(config, torch.device("cpu"))
+    assert how == numerics.REFERENCE
+    numerics.apply(how, config, torch.device("cpu"))
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

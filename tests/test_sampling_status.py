@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import DIGITS, run_command
+from conftest import DIGITS, options, run_command
 
 from distributed import UserError
 from sampling.config import fingerprint
@@ -16,9 +16,7 @@ from sampling.status import status, verify
 def whole(tiny_checkpoint, tmp_path_factory) -> Path:
     """The folder of a finished run of nine images."""
     folder = tmp_path_factory.mktemp("whole")
-    arguments = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", tiny_checkpoint, "--num-fid-samples", "9"]
-    arguments += ["--num-sampling-steps", "2", "--per-proc-batch-size", "4", "--sample-dir", folder, "--run-name", "run"]
-    done = run_command("sample_ddp.py", *arguments)
+    done = run_command("sample_ddp.py", *options(tiny_checkpoint, folder, num_fid_samples=9))
     assert done.returncode == 0, done.stderr
     return folder / "run"
 

@@ -1,0 +1,118 @@
+"""How samples are computed: what precision, compilation and kernels the options and this hardware come to."""
+
+import logging
+import os
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distributed import UserError
+from sampling.config import SamplingConfig
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMPERE = (8, 0)  # the first compute capability with TF32 and bfloat16
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What pixels depend on beside the configuration. Rank 0 decides for all; it belongs to the run's identity."""
+
+    precision: str  # of DTYPES
+    compile: bool
+    attention: str  # sdpa or math
+    vae_slicing: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What networks multiply in."""
+        return DTYPES[self.precision]
+
+
+REFERENCE = Numerics("fp32", False, "sdpa", False)
+
+
+def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
+    """What `auto` means here: on a CPU the fastest that was measured, on a GPU, where nothing was, TF32 without compilation.
+
+    Raises:
+        UserError: if this hardware does not have what is asked for.
+    """
+    on_cpu = device.type == "cpu"
+    for option, given in (("--offload", config.offload != "none"), ("--cuda-tuning", config.cuda_tuning)):
+        if given and on_cpu:
+            raise UserError(f"{option}: needs a GPU, and this runs on a CPU; leave it out")
+    slicing = config.vae_slicing if config.vae_slicing is not None else on_cpu and not config.exact
+    if config.exact:
+        return Numerics("fp32", False, config.attention, slicing)
+    precision = config.precision
+    if precision == "auto":
+        precision = ("bf16" if cpu_has_bf16() else "fp32") if on_cpu else ("tf32" if is_ampere(device) else "fp32")
+    if precision == "tf32" and (on_cpu or not is_ampere(device)):
+        raise UserError("--precision tf32: needs a GPU of compute capability 8.0 or later; use fp32")
+    if precision == "bf16" and not on_cpu and not is_ampere(device):
+        raise UserError("--precision bf16: this GPU does not have it (compute capability 8.0 or later does); use fp16 or fp32")
+    wanted = config.compile if config.compile is not None else on_cpu
+    return Numerics(precision, wanted and can_compile(device), config.attention, slicing)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 (AVX512-BF16 or AMX), rather than emulating it."""
+    with suppress(OSError):  # not Linux
+        flags = Path("/proc/cpuinfo").read_text()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def is_ampere(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= AMPERE
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here, found by trying; warns if not. It needs a C++ compiler, for one."""
+    ready_compiler()
+    try:
+        with torch.inference_mode():
+            torch.compile(lambda x: x.tanh() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, not all of them torch's
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"torch.compile does not work here, so networks run without it ({reason})", stacklevel=2)
+        return False
+    return True
+
+
+def ready_compiler() -> None:
+    """Lets compiled kernels be found again by later processes, in the user's own cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial" / "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
+
+
+def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> None:
+    """Sets torch's global switches.
+
+    With `exact`, a CPU process uses one thread, because how many share a sum changes its last bits: start more ranks instead.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = numerics.precision == "tf32"
+    torch.backends.cudnn.benchmark = config.cuda_tuning
+    is_fused = numerics.attention != "math"
+    for enable in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{enable}_sdp")(is_fused)
+    if config.exact:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+
+
+def compiled(network: nn.Module, config: SamplingConfig, device: torch.device) -> nn.Module:
+    """The same network, compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
+    ready_compiler()
+    if device.type == "cpu":
+        network.compile(dynamic=False, options={"freezing": True})
+    else:
+        network.compile(dynamic=False, mode="reduce-overhead" if config.cuda_tuning else None)
+    return network
