@@ -117,10 +117,18 @@ class Drawer:
                 x = x + self._guided(self._networks[0], range(images))(x, t)[:, : self._channels]
             self._decode(x)
 
+        def used(images: int) -> int:
+            try:
+                return memory.used_by(partial(attempt, images), self._device)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise MemoryError from error
+                raise
+
         self.load()
         attempt(1)  # what is loaded or made once is not counted
         free = memory.room(self._device)
-        return memory.largest_batch(lambda images: memory.used_by(partial(attempt, images), self._device), free, most)
+        return memory.largest_batch(used, free, most)
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """The blocks that begin at `starts`: first index, and pixels (per_proc_batch_size, H, W, 3) uint8.

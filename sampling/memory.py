@@ -67,13 +67,13 @@ def largest_batch(used: Callable[[int], int], free: int, most: int = MOST) -> in
     that was tried and twice that, the line decides. So nothing is tried that is likely to fail.
 
     Args:
-        used: bytes that a batch of so many images takes, measured by trying; it may run out of memory.
+        used: bytes that a batch of so many images takes, measured by trying; raises MemoryError if there is too little.
     """
     limit, size, slope, last = int(SHARE * free), 1, 0.0, 0
     while size <= most:
         try:
             now = used(size)
-        except (torch.OutOfMemoryError, MemoryError):
+        except MemoryError:
             return max(1, size // 2)
         if now > limit:
             return max(1, size // 2)

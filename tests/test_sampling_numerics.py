@@ -1,0 +1,311 @@
+"""The fast path: what it resolves to, how far its images are from the reference, and what happens where it does not work."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, options, randomised, run_command
+from safetensors.torch import load_file, save_file
+
+import distributed
+import sample_ddp
+from diffusion.prediction import is_guided
+from models import DiT_models, autoencoder, checkpoint
+from sampling import drawing, engine, numerics
+from sampling.memory import SHARE, largest_batch
+from sampling.numerics import REFERENCE, Numerics
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def draw(*arguments: str) -> tuple[dict, np.ndarray]:
+    """A run in this process: its manifest and its images."""
+    config, _ = sample_ddp.parse([str(argument) for argument in arguments])
+    npz = engine.run(config, distributed.init("cpu"))
+    with np.load(npz) as arrays:
+        return json.loads((npz.with_suffix("") / "manifest.json").read_text()), arrays["arr_0"].astype(int)
+
+
+def resolved(*given: str, device: torch.device = CPU) -> Numerics:
+    return numerics.resolve(sample_ddp.parse(["--preset", "digits", *given])[0], device)
+
+
+@pytest.fixture
+def hardware(monkeypatch):
+    """Any processor and GPU, on which compilation works."""
+
+    def pretend(bf16: bool = True, capability: tuple[int, int] = (9, 0)) -> None:
+        monkeypatch.setattr(numerics, "cpu_has_bf16", lambda: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "bf16", "capability", "expected"),
+    [
+        ([], CPU, True, None, ("bf16", True, True)),
+        ([], CPU, False, None, ("fp32", True, True)),
+        ([], CUDA, True, (9, 0), ("tf32", False, False)),
+        ([], CUDA, True, (7, 5), ("fp32", False, False)),
+        (["--exact"], CPU, True, None, ("fp32", False, False)),
+        (["--exact"], CUDA, True, (9, 0), ("fp32", False, False)),
+        (["--no-tf32"], CUDA, True, (9, 0), ("fp32", False, False)),
+        (["--tf32"], CUDA, True, (9, 0), ("tf32", False, False)),
+        (["--precision", "bf16", "--compile"], CUDA, False, (9, 0), ("bf16", True, False)),
+        (["--precision", "fp16", "--vae-slicing"], CUDA, False, (7, 5), ("fp16", False, True)),
+        (["--no-compile", "--no-vae-slicing"], CPU, True, None, ("bf16", False, False)),
+    ],
+)
+def test_what_auto_means(hardware, given, device, bf16, capability, expected):
+    hardware(bf16, capability)
+    found = resolved(*given, device=device)
+    assert (found.precision, found.compile, found.vae_slicing) == expected
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_an_old_gpu_is_not_asked_for_what_it_lacks(hardware, precision):
+    hardware(capability=(7, 5))
+    with pytest.raises(distributed.UserError, match=f"--precision {precision}: "):
+        resolved("--precision", precision, device=CUDA)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return randomised(DiT_models["DiT-S/2"](input_size=8, num_classes=10)).requires_grad_(False)
+
+
+@torch.no_grad()
+def test_only_the_blocks_are_half_and_rounding_does_not_add_up(network):
+    """Far closer to fp32 than a network that is in bfloat16 altogether."""
+    x, t, y = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([400]), torch.arange(4)
+    right = network(x, t, y)
+
+    def error(other: torch.nn.Module, x: torch.Tensor) -> float:
+        return ((other(x, t, y).float() - right).norm() / right.norm()).item()
+
+    def copy() -> torch.nn.Module:
+        fresh = DiT_models["DiT-S/2"](input_size=8, num_classes=10)
+        fresh.load_state_dict(network.state_dict())
+        return fresh
+
+    half = copy().to_half(torch.bfloat16)
+    kinds = {name.split(".")[0]: parameter.dtype for name, parameter in half.named_parameters()}
+    assert kinds.pop("blocks") == torch.bfloat16
+    assert set(kinds.values()) == {torch.float32}
+    assert half(x, t, y).dtype == torch.float32
+    assert error(half, x) < 0.01
+    assert error(half, x) < error(copy().bfloat16(), x.bfloat16()) / 2
+
+
+def test_one_timestep_is_embedded_once_but_for_exact(tiny_checkpoint, tmp_path, monkeypatch):
+    rows = []
+    original = checkpoint.load_dit
+
+    def spied(*arguments):
+        dit = original(*arguments)
+        dit.t_embedder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+        return dit
+
+    monkeypatch.setattr(checkpoint, "load_dit", spied)
+    draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    assert set(rows) == {1}
+    rows.clear()
+    threads = torch.get_num_threads()
+    draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="exact"), "--exact")
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    assert set(rows) == {8}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> np.ndarray:
+    """Digits of the embedded model, by its plain fp32 path."""
+    return draw(*digits(tmp_path_factory.mktemp("reference")), "--precision", "fp32", "--no-compile", "--no-vae-slicing")[1]
+
+
+def digits(folder, **changes) -> list[str]:
+    given = {"num-fid-samples": 8, "per-proc-batch-size": 8, "num-sampling-steps": 4, "sample-dir": folder, "run-name": "run"}
+    return ["--preset", "digits", *(str(part) for name, value in (given | changes).items() for part in (f"--{name}", value))]
+
+
+@pytest.mark.parametrize(
+    ("given", "mean", "most"),
+    [
+        (["--precision", "bf16", "--no-compile"], 1.0, 40),
+        (["--precision", "fp16", "--no-compile"], 0.2, 10),
+        (["--precision", "fp32", "--no-compile", "--attention", "math"], 1e-3, 1),
+        (["--precision", "fp32", "--no-compile", "--vae-slicing"], 1e-3, 1),
+        (["--precision", "fp32", "--compile"], 1e-3, 1),
+        (["--precision", "bf16", "--compile"], 1.0, 40),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path):
+    """Within levels that are stated here; another seed is 30 and more away on average."""
+    manifest, images = draw(*digits(tmp_path), *given)
+    difference = np.abs(images - reference)
+    assert difference.mean() < mean
+    assert difference.max() <= most
+    identity = manifest["identity"]
+    assert [identity["precision"], identity["compile"]] == [given[1], "--compile" in given]
+    assert identity["attention"] == ("math" if "math" in given else "sdpa")
+    assert manifest["sessions"][0]["peak_memory"] > 1e8
+    assert not manifest["sessions"][0]["events"]
+
+
+def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path):
+    command = [*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile"]
+    done = run_command("sample_ddp.py", *command, CXX=str(tmp_path / "absent"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "torch.compile does not work here" in done.stderr
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]["compile"] is False
+
+
+def test_a_network_that_does_not_compile_runs_without(tiny_checkpoint, tmp_path, monkeypatch):
+    _, right = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+
+    def broken(network, *_):
+        network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("no such instruction"))
+
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(numerics, "compiled", broken)
+    with pytest.warns(UserWarning, match="torch.compile failed"):
+        manifest, images = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="fallen-back"), "--compile")
+    assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["not compiled"]
+    assert (images == right).all()
+
+
+def test_what_overflows_in_fp16_is_drawn_in_fp32(tiny_checkpoint, tmp_path):
+    """Weights beyond what fp16 holds; only the rows that they concern are drawn again."""
+    state = load_file(tiny_checkpoint)
+    state["blocks.0.mlp.fc2.weight"] = state["blocks.0.mlp.fc2.weight"] * 1e7
+    state["blocks.0.adaLN_modulation.1.weight"] = torch.zeros_like(state["blocks.0.adaLN_modulation.1.weight"])
+    state["blocks.0.adaLN_modulation.1.bias"] = torch.full_like(state["blocks.0.adaLN_modulation.1.bias"], 1e-6)
+    save_file(state, tmp_path / "large.safetensors")
+    _, right = draw(*options(tmp_path / "large.safetensors", tmp_path, num_fid_samples=4))
+    given = options(tmp_path / "large.safetensors", tmp_path, num_fid_samples=4, run_name="half")
+    manifest, images = draw(*given, "--precision", "fp16")
+    assert manifest["sessions"][0]["events"][0]["event"] == "not finite, drawn again in fp32"
+    assert manifest["sessions"][0]["events"][0]["indices"] == [0, 1, 2, 3]
+    assert np.abs(images - right).max() <= 1
+
+
+def test_what_overflows_in_the_decoder_is_decoded_in_fp32(tiny_checkpoint, tmp_path, monkeypatch):
+    original = autoencoder.load
+
+    def large(*arguments):
+        vae = original(*arguments)
+        if vae.dtype == torch.float16:
+            vae.decoder.conv_out.bias.data.fill_(float("inf"))
+        return vae
+
+    _, right = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    monkeypatch.setattr(autoencoder, "load", large)
+    given = options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="half")
+    manifest, images = draw(*given, "--precision", "fp16")
+    assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["decoded again in fp32"]
+    assert np.abs(images - right).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("t", "interval", "expected"),
+    [(0, (0, 1), True), (999, (0, 1), True), (700, (0.0, 0.7), True), (701, (0.0, 0.7), False), (199, (0.2, 0.7), False)],
+)
+def test_guidance_interval_includes_its_ends(t, interval, expected):
+    assert is_guided(t, interval) is expected
+
+
+def test_outside_the_interval_no_null_half_is_computed(tiny_checkpoint, tmp_path, monkeypatch):
+    rows = []
+    original = DiT_models["DiT-XS/8"].func
+
+    def spied(*arguments, **choices):
+        dit = original(*arguments, **choices)
+        dit.register_forward_pre_hook(lambda _, given: rows.append((int(given[1].max()), len(given[0]))))
+        return dit
+
+    monkeypatch.setitem(checkpoint.DiT_models, "DiT-XS/8", lambda **choices: spied("XS", 8, **choices))
+    few = {"num_fid_samples": 4, "num_sampling_steps": 4, "cfg_scale": 30.0}
+    _, everywhere = draw(*options(tiny_checkpoint, tmp_path, **few))
+    assert rows == [(999, 8), (666, 8), (333, 8), (0, 8)]
+    rows.clear()
+    _, inside = draw(*options(tiny_checkpoint, tmp_path, **few, guidance_interval="0.3,0.7", run_name="inside"))
+    assert rows == [(999, 4), (666, 8), (333, 8), (0, 4)]
+    _, nowhere = draw(*options(tiny_checkpoint, tmp_path, **few | {"cfg_scale": 1.0}, run_name="nowhere"))
+    _, empty = draw(*options(tiny_checkpoint, tmp_path, **few, guidance_interval="0.5,0.5", run_name="empty"))
+    assert (empty == nowhere).all()
+    assert np.abs(inside - everywhere).max() > 1
+    assert np.abs(inside - nowhere).max() > 1
+
+
+@pytest.mark.parametrize("sampler", ["dpm-solver++", "unipc", "heun"])
+def test_solvers_draw_from_the_command_line(sampler, tiny_checkpoint, tmp_path):
+    manifest, images = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=6, sampler=sampler, num_sampling_steps=5))
+    assert manifest["identity"]["sampler"] == sampler
+    assert images.std() > 1
+
+
+def test_tiles_are_part_of_the_run(tiny_checkpoint, tmp_path, monkeypatch):
+    enabled = []
+    monkeypatch.setattr("diffusers.AutoencoderKL.enable_tiling", lambda _: enabled.append(True))
+    draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    assert not enabled
+    with pytest.raises(distributed.UserError, match="vae_tiling is False there and True here"):
+        draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--vae-tiling")
+    draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="tiles"), "--vae-tiling")
+    assert enabled
+
+
+def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, monkeypatch):
+    """The device is the CPU under another name, so that every move can be seen."""
+    arguments = options(tiny_checkpoint, "unused", num_fid_samples=4)
+    config, _ = sample_ddp.parse([str(argument) for argument in [*arguments, "--offload", "both"]])
+    device = torch.device("cpu", 0)
+    moves = []
+    for kind in ("models.dit.DiT", "diffusers.AutoencoderKL"):
+        monkeypatch.setattr(f"{kind}.to", lambda self, place, *_, **__: moves.append((type(self).__name__, str(place))) or self)
+    drawer = drawing.Drawer(config, device, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer.load()
+    moves.clear()
+    assert len(list(drawer.blocks([0], 4, lambda: None))) == 1
+    assert moves == [("DiT", "cpu:0"), ("DiT", "cpu"), ("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")]
+
+
+@pytest.mark.parametrize(("bytes_each", "fixed", "free", "most"), [(7, 0, 1000, 256), (1, 90, 500, 256), (3, 5, 10**9, 256)])
+def test_the_largest_batch_is_found_without_trying_more(bytes_each, fixed, free, most):
+    tried = []
+
+    def used(images: int) -> int:
+        tried.append(images)
+        assert fixed + images * bytes_each <= SHARE * free, "this could have failed"
+        return fixed + images * bytes_each
+
+    found = largest_batch(used, free, most)
+    assert found == min(most, (SHARE * free - fixed) // bytes_each)
+    assert len(tried) < 10
+
+
+def test_a_batch_that_runs_out_of_memory_after_all_is_not_taken():
+    def used(images: int) -> int:
+        if images > 5:
+            raise MemoryError
+        return 0
+
+    assert largest_batch(used, 10**9) == 4
+    assert largest_batch(lambda _: 2 * 10**9, 10**9) == 1
+
+
+def test_auto_stands_in_the_manifest_and_a_run_goes_on_with_it(tiny_checkpoint, tmp_path, monkeypatch):
+    few = {"num_fid_samples": 6, "per_proc_batch_size": "auto"}
+    manifest, images = draw(*options(tiny_checkpoint, tmp_path, **few))
+    assert manifest["identity"]["per_proc_batch_size"] == "auto"
+    assert manifest["per_proc_batch_size"] == 6
+    monkeypatch.setattr(drawing.Drawer, "largest_batch", lambda *_: pytest.fail("searched again"))
+    manifest, more = draw(*options(tiny_checkpoint, tmp_path, **few | {"num_fid_samples": 9}))
+    assert manifest["per_proc_batch_size"] == 6
+    assert (more[:6] == images).all()
+    _, alike = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=9, per_proc_batch_size=6, run_name="six"))
+    assert (alike == more).all()
