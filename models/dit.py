@@ -238,7 +238,7 @@ def guided_model(
     labels = torch.cat([y, torch.full_like(y, model.null_label)])
 
     def timesteps(t: float, rows: int, device: torch.device) -> Tensor:
-        return torch.full((1 if shared_timestep else rows,), t, device=device)
+        return torch.full((1 if shared_timestep else rows,), float(t), device=device)
 
     def predict(x: Tensor, t: float) -> Tensor:
         if cfg_scale == 1.0:

@@ -51,7 +51,7 @@ class Drawer:
         latent: tuple[int, int],
         note: Callable[..., object],
     ):
-        self._config, self._device, self._how, self._find_vae, self._note = config, device, how, find_vae, note
+        self.config, self._device, self.how, self._find_vae, self._note = config, device, how, find_vae, note
         self._channels, self._input_size = latent
         self._batch = config.per_proc_batch_size
         self._networks: tuple[DiT, AutoencoderKL] | None = None
@@ -61,12 +61,12 @@ class Drawer:
     def load(self) -> None:
         """Loads the networks, and compiles what is to be compiled."""
         if self._networks is None:
-            self._networks = self._load_dit(self._how), self._load_vae(self._how)
-            if self._how.compile:
+            self._networks = self._load_dit(self.how), self._load_vae(self.how)
+            if self.how.compile:
                 self._compile()
 
     def _load_dit(self, how: Numerics) -> DiT:
-        config, shape = self._config, (self._input_size, self._channels)
+        config, shape = self.config, (self._input_size, self._channels)
         dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, self._place("model"))
         return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)
 
@@ -74,28 +74,29 @@ class Drawer:
         vae = autoencoder.load(self._find_vae(), self._place("vae"), how.dtype)
         if how.vae_slicing:
             vae.enable_slicing()
-        if self._config.vae_tiling:
+        if self.config.vae_tiling:
             vae.enable_tiling()
         return vae
 
     @torch.inference_mode()
     def _compile(self) -> None:
         """Compiles the network for the shapes that it will meet; if that fails, goes on without."""
-        numerics.compiled(self._networks[0], self._config, self._device)
+        numerics.compiled(self._networks[0], self.config, self._device)
         x = torch.zeros(self._batch, self._channels, self._input_size, self._input_size, device=self._device)
         try:
-            for t in {is_guided(t, self._config.guidance_interval): t for t in self._schedule.numbers}.values():
-                self._guided(self._networks[0], range(self._batch))(x, t)
+            with self._at_work(self._networks[0], "model"):
+                for t in {is_guided(t, self.config.guidance_interval): t for t in self._schedule.numbers}.values():
+                    self.guided(range(self._batch))(x, t)
         except Exception as error:
             if is_out_of_memory(error):
                 return  # which the first block will find too, and draw in halves
             self._note(event="not compiled", reason=one_line(error))
             warnings.warn(f"torch.compile failed, so this rank runs without it ({one_line(error)})", stacklevel=2)
-            self._networks = self._load_dit(self._how), self._networks[1]
+            self._networks = self._load_dit(self.how), self._networks[1]
 
     def _place(self, network: str) -> torch.device:
         """Where a network is while it has nothing to do."""
-        return torch.device("cpu") if self._config.offload in (network, "both") else self._device
+        return torch.device("cpu") if self.config.offload in (network, "both") else self._device
 
     @contextmanager
     def _at_work(self, network: "DiT | AutoencoderKL", name: str) -> Iterator[None]:
@@ -112,9 +113,9 @@ class Drawer:
         @torch.inference_mode()
         def attempt(images: int) -> None:
             x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
-            t = max(self._schedule.numbers, key=lambda t: is_guided(t, self._config.guidance_interval))
+            t = max(self._schedule.numbers, key=lambda t: is_guided(t, self.config.guidance_interval))
             with self._at_work(self._networks[0], "model"):
-                x = x + self._guided(self._networks[0], range(images))(x, t)[:, : self._channels]
+                x = x + self.guided(range(images))(x, t)[:, : self._channels]
             self._decode(x)
 
         def used(images: int) -> int:
@@ -162,12 +163,12 @@ class Drawer:
                 torch.cuda.empty_cache()
 
     def _name(self, start: int) -> str:
-        return f"images {start} to {start + self._config.per_proc_batch_size - 1}"
+        return f"images {start} to {start + self.config.per_proc_batch_size - 1}"
 
     @torch.inference_mode()
     def _blocks(self, left: list[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """As `blocks`; takes from `left` what is drawn."""
-        size = self._config.per_proc_batch_size
+        size = self.config.per_proc_batch_size
         pieces = [
             range(first, min(first + self._batch, start + size))
             for start in left
@@ -177,7 +178,7 @@ class Drawer:
             block: list[Tensor] = []
             for piece in pieces:
                 with self._at_work(self._networks[0], "model"):
-                    latents = self._latents(self._networks[0], piece, noise, check)
+                    latents = self._sample(self._networks[0], piece, noise, check)
                     latents = self._finite(piece, count, latents, check)
                 if block and piece.start % size == 0:  # decoded while these latents were made
                     yield left.pop(0), self._take(block)
@@ -198,42 +199,50 @@ class Drawer:
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels in the host's memory; with a stream of its own, they are there when that has come so far."""
         if not self._beside:
-            return self._pixels(latents).cpu()
+            return self.pixels(latents).cpu()
         self._beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._beside):
-            pixels = self._pixels(latents)
+            pixels = self.pixels(latents)
             latents.record_stream(self._beside)
             return torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels, non_blocking=True)
 
-    def _pixels(self, latents: Tensor) -> Tensor:
+    def pixels(self, latents: Tensor) -> Tensor:
         """Images (N, H, W, 3) uint8; decoded once more in fp32 if they do not fit into fp16."""
         _, vae = self._networks
         try:
             with self._at_work(vae, "vae"):
-                return autoencoder.decode(vae, latents, self._config.rounding)
+                return autoencoder.decode(vae, latents, self.config.rounding)
         except OverflowError as error:
             self._note(event="decoded again in fp32", reason=str(error))
             vae = self._load_vae(REFERENCE)
             with self._at_work(vae, "vae"):
-                return autoencoder.decode(vae, latents, self._config.rounding)
+                return autoencoder.decode(vae, latents, self.config.rounding)
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
-        config = self._config
+        config = self.config
         draws = noise_draws(config.sampler, config.eta, len(self._schedule))
         shape = (self._channels, self._input_size, self._input_size)
         return NoiseStream(config.global_seed, pieces, shape, draws, self._device)
 
-    def _guided(self, dit: DiT, piece: range) -> Callable[[Tensor, float], Tensor]:
-        """The network for the labels of `piece`, guided within the interval."""
-        config = self._config
+    def guided(self, piece: range, dit: DiT | None = None) -> Callable[[Tensor, float], Tensor]:
+        """The network, or another, for the labels of `piece`, guided within the interval."""
+        config = self.config
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self._device)
-        guided = partial(guided_model, dit, y, cfg_channels=config.cfg_channels, shared_timestep=not config.exact)
+        guided = partial(
+            guided_model, dit or self._networks[0], y, cfg_channels=config.cfg_channels, shared_timestep=not config.exact
+        )
         inside, outside = guided(cfg_scale=config.cfg_scale), guided(cfg_scale=1.0)
         return lambda x, t: (inside if is_guided(t, config.guidance_interval) else outside)(x, t)
 
-    def _latents(self, dit: DiT, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
-        config, guided = self._config, self._guided(dit, piece)
+    @torch.inference_mode()
+    def latents(self, piece: range, check: Callable[[], object], dit: DiT | None = None) -> Tensor:
+        """The latents of one batch (N, C, H, W), by the network that is loaded or another."""
+        with self._noise([piece]) as noise:
+            return self._sample(dit or self._networks[0], piece, noise, check)
+
+    def _sample(self, dit: DiT, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
+        config, guided = self.config, self.guided(piece, dit)
 
         def model(x: Tensor, t: float) -> Tensor:
             check()
@@ -248,9 +257,9 @@ class Drawer:
         bad[max(count - piece.start, 0) :] = False
         if not bad.any():
             return latents
-        dit = self._networks[0] if (self._how.dtype, self._how.compile) == (torch.float32, False) else self._load_dit(REFERENCE)
-        with in_fp32(), self._noise([piece]) as noise, self._at_work(dit, "model"):
-            again = self._latents(dit, piece, noise, check)
+        dit = self._networks[0] if (self.how.dtype, self.how.compile) == (torch.float32, False) else self._load_dit(REFERENCE)
+        with in_fp32(), self._at_work(dit, "model"):
+            again = self.latents(piece, check, dit)
         latents = torch.where(bad[:, None, None, None], again, latents)
         indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
         self._note(event="not finite, drawn again in fp32", indices=indices)

@@ -78,7 +78,7 @@ class Work:
         self._vae = ""
         latent = task.in_channels, task.input_size
         find = lambda: Path(self._vae or find_weights(config, task))  # noqa: E731
-        self._drawer = Drawer(config, group.device, task.how, find, latent, self._note)
+        self.drawer = Drawer(config, group.device, task.how, find, latent, self._note)
 
     def do(self, started: float) -> Path:
         """All of it. Returns the npz."""
@@ -89,7 +89,7 @@ class Work:
             # The first rank of a node has work if any of its ranks has.
             find = partial(autoencoder.resolve, self._config.vae) if group.is_main else partial(find_weights, self._config, task)
             self._vae = group.once_per_node("vae", lambda: str(find()))
-            self._drawer.load()
+            self.drawer.load()
         group.wait()
         if task.missing and group.is_main:
             seconds = checked - started, time.monotonic() - checked
@@ -123,7 +123,7 @@ class Work:
         task, size = self._task, self._config.per_proc_batch_size
         folders = task.folder, task.npz, self._config.image_size
         with output.BlockWriter(*folders, self._with_png, self._recorder, on_written) as writer:
-            for start, pixels in self._drawer.blocks(blocks * size, wanted.size, self._check):
+            for start, pixels in self.drawer.blocks(blocks * size, wanted.size, self._check):
                 # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
                 indices = np.arange(start, min(start + size, len(wanted)))
                 keep = np.flatnonzero(wanted[indices])

@@ -2,11 +2,15 @@
 
     python scripts/benchmark.py evaluation
     python scripts/benchmark.py evaluation --only extraction --images 64 --repeats 1
+    python scripts/benchmark.py sampling
+    python scripts/benchmark.py sampling --model DiT-XL/2 --device cuda --images 32 --steps 250 --only denoising pipeline
     python scripts/benchmark.py io --images 50000
     python scripts/benchmark.py scaling --json scaling.json --markdown scaling.md
 
 evaluation: the peers are torch-fidelity, pytorch-fid and scipy. All get the same weights of Inception (random ones, unless
 --inception-weights names a file), the same PNGs and the same number of threads.
+sampling: the peers are diffusers' DiT and DiTPipeline, as they come and in bfloat16, and our own --exact; random weights of a DiT
+and of Stable Diffusion's VAE at 256 x 256. FID-digits by precision and by sampler and steps are of the embedded model.
 io: packing an npz of 256 x 256 images, against a plain loop over the PNGs. 50,000 take 20 GB of disk.
 scaling: what a run costs beside drawing, from 1,000 to 10 million images and at 1,024 ranks, with a stub in the place of the
 networks. Ratios hold for one machine in one run.
@@ -22,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from distributed import Parser, UserError, user_errors  # noqa: E402
 from scripts import benchmark_runs as runs  # noqa: E402
+from scripts import benchmark_sampling as drawing  # noqa: E402
 
 IMAGE_SIZE = 256
 DIMENSION = 2048
@@ -47,6 +52,9 @@ class Work:
     images: int
     samples: int
     reference: int
+    model: str = ""
+    steps: int = 0
+    device: str = "cpu"
 
     @property
     def weights(self) -> str:
@@ -284,13 +292,78 @@ SCALING = {
         },
     ),
 }
-BENCHMARKS = {**EVALUATION, **IO, **SCALING}
+
+
+def sampling(way: Callable[..., Measured], *given: object, **options: object) -> Callable[[Work], Measured]:
+    """`way` of drawing, with what it is given."""
+    return lambda work: way(drawing.Drawing(work.folder, work.model, work.images, work.steps, work.device), *given, **options)
+
+
+SAMPLING = {
+    "denoising": Benchmark(
+        "One guided step of {images} images",
+        {
+            "Fiducial": sampling(drawing.denoise_ours),
+            "Fiducial, not compiled": sampling(drawing.denoise_ours, "--no-compile"),
+            "Fiducial, fp32, not compiled": sampling(drawing.denoise_ours, "--precision", "fp32", "--no-compile"),
+            "Fiducial --exact": sampling(drawing.denoise_ours, "--exact"),
+            "diffusers": sampling(drawing.denoise_theirs, "fp32"),
+            "diffusers, bf16": sampling(drawing.denoise_theirs, "bf16"),
+            "diffusers, bf16, compiled": sampling(drawing.denoise_theirs, "bf16", compiled=True),
+        },
+    ),
+    "decoding": Benchmark(
+        "Latents of {images} images to pixels",
+        {
+            "Fiducial": sampling(drawing.decode_ours),
+            "Fiducial, all images at once": sampling(drawing.decode_ours, "--no-vae-slicing"),
+            "Fiducial, fp32": sampling(drawing.decode_ours, "--precision", "fp32", "--no-vae-slicing"),
+            "Fiducial --exact": sampling(drawing.decode_ours, "--exact"),
+            "diffusers": sampling(drawing.decode_theirs, "fp32"),
+            "diffusers, bf16": sampling(drawing.decode_theirs, "bf16"),
+        },
+    ),
+    "pipeline": Benchmark(
+        "{images} images in {steps} steps",
+        {
+            "Fiducial, pixels in memory": sampling(drawing.pipeline_ours, with_png=False),
+            "Fiducial, PNGs and npz": sampling(drawing.pipeline_ours),
+            "Fiducial --exact, PNGs and npz": sampling(drawing.pipeline_ours, "--exact"),
+            "diffusers' DiTPipeline": sampling(drawing.pipeline_theirs, "fp32"),
+            "diffusers' DiTPipeline, bf16": sampling(drawing.pipeline_theirs, "bf16"),
+            "diffusers' DiTPipeline, bf16, compiled": sampling(drawing.pipeline_theirs, "bf16", compiled=True),
+        },
+        images=True,
+    ),
+    "latents": Benchmark("50 DDIM steps of {images} images against the same in fp32", {"Fiducial": sampling(drawing.latents)}),
+    "ranks": Benchmark(
+        "Digits by ranks of one thread each",
+        {"two ranks": sampling(drawing.ranks, 2), "one rank": sampling(drawing.ranks, 1)},
+    ),
+    "precision": Benchmark(
+        "FID-digits of 1,000 digits at 50 steps, by seed",
+        {
+            f"{name}, seed {seed}": sampling(drawing.fid_digits, *options, "--global-seed", seed)
+            for seed in drawing.SEEDS
+            for name, options in (("Fiducial", []), ("Fiducial --exact", ["--exact"]))
+        },
+    ),
+    "samplers": Benchmark(
+        "FID-digits of 1,000 digits, by sampler and steps",
+        {
+            f"{name}, {steps} steps": sampling(drawing.fid_digits, "--sampler", name, "--num-sampling-steps", steps)
+            for name in drawing.SAMPLERS
+            for steps in drawing.STEP_COUNTS
+        },
+    ),
+}
+BENCHMARKS = {**EVALUATION, **IO, **SCALING, **SAMPLING}
 
 
 def measure(name: str, contestant: str, work: Work, threads: int) -> Measured:
     """Runs one contestant in a process of its own."""
     command = [sys.executable, __file__, "contestant", name, contestant]
-    given = {"folder": str(work.folder), "images": work.images, "samples": work.samples, "reference": work.reference}
+    given = asdict(work) | {"folder": str(work.folder)}
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     started = time.perf_counter()
     done = subprocess.run([*command, json.dumps(given)], env=environment, capture_output=True, text=True)
@@ -377,14 +450,20 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, benchmarks, text in (
+        ("sampling", SAMPLING, "drawing against diffusers, and against --exact"),
         ("evaluation", EVALUATION, "the evaluator against its peers"),
         ("io", IO, "packing against a plain loop"),
         ("scaling", SCALING, "time and memory beside drawing, by number of images and ranks"),
     ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
-        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None)
+        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None, model="", steps=1, device="cpu")
         command.add_argument("--only", nargs="+", choices=benchmarks, default=list(benchmarks))
-        if name != "scaling":
+        if name == "sampling":
+            command.add_argument("--images", type=int, default=4, help="drawn at once (default %(default)s)")
+            command.add_argument("--model", default="DiT-B/2", help="(default %(default)s)")
+            command.add_argument("--steps", type=int, default=10, help="of the pipeline (default %(default)s)")
+            command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default %(default)s)")
+        elif name != "scaling":
             most = 500 if name == "evaluation" else 50_000
             command.add_argument("--images", type=int, default=most, help="PNGs on each side (default %(default)s)")
         if name == "evaluation":
@@ -409,15 +488,17 @@ def main() -> None:
         measured = BENCHMARKS[args.benchmark].contestants[args.name](work)
         print(json.dumps(measured or {}))
         return
-    for name in ("images", "samples", "reference", "repeats", "threads"):
+    for name in ("images", "samples", "reference", "repeats", "threads", "steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(Path(folder), args.images, args.samples, args.reference)
+        work = Work(Path(folder), args.images, args.samples, args.reference, args.model, args.steps, args.device)
         if {"extraction", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
+        if {"denoising", "decoding", "pipeline", "latents"} & set(args.only):
+            drawing.write_networks(work.folder, args.model)
         if args.command == "io":
             prepare_run(work.folder, args.images)
         results = {name: compare(name, work, args.repeats, args.threads) for name in args.only}

@@ -162,7 +162,7 @@ def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     task = Task(folder, part, 1, "", 1, 4, "", "", REFERENCE, BLOCK, np.zeros(count, dtype=bool))
     black = np.zeros((BLOCK, TINY, TINY, 3), dtype=np.uint8)
     work = engine.Work(config, distributed.init("cpu"), task, with_png, None)
-    work._drawer.blocks = lambda starts, *_: ((start, black) for start in starts)
+    work.drawer.blocks = lambda starts, *_: ((start, black) for start in starts)
     work.draw(np.arange(-(-count // BLOCK)), ~task.done, lambda _: None)
     work.mend()
     assert records.done(folder, count, {}).all()

@@ -1,0 +1,283 @@
+"""What scripts/benchmark.py measures of drawing: ours as it comes, ours --exact, and diffusers, all with random weights.
+
+Compilation and loading are left out of `seconds`; what they take stands beside.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    from sampling.drawing import Drawer
+
+ROOT = Path(__file__).resolve().parent.parent
+CFG_SCALE = 1.5
+CLASSES = 1000
+LATENT = 4  # channels
+STEPS_TIMED = 5  # evaluations of the network, after one that warms up
+MATRIX = 2048  # whose product is the ceiling on a CPU; on a GPU four times as wide
+LATENT_STEPS = 50  # after which latents are compared
+DIGITS = 1000  # images that FID-digits is of
+SEEDS = range(5)
+SAMPLERS = ("ddpm", "ddim", "dpm-solver++", "unipc", "heun")
+STEP_COUNTS = (250, 50, 20, 10)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A network and how many images it draws at once; `folder` holds what `write_networks` left."""
+
+    folder: Path
+    model: str
+    images: int
+    steps: int
+    device: str
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device(self.device)
+
+
+def write_networks(folder: Path, model: str) -> None:
+    """A DiT and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
+    from diffusers import AutoencoderKL
+    from safetensors.torch import save_file
+
+    from models import DiT_models
+
+    torch.manual_seed(0)
+    network = DiT_models[model](input_size=32, num_classes=CLASSES)
+    state = {name: 0.02 * torch.randn_like(value) for name, value in network.state_dict().items() if name != "pos_embed"}
+    save_file(state | {"pos_embed": network.pos_embed.data}, folder / "dit.safetensors")
+    make_vae(AutoencoderKL).save_pretrained(folder / "vae")
+
+
+def make_vae(kind: type) -> "AutoencoderKL":
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return kind(**blocks, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=LATENT, sample_size=256)
+
+
+def ours(work: Drawing, *options: str) -> "Drawer":
+    """Fiducial's own networks, loaded and compiled as a run with these options has them."""
+    import sample_ddp
+    from sampling import drawing, numerics
+
+    given = ["--ckpt", work.folder / "dit.safetensors", "--model", work.model, "--vae", work.folder / "vae"]
+    given += [
+        "--per-proc-batch-size",
+        work.images,
+        "--num-sampling-steps",
+        work.steps,
+        "--sampler",
+        "ddim",
+        "--device",
+        work.device,
+    ]
+    config, _ = sample_ddp.parse([str(part) for part in (*given, *options)])
+    how = numerics.resolve(config, work.place)
+    numerics.apply(how, config, work.place)
+    drawer = drawing.Drawer(config, work.place, how, lambda: work.folder / "vae", (LATENT, 32), lambda **_: None)
+    drawer.load()
+    return drawer
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(step: Callable[[], object], device: torch.device, times: int = STEPS_TIMED) -> float:
+    """Median seconds of a call, after one that warms up."""
+    step()
+    found = []
+    for _ in range(times):
+        finish(device)
+        started = time.perf_counter()
+        step()
+        finish(device)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def ceiling(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of one large matrix product."""
+    width = MATRIX if device.type == "cpu" else 4 * MATRIX
+    a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+    return 2 * width**3 / min(timed(lambda: a @ b, device) for _ in range(3))
+
+
+def operations(work: Drawing) -> float:
+    """Floating-point operations of one guided evaluation of the network, multiplications and additions counted each."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from models import DiT_models
+
+    rows = 2 * work.images
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = DiT_models[work.model](input_size=32, num_classes=CLASSES).to("meta")
+        network(torch.zeros(rows, LATENT, 32, 32), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64))
+    return counter.get_total_flops()
+
+
+def share_of_ceiling(seconds: float, dtype: torch.dtype, work: Drawing) -> dict[str, float]:
+    speed, most = operations(work) / seconds, ceiling(dtype, work.place)
+    return {"seconds": seconds, "TFLOP/s": speed / 1e12, "of ceiling": speed / most}
+
+
+def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
+    started = time.perf_counter()
+    drawer = ours(work, *options)
+    loading = time.perf_counter() - started
+    x = torch.randn(work.images, LATENT, 32, 32, device=work.place)
+    with torch.inference_mode():
+        guided = drawer.guided(range(work.images))
+        seconds = timed(lambda: guided(x, 500), work.place)
+    return share_of_ceiling(seconds, drawer.how.dtype, work) | {"loading": loading}
+
+
+def their_network(work: Drawing, precision: str) -> "DiTTransformer2DModel":
+    from diffusers import DiTTransformer2DModel
+
+    from models.dit import DIT_SIZES
+
+    hidden, depth, heads = DIT_SIZES[work.model.split("-")[1].split("/")[0]]
+    network = DiTTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=hidden // heads, num_layers=depth, sample_size=32, out_channels=2 * LATENT
+    )
+    return network.to(work.place, DTYPES[precision]).eval().requires_grad_(False)
+
+
+def denoise_theirs(work: Drawing, precision: str, compiled: bool = False) -> dict[str, float]:
+    """As DiTPipeline calls its network, guidance around it."""
+    started = time.perf_counter()
+    network, dtype = their_network(work, precision), DTYPES[precision]
+    if compiled:
+        network.compile(dynamic=False)
+    x = torch.randn(2 * work.images, LATENT, 32, 32, device=work.place, dtype=dtype)
+    t, y = torch.full((2 * work.images,), 500, device=work.place), torch.arange(2 * work.images, device=work.place)
+
+    def step() -> torch.Tensor:
+        noise = network(x, timestep=t, class_labels=y).sample[:, :LATENT]
+        conditional, unconditional = noise.chunk(2)
+        return unconditional + CFG_SCALE * (conditional - unconditional)
+
+    with torch.inference_mode():
+        step()
+        loading = time.perf_counter() - started
+        return share_of_ceiling(timed(step, work.place), dtype, work) | {"loading": loading}
+
+
+def decode_ours(work: Drawing, *options: str) -> dict[str, float]:
+    drawer = ours(work, "--no-compile", *options)
+    x = torch.randn(work.images, LATENT, 32, 32, device=work.place)
+    with torch.inference_mode():
+        return {"seconds": timed(lambda: drawer.pixels(x), work.place, 2)}
+
+
+def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:
+    from diffusers import AutoencoderKL
+
+    dtype = DTYPES[precision]
+    vae = make_vae(AutoencoderKL).to(work.place, dtype).eval().requires_grad_(False)
+    x = torch.randn(work.images, LATENT, 32, 32, device=work.place, dtype=dtype)
+    with torch.inference_mode():
+        return {"seconds": timed(lambda: vae.decode(x).sample, work.place, 2)}
+
+
+def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[str, float]:
+    """Two blocks from noise to pixels, and with `with_png` into the npz and PNGs, as a run writes them; halved."""
+    from sampling import archive, engine, memory
+    from sampling.prepare import Task
+
+    drawer = ours(work, *options)
+    run = work.folder / f"run-{os.getpid()}"
+    run.mkdir()
+    part, count = archive.part_path(run), 2 * work.images
+    part.touch()
+    os.truncate(part, archive.slot(count, 256))
+    list(drawer.blocks([0], count, lambda: None))
+    started = time.perf_counter()
+    if with_png:
+        import distributed
+
+        task = Task(run, part, 1, "", 32, LATENT, "", "", drawer.how, work.images, np.zeros(count, dtype=bool))
+        rank = engine.Work(drawer.config, distributed.init(work.device), task, True, None)
+        rank.drawer = drawer
+        rank.draw(np.arange(2), ~task.done, lambda _: None)
+    else:
+        for _ in drawer.blocks([0, work.images], count, lambda: None):
+            pass
+    return {"seconds": (time.perf_counter() - started) / 2, "peak GB": memory.peak(work.place) / 1e9}
+
+
+def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> dict[str, float]:
+    """diffusers' DiTPipeline, from noise to PIL images."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+    from sampling import memory
+
+    vae = make_vae(AutoencoderKL).to(work.place, DTYPES[precision]).eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=0.18215)
+    network = their_network(work, precision)
+    if compiled:
+        network.compile(dynamic=False)
+        vae.to(memory_format=torch.channels_last)
+    pipeline = DiTPipeline(network, vae, DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    draw = partial(pipeline, list(range(work.images)), guidance_scale=CFG_SCALE)
+    draw(num_inference_steps=1)
+    started = time.perf_counter()
+    draw(num_inference_steps=work.steps)
+    return {"seconds": time.perf_counter() - started, "peak GB": memory.peak(work.place) / 1e9}
+
+
+def ranks(work: Drawing, count: int) -> dict[str, float]:
+    """Seconds of drawing by so many ranks of one thread each, without their start: images are the digits'."""
+    images = 40 * work.images
+    options = ["--preset", "digits", "--num-fid-samples", images, "--per-proc-batch-size", 20, "--sample-dir", work.folder]
+    manifest = draw_digits(work, f"{count}-ranks", *options, ranks=count)
+    return {"seconds": manifest["sessions"][-1]["seconds"], "images/s": images / manifest["sessions"][-1]["seconds"]}
+
+
+def draw_digits(work: Drawing, name: str, *options: object, ranks: int = 1) -> dict:
+    """A run of digits of the command line's; returns its manifest."""
+    name = f"{name}-{os.getpid()}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [*torchrun, "sample_ddp.py", *map(str, options), "--run-name", name, "--device", work.device]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads((work.folder / name / "manifest.json").read_text())
+
+
+def fid_digits(work: Drawing, *options: object) -> dict[str, float]:
+    """FID-digits of 1,000 digits, and what drawing them took on two ranks of one thread each."""
+    given = ["--preset", "digits", "--num-fid-samples", DIGITS, "--sample-dir", work.folder, "--ref", "digits", *options]
+    manifest = draw_digits(work, "digits", *given, ranks=2)
+    result = next(path for path in work.folder.glob(f"digits-{os.getpid()}.json"))
+    found = json.loads(result.read_text())["metrics"]["fid"]["value"]
+    return {"seconds": manifest["sessions"][-1]["seconds"], "FID-digits": found}
+
+
+def latents(work: Drawing, *options: str) -> dict[str, float]:
+    """How far latents are from those of --exact after 50 DDIM steps, relative to their size."""
+    work = Drawing(work.folder, work.model, work.images, LATENT_STEPS, work.device)
+    threads = torch.get_num_threads()
+    started = time.perf_counter()
+    drawn = ours(work, *options).latents(range(work.images), lambda: None)
+    seconds = time.perf_counter() - started
+    reference = ours(work, "--precision", "fp32", "--no-compile").latents(range(work.images), lambda: None)
+    torch.set_num_threads(threads)
+    return {"seconds": seconds, "relative error": ((drawn - reference).norm() / reference.norm()).item()}
