@@ -112,7 +112,10 @@ def compiled(network: nn.Module, config: SamplingConfig, device: torch.device) -
     """The same network, compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
     ready_compiler()
     if device.type == "cpu":
-        network.compile(dynamic=False, options={"freezing": True})
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True  # as an option of `compile` it does nothing
+        network.compile(dynamic=False)
     else:
         network.compile(dynamic=False, mode="reduce-overhead" if config.cuda_tuning else None)
     return network
