@@ -14,6 +14,7 @@ from distributed import UserError
 from sampling.config import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHAPES = 64  # that one network is compiled for: halves of halves of a batch, with and without guidance
 AMPERE = (8, 0)  # the first compute capability with TF32 and bfloat16
 
 
@@ -110,10 +111,13 @@ def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> N
 
 def compiled(network: nn.Module, config: SamplingConfig, device: torch.device) -> nn.Module:
     """The same network, compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
-    ready_compiler()
-    if device.type == "cpu":
-        import torch._inductor.config
+    import torch._dynamo.config
+    import torch._inductor.config
 
+    ready_compiler()
+    torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
+    torch._dynamo.config.recompile_limit = SHAPES
+    if device.type == "cpu":
         torch._inductor.config.freezing = True  # as an option of `compile` it does nothing
         network.compile(dynamic=False)
     else:

@@ -305,6 +305,7 @@ SAMPLING = {
         {
             "Fiducial": sampling(drawing.denoise_ours),
             "Fiducial, not compiled": sampling(drawing.denoise_ours, "--no-compile"),
+            "Fiducial, fp32": sampling(drawing.denoise_ours, "--precision", "fp32"),
             "Fiducial, fp32, not compiled": sampling(drawing.denoise_ours, "--precision", "fp32", "--no-compile"),
             "Fiducial --exact": sampling(drawing.denoise_ours, "--exact"),
             "diffusers": sampling(drawing.denoise_theirs, "fp32"),
@@ -317,7 +318,8 @@ SAMPLING = {
         {
             "Fiducial": sampling(drawing.decode_ours),
             "Fiducial, all images at once": sampling(drawing.decode_ours, "--no-vae-slicing"),
-            "Fiducial, fp32": sampling(drawing.decode_ours, "--precision", "fp32", "--no-vae-slicing"),
+            "Fiducial, fp32": sampling(drawing.decode_ours, "--precision", "fp32"),
+            "Fiducial, fp32, all images at once": sampling(drawing.decode_ours, "--precision", "fp32", "--no-vae-slicing"),
             "Fiducial --exact": sampling(drawing.decode_ours, "--exact"),
             "diffusers": sampling(drawing.decode_theirs, "fp32"),
             "diffusers, bf16": sampling(drawing.decode_theirs, "bf16"),
@@ -415,6 +417,8 @@ def noisy_pictures(images: int, seed: int) -> np.ndarray:
 
 def hardware(threads: int) -> dict[str, str | int]:
     """What it ran on."""
+    import torch
+
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if line.count(":") == 1}
     flags = fields.get("flags", "").split()
@@ -423,7 +427,8 @@ def hardware(threads: int) -> dict[str, str | int]:
         "cpu": " ".join(fields.get(name, "") for name in ("model name", "cpu family", "model")) or platform.processor(),
         "instructions": " ".join(vectors),
         "threads": threads,
-        **{package: version(package) for package in ("torch", "torch-fidelity", "pytorch-fid", "scipy")},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        **{package: version(package) for package in ("torch", "diffusers", "torch-fidelity", "pytorch-fid", "scipy")},
     }
 
 

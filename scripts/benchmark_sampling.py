@@ -61,7 +61,7 @@ def write_networks(folder: Path, model: str) -> None:
 
     torch.manual_seed(0)
     network = DiT_models[model](input_size=32, num_classes=CLASSES)
-    state = {name: 0.02 * torch.randn_like(value) for name, value in network.state_dict().items() if name != "pos_embed"}
+    state = {name: 0.05 * torch.randn_like(value) for name, value in network.state_dict().items() if name != "pos_embed"}
     save_file(state | {"pos_embed": network.pos_embed.data}, folder / "dit.safetensors")
     make_vae(AutoencoderKL).save_pretrained(folder / "vae")
 

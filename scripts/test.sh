@@ -13,4 +13,8 @@ ruff format --check .
 if command -v shellcheck > /dev/null; then
     shellcheck --external-sources --source-path=SCRIPTDIR --source-path=. scripts/*.sh scripts/slurm/* .ci/run
 fi
-python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal "${select[@]}" "$@"
+parallel=(--numprocesses=auto --maxprocesses=8 --dist=worksteal)
+python -m pytest "${parallel[@]}" "${select[@]}" "$@"
+if [ ${#select[@]} -eq 0 ]; then
+    FIDUCIAL_FAST=1 python -m pytest "${parallel[@]}" -m "not long" tests/test_reliability.py
+fi

@@ -139,6 +139,19 @@ def test_sigkill_of_a_worker_at_any_moment(seed, tiny_checkpoint, undisturbed, t
     assert "was killed from outside" in sessions(tmp_path)[0]["ended"]["message"]
 
 
+def test_the_fast_path_continues_in_the_same_bytes(tiny_checkpoint, tmp_path):
+    """bf16 and compiled, killed, and continued by another number of ranks."""
+    fast = [*conftest.options(tiny_checkpoint, tmp_path, num_fid_samples=COUNT), "--precision", "bf16", "--compile"]
+    assert run_command("sample_ddp.py", *fast, "--run-name", "undisturbed", ranks=2).returncode == 0
+    run = Launched(tmp_path, fast)
+    os.kill(run.reach(4).workers()[1], signal.SIGKILL)
+    run.ended()
+    done = run_command("sample_ddp.py", *fast)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run.folder / "manifest.json").read_text())["identity"]["compile"] is True
+    assert (tmp_path / "run.npz").read_bytes() == (tmp_path / "undisturbed.npz").read_bytes()
+
+
 def test_sigkill_without_pngs_loses_nothing_either(tiny_checkpoint, undisturbed, tmp_path):
     run = Launched(tmp_path, arguments := [*options(tiny_checkpoint, tmp_path), "--no-png"])
     os.kill(run.reach(30).workers()[0], signal.SIGKILL)
@@ -244,6 +257,7 @@ def test_a_rank_out_of_memory_halves_its_batch(fault, tiny_checkpoint, undisturb
     if fault == "really-out-of-memory":
         monkeypatch.setenv("ROOM", str(60 << 20))
     arguments = options(tiny_checkpoint, tmp_path, per_proc_batch_size=4 if fault == "out-of-memory" else 64)
+    arguments.append("--no-vae-slicing")  # one at a time they fit
     run = Launched(tmp_path, arguments, fault=fault)
     assert run.process.wait(timeout=120) == 0, run.said
     events = sessions(tmp_path)[0]["events"]
