@@ -16,6 +16,9 @@ from diffusion.schedule import Schedule, linear_betas
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+# What a solver of diffusers is to do, whatever its defaults come to be.
+EPSILON = {"trained_betas": linear_betas(), "prediction_type": "epsilon", "timestep_spacing": "linspace"}
+MULTISTEP = EPSILON | {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero", "thresholding": False}
 Model = Callable[[Tensor, float], Tensor]
 
 
@@ -49,7 +52,7 @@ def sample_dpm_solver(model: Model, x: Tensor, schedule: Schedule, _: Iterator[T
     from diffusers import DPMSolverMultistepScheduler
 
     return _solve(
-        DPMSolverMultistepScheduler(trained_betas=linear_betas(), algorithm_type="dpmsolver++"), model, x, len(schedule)
+        DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_type="midpoint", **MULTISTEP), model, x, len(schedule)
     )
 
 
@@ -57,14 +60,14 @@ def sample_unipc(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor
     """UniPC of order 2 (arXiv 2302.04867), deterministic, by diffusers, at its timesteps for so many steps."""
     from diffusers import UniPCMultistepScheduler
 
-    return _solve(UniPCMultistepScheduler(trained_betas=linear_betas()), model, x, len(schedule))
+    return _solve(UniPCMultistepScheduler(solver_type="bh2", **MULTISTEP), model, x, len(schedule))
 
 
 def sample_heun(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
     """Heun's method (arXiv 2206.00364, algorithm 1), deterministic, by diffusers; two evaluations a step, one in the last."""
     from diffusers import HeunDiscreteScheduler
 
-    return _solve(HeunDiscreteScheduler(trained_betas=linear_betas()), model, x, len(schedule))
+    return _solve(HeunDiscreteScheduler(**EPSILON), model, x, len(schedule))
 
 
 def _solve(scheduler: "SchedulerMixin", model: Model, x: Tensor, num_steps: int) -> Tensor:

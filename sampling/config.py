@@ -30,6 +30,7 @@ PRESETS = {
 # Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
 LIMITS = {"num_fid_samples": 100_000_000, "per_proc_batch_size": 65_536, "world_size": 1_000_000}
 AUTO = 0
+FINGERPRINT_LETTERS = 8  # at the end of a run's name
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
 
 
@@ -93,6 +94,8 @@ class SamplingConfig:
             raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
         if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
             raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
+        if self.sampler in ("dpm-solver++", "unipc") and int(self.num_sampling_steps) > 999:
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes at most 999")
         if self.sampler == "heun" and int(self.num_sampling_steps) < 2:
             raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler heun takes at least 2")
         if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
@@ -100,6 +103,8 @@ class SamplingConfig:
             raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
         if self.offload in ("model", "both") and self.cuda_tuning:
             raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")
+        if self.exact and self.per_proc_batch_size == AUTO:
+            raise UserError("--per-proc-batch-size auto: not with --exact, because bytes depend on it; give a number")
         if self.labels == "null" and self.cfg_scale != 1.0:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -126,7 +131,7 @@ class SamplingConfig:
         return {
             **{name: getattr(self, name) for name in choices.split()},
             "guidance_interval": list(self.guidance_interval),
-            # What `auto` finds stands in the manifest: the folder's first session decides.
+            # The folder is named after this; its manifest has the number that its first session found.
             "per_proc_batch_size": "auto" if self.per_proc_batch_size == AUTO else self.per_proc_batch_size,
         }
 
@@ -138,7 +143,7 @@ class SamplingConfig:
         vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
         ckpt_name, vae_name = self.ckpt.stem[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
         parts = f"{self.model}-{ckpt_name}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
-        return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:8]}")
+        return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}")
 
 
 def fingerprint(identity: dict) -> str:

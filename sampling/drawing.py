@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from diffusion.prediction import is_guided
 from diffusion.samplers import SAMPLERS, noise_draws
-from diffusion.schedule import Schedule
+from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from distributed import UserError
 from models import autoencoder, checkpoint
 from models.dit import DiT, guided_model
@@ -55,6 +56,8 @@ class Drawer:
         self._channels, self._input_size = latent
         self._batch = config.per_proc_batch_size
         self._networks: tuple[DiT, AutoencoderKL] | None = None
+        self._dit_in_fp32: DiT | None = None  # loaded if numbers overflow
+        self._vae_in_fp32: AutoencoderKL | None = None
         self._schedule = Schedule.create(config.num_sampling_steps, device)
         self._beside = torch.cuda.Stream(device) if config.cuda_tuning else None
 
@@ -84,8 +87,9 @@ class Drawer:
         numerics.compiled(self._networks[0], self.config, self._device)
         x = torch.zeros(self._batch, self._channels, self._input_size, self._input_size, device=self._device)
         try:
+            low, high = self.config.guidance_interval
             with self._at_work(self._networks[0], "model"):
-                for t in {is_guided(t, self.config.guidance_interval): t for t in self._schedule.numbers}.values():
+                for t in [NUM_TRAIN_TIMESTEPS * low] + ([] if (low, high) == (0.0, 1.0) else [-1]):  # guided, and not
                     self.guided(range(self._batch))(x, t)
         except Exception as error:
             if is_out_of_memory(error):
@@ -107,29 +111,38 @@ class Drawer:
         finally:
             network.to(self._place(name))
 
-    def largest_batch(self, most: int) -> int:
-        """How many images fit into memory at once, up to `most`."""
+    def largest_batch(self, most: int, check: Callable[[], object]) -> int:
+        """How many images fit into memory at once, up to `most`.
+
+        Raises:
+            UserError: if not even one does.
+        """
 
         @torch.inference_mode()
         def attempt(images: int) -> None:
+            check()
             x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
             t = max(self._schedule.numbers, key=lambda t: is_guided(t, self.config.guidance_interval))
             with self._at_work(self._networks[0], "model"):
                 x = x + self.guided(range(images))(x, t)[:, : self._channels]
+            check()
             self._decode(x)
 
         def used(images: int) -> int:
             try:
-                return memory.used_by(partial(attempt, images), self._device)
+                return memory.used_by(partial(attempt, images), before, device)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise MemoryError from error
                 raise
 
         self.load()
-        attempt(1)  # what is loaded or made once is not counted
-        free = memory.room(self._device)
-        return memory.largest_batch(used, free, most)
+        device, before = self._device, memory.held(self._device)
+        weights = sum(value.nbytes for network in self._networks for value in network.parameters())
+        found = memory.largest_batch(used, memory.room(device, weights), most, may_fail=device.type == "cuda")
+        if not found:
+            raise UserError("--per-proc-batch-size auto: not even one image fits into the memory that is free")
+        return found
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """The blocks that begin at `starts`: first index, and pixels (per_proc_batch_size, H, W, 3) uint8.
@@ -159,6 +172,8 @@ class Drawer:
                 return
             self._batch = -(-self._batch // 2)
             self._note(event="out of memory", batch=self._batch, images=self._name(left[0]), reason=reason)
+            if self.how.compile:
+                self._compile()  # anew, so that what was compiled for more images gives its memory back
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -214,9 +229,10 @@ class Drawer:
                 return autoencoder.decode(vae, latents, self.config.rounding)
         except OverflowError as error:
             self._note(event="decoded again in fp32", reason=str(error))
-            vae = self._load_vae(REFERENCE)
-            with self._at_work(vae, "vae"):
-                return autoencoder.decode(vae, latents, self.config.rounding)
+            if self._vae_in_fp32 is None:
+                self._vae_in_fp32 = self._load_vae(replace(self.how, precision="fp32"))
+            with self._at_work(self._vae_in_fp32, "vae"):
+                return autoencoder.decode(self._vae_in_fp32, latents, self.config.rounding)
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
@@ -257,7 +273,10 @@ class Drawer:
         bad[max(count - piece.start, 0) :] = False
         if not bad.any():
             return latents
-        dit = self._networks[0] if (self.how.dtype, self.how.compile) == (torch.float32, False) else self._load_dit(REFERENCE)
+        if self._dit_in_fp32 is None:
+            is_plain = self.how.dtype == torch.float32 and not self.how.compile
+            self._dit_in_fp32 = self._networks[0] if is_plain else self._load_dit(REFERENCE)
+        dit = self._dit_in_fp32
         with in_fp32(), self._at_work(dit, "model"):
             again = self.latents(piece, check, dit)
         latents = torch.where(bad[:, None, None, None], again, latents)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 SHARE = 0.8  # of what is free, so that what varies from batch to batch still fits
-MOST = 256  # images: beyond these a batch is no faster, and a killed run loses more
+MOST = {"cpu": 32, "cuda": 256}  # images: beyond these a batch is no faster, and a killed run loses more
 
 
 def peak(device: torch.device) -> int:
@@ -21,38 +21,54 @@ def peak(device: torch.device) -> int:
     return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
 
 
-def room(device: torch.device) -> int:
-    """Bytes that this process may take: what is free of its GPU, or its part of the host's memory."""
+def held(device: torch.device) -> int:
+    """The bytes that this process holds now; where nobody tells, the most that it has held."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        return _field(Path("/proc/self/status"), "VmRSS")
+    return peak(device)
+
+
+def room(device: torch.device, weights: int) -> int:
+    """Bytes that this process may take beside what it holds: what is free of its GPU, or its part of the host's memory.
+
+    Args:
+        weights: bytes that each other process of this host is still to take for its own networks.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    return _available() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return (_available() - (processes - 1) * weights) // processes
 
 
 def _available() -> int:
-    """Bytes of the host's memory that can be had without swapping; where nobody tells, half of all."""
+    """Bytes of the host's memory that can be had without swapping, within the limit of a container or job."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # where nobody tells
     with suppress(OSError, StopIteration):
-        return _field(Path("/proc/meminfo"), "MemAvailable")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        available = _field(Path("/proc/meminfo"), "MemAvailable")
+    with suppress(OSError, StopIteration, ValueError):
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        group = Path("/sys/fs/cgroup") / next(line[3:] for line in groups if line.startswith("0::")).lstrip("/")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        available = min(available, max(0, limit - used))
+    return available
 
 
-def used_by(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `work` held at most above what was held before it."""
+def used_by(work: Callable[[], object], before: int, device: torch.device) -> int:
+    """Bytes that `work` held at most above `before`, what was held when nothing had been drawn."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux
-        before = peak(device)
-        work()
-        return peak(device) - before
-    before = _field(status, "VmRSS")
     work()
-    return max(0, _field(status, "VmHWM") - before)
+    highest = peak(device)
+    with suppress(OSError, StopIteration):
+        highest = _field(Path("/proc/self/status"), "VmHWM")
+    return max(0, highest - before)
 
 
 def _field(file: Path, name: str) -> int:
@@ -60,26 +76,27 @@ def _field(file: Path, name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(name))
 
 
-def largest_batch(used: Callable[[int], int], free: int, most: int = MOST) -> int:
-    """The most images whose memory fits into `free` bytes, up to `most`; at least 1.
+def largest_batch(used: Callable[[int], int], free: int, most: int, may_fail: bool) -> int:
+    """The most images whose memory fits into `free` bytes, up to `most`; 0 if not even one does.
 
     Sizes are doubled from 1 on, each only if what the last two needed, continued as a line, says that it fits; between the last
     that was tried and twice that, the line decides. So nothing is tried that is likely to fail.
 
     Args:
         used: bytes that a batch of so many images takes, measured by trying; raises MemoryError if there is too little.
+        may_fail: too little memory is an error there and not the end of the process, so two images are tried in any case.
     """
-    limit, size, slope, last = int(SHARE * free), 1, 0.0, 0
+    limit, size, last = int(SHARE * free), 1, 0
     while size <= most:
         try:
             now = used(size)
         except MemoryError:
-            return max(1, size // 2)
+            return size // 2
         if now > limit:
-            return max(1, size // 2)
-        slope = (now - last) / (size - size // 2) if last else now
+            return size // 2
+        slope = (now - last) / (size - size // 2)  # from one image to two it may be less, where much is needed for any number
         last = now
-        if last + slope * size > limit:
-            return max(size, min(most, size + int((limit - last) / max(slope, 1.0))))
+        if last + slope * size > limit and not (may_fail and size == 1):
+            return min(most, size + int((limit - last) / max(slope, 1.0)))
         size *= 2
     return most

@@ -1,5 +1,6 @@
 """How samples are computed: what precision, compilation and kernels the options and this hardware come to."""
 
+import hashlib
 import logging
 import os
 import warnings
@@ -62,10 +63,15 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
 
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 (AVX512-BF16 or AMX), rather than emulating it."""
-    with suppress(OSError):  # not Linux
-        flags = Path("/proc/cpuinfo").read_text()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_flags().split())
+
+
+def cpu_flags() -> str:
+    """The instructions that Linux says the processor has; empty elsewhere."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith("flags")), "")
+    return ""
 
 
 def is_ampere(device: torch.device) -> bool:
@@ -74,8 +80,8 @@ def is_ampere(device: torch.device) -> bool:
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works here, found by trying; warns if not. It needs a C++ compiler, for one."""
-    ready_compiler()
     try:
+        ready_compiler()
         with torch.inference_mode():
             torch.compile(lambda x: x.tanh() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of many kinds, not all of them torch's
@@ -86,9 +92,10 @@ def can_compile(device: torch.device) -> bool:
 
 
 def ready_compiler() -> None:
-    """Lets compiled kernels be found again by later processes, in the user's own cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    """Lets compiled kernels be found again by later processes, in the user's own cache, apart for each kind of processor."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+    kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"compiled-{kind}"))
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
 
 

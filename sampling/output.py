@@ -196,7 +196,7 @@ def _check_manifest(manifest: dict) -> None:
     if (ranks := sum(session["world_size"] for session in sessions[merged:])) > LIMITS["world_size"]:
         raise ValueError(f"its sessions had {ranks:,} ranks")
     identity, npz = manifest["identity"], manifest["npz"]
-    if type(size := manifest["per_proc_batch_size"]) is not int or not 1 <= size <= LIMITS["per_proc_batch_size"]:
+    if type(size := identity["per_proc_batch_size"]) is not int or not 1 <= size <= LIMITS["per_proc_batch_size"]:
         raise ValueError(f"per_proc_batch_size is {str(size)[:40]}")
     for name, least, most in (("image_size", 1, 1 << 14), ("num_classes", 1, 1 << 20), ("global_seed", 0, 1 << 64)):
         if type(value := identity[name]) is not int or not least <= value < most:

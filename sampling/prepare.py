@@ -2,11 +2,12 @@
 
 import base64
 import dataclasses
+import glob
 import json
 import os
 import platform
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from distributed import Group, UserError, file_sha256, say
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
 from sampling import archive, disk, numerics, output, records
-from sampling.config import AUTO, SamplingConfig, fingerprint
+from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
 from sampling.drawing import Drawer
 from sampling.lock import Lock
 from sampling.memory import MOST
@@ -76,7 +77,11 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     how = Numerics(**{field.name: identity[field.name] for field in dataclasses.fields(Numerics)})
     folder = config.sample_dir / config.named_run(fingerprint(identity))
     manifest = output.read_manifest(folder)
+    if manifest and config.per_proc_batch_size == AUTO:
+        identity["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
     check_folder(folder, manifest, config, identity)
+    if manifest is None and config.run_name is None:
+        tell_of_siblings(folder, identity)
     missing = config.num_fid_samples
     if manifest:
         missing -= int(records.done(folder, config.num_fid_samples, output.unmerged(manifest)).sum())
@@ -89,9 +94,10 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
     try:
         held = stack.enter_context(Lock(folder))
+        if identity["per_proc_batch_size"] == "auto":
+            identity["per_proc_batch_size"] = find_batch_size(config, group, how, vae, size)
         manifest, done = claim(folder, config, identity)
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
-        manifest["per_proc_batch_size"] = find_batch_size(manifest, config, group, how, vae, size)
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
@@ -101,21 +107,16 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         raise disk.explained(error, folder) from error
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
     shas = identity["checkpoint_sha256"], identity["vae_sha256"]
-    batch_size = manifest["per_proc_batch_size"]
+    batch_size = identity["per_proc_batch_size"]
     return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, how, batch_size, done), held
 
 
-def find_batch_size(
-    manifest: dict, config: SamplingConfig, group: Group, how: Numerics, vae: autoencoder.VaeFiles, size: tuple[int, int]
-) -> int:
-    """Images in a block: as asked, or as the run began, or the most that fit."""
-    if config.per_proc_batch_size != AUTO:
-        return config.per_proc_batch_size
-    if "per_proc_batch_size" in manifest:
-        return manifest["per_proc_batch_size"]
+def find_batch_size(config: SamplingConfig, group: Group, how: Numerics, vae: autoencoder.VaeFiles, size: tuple[int, int]) -> int:
+    """Images in a block: the most that fit, but so few that each rank of this session has one."""
     eager, (input_size, channels) = replace(how, compile=False), size
     drawer = Drawer(config, group.device, eager, lambda: vae.folder, (channels, input_size), lambda **_: None)
-    found = drawer.largest_batch(min(MOST, -(-config.num_fid_samples // group.world_size)))
+    most = min(MOST[group.device.type], -(-config.num_fid_samples // group.world_size))
+    found = drawer.largest_batch(most, group.check)
     say(f"--per-proc-batch-size auto: {found}")
     return found
 
@@ -175,6 +176,18 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
             f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
             "but not shrink; choose another --run-name or --sample-dir"
         )
+
+
+def tell_of_siblings(folder: Path, identity: dict) -> None:
+    """Says if the run was begun with other numerics: on another processor or GPU, `auto` means something else."""
+    resolved = {field.name for field in dataclasses.fields(Numerics)}
+    for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{output.MANIFEST}"):
+        with suppress(UserError):
+            other = output.read_manifest(sibling.parent)["identity"]
+            differing = [name for name in identity if other.get(name) != identity[name]]
+            if differing and resolved.issuperset(differing):
+                said = ", ".join(f"{name} {other.get(name)} (here {identity[name]})" for name in differing)
+                say(f"note: {sibling.parent} is the same run with {said}; to continue that one, give its options")
 
 
 def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, np.ndarray]:

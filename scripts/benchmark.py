@@ -55,6 +55,7 @@ class Work:
     model: str = ""
     steps: int = 0
     device: str = "cpu"
+    options: tuple[str, ...] = ()
 
     @property
     def weights(self) -> str:
@@ -296,7 +297,9 @@ SCALING = {
 
 def sampling(way: Callable[..., Measured], *given: object, **options: object) -> Callable[[Work], Measured]:
     """`way` of drawing, with what it is given."""
-    return lambda work: way(drawing.Drawing(work.folder, work.model, work.images, work.steps, work.device), *given, **options)
+    return lambda work: way(
+        drawing.Drawing(work.folder, work.model, work.images, work.steps, work.device, tuple(work.options)), *given, **options
+    )
 
 
 SAMPLING = {
@@ -307,7 +310,7 @@ SAMPLING = {
             "Fiducial, not compiled": sampling(drawing.denoise_ours, "--no-compile"),
             "Fiducial, fp32": sampling(drawing.denoise_ours, "--precision", "fp32"),
             "Fiducial, fp32, not compiled": sampling(drawing.denoise_ours, "--precision", "fp32", "--no-compile"),
-            "Fiducial --exact": sampling(drawing.denoise_ours, "--exact"),
+            "Fiducial --exact, which takes one thread": sampling(drawing.denoise_ours, "--exact"),
             "diffusers": sampling(drawing.denoise_theirs, "fp32"),
             "diffusers, bf16": sampling(drawing.denoise_theirs, "bf16"),
             "diffusers, bf16, compiled": sampling(drawing.denoise_theirs, "bf16", compiled=True),
@@ -320,7 +323,7 @@ SAMPLING = {
             "Fiducial, all images at once": sampling(drawing.decode_ours, "--no-vae-slicing"),
             "Fiducial, fp32": sampling(drawing.decode_ours, "--precision", "fp32"),
             "Fiducial, fp32, all images at once": sampling(drawing.decode_ours, "--precision", "fp32", "--no-vae-slicing"),
-            "Fiducial --exact": sampling(drawing.decode_ours, "--exact"),
+            "Fiducial --exact, which takes one thread": sampling(drawing.decode_ours, "--exact"),
             "diffusers": sampling(drawing.decode_theirs, "fp32"),
             "diffusers, bf16": sampling(drawing.decode_theirs, "bf16"),
         },
@@ -330,7 +333,7 @@ SAMPLING = {
         {
             "Fiducial, pixels in memory": sampling(drawing.pipeline_ours, with_png=False),
             "Fiducial, PNGs and npz": sampling(drawing.pipeline_ours),
-            "Fiducial --exact, PNGs and npz": sampling(drawing.pipeline_ours, "--exact"),
+            "Fiducial --exact, which takes one thread, PNGs and npz": sampling(drawing.pipeline_ours, "--exact"),
             "diffusers' DiTPipeline": sampling(drawing.pipeline_theirs, "fp32"),
             "diffusers' DiTPipeline, bf16": sampling(drawing.pipeline_theirs, "bf16"),
             "diffusers' DiTPipeline, bf16, compiled": sampling(drawing.pipeline_theirs, "bf16", compiled=True),
@@ -444,7 +447,7 @@ def markdown(results: dict[str, dict[str, Measured]], work: Work, machine: dict,
         lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for contestant, measured in contestants.items():
             speed = [f"{work.images / measured['seconds']:.1f}"] if benchmark.images else []
-            others = [f"{measured[key]:.2g}" for key in extra]
+            others = [f"{measured[key]:.4g}" for key in extra]
             row = [contestant, f"{measured['seconds']:.2f}", *speed, *others, f"{measured['seconds'] / first['seconds']:.2f}"]
             lines.append(f"| {' | '.join(row)} |")
         lines.append("")
@@ -461,12 +464,21 @@ def build_parser() -> Parser:
         ("scaling", SCALING, "time and memory beside drawing, by number of images and ranks"),
     ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
-        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None, model="", steps=1, device="cpu")
+        command.set_defaults(
+            images=1, samples=1, reference=1, inception_weights=None, model="", steps=1, device="cpu", options=()
+        )
         command.add_argument("--only", nargs="+", choices=benchmarks, default=list(benchmarks))
         if name == "sampling":
             command.add_argument("--images", type=int, default=4, help="drawn at once (default %(default)s)")
             command.add_argument("--model", default="DiT-B/2", help="(default %(default)s)")
             command.add_argument("--steps", type=int, default=10, help="of the pipeline (default %(default)s)")
+            command.add_argument(
+                "--options",
+                type=str.split,
+                default=(),
+                metavar="TEXT",
+                help="for Fiducial as it comes, such as '--precision bf16'",
+            )
             command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default %(default)s)")
         elif name != "scaling":
             most = 500 if name == "evaluation" else 50_000
@@ -499,21 +511,30 @@ def main() -> None:
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(Path(folder), args.images, args.samples, args.reference, args.model, args.steps, args.device)
+        work = Work(
+            Path(folder), args.images, args.samples, args.reference, args.model, args.steps, args.device, tuple(args.options)
+        )
         if {"extraction", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
         if {"denoising", "decoding", "pipeline", "latents"} & set(args.only):
             drawing.write_networks(work.folder, args.model)
         if args.command == "io":
             prepare_run(work.folder, args.images)
-        results = {name: compare(name, work, args.repeats, args.threads) for name in args.only}
-    machine = hardware(args.threads)
-    text = markdown(results, work, machine, args.repeats)
-    print(text)
+        machine, results = hardware(args.threads), {}
+        for name in args.only:
+            results[name] = compare(name, work, args.repeats, args.threads)
+            report(results, work, machine, args)  # after each, so that one that fails takes no other along
+    print(markdown(results, work, machine, args.repeats))
+
+
+def report(results: dict[str, dict[str, Measured]], work: Work, machine: dict, args: argparse.Namespace) -> None:
+    """Writes what was measured so far."""
     if args.markdown:
-        args.markdown.write_text(text)
+        args.markdown.write_text(markdown(results, work, machine, args.repeats))
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "repeats": args.repeats, "medians": results}, indent=2) + "\n")
+        given = {name: value for name, value in asdict(work).items() if name != "folder"}
+        content = {"machine": machine, "repeats": args.repeats, "work": given, "medians": results}
+        args.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -174,6 +174,7 @@ def start_ranks(ranks: int, count: int) -> None:
     import torch.distributed as dist
 
     from distributed import Group, _meet
+    from sampling.numerics import REFERENCE
     from sampling.prepare import Task
 
     with socket.socket() as free:
@@ -185,7 +186,7 @@ def start_ranks(ranks: int, count: int) -> None:
     processes = [subprocess.Popen([*command, str(port), str(ranks), *map(str, share)]) for share in shares]
     group = Group(0, ranks, 0, "0", None, _meet(store, 0, ranks))
     done = np.random.default_rng(0).random(count) < 0.5  # compresses worst
-    group.publish("task", Task(Path("run"), Path("npz"), 1, "", 8, 4, "", "", done).to_json())
+    group.publish("task", Task(Path("run"), Path("npz"), 1, "", 8, 4, "", "", REFERENCE, BLOCK, done).to_json())
     group.wait()
     assert [process.wait() for process in processes] == [0] * PROCESSES
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from sampling.drawing import Drawer
 
+from distributed import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 CFG_SCALE = 1.5
 CLASSES = 1000
 LATENT = 4  # channels
 STEPS_TIMED = 7  # evaluations of the network, after one that warms up
 MATRIX = 2048  # whose product is the ceiling on a CPU; on a GPU four times as wide
+BLOCKS = 2  # drawn one after the other, so that PNGs of one are written beside the next
 LATENT_STEPS = 50  # after which latents are compared
 DIGITS = 1000  # images that FID-digits is of
 SEEDS = range(5)
@@ -46,6 +49,7 @@ class Drawing:
     images: int
     steps: int
     device: str
+    options: tuple[str, ...] = ()  # for Fiducial as it comes
 
     @property
     def place(self) -> torch.device:
@@ -54,7 +58,6 @@ class Drawing:
 
 def write_networks(folder: Path, model: str) -> None:
     """A DiT and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
-    from diffusers import AutoencoderKL
     from safetensors.torch import save_file
 
     from models import DiT_models
@@ -63,12 +66,16 @@ def write_networks(folder: Path, model: str) -> None:
     network = DiT_models[model](input_size=32, num_classes=CLASSES)
     state = {name: 0.05 * torch.randn_like(value) for name, value in network.state_dict().items() if name != "pos_embed"}
     save_file(state | {"pos_embed": network.pos_embed.data}, folder / "dit.safetensors")
-    make_vae(AutoencoderKL).save_pretrained(folder / "vae")
+    make_vae().save_pretrained(folder / "vae")
 
 
-def make_vae(kind: type) -> "AutoencoderKL":
+def make_vae() -> "AutoencoderKL":
+    from diffusers import AutoencoderKL
+
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return kind(**blocks, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=LATENT, sample_size=256)
+    return AutoencoderKL(
+        **blocks, block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=LATENT, sample_size=256
+    )
 
 
 def ours(work: Drawing, *options: str) -> "Drawer":
@@ -87,7 +94,7 @@ def ours(work: Drawing, *options: str) -> "Drawer":
         "--device",
         work.device,
     ]
-    config, _ = sample_ddp.parse([str(part) for part in (*given, *options)])
+    config, _ = sample_ddp.parse([str(part) for part in (*given, *(options or work.options))])
     how = numerics.resolve(config, work.place)
     numerics.apply(how, config, work.place)
     drawer = drawing.Drawer(config, work.place, how, lambda: work.folder / "vae", (LATENT, 32), lambda **_: None)
@@ -134,6 +141,7 @@ def operations(work: Drawing) -> float:
 
 
 def share_of_ceiling(seconds: float, dtype: torch.dtype, work: Drawing) -> dict[str, float]:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # all that the machine gives, also after --exact
     speed, most = operations(work) / seconds, ceiling(dtype, work.place)
     return {"seconds": seconds, "TFLOP/s": speed / 1e12, "of ceiling": speed / most}
 
@@ -154,11 +162,21 @@ def their_network(work: Drawing, precision: str) -> "DiTTransformer2DModel":
 
     from models.dit import DIT_SIZES
 
-    hidden, depth, heads = DIT_SIZES[work.model.split("-")[1].split("/")[0]]
+    size, patch = work.model.removeprefix("DiT-").split("/")
+    hidden, depth, heads = DIT_SIZES[size]
     network = DiTTransformer2DModel(
-        num_attention_heads=heads, attention_head_dim=hidden // heads, num_layers=depth, sample_size=32, out_channels=2 * LATENT
+        **{"num_attention_heads": heads, "attention_head_dim": hidden // heads, "num_layers": depth, "sample_size": 32},
+        **{"patch_size": int(patch), "out_channels": 2 * LATENT},
     )
     return network.to(work.place, DTYPES[precision]).eval().requires_grad_(False)
+
+
+def compile_theirs(network: "DiTTransformer2DModel") -> None:
+    """As ours is."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = network.device.type == "cpu"
+    network.compile(dynamic=False)
 
 
 def denoise_theirs(work: Drawing, precision: str, compiled: bool = False) -> dict[str, float]:
@@ -166,7 +184,7 @@ def denoise_theirs(work: Drawing, precision: str, compiled: bool = False) -> dic
     started = time.perf_counter()
     network, dtype = their_network(work, precision), DTYPES[precision]
     if compiled:
-        network.compile(dynamic=False)
+        compile_theirs(network)
     x = torch.randn(2 * work.images, LATENT, 32, 32, device=work.place, dtype=dtype)
     t, y = torch.full((2 * work.images,), 500, device=work.place), torch.arange(2 * work.images, device=work.place)
 
@@ -189,24 +207,24 @@ def decode_ours(work: Drawing, *options: str) -> dict[str, float]:
 
 
 def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:
-    from diffusers import AutoencoderKL
-
     dtype = DTYPES[precision]
-    vae = make_vae(AutoencoderKL).to(work.place, dtype).eval().requires_grad_(False)
+    vae = make_vae().to(work.place, dtype).eval().requires_grad_(False)
     x = torch.randn(work.images, LATENT, 32, 32, device=work.place, dtype=dtype)
     with torch.inference_mode():
         return {"seconds": timed(lambda: vae.decode(x).sample, work.place, 2)}
 
 
 def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[str, float]:
-    """Two blocks from noise to pixels, and with `with_png` into the npz and PNGs, as a run writes them; halved."""
-    from sampling import archive, engine, memory
+    """Blocks from noise to pixels, and with `with_png` into the npz and PNGs, as a run writes them; the time of one."""
+    from sampling import archive, engine
     from sampling.prepare import Task
 
+    started = time.perf_counter()
     drawer = ours(work, *options)
+    loading = time.perf_counter() - started
     run = work.folder / f"run-{os.getpid()}"
     run.mkdir()
-    part, count = archive.part_path(run), 2 * work.images
+    part, count = archive.part_path(run), BLOCKS * work.images
     part.touch()
     os.truncate(part, archive.slot(count, 256))
     list(drawer.blocks([0], count, lambda: None))
@@ -217,37 +235,44 @@ def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[s
         task = Task(run, part, 1, "", 32, LATENT, "", "", drawer.how, work.images, np.zeros(count, dtype=bool))
         rank = engine.Work(drawer.config, distributed.init(work.device), task, True, None)
         rank.drawer = drawer
-        rank.draw(np.arange(2), ~task.done, lambda _: None)
+        rank.draw(np.arange(BLOCKS), ~task.done, lambda _: None)
     else:
-        for _ in drawer.blocks([0, work.images], count, lambda: None):
+        for _ in drawer.blocks(range(0, count, work.images), count, lambda: None):
             pass
-    return {"seconds": (time.perf_counter() - started) / 2, "peak GB": memory.peak(work.place) / 1e9}
+    return per_block((time.perf_counter() - started) / BLOCKS, loading, work)
 
 
 def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> dict[str, float]:
     """diffusers' DiTPipeline, from noise to PIL images."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+    from diffusers import DDIMScheduler, DiTPipeline
 
-    from sampling import memory
-
-    vae = make_vae(AutoencoderKL).to(work.place, DTYPES[precision]).eval().requires_grad_(False)
+    started = time.perf_counter()
+    vae = make_vae().to(work.place, DTYPES[precision]).eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=0.18215)
     network = their_network(work, precision)
     if compiled:
-        network.compile(dynamic=False)
+        compile_theirs(network)
         vae.to(memory_format=torch.channels_last)
     pipeline = DiTPipeline(network, vae, DDIMScheduler(clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     draw = partial(pipeline, list(range(work.images)), guidance_scale=CFG_SCALE)
     draw(num_inference_steps=1)
+    loading = time.perf_counter() - started
     started = time.perf_counter()
     draw(num_inference_steps=work.steps)
-    return {"seconds": time.perf_counter() - started, "peak GB": memory.peak(work.place) / 1e9}
+    return per_block(time.perf_counter() - started, loading, work)
+
+
+def per_block(seconds: float, loading: float, work: Drawing) -> dict[str, float]:
+    from sampling import memory
+
+    hours = seconds / work.images * 50_000 / 3600
+    return {"seconds": seconds, "loading": loading, "hours to 50,000": hours, "peak GB": memory.peak(work.place) / 1e9}
 
 
 def ranks(work: Drawing, count: int) -> dict[str, float]:
     """Seconds of drawing by so many ranks of one thread each, without their start: images are the digits'."""
-    images = 40 * work.images
+    images = 200 * work.images
     options = ["--preset", "digits", "--num-fid-samples", images, "--per-proc-batch-size", 20, "--sample-dir", work.folder]
     manifest = draw_digits(work, f"{count}-ranks", *options, ranks=count)
     return {"seconds": manifest["sessions"][-1]["seconds"], "images/s": images / manifest["sessions"][-1]["seconds"]}
@@ -258,7 +283,10 @@ def draw_digits(work: Drawing, name: str, *options: object, ranks: int = 1) -> d
     name = f"{name}-{os.getpid()}"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [*torchrun, "sample_ddp.py", *map(str, options), "--run-name", name, "--device", work.device]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise UserError(next((line for line in done.stderr.splitlines() if line.startswith("error")), done.stderr[-300:]))
     return json.loads((work.folder / name / "manifest.json").read_text())
 
 
@@ -272,12 +300,11 @@ def fid_digits(work: Drawing, *options: object) -> dict[str, float]:
 
 
 def latents(work: Drawing, *options: str) -> dict[str, float]:
-    """How far latents are from those of --exact after 50 DDIM steps, relative to their size."""
-    work = Drawing(work.folder, work.model, work.images, LATENT_STEPS, work.device)
-    threads = torch.get_num_threads()
+    """How far latents are from those in fp32, not compiled, after 50 DDIM steps, relative to their size."""
+    work = replace(work, steps=LATENT_STEPS)
+    drawer = ours(work, *options)
     started = time.perf_counter()
-    drawn = ours(work, *options).latents(range(work.images), lambda: None)
+    drawn = drawer.latents(range(work.images), lambda: None)
     seconds = time.perf_counter() - started
     reference = ours(work, "--precision", "fp32", "--no-compile").latents(range(work.images), lambda: None)
-    torch.set_num_threads(threads)
     return {"seconds": seconds, "relative error": ((drawn - reference).norm() / reference.norm()).item()}

@@ -289,6 +289,9 @@ def test_solvers_approach_the_probability_flow_sooner(sample, error):
     exact = DEVIATION / math.sqrt(ABAR[999] * DEVIATION**2 + 1 - ABAR[999])
     assert constant == pytest.approx(MEAN, rel=0.01)
     assert from_latents == pytest.approx(exact, rel=error)
+    another = sample_dpm_solver if sample is sample_unipc else sample_unipc
+    _, (by_another,) = response(another, Schedule.create("112"), gaussian_model(), 0)
+    assert by_another != pytest.approx(from_latents, rel=1e-5)
     _, (by_ddim,) = response(sample_ddim, Schedule.create("112"), gaussian_model(), 0)
     assert by_ddim != pytest.approx(exact, rel=0.02)
 

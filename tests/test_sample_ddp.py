@@ -101,6 +101,8 @@ MISTAKES = [
     (["--guidance-interval", "0,700"], "--guidance-interval 0.0,700.0: must be"),
     (["--sampler", "unipc", "--num-sampling-steps", "ddim50"], "--num-sampling-steps ddim50: --sampler unipc takes a count"),
     (["--sampler", "heun", "--num-sampling-steps", "1"], "--num-sampling-steps 1: --sampler heun takes at least 2"),
+    (["--sampler", "unipc", "--num-sampling-steps", "1000"], "--sampler unipc takes at most 999"),
+    (["--exact", "--per-proc-batch-size", "auto"], "--per-proc-batch-size auto: not with --exact"),
     (["--sampler", "heun", "--eta", "0.5"], "only --sampler ddim"),
     (["--per-proc-batch-size", "0"], "must be at least 1, or auto"),
     (["--cfg-channels", "5"], "has 4 latent channels"),

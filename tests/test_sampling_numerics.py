@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, options, randomised, run_command
+from conftest import DIGITS, PLAIN, options, randomised, run_command
 from safetensors.torch import load_file, save_file
 
 import distributed
 import sample_ddp
 from diffusion.prediction import is_guided
 from models import DiT_models, autoencoder, checkpoint
-from sampling import drawing, engine, numerics
+from sampling import drawing, engine, memory, numerics
 from sampling.memory import SHARE, largest_batch
 from sampling.numerics import REFERENCE, Numerics
 
@@ -72,6 +72,27 @@ def test_an_old_gpu_is_not_asked_for_what_it_lacks(hardware, precision):
         resolved("--precision", precision, device=CUDA)
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [("tf32", True), ("fp32", False), ("bf16", False), ("fp16", False)])
+def test_tf32_is_on_only_where_it_was_asked_for(precision, tf32):
+    config, _ = sample_ddp.parse(["--preset", "digits"])
+    numerics.apply(Numerics(precision, False, "sdpa", False), config, CPU)
+    switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    numerics.apply(REFERENCE, config, CPU)
+    assert switches == (tf32, tf32)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(("how", "compiles", "slices"), [("--compile", True, False), ("--vae-slicing", False, True)])
+def test_networks_are_made_as_resolved(how, compiles, slices, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(drawing.Drawer, "guided", lambda *_: lambda *_: None)  # nothing is run
+    given = [*options(tiny_checkpoint, "unused"), "--no-vae-slicing", how]
+    config, _ = sample_ddp.parse([str(argument) for argument in given])
+    drawer = drawing.Drawer(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer.load()
+    dit, vae = drawer._networks
+    assert (dit._compiled_call_impl is not None, vae.use_slicing) == (compiles, slices)
+
+
 @pytest.fixture(scope="module")
 def network():
     return randomised(DiT_models["DiT-S/2"](input_size=8, num_classes=10)).requires_grad_(False)
@@ -118,6 +139,16 @@ def test_one_timestep_is_embedded_once_but_for_exact(tiny_checkpoint, tmp_path, 
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
     assert set(rows) == {8}
+
+
+@pytest.mark.parametrize(("attention", "fused"), [("math", False), ("sdpa", True)])
+def test_attention_is_by_the_kernel_asked_for(attention, fused, network):
+    config, _ = sample_ddp.parse(["--preset", "digits"])
+    numerics.apply(Numerics("fp32", False, attention, False), config, CPU)
+    with torch.profiler.profile() as profile, torch.no_grad():
+        network(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.tensor([1]))
+    numerics.apply(REFERENCE, config, CPU)
+    assert any("flash" in event.key for event in profile.key_averages()) is fused
 
 
 @pytest.fixture(scope="module")
@@ -274,18 +305,33 @@ def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, m
     assert moves == [("DiT", "cpu:0"), ("DiT", "cpu"), ("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")]
 
 
-@pytest.mark.parametrize(("bytes_each", "fixed", "free", "most"), [(7, 0, 1000, 256), (1, 90, 500, 256), (3, 5, 10**9, 256)])
-def test_the_largest_batch_is_found_without_trying_more(bytes_each, fixed, free, most):
+@pytest.mark.parametrize(
+    ("each", "fixed", "free", "most", "expected"),
+    [
+        (7, 0, 1000, 256, 114),
+        (1, 90, 500, 256, 256),
+        (3, 5, 10**9, 256, 256),
+        (3, 5, 10**9, 100, 100),
+        (50, 0, 1000, 256, 16),
+        (900, 0, 1000, 256, 0),
+    ],
+)
+def test_the_largest_batch_is_found_without_trying_more(each, fixed, free, most, expected):
     tried = []
 
     def used(images: int) -> int:
         tried.append(images)
-        assert fixed + images * bytes_each <= SHARE * free, "this could have failed"
-        return fixed + images * bytes_each
+        assert images == 1 or fixed + images * each <= SHARE * free, "this could have failed"
+        return fixed + images * each
 
-    found = largest_batch(used, free, most)
-    assert found == min(most, (SHARE * free - fixed) // bytes_each)
+    assert largest_batch(used, free, most, may_fail=False) == expected
     assert len(tried) < 10
+
+
+def test_where_failing_is_harmless_a_large_fixed_need_does_not_stop_the_search():
+    """One image takes more than half: whether two fit, only trying tells."""
+    assert largest_batch(lambda images: 300 + images, 500, 64, may_fail=False) == 1
+    assert largest_batch(lambda images: 300 + images, 500, 64, may_fail=True) == 64
 
 
 def test_a_batch_that_runs_out_of_memory_after_all_is_not_taken():
@@ -294,18 +340,46 @@ def test_a_batch_that_runs_out_of_memory_after_all_is_not_taken():
             raise MemoryError
         return 0
 
-    assert largest_batch(used, 10**9) == 4
-    assert largest_batch(lambda _: 2 * 10**9, 10**9) == 1
+    assert largest_batch(used, 10**9, 64, may_fail=True) == 4
 
 
-def test_auto_stands_in_the_manifest_and_a_run_goes_on_with_it(tiny_checkpoint, tmp_path, monkeypatch):
+def test_memory_is_measured_above_what_was_held():
+    before = memory.held(CPU)
+    assert 0.9e8 < memory.used_by(lambda: torch.ones(25_000_000).sum(), before, CPU) < 2e8
+    assert memory.peak(CPU) >= before + 0.9e8
+
+
+def test_a_process_gets_its_part_of_the_memory(monkeypatch):
+    monkeypatch.setattr(memory, "_available", lambda: 1000)
+    assert memory.room(CPU, 100) == 1000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.room(CPU, 100) == (1000 - 300) // 4
+
+
+def test_a_machine_too_small_for_one_image_is_refused_before_anything_is_drawn(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "room", lambda *_: 0)
+    with pytest.raises(distributed.UserError, match="--per-proc-batch-size auto: not even one image fits"):
+        draw(*options(tiny_checkpoint, tmp_path, per_proc_batch_size="auto"))
+
+
+def test_auto_is_found_once_and_belongs_to_the_run(tiny_checkpoint, tmp_path, monkeypatch):
     few = {"num_fid_samples": 6, "per_proc_batch_size": "auto"}
     manifest, images = draw(*options(tiny_checkpoint, tmp_path, **few))
-    assert manifest["identity"]["per_proc_batch_size"] == "auto"
-    assert manifest["per_proc_batch_size"] == 6
+    assert manifest["identity"]["per_proc_batch_size"] == 6
     monkeypatch.setattr(drawing.Drawer, "largest_batch", lambda *_: pytest.fail("searched again"))
     manifest, more = draw(*options(tiny_checkpoint, tmp_path, **few | {"num_fid_samples": 9}))
-    assert manifest["per_proc_batch_size"] == 6
     assert (more[:6] == images).all()
     _, alike = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=9, per_proc_batch_size=6, run_name="six"))
     assert (alike == more).all()
+
+
+def test_a_run_begun_with_other_numerics_is_named(tiny_checkpoint, tmp_path, capsys):
+    given = options(tiny_checkpoint, tmp_path, num_fid_samples=4)[len(PLAIN) :]
+    assert given[-2:] == ["--run-name", "run"]
+    given = given[:-2]
+    draw(*given, "--no-compile", "--precision", "bf16")
+    assert "note:" not in capsys.readouterr().out
+    draw(*given, "--no-compile", "--precision", "fp32")
+    assert "is the same run with precision bf16 (here fp32)" in capsys.readouterr().out
+    draw(*given, "--no-compile", "--precision", "fp32", "--cfg-scale", "2.5")
+    assert "note:" not in capsys.readouterr().out

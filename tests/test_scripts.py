@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
+from scripts import benchmark_runs, benchmark_sampling
+
 
 @pytest.mark.skipif(not (Path(sys.prefix) / "fiducial-requirements").exists(), reason="not in an environment of scripts/setup.sh")
 def test_the_demo_ends_in_a_report_and_a_second_call_skips_what_is_done(tmp_path):
-    command = ["bash", "scripts/demo.sh", "--num-fid-samples", "40", "--num-sampling-steps", "2", "--sample-dir", str(tmp_path)]
+    options = ["--num-fid-samples", "40", "--num-sampling-steps", "2", "--no-compile", "--sample-dir", str(tmp_path)]
+    command = ["bash", "scripts/demo.sh", *options]
     outputs = []
     for _ in range(2):
         environment = {**os.environ, "FIDUCIAL_VENV": sys.prefix}
@@ -40,6 +43,31 @@ def test_the_benchmark_measures_every_contestant(only, tmp_path):
     assert {"torch-fidelity"} < set(medians)
     assert all(measured["seconds"] > 0 for measured in medians.values())
     assert (tmp_path / "b.md").read_text().count("\n| ") >= len(medians)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("only", ["denoising", "pipeline", "latents", "ranks"])
+def test_the_benchmark_of_drawing_measures_every_contestant(only, tmp_path):
+    sizes = ["--images", "1", "--model", "DiT-S/8", "--steps", "2", "--repeats", "1", "--threads", "1"]
+    done = run_command("scripts/benchmark.py", "sampling", "--only", only, *sizes, "--json", tmp_path / "b.json", timeout=600)
+    assert done.returncode == 0, done.stderr
+    medians = json.loads((tmp_path / "b.json").read_text())["medians"][only]
+    assert all(measured["seconds"] > 0 for measured in medians.values())
+    for measured in medians.values():
+        assert 0 < measured.get("of ceiling", 0.5) < 2
+        assert 0 < measured.get("relative error", 0.01) < 0.1
+
+
+@pytest.mark.long
+def test_ranks_of_the_scaling_benchmark_meet():
+    benchmark_runs.start_ranks(12, 1000)
+
+
+@pytest.mark.parametrize(("model", "multiplications"), [("DiT-XL/2", 118.6e9), ("DiT-B/2", 23.0e9), ("DiT-S/8", 0.36e9)])
+def test_operations_are_those_of_the_paper(model, multiplications):
+    """Of one forward at 256 x 256, times two halves of guidance, times two because additions count as well."""
+    work = benchmark_sampling.Drawing(Path("unused"), model, 3, 1, "cpu")
+    assert benchmark_sampling.operations(work) == pytest.approx(3 * 2 * 2 * multiplications, rel=0.03)
 
 
 def test_a_benchmark_that_cannot_be_run_is_one_sentence():
