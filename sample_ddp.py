@@ -107,7 +107,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
         help="compile the network, which takes each process some seconds at its start (default on a CPU; not run on a GPU yet)",
     )
     speed.add_argument("--attention", choices=["sdpa", "math"], help="torch's fastest kernel, or its plain one (default sdpa)")
-    speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default on a CPU)")
+    speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default with bf16 on a CPU)")
     speed.add_argument("--vae-tiling", action="store_true", help="decode large images in overlapping tiles, which shows at seams")
     speed.add_argument(
         "--offload",

@@ -47,9 +47,8 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
     for option, given in (("--offload", config.offload != "none"), ("--cuda-tuning", config.cuda_tuning)):
         if given and on_cpu:
             raise UserError(f"{option}: needs a GPU, and this runs on a CPU; leave it out")
-    slicing = config.vae_slicing if config.vae_slicing is not None else on_cpu and not config.exact
     if config.exact:
-        return Numerics("fp32", False, config.attention, slicing)
+        return Numerics("fp32", False, config.attention, bool(config.vae_slicing))
     precision = config.precision
     if precision == "auto":
         precision = ("bf16" if cpu_has_bf16() else "fp32") if on_cpu else ("tf32" if is_ampere(device) else "fp32")
@@ -58,6 +57,7 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
     if precision == "bf16" and not on_cpu and not is_ampere(device):
         raise UserError("--precision bf16: this GPU does not have it (compute capability 8.0 or later does); use fp16 or fp32")
     wanted = config.compile if config.compile is not None else on_cpu
+    slicing = config.vae_slicing if config.vae_slicing is not None else on_cpu and precision == "bf16"
     return Numerics(precision, wanted and can_compile(device), config.attention, slicing)
 
 

@@ -47,7 +47,7 @@ def hardware(monkeypatch):
     ("given", "device", "bf16", "capability", "expected"),
     [
         ([], CPU, True, None, ("bf16", True, True)),
-        ([], CPU, False, None, ("fp32", True, True)),
+        ([], CPU, False, None, ("fp32", True, False)),
         ([], CUDA, True, (9, 0), ("tf32", False, False)),
         ([], CUDA, True, (7, 5), ("fp32", False, False)),
         (["--exact"], CPU, True, None, ("fp32", False, False)),
