@@ -89,22 +89,8 @@ class SamplingConfig:
             raise UserError(f"--eta {self.eta}: must be between 0 (deterministic) and 1")
         if self.eta and self.sampler != "ddim":
             raise UserError(f"--eta {self.eta}: only --sampler ddim has it, not {self.sampler}")
-        low, high = self.guidance_interval
-        if not 0.0 <= low <= high <= 1.0:
-            raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
-        if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
-            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
-        if self.sampler in ("dpm-solver++", "unipc") and int(self.num_sampling_steps) > 999:
-            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes at most 999")
-        if self.sampler == "heun" and int(self.num_sampling_steps) < 2:
-            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler heun takes at least 2")
-        if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
-            said = "--compile" if self.compile else "--cuda-tuning" if self.cuda_tuning else f"--precision {self.precision}"
-            raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
-        if self.offload in ("model", "both") and self.cuda_tuning:
-            raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")
-        if self.exact and self.per_proc_batch_size == AUTO:
-            raise UserError("--per-proc-batch-size auto: not with --exact, because bytes depend on it; give a number")
+        self._check_solver()
+        self._check_speed()
         if self.labels == "null" and self.cfg_scale != 1.0:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -118,6 +104,26 @@ class SamplingConfig:
             parse_labels(self.labels, self.num_classes)
         except ValueError as error:
             raise UserError(f"--labels {error}") from error
+
+    def _check_solver(self) -> None:
+        low, high = self.guidance_interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
+        if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
+        if self.sampler in ("dpm-solver++", "unipc") and int(self.num_sampling_steps) > 999:
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes at most 999")
+        if self.sampler == "heun" and int(self.num_sampling_steps) < 2:
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler heun takes at least 2")
+
+    def _check_speed(self) -> None:
+        if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
+            said = "--compile" if self.compile else "--cuda-tuning" if self.cuda_tuning else f"--precision {self.precision}"
+            raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
+        if self.offload in ("model", "both") and self.cuda_tuning:
+            raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")
+        if self.exact and self.per_proc_batch_size == AUTO:
+            raise UserError("--per-proc-batch-size auto: not with --exact, because bytes depend on it; give a number")
 
     def identity(self) -> dict[str, str | int | float | bool | list[float]]:
         """The options that samples are a function of, beside their index; the engine adds what files and hardware resolve to.

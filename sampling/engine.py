@@ -77,8 +77,7 @@ class Work:
         self._recorder = records.Recorder(task.folder, task.session, group.rank)
         self._vae = ""
         latent = task.in_channels, task.input_size
-        find = lambda: Path(self._vae or find_weights(config, task))  # noqa: E731
-        self.drawer = Drawer(config, group.device, task.how, find, latent, self._note)
+        self.drawer = Drawer(config, group.device, task.how, self._find_vae, latent, self._note)
 
     def do(self, started: float) -> Path:
         """All of it. Returns the npz."""
@@ -104,6 +103,9 @@ class Work:
         self.mend()
         group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
         return Path(group.once(lambda: str(self.finish(drawing))))
+
+    def _find_vae(self) -> Path:
+        return Path(self._vae or find_weights(self._config, self._task))
 
     def _check(self) -> None:
         self._group.check()

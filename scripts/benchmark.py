@@ -1,9 +1,10 @@
-"""Measures Fiducial against its peers: each in a process of its own, as it comes, in turns, medians of the repeats.
+r"""Measures Fiducial against its peers: each in a process of its own, as it comes, in turns, medians of the repeats.
 
     python scripts/benchmark.py evaluation
     python scripts/benchmark.py evaluation --only extraction --images 64 --repeats 1
     python scripts/benchmark.py sampling
-    python scripts/benchmark.py sampling --model DiT-XL/2 --device cuda --images 32 --steps 250 --only denoising pipeline
+    python scripts/benchmark.py sampling --model DiT-XL/2 --device cuda --images 32 --steps 250 --only denoising pipeline \
+        --options='--precision bf16 --compile --cuda-tuning'
     python scripts/benchmark.py io --images 50000
     python scripts/benchmark.py scaling --json scaling.json --markdown scaling.md
 
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Work:
     model: str = ""
     steps: int = 0
     device: str = "cpu"
+    image_size: int = IMAGE_SIZE
     options: tuple[str, ...] = ()
 
     @property
@@ -297,9 +299,8 @@ SCALING = {
 
 def sampling(way: Callable[..., Measured], *given: object, **options: object) -> Callable[[Work], Measured]:
     """`way` of drawing, with what it is given."""
-    return lambda work: way(
-        drawing.Drawing(work.folder, work.model, work.images, work.steps, work.device, tuple(work.options)), *given, **options
-    )
+    names = [field.name for field in fields(drawing.Drawing)]
+    return lambda work: way(drawing.Drawing(**{name: getattr(work, name) for name in names}), *given, **options)
 
 
 SAMPLING = {
@@ -464,20 +465,20 @@ def build_parser() -> Parser:
         ("scaling", SCALING, "time and memory beside drawing, by number of images and ranks"),
     ):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
-        command.set_defaults(
-            images=1, samples=1, reference=1, inception_weights=None, model="", steps=1, device="cpu", options=()
-        )
+        command.set_defaults(images=1, samples=1, reference=1, inception_weights=None)
+        command.set_defaults(model="", steps=1, device="cpu", image_size=IMAGE_SIZE, options=())
         command.add_argument("--only", nargs="+", choices=benchmarks, default=list(benchmarks))
         if name == "sampling":
             command.add_argument("--images", type=int, default=4, help="drawn at once (default %(default)s)")
             command.add_argument("--model", default="DiT-B/2", help="(default %(default)s)")
+            command.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="pixels (default %(default)s)")
             command.add_argument("--steps", type=int, default=10, help="of the pipeline (default %(default)s)")
             command.add_argument(
                 "--options",
                 type=str.split,
                 default=(),
                 metavar="TEXT",
-                help="for Fiducial as it comes, such as '--precision bf16'",
+                help="for Fiducial as it comes: --options='--no-compile'",
             )
             command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default %(default)s)")
         elif name != "scaling":
@@ -511,13 +512,14 @@ def main() -> None:
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(
-            Path(folder), args.images, args.samples, args.reference, args.model, args.steps, args.device, tuple(args.options)
-        )
+        given = {
+            name: getattr(args, name) for name in ("images", "samples", "reference", "model", "steps", "device", "image_size")
+        }
+        work = Work(Path(folder), options=tuple(args.options), **given)
         if {"extraction", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
         if {"denoising", "decoding", "pipeline", "latents"} & set(args.only):
-            drawing.write_networks(work.folder, args.model)
+            drawing.write_networks(work.folder, args.model, args.image_size)
         if args.command == "io":
             prepare_run(work.folder, args.images)
         machine, results = hardware(args.threads), {}

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CFG_SCALE = 1.5
 CLASSES = 1000
 LATENT = 4  # channels
+FACTOR = 8  # pixels a latent pixel
 STEPS_TIMED = 7  # evaluations of the network, after one that warms up
 MATRIX = 2048  # whose product is the ceiling on a CPU; on a GPU four times as wide
 BLOCKS = 2  # drawn one after the other, so that PNGs of one are written beside the next
@@ -49,21 +50,27 @@ class Drawing:
     images: int
     steps: int
     device: str
+    image_size: int = 256
     options: tuple[str, ...] = ()  # for Fiducial as it comes
+
+    @property
+    def side(self) -> int:
+        """Height and width of a latent."""
+        return self.image_size // FACTOR
 
     @property
     def place(self) -> torch.device:
         return torch.device(self.device)
 
 
-def write_networks(folder: Path, model: str) -> None:
+def write_networks(folder: Path, model: str, image_size: int) -> None:
     """A DiT and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
     from safetensors.torch import save_file
 
     from models import DiT_models
 
     torch.manual_seed(0)
-    network = DiT_models[model](input_size=32, num_classes=CLASSES)
+    network = DiT_models[model](input_size=image_size // FACTOR, num_classes=CLASSES)
     state = {name: 0.05 * torch.randn_like(value) for name, value in network.state_dict().items() if name != "pos_embed"}
     save_file(state | {"pos_embed": network.pos_embed.data}, folder / "dit.safetensors")
     make_vae().save_pretrained(folder / "vae")
@@ -97,7 +104,7 @@ def ours(work: Drawing, *options: str) -> "Drawer":
     config, _ = sample_ddp.parse([str(part) for part in (*given, *(options or work.options))])
     how = numerics.resolve(config, work.place)
     numerics.apply(how, config, work.place)
-    drawer = drawing.Drawer(config, work.place, how, lambda: work.folder / "vae", (LATENT, 32), lambda **_: None)
+    drawer = drawing.Drawer(config, work.place, how, lambda: work.folder / "vae", (LATENT, work.side), lambda **_: None)
     drawer.load()
     return drawer
 
@@ -135,8 +142,8 @@ def operations(work: Drawing) -> float:
 
     rows = 2 * work.images
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network = DiT_models[work.model](input_size=32, num_classes=CLASSES).to("meta")
-        network(torch.zeros(rows, LATENT, 32, 32), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64))
+        network = DiT_models[work.model](input_size=work.side, num_classes=CLASSES).to("meta")
+        network(torch.zeros(rows, LATENT, work.side, work.side), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64))
     return counter.get_total_flops()
 
 
@@ -150,7 +157,7 @@ def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
     started = time.perf_counter()
     drawer = ours(work, *options)
     loading = time.perf_counter() - started
-    x = torch.randn(work.images, LATENT, 32, 32, device=work.place)
+    x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place)
     with torch.inference_mode():
         guided = drawer.guided(range(work.images))
         seconds = timed(lambda: guided(x, 500), work.place)
@@ -165,7 +172,7 @@ def their_network(work: Drawing, precision: str) -> "DiTTransformer2DModel":
     size, patch = work.model.removeprefix("DiT-").split("/")
     hidden, depth, heads = DIT_SIZES[size]
     network = DiTTransformer2DModel(
-        **{"num_attention_heads": heads, "attention_head_dim": hidden // heads, "num_layers": depth, "sample_size": 32},
+        **{"num_attention_heads": heads, "attention_head_dim": hidden // heads, "num_layers": depth, "sample_size": work.side},
         **{"patch_size": int(patch), "out_channels": 2 * LATENT},
     )
     return network.to(work.place, DTYPES[precision]).eval().requires_grad_(False)
@@ -185,7 +192,7 @@ def denoise_theirs(work: Drawing, precision: str, compiled: bool = False) -> dic
     network, dtype = their_network(work, precision), DTYPES[precision]
     if compiled:
         compile_theirs(network)
-    x = torch.randn(2 * work.images, LATENT, 32, 32, device=work.place, dtype=dtype)
+    x = torch.randn(2 * work.images, LATENT, work.side, work.side, device=work.place, dtype=dtype)
     t, y = torch.full((2 * work.images,), 500, device=work.place), torch.arange(2 * work.images, device=work.place)
 
     def step() -> torch.Tensor:
@@ -201,7 +208,7 @@ def denoise_theirs(work: Drawing, precision: str, compiled: bool = False) -> dic
 
 def decode_ours(work: Drawing, *options: str) -> dict[str, float]:
     drawer = ours(work, "--no-compile", *options)
-    x = torch.randn(work.images, LATENT, 32, 32, device=work.place)
+    x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place)
     with torch.inference_mode():
         return {"seconds": timed(lambda: drawer.pixels(x), work.place, 2)}
 
@@ -209,7 +216,7 @@ def decode_ours(work: Drawing, *options: str) -> dict[str, float]:
 def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:
     dtype = DTYPES[precision]
     vae = make_vae().to(work.place, dtype).eval().requires_grad_(False)
-    x = torch.randn(work.images, LATENT, 32, 32, device=work.place, dtype=dtype)
+    x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place, dtype=dtype)
     with torch.inference_mode():
         return {"seconds": timed(lambda: vae.decode(x).sample, work.place, 2)}
 
@@ -226,13 +233,13 @@ def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[s
     run.mkdir()
     part, count = archive.part_path(run), BLOCKS * work.images
     part.touch()
-    os.truncate(part, archive.slot(count, 256))
+    os.truncate(part, archive.slot(count, work.image_size))
     list(drawer.blocks([0], count, lambda: None))
     started = time.perf_counter()
     if with_png:
         import distributed
 
-        task = Task(run, part, 1, "", 32, LATENT, "", "", drawer.how, work.images, np.zeros(count, dtype=bool))
+        task = Task(run, part, 1, "", work.side, LATENT, "", "", drawer.how, work.images, np.zeros(count, dtype=bool))
         rank = engine.Work(drawer.config, distributed.init(work.device), task, True, None)
         rank.drawer = drawer
         rank.draw(np.arange(BLOCKS), ~task.done, lambda _: None)
@@ -274,6 +281,8 @@ def ranks(work: Drawing, count: int) -> dict[str, float]:
     """Seconds of drawing by so many ranks of one thread each, without their start: images are the digits'."""
     images = 200 * work.images
     options = ["--preset", "digits", "--num-fid-samples", images, "--per-proc-batch-size", 20, "--sample-dir", work.folder]
+    if work.device == "cuda" and torch.cuda.device_count() < count:
+        raise UserError(f"{count} ranks need {count} GPUs")
     manifest = draw_digits(work, f"{count}-ranks", *options, ranks=count)
     return {"seconds": manifest["sessions"][-1]["seconds"], "images/s": images / manifest["sessions"][-1]["seconds"]}
 
@@ -291,9 +300,9 @@ def draw_digits(work: Drawing, name: str, *options: object, ranks: int = 1) -> d
 
 
 def fid_digits(work: Drawing, *options: object) -> dict[str, float]:
-    """FID-digits of 1,000 digits, and what drawing them took on two ranks of one thread each."""
+    """FID-digits of 1,000 digits, and what drawing them took on two ranks of one thread each, or one if there is but one GPU."""
     given = ["--preset", "digits", "--num-fid-samples", DIGITS, "--sample-dir", work.folder, "--ref", "digits", *options]
-    manifest = draw_digits(work, "digits", *given, ranks=2)
+    manifest = draw_digits(work, "digits", *given, ranks=min(2, torch.cuda.device_count()) if work.device == "cuda" else 2)
     result = next(path for path in work.folder.glob(f"digits-{os.getpid()}.json"))
     found = json.loads(result.read_text())["metrics"]["fid"]["value"]
     return {"seconds": manifest["sessions"][-1]["seconds"], "FID-digits": found}
