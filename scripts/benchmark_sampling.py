@@ -304,7 +304,7 @@ def fid_digits(work: Drawing, *options: object) -> dict[str, float]:
     given = ["--preset", "digits", "--num-fid-samples", DIGITS, "--sample-dir", work.folder, "--ref", "digits", *options]
     manifest = draw_digits(work, "digits", *given, ranks=min(2, torch.cuda.device_count()) if work.device == "cuda" else 2)
     result = next(path for path in work.folder.glob(f"digits-{os.getpid()}.json"))
-    found = json.loads(result.read_text())["metrics"]["fid"]["value"]
+    found = json.loads(result.read_text())["metrics"]["fid-digits"]["value"]
     return {"seconds": manifest["sessions"][-1]["seconds"], "FID-digits": found}
 
 
