@@ -1,6 +1,6 @@
 """Turning indices into pixels on one device, and what to do when memory runs out or numbers overflow."""
 
-import warnings
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -95,7 +95,7 @@ class Drawer:
             if is_out_of_memory(error):
                 return  # which the first block will find too, and draw in halves
             self._note(event="not compiled", reason=one_line(error))
-            warnings.warn(f"torch.compile failed, so this rank runs without it ({one_line(error)})", stacklevel=2)
+            print(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})", file=sys.stderr, flush=True)
             self._networks = self._load_dit(self.how), self._networks[1]
 
     def _place(self, network: str) -> torch.device:

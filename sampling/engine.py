@@ -50,6 +50,7 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
     """
     started = time.monotonic()
     check_stream()
+    numerics.ready_compiler()
     with ExitStack() as stack:
         group.on_end(None, hang_seconds)
         try:

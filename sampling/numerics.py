@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-import warnings
+import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,21 +82,28 @@ def is_ampere(device: torch.device) -> bool:
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile works here, found by trying; warns if not. It needs a C++ compiler, for one."""
     try:
-        ready_compiler()
         with torch.inference_mode():
             torch.compile(lambda x: x.tanh() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of many kinds, not all of them torch's
-        reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"torch.compile does not work here, so networks run without it ({reason})", stacklevel=2)
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        print(f"warning: torch.compile does not work here, so networks run without it ({reason})", file=sys.stderr, flush=True)
         return False
     return True
 
 
 def ready_compiler() -> None:
-    """Lets compiled kernels be found again by later processes, in the user's own cache, apart for each kind of processor."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+    """Lets compiled kernels be found again by later processes, in the user's own cache, apart for each kind of processor.
+
+    To be called before torch's compiler is loaded, which many things do: it then makes its folder, and fails if it cannot.
+    """
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"compiled-{kind}"))
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial" / f"compiled-{kind}"
+        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # or there is no home
+        folder = Path(tempfile.gettempdir()) / f"fiducial-{os.getuid()}-compiled-{kind}"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
 
 
@@ -121,7 +129,6 @@ def compiled(network: nn.Module, config: SamplingConfig, device: torch.device) -
     import torch._dynamo.config
     import torch._inductor.config
 
-    ready_compiler()
     torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
     torch._dynamo.config.recompile_limit = SHAPES
     if device.type == "cpu":

@@ -170,7 +170,10 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         old = manifest["identity"]
         fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
         said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
-        raise UserError(f"{folder} belongs to a different configuration: {said}; choose another --run-name or --sample-dir")
+        resolved = {field.name for field in dataclasses.fields(Numerics)}
+        remedy = "give these options as they are there, or " if resolved.issuperset(fields) else ""
+        remedy += "choose another --run-name or --sample-dir"
+        raise UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
     elif manifest["num_fid_samples"] > config.num_fid_samples:
         raise UserError(
             f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
