@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class Numerics:
         return DTYPES[self.precision]
 
 
+RESOLVED = tuple(field.name for field in fields(Numerics))  # in a run's identity
 REFERENCE = Numerics("fp32", False, "sdpa", False)
 
 

@@ -1,7 +1,6 @@
 """Rank 0's part before anything is drawn: every file is held against every option, then the run folder is claimed."""
 
 import base64
-import dataclasses
 import glob
 import json
 import os
@@ -26,7 +25,7 @@ from sampling.drawing import Drawer
 from sampling.lock import Lock
 from sampling.memory import MOST
 from sampling.noise import NOISE_VERSION
-from sampling.numerics import Numerics
+from sampling.numerics import RESOLVED, Numerics
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 EVENTS_KEPT = 1000  # of a session, in the manifest
@@ -74,7 +73,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         UserError: before anything is written, if something given cannot be used.
     """
     identity, size, vae = inspect(config, group)
-    how = Numerics(**{field.name: identity[field.name] for field in dataclasses.fields(Numerics)})
+    how = Numerics(**{name: identity[name] for name in RESOLVED})
     folder = config.sample_dir / config.named_run(fingerprint(identity))
     manifest = output.read_manifest(folder)
     if manifest and config.per_proc_batch_size == AUTO:
@@ -170,8 +169,7 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         old = manifest["identity"]
         fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
         said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
-        resolved = {field.name for field in dataclasses.fields(Numerics)}
-        remedy = "give these options as they are there, or " if resolved.issuperset(fields) else ""
+        remedy = "give these options as they are there, or " if set(RESOLVED).issuperset(fields) else ""
         remedy += "choose another --run-name or --sample-dir"
         raise UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
     elif manifest["num_fid_samples"] > config.num_fid_samples:
@@ -183,12 +181,11 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
 
 def tell_of_siblings(folder: Path, identity: dict) -> None:
     """Says if the run was begun with other numerics: on another processor or GPU, `auto` means something else."""
-    resolved = {field.name for field in dataclasses.fields(Numerics)}
     for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{output.MANIFEST}"):
         with suppress(UserError):
             other = output.read_manifest(sibling.parent)["identity"]
             differing = [name for name in identity if other.get(name) != identity[name]]
-            if differing and resolved.issuperset(differing):
+            if differing and set(RESOLVED).issuperset(differing):
                 said = ", ".join(f"{name} {other.get(name)} (here {identity[name]})" for name in differing)
                 say(f"note: {sibling.parent} is the same run with {said}; to continue that one, give its options")
 

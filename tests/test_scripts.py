@@ -60,7 +60,7 @@ def test_the_benchmark_of_drawing_measures_every_contestant(only, tmp_path):
 
 @pytest.mark.long
 def test_ranks_of_the_scaling_benchmark_meet():
-    benchmark_runs.start_ranks(12, 1000)
+    assert benchmark_runs.start_ranks(12, 1000) == [0] * benchmark_runs.PROCESSES
 
 
 @pytest.mark.parametrize(("model", "multiplications"), [("DiT-XL/2", 118.6e9), ("DiT-B/2", 23.0e9), ("DiT-S/8", 0.36e9)])
