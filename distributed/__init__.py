@@ -1,0 +1,316 @@
+"""Ranks: finding each other, talking through a store, adding arrays, and ending together.
+
+No rank waits for one that will not come: see `distributed.watch`. Beside it stands what every command shares because several
+processes run it: `distributed.console` and `distributed.files`.
+"""
+
+import itertools
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
+from distributed.files import file_sha256, write_whole
+from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+__all__ = [
+    "RESUMABLE",
+    "Cause",
+    "Group",
+    "Parser",
+    "Stopped",
+    "UserError",
+    "Watch",
+    "environment_rank",
+    "file_sha256",
+    "init",
+    "is_running",
+    "own_process",
+    "printable",
+    "progress_bar",
+    "say",
+    "tell_launcher",
+    "user_errors",
+    "write_whole",
+]
+
+JOIN_SECONDS = 600.0  # for all ranks to start
+YIELD_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among its fellows. `store` is shared by all of them: counters and small values.
+
+    `once`, `wait` and `sum` have to be called by every rank, in the same order. As a context manager it watches over the
+    others, hears signals, and announces the exception that ends it.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node: str
+    device: "torch.device"
+    store: "torch.distributed.Store"
+    _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    _watch: list["Watch"] = field(default_factory=list, repr=False)  # at most one
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def __enter__(self) -> "Group":
+        self._watch.append(Watch(self))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        watch = self._watch[0]
+        if error is None:
+            watch.leave()
+            self._watch.clear()
+            self.close()
+        elif not isinstance(error, SystemExit):
+            raise Stopped(watch.end(error)) from error
+
+    def hosts(self) -> list[str]:
+        """The names of the machines that the ranks are on."""
+        if self.world_size == 1:
+            return [socket.gethostname()]
+        found = self._ask(lambda: self.store.multi_get([f"process/{rank}" for rank in range(self.world_size)]))
+        return sorted({json.loads(value)["host"] for value in found})
+
+    def check(self) -> None:
+        """Says that this rank makes progress. To be called in every loop that takes long.
+
+        Raises:
+            Stopped: if work has to end, here or everywhere.
+        """
+        for watch in self._watch:
+            watch.check()
+
+    def heed(self) -> None:
+        """As `check`, but says nothing of progress: for where this rank waits."""
+        for watch in self._watch:
+            watch.heed()
+
+    def on_end(self, keep: Callable[[Cause], object] | None, hang_seconds: float) -> None:
+        """From here on, the cause of an end is handed to `keep`, and a rank whose `check` was not called for so long ends all."""
+        for watch in self._watch:
+            watch.keep, watch.hang_beats = keep, hang_seconds / BEAT_SECONDS
+
+    def publish(self, key: str, value: str) -> None:
+        """Makes `value` available to every rank."""
+        self._ask(lambda: self.store.set(key, value))
+
+    def receive(self, key: str) -> str:
+        """Waits until some rank has published `key`."""
+        pause = 0.002
+        while not self._ask(lambda: self.store.check([key])):
+            self.check()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+        return self._ask(lambda: self.store.get(key)).decode()
+
+    def count(self, key: str, number: int) -> int:
+        """Adds to a counter that all ranks share; returns its value."""
+        self.check()
+        return self.tally(key, number)
+
+    def tally(self, key: str, number: int) -> int:
+        """As `count`, for threads beside the work."""
+        return self._ask(lambda: self.store.add(key, number))
+
+    def once_per_node(self, key: str, make: Callable[[], str]) -> str:
+        """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it."""
+        if self.local_rank == 0:
+            self.publish(f"{key}/{self.node}", value := make())
+            return value
+        return self.receive(f"{key}/{self.node}")
+
+    def once(self, make: Callable[[], str]) -> str:
+        """What `make` returns, called on rank 0 only; the others wait for it."""
+        key = f"once/{next(self._calls)}"
+        if self.is_main:
+            self.publish(key, value := make())
+            return value
+        return self.receive(key)
+
+    def wait(self) -> None:
+        """Returns when every rank has come here."""
+        key = f"wait/{next(self._calls)}"
+        if self.count(key, 1) == self.world_size:
+            self.publish(f"{key}/all", "here")
+        self.receive(f"{key}/all")
+
+    def sum(self, array: "np.ndarray") -> "np.ndarray":
+        """The sum over ranks of a float64 array of one shape, on every rank.
+
+        The one collective, over gloo, whose connections are made when it is first called; ranks meet at the store first,
+        so that none sits in it for longer than the addition takes.
+        """
+        if self.world_size == 1:
+            return array
+        import torch
+        import torch.distributed as dist
+
+        self.wait()
+        if not dist.is_initialized():
+            # A connection of its own, because gloo's waiting would hold up this rank's beats.
+            store = dist.PrefixStore("gloo", self.store.clone())
+            try:
+                dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.world_size)
+            except RuntimeError as error:
+                remedy = "GLOO_SOCKET_IFNAME can name the network interface that the nodes share"
+                raise UserError(
+                    f"the ranks cannot connect to each other ({str(error).splitlines()[0][:120]}); {remedy}"
+                ) from error
+        total = torch.from_numpy(array.copy())
+        self._ask(lambda: dist.all_reduce(total))
+        return total.numpy()
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _ask(self, question: Callable[[], object]) -> object:
+        """What the store or another rank answers. Where they are gone, work ends."""
+        try:
+            return question()
+        except RuntimeError as error:  # as are all that torch raises of connections
+            if not self._watch:
+                raise
+            raise Stopped(self._watch[0].lost_connection(error)) from error
+
+
+def init(device: str = "auto") -> Group:
+    """Finds the other ranks of the launcher's, or stands alone without a launcher.
+
+    Raises:
+        UserError: if `device` asks for a GPU that this rank does not have, or the others cannot be found.
+    """
+    import torch
+    import torch.distributed as dist
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if "RANK" not in os.environ:
+        _take_device(place)
+        return Group(0, 1, 0, "0", place, dist.HashStore())
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+    except ValueError as error:
+        raise UserError(f"RANK is set, but the rest of a launcher's environment is not whole ({error}); use torchrun") from error
+    except RuntimeError as error:  # as are all that torch's stores raise
+        raise UserError(f"rank 0's host cannot be reached ({str(error).splitlines()[0]})") from error
+    node = os.environ.get("GROUP_RANK", socket.gethostname())
+    group = Group(rank, world_size, local_rank, node, place, _meet(dist.PrefixStore("fiducial", store), rank, world_size))
+    try:
+        _take_device(place)
+    except UserError:
+        with group:  # so that the ranks of other nodes hear of it
+            raise
+    return group
+
+
+def _take_device(place: "torch.device") -> None:
+    """Raises UserError if `place` is a GPU that this rank does not have."""
+    import torch
+
+    if place.type == "cuda":
+        if place.index >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise UserError(
+                f"local rank {place.index} needs a GPU of its own, but {found} can be seen here; or choose --device cpu"
+            )
+        torch.cuda.set_device(place)
+
+
+def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch.distributed.Store":
+    """A corner of the store where only these processes have been.
+
+    torchrun's store outlives the workers, and nodes that come or go restart them without any sign of it in their environment.
+    So rank 0 names a new corner, and whoever finds the name asks it for an answer that nobody else can have had.
+
+    Raises:
+        UserError: if some rank does not come.
+    """
+    import torch.distributed as dist
+
+    own = uuid.uuid4().hex
+    deadline = time.monotonic() + JOIN_SECONDS
+
+    def enter(name: str) -> dist.PrefixStore:
+        corner = dist.PrefixStore(name, store)
+        corner.set(f"process/{rank}", json.dumps(own_process()))
+        corner.set(f"beat/{rank}", "")
+        return corner
+
+    def arrives(corner: dist.PrefixStore, key: str, whose: str, seconds: float = JOIN_SECONDS) -> bool:
+        until = min(deadline, time.monotonic() + seconds)
+        while not corner.check([key]):
+            if time.monotonic() > deadline:
+                raise UserError(f"rank {rank} on {socket.gethostname()} waited {JOIN_SECONDS:.0f} s for {whose}")
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
+    if rank == 0:
+        corner = enter(own)
+        store.set("corner", own)
+        for other in range(1, world_size):
+            arrives(corner, f"hello/{other}", f"rank {other} of {world_size}")
+        for other in range(1, world_size):  # all at once, because they watch each other from then on
+            corner.set(f"welcome/{corner.get(f'hello/{other}').decode()}", "")
+        return corner
+    name = ""
+    while True:
+        arrives(store, "corner", "rank 0")
+        if name != (name := store.get("corner").decode()):
+            corner = enter(name)
+            corner.set(f"hello/{rank}", own)
+        if arrives(corner, f"welcome/{own}", "rank 0", 1.0):
+            return corner
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
+
+    Before there is a group, all ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to
+    end them and speak only if they are still there: then the mistake was theirs alone.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
+    try:
+        yield
+    except Stopped as stopped:
+        sys.exit(stopped.cause.exit_code)
+    except UserError as error:
+        rank = environment_rank()
+        if rank:
+            time.sleep(YIELD_SECONDS)
+        where = f" (rank {rank})" if rank else ""
+        print(f"error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
+        tell_launcher(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if environment_rank() == 0:
+            print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -1,0 +1,65 @@
+"""What every command says, and how: one sentence for a mistake, once for all ranks."""
+
+import argparse
+import os
+import sys
+from contextlib import suppress
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A mistake that its one-sentence message lets the person correct: what was given, what was expected."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are reported like all others: one sentence, once for all ranks."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+
+def environment_rank() -> int:
+    """The rank that the launcher gave this process; 0 without a launcher."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
+
+
+def progress_bar(total: int, desc: str, unit: str = "image", **options) -> tqdm:
+    """A progress bar on rank 0: lively on a terminal, a line every ten seconds in a log."""
+    interval = 0.3 if sys.stderr.isatty() else 10.0
+    scaled = unit != "image"
+    return tqdm(
+        total=total, desc=desc, unit=unit, unit_scale=scaled, mininterval=interval, disable=environment_rank() != 0, **options
+    )
+
+
+def tell_launcher(message: str) -> None:
+    """Hands the cause of the end to torchrun, if there is one, which prints the first as its root cause."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    def fail() -> None:
+        raise UserError(message) from None
+
+    with suppress(Exception):
+        record(fail)()
+
+
+def printable(text: str) -> str:
+    """The same text in one line of valid UTF-8: names of files may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str) -> None:
+    """Prints on standard output at once.
+
+    Raises:
+        UserError: if nobody can read it there.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        raise UserError(f"standard output cannot be written ({error.strerror})") from error
