@@ -70,7 +70,7 @@ class Watch:
     hang where the network does; so the other only counts, and ends the process if the work does not end by itself.
     """
 
-    def __init__(self, group: Group):
+    def __init__(self, group: "Group"):
         self._group = group
         self._cause: Cause | None = None
         self._is_own = False  # found here, so to be announced from here
