@@ -1,9 +1,21 @@
 """Files that several processes use: no process ever sees half of one."""
 
 import hashlib
+import http.client
 import os
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from distributed.console import UserError, progress_bar
+
+SILENCE_SECONDS = 60.0  # that a server may be silent
+TRIES = 5  # in a row that bring nothing, before a download is given up
+CHUNK = 1 << 20
+BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,3 +34,95 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(url: str, path: Path, sha256: str | None = None) -> Path:
+    """Fetches `url` to `path`, unless it is there; returns `path`.
+
+    What a cut connection or a killed process leaves stands in `path.partial` and is continued, if the server still has the
+    same file. `path` appears only when all of it has come. Processes that want the same file wait for the one that fetches it.
+
+    Args:
+        sha256: what its SHA-256 begins with, where that is known.
+
+    Raises:
+        UserError: if it cannot be had, with what to do.
+    """
+    from filelock import FileLock
+
+    if path.is_file():
+        return path
+    partial, lock = (path.with_name(path.name + ending) for ending in (".partial", ".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not path.is_file():
+                _fetch(url, partial)
+                if sha256 and not (found := file_sha256(partial)).startswith(sha256):
+                    partial.unlink()
+                    raise ValueError(f"what came has the SHA-256 {found[: len(sha256)]}, not {sha256}")
+                os.replace(partial, path)
+        lock.unlink(missing_ok=True)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors are of the first kind
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
+        raise UserError(f"{url} cannot be fetched ({reason}); fetch it where there is internet and put it at {path}") from error
+    return path
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Fills `partial` to the end, in as many attempts as it takes while each brings something or few in a row bring nothing."""
+    failures = 0
+    while True:
+        before = partial.stat().st_size if partial.exists() else 0
+        try:
+            return _attempt(url, partial)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code not in BUSY:
+                raise
+            if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError) and not before:
+                raise  # there is no such host, or no network
+            grown = partial.exists() and partial.stat().st_size > before
+            failures = 0 if grown else failures + 1
+            if failures >= TRIES:
+                raise
+            time.sleep(min(2.0**failures, 30.0))
+
+
+def _attempt(url: str, partial: Path) -> None:
+    """One request, from where `partial` ends if the server has the same file as then."""
+    mark = partial.with_name(partial.name + ".etag")  # what the server said of the version of which `partial` is a part
+    have, version = 0, ""
+    with suppress(OSError):
+        have, version = partial.stat().st_size, mark.read_text()
+    request = urllib.request.Request(url, headers={"User-Agent": "fiducial", "Accept-Encoding": "identity"})
+    if have and version:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", version)
+    try:
+        answer = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":  # all of it was here already
+            return mark.unlink()
+        partial.unlink()
+        raise ConnectionError("the server has no such part") from error
+    with answer:
+        if answer.status != 206:
+            have = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            partial.unlink()
+            raise ConnectionError(f"asked for the bytes from {have}, got {answer.headers.get('Content-Range')}")
+        length = answer.headers.get("Content-Length")
+        whole = have + int(length) if length else None
+        etag = answer.headers.get("ETag") or ""
+        mark.write_text(etag if etag.startswith('"') else answer.headers.get("Last-Modified") or "")
+        with open(partial, "ab" if have else "wb") as file, progress_bar(whole, partial.stem, unit="B", initial=have) as bar:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if whole is not None and (came := partial.stat().st_size) != whole:
+        raise ConnectionError(f"{came:,} of {whole:,} bytes came")
+    mark.unlink()
