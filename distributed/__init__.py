@@ -111,6 +111,19 @@ class Group:
         for watch in self._watch:
             watch.keep, watch.hang_beats = keep, hang_seconds / BEAT_SECONDS
 
+    @contextmanager
+    def allowing(self, seconds: float) -> Iterator[None]:
+        """In here a rank may make no progress for so many seconds more before it ends all."""
+        before = [watch.hang_beats for watch in self._watch]
+        for watch, beats in zip(self._watch, before, strict=True):
+            watch.hang_beats = beats and beats + seconds / BEAT_SECONDS
+        try:
+            yield
+            self.check()
+        finally:
+            for watch, beats in zip(self._watch, before, strict=True):
+                watch.hang_beats = beats
+
     def publish(self, key: str, value: str) -> None:
         """Makes `value` available to every rank."""
         self._ask(lambda: self.store.set(key, value))

@@ -109,6 +109,8 @@ class SamplingConfig:
         low, high = self.guidance_interval
         if not 0.0 <= low <= high <= 1.0:
             raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
+        if self.cfg_scale == 1.0 and (low, high) != (0.0, 1.0):
+            raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out")
         if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
             raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
         if self.sampler in ("dpm-solver++", "unipc") and int(self.num_sampling_steps) > 999:
@@ -118,7 +120,8 @@ class SamplingConfig:
 
     def _check_speed(self) -> None:
         if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
-            said = "--compile" if self.compile else "--cuda-tuning" if self.cuda_tuning else f"--precision {self.precision}"
+            precision = "--tf32" if self.precision == "tf32" else f"--precision {self.precision}"
+            said = "--compile" if self.compile else "--cuda-tuning" if self.cuda_tuning else precision
             raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
         if self.offload in ("model", "both") and self.cuda_tuning:
             raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.prediction import is_guided
-from diffusion.samplers import SAMPLERS, noise_draws
+from diffusion.samplers import SAMPLERS, Model, noise_draws
 from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from distributed import UserError
 from models import autoencoder, checkpoint
@@ -84,13 +84,15 @@ class Drawer:
     @torch.inference_mode()
     def _compile(self) -> None:
         """Compiles the network for the shapes that it will meet; if that fails, goes on without."""
-        numerics.compiled(self._networks[0], self.config, self._device)
-        x = torch.zeros(self._batch, self._channels, self._input_size, self._input_size, device=self._device)
+        numerics.compile_network(self._networks[0], self.config, self._device)
+        everywhere = self.config.guidance_interval == (0.0, 1.0)
         try:
-            low, high = self.config.guidance_interval
             with self._at_work(self._networks[0], "model"):
-                for t in [NUM_TRAIN_TIMESTEPS * low] + ([] if (low, high) == (0.0, 1.0) else [-1]):  # guided, and not
-                    self.guided(range(self._batch))(x, t)
+                for images in {len(piece) for piece in self._pieces([0])}:
+                    x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
+                    inside, outside = self._guided_and_not(range(images))
+                    for model in [inside] if everywhere else [inside, outside]:
+                        model(x, NUM_TRAIN_TIMESTEPS / 2)
         except Exception as error:
             if is_out_of_memory(error):
                 return  # which the first block will find too, and draw in halves
@@ -183,12 +185,7 @@ class Drawer:
     @torch.inference_mode()
     def _blocks(self, left: list[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """As `blocks`; takes from `left` what is drawn."""
-        size = self.config.per_proc_batch_size
-        pieces = [
-            range(first, min(first + self._batch, start + size))
-            for start in left
-            for first in range(start, start + size, self._batch)
-        ]
+        size, pieces = self.config.per_proc_batch_size, self._pieces(left)
         with self._noise(pieces) as noise:
             block: list[Tensor] = []
             for piece in pieces:
@@ -202,6 +199,15 @@ class Drawer:
                     yield left.pop(0), self._take(block)
             if block:
                 yield left.pop(0), self._take(block)
+
+    def _pieces(self, starts: list[int]) -> list[range]:
+        """The blocks that begin at `starts`, in pieces that are drawn at once."""
+        size = self.config.per_proc_batch_size
+        return [
+            range(first, min(first + self._batch, start + size))
+            for start in starts
+            for first in range(start, start + size, self._batch)
+        ]
 
     def _take(self, block: list[Tensor]) -> np.ndarray:
         """The pixels of a block, once they are there; empties it."""
@@ -240,16 +246,19 @@ class Drawer:
         shape = (self._channels, self._input_size, self._input_size)
         return NoiseStream(config.global_seed, pieces, shape, draws, self._device)
 
-    def guided(self, piece: range, dit: DiT | None = None) -> Callable[[Tensor, float], Tensor]:
+    def guided(self, piece: range, dit: DiT | None = None) -> Model:
         """The network, or another, for the labels of `piece`, guided within the interval."""
+        inside, outside = self._guided_and_not(piece, dit)
+        return lambda x, t: (inside if is_guided(t, self.config.guidance_interval) else outside)(x, t)
+
+    def _guided_and_not(self, piece: range, dit: DiT | None = None) -> tuple[Model, Model]:
         config = self.config
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self._device)
         guided = partial(
             guided_model, dit or self._networks[0], y, cfg_channels=config.cfg_channels, shared_timestep=not config.exact
         )
-        inside, outside = guided(cfg_scale=config.cfg_scale), guided(cfg_scale=1.0)
-        return lambda x, t: (inside if is_guided(t, config.guidance_interval) else outside)(x, t)
+        return guided(cfg_scale=config.cfg_scale), guided(cfg_scale=1.0)
 
     @torch.inference_mode()
     def latents(self, piece: range, check: Callable[[], object], dit: DiT | None = None) -> Tensor:

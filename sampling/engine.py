@@ -36,6 +36,7 @@ IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
 )  # counters in the store
 POLL_SECONDS = 0.2
 LATE_SECONDS = 60
+COMPILING_SECONDS = 1800  # at most, on a busy machine; it cannot say how far it has come
 
 
 def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0) -> Path:
@@ -89,7 +90,8 @@ class Work:
             # The first rank of a node has work if any of its ranks has.
             find = partial(autoencoder.resolve, self._config.vae) if group.is_main else partial(find_weights, self._config, task)
             self._vae = group.once_per_node("vae", lambda: str(find()))
-            self.drawer.load()
+            with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
+                self.drawer.load()
         group.wait()
         if task.missing and group.is_main:
             seconds = checked - started, time.monotonic() - checked

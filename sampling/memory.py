@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,16 +44,30 @@ def room(device: torch.device, weights: int) -> int:
 
 
 def _available() -> int:
-    """Bytes of the host's memory that can be had without swapping, within the limit of a container or job."""
+    """Bytes of the host's memory that can be had without swapping, within the limits of a container or job."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # where nobody tells
     with suppress(OSError, StopIteration):
         available = _field(Path("/proc/meminfo"), "MemAvailable")
-    with suppress(OSError, StopIteration, ValueError):
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-        group = Path("/sys/fs/cgroup") / next(line[3:] for line in groups if line.startswith("0::")).lstrip("/")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        available = min(available, max(0, limit - used))
-    return available
+    return min([available, *_left_by_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _left_by_groups(membership: Path, root: Path) -> Iterator[int]:
+    """What each control group that this process is in, and each that holds one of them, still lets it take."""
+    lines = []
+    with suppress(OSError):
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    for _, controllers, path in lines:
+        if controllers == "":  # version 2
+            top, names = root, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            top, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        inner = top / path.lstrip("/")  # in a container the path may be the host's, which is not seen here
+        for group in [inner, *inner.parents][: len(inner.relative_to(top).parts) + 1]:
+            with suppress(OSError, ValueError):  # no limit is "max"
+                limit, used = (int((group / name).read_text()) for name in names)
+                yield max(0, limit - used)
 
 
 def used_by(work: Callable[[], object], before: int, device: torch.device) -> int:

@@ -1,8 +1,10 @@
 """How samples are computed: what precision, compilation and kernels the options and this hardware come to."""
 
+import atexit
 import hashlib
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from contextlib import suppress
@@ -55,7 +57,7 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
     if precision == "auto":
         precision = ("bf16" if cpu_has_bf16() else "fp32") if on_cpu else ("tf32" if is_ampere(device) else "fp32")
     if precision == "tf32" and (on_cpu or not is_ampere(device)):
-        raise UserError("--precision tf32: needs a GPU of compute capability 8.0 or later; use fp32")
+        raise UserError("--precision tf32 (--tf32): needs a GPU of compute capability 8.0 or later; use fp32")
     if precision == "bf16" and not on_cpu and not is_ampere(device):
         raise UserError("--precision bf16: this GPU does not have it (compute capability 8.0 or later does); use fp16 or fp32")
     wanted = config.compile if config.compile is not None else on_cpu
@@ -102,8 +104,11 @@ def ready_compiler() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial" / f"compiled-{kind}"
         folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache)
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # is it writable?
+            pass
     except (OSError, RuntimeError):  # or there is no home
-        folder = Path(tempfile.gettempdir()) / f"fiducial-{os.getuid()}-compiled-{kind}"
+        folder = Path(tempfile.mkdtemp(prefix="fiducial-compiled-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
 
@@ -125,8 +130,8 @@ def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> N
             torch.set_num_threads(1)
 
 
-def compiled(network: nn.Module, config: SamplingConfig, device: torch.device) -> nn.Module:
-    """The same network, compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
+def compile_network(network: nn.Module, config: SamplingConfig, device: torch.device) -> None:
+    """Has a network compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
     import torch._dynamo.config
     import torch._inductor.config
 
@@ -137,4 +142,3 @@ def compiled(network: nn.Module, config: SamplingConfig, device: torch.device) -
         network.compile(dynamic=False)
     else:
         network.compile(dynamic=False, mode="reduce-overhead" if config.cuda_tuning else None)
-    return network

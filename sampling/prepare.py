@@ -28,6 +28,7 @@ from sampling.noise import NOISE_VERSION
 from sampling.numerics import RESOLVED, Numerics
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
+TRYING_SECONDS = 300  # for the compiler to show that it works
 EVENTS_KEPT = 1000  # of a session, in the manifest
 
 
@@ -137,7 +138,8 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
         raise UserError(f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {vae.latent_channels} latent channels")
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
     checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
-    how = numerics.resolve(config, group.device)
+    with group.allowing(TRYING_SECONDS):
+        how = numerics.resolve(config, group.device)
     numerics.apply(how, config, group.device)
     identity = {
         **config.identity(),
@@ -183,7 +185,10 @@ def tell_of_siblings(folder: Path, identity: dict) -> None:
     """Says if the run was begun with other numerics: on another processor or GPU, `auto` means something else."""
     for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{output.MANIFEST}"):
         with suppress(UserError):
-            other = output.read_manifest(sibling.parent)["identity"]
+            manifest = output.read_manifest(sibling.parent)
+            other = manifest["identity"]
+            if not sibling.parent.name.endswith(manifest["fingerprint"][:FINGERPRINT_LETTERS]):  # it is named after "auto"
+                other["per_proc_batch_size"] = "auto"
             differing = [name for name in identity if other.get(name) != identity[name]]
             if differing and set(RESOLVED).issuperset(differing):
                 said = ", ".join(f"{name} {other.get(name)} (here {identity[name]})" for name in differing)

@@ -506,9 +506,11 @@ def main() -> None:
         measured = BENCHMARKS[args.benchmark].contestants[args.name](work)
         print(json.dumps(measured or {}))
         return
-    for name in ("images", "samples", "reference", "repeats", "threads", "steps"):
+    for name in ("images", "samples", "reference", "repeats", "threads", "steps", "image_size"):
         if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.command == "sampling":
+        drawing.check(args.model, args.image_size, args.device)
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
     with tempfile.TemporaryDirectory() as folder:

@@ -63,6 +63,18 @@ class Drawing:
         return torch.device(self.device)
 
 
+def check(model: str, image_size: int, device: str) -> None:
+    """Raises UserError for a network that there is not, or a GPU that is not here."""
+    from models import DiT_models
+
+    if model not in DiT_models:
+        raise UserError(f"--model {model}: no such model; choose from {', '.join(DiT_models)}")
+    if image_size % (multiple := FACTOR * int(model.rpartition("/")[2])):
+        raise UserError(f"--image-size {image_size}: must be a multiple of {multiple} for {model}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU can be seen here; use --device cpu")
+
+
 def write_networks(folder: Path, model: str, image_size: int) -> None:
     """A DiT and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
     from safetensors.torch import save_file
@@ -149,7 +161,7 @@ def operations(work: Drawing) -> float:
 
 
 def share_of_ceiling(seconds: float, dtype: torch.dtype, work: Drawing) -> dict[str, float]:
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # all that the machine gives, also after --exact
+    """Speed, and what part it is of a matrix product's by as many threads: `--exact` takes one."""
     speed, most = operations(work) / seconds, ceiling(dtype, work.place)
     return {"seconds": seconds, "TFLOP/s": speed / 1e12, "of ceiling": speed / most}
 
@@ -254,9 +266,11 @@ def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> di
     """diffusers' DiTPipeline, from noise to PIL images."""
     from diffusers import DDIMScheduler, DiTPipeline
 
+    from models.autoencoder import LATENT_SCALE
+
     started = time.perf_counter()
     vae = make_vae().to(work.place, DTYPES[precision]).eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=0.18215)
+    vae.register_to_config(scaling_factor=LATENT_SCALE)
     network = their_network(work, precision)
     if compiled:
         compile_theirs(network)

@@ -88,15 +88,16 @@ MISTAKES = [
     (["--cfg-scale", "nan"], "--cfg-scale nan"),
     (["--cfg-scale", "2", "--labels", "null"], "--labels null is unconditional"),
     (["--precision", "int8"], "--precision"),
-    (["--precision", "tf32"], "--precision tf32: needs a GPU"),
+    (["--precision", "tf32"], "--precision tf32 (--tf32): needs a GPU"),
     (["--tf32", "--precision", "bf16"], "--tf32 and --precision: give only one"),
     (["--exact", "--precision", "bf16"], "--precision bf16: not with --exact"),
-    (["--exact", "--tf32"], "--precision tf32: not with --exact"),
+    (["--exact", "--tf32"], "--tf32: not with --exact"),
     (["--exact", "--compile"], "--compile: not with --exact"),
     (["--offload", "vae"], "--offload: needs a GPU"),
     (["--cuda-tuning"], "--cuda-tuning: needs a GPU"),
     (["--offload", "both", "--cuda-tuning"], "--offload both: not with --cuda-tuning"),
     (["--guidance-interval", "0.7"], "--guidance-interval"),
+    (["--guidance-interval", "0.2,0.7", "--cfg-scale", "1"], "--guidance-interval 0.2,0.7: --cfg-scale 1.0 has nothing"),
     (["--guidance-interval", "0.7,0.2"], "--guidance-interval 0.7,0.2: must be"),
     (["--guidance-interval", "0,700"], "--guidance-interval 0.0,700.0: must be"),
     (["--sampler", "unipc", "--num-sampling-steps", "ddim50"], "--num-sampling-steps ddim50: --sampler unipc takes a count"),
@@ -196,14 +197,14 @@ def snapshot(bad: dict[str, str]) -> list[Path]:
 @pytest.mark.parametrize("rank", ["0", "x"])
 def test_half_a_launchers_environment_is_named(rank, tmp_path):
     arguments = ["--preset", "digits", "--num-fid-samples", "4", "--sample-dir", tmp_path]
-    done = run_command("sample_ddp.py", *arguments, timeout=15, RANK=rank)
+    done = run_command("sample_ddp.py", *arguments, timeout=60, RANK=rank)
     assert done.returncode == 2
     assert done.stderr.startswith("error: RANK is set")
     assert done.stderr.count("\n") == 1
 
 
 def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):
-    done = run_command("sample_ddp.py", "--sample-dir", tmp_path, timeout=15)
+    done = run_command("sample_ddp.py", "--sample-dir", tmp_path, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "error: --ckpt is missing: give a checkpoint file, or --preset digits for the embedded model\n"
 

@@ -1,6 +1,7 @@
 """The fast path: what it resolves to, how far its images are from the reference, and what happens where it does not work."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import distributed
 import sample_ddp
 from diffusion.prediction import is_guided
 from models import DiT_models, autoencoder, checkpoint
-from sampling import drawing, engine, memory, numerics
+from sampling import drawing, engine, memory, numerics, prepare
 from sampling.memory import SHARE, largest_batch
 from sampling.numerics import REFERENCE, Numerics
 
@@ -68,7 +69,7 @@ def test_what_auto_means(hardware, given, device, bf16, capability, expected):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_an_old_gpu_is_not_asked_for_what_it_lacks(hardware, precision):
     hardware(capability=(7, 5))
-    with pytest.raises(distributed.UserError, match=f"--precision {precision}: "):
+    with pytest.raises(distributed.UserError, match=f"--precision {precision}.*: needs|--precision {precision}: this GPU"):
         resolved("--precision", precision, device=CUDA)
 
 
@@ -198,12 +199,15 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path)
 def test_compiled_code_is_kept_in_the_cache_and_a_bad_one_stops_nothing(tiny_checkpoint, tmp_path):
     command = options(tiny_checkpoint, tmp_path, num_fid_samples=4)
     cache = tmp_path / "cache"
-    done = run_command("sample_ddp.py", *command, "--compile", TORCHINDUCTOR_CACHE_DIR="", XDG_CACHE_HOME=str(cache))
+    done = run_command("sample_ddp.py", *command, "--compile", timeout=400, TORCHINDUCTOR_CACHE_DIR="", XDG_CACHE_HOME=str(cache))
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     assert list(cache.glob("fiducial/compiled-*/*/*.so"))
-    done = run_command("sample_ddp.py", *command, "--cfg-scale", "3", "--run-name", "b", TORCHINDUCTOR_CACHE_DIR="/proc/nope")
+    given = [*command, "--compile", "--run-name", "b"]
+    done = run_command("sample_ddp.py", *given, timeout=400, TORCHINDUCTOR_CACHE_DIR="/proc")  # is there, but cannot be written
     assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["identity"]["compile"] is True
 
 
 def test_a_network_that_does_not_compile_runs_without(tiny_checkpoint, tmp_path, monkeypatch, capsys):
@@ -213,11 +217,30 @@ def test_a_network_that_does_not_compile_runs_without(tiny_checkpoint, tmp_path,
         network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("no such instruction"))
 
     monkeypatch.setattr(numerics, "can_compile", lambda _: True)
-    monkeypatch.setattr(numerics, "compiled", broken)
+    monkeypatch.setattr(numerics, "compile_network", broken)
     manifest, images = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="fallen-back"), "--compile")
     assert "warning: torch.compile failed" in capsys.readouterr().err
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["not compiled"]
     assert (images == right).all()
+
+
+@pytest.mark.parametrize(
+    ("interval", "batch", "expected"),
+    [((0.0, 1.0), 5, {10}), ((0.0383, 1.0), 5, {10, 5}), ((0.0, 1.0), 3, {6, 4})],
+    ids=["guided everywhere", "in an interval", "a block of 5 in halves"],
+)
+def test_every_shape_is_compiled_before_drawing(interval, batch, expected, tiny_checkpoint, monkeypatch):
+    """Where compiling fails, a run can then go on without."""
+    config, _ = sample_ddp.parse(options(tiny_checkpoint, "unused", per_proc_batch_size=5))
+    config, rows = replace(config, guidance_interval=interval), set()
+    monkeypatch.setattr(
+        numerics, "compile_network", lambda dit, *_: dit.register_forward_pre_hook(lambda _, x: rows.add(len(x[0])))
+    )
+    how = Numerics("fp32", True, "sdpa", False)
+    drawer = drawing.Drawer(config, CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer._batch = batch
+    drawer.load()
+    assert rows == expected
 
 
 def test_what_overflows_in_fp16_is_drawn_in_fp32(tiny_checkpoint, tmp_path):
@@ -376,6 +399,47 @@ def test_a_machine_too_small_for_one_image_is_refused_before_anything_is_drawn(t
         draw(*options(tiny_checkpoint, tmp_path, per_proc_batch_size="auto"))
 
 
+@pytest.mark.parametrize(
+    ("membership", "files", "left"),
+    [
+        # version 2: the limit is the job's, two levels up; its step and the root have none
+        ("0::/job/step/task\n", {"job/memory.max": 900, "job/memory.current": 200, "job/step/memory.max": "max"}, [700]),
+        # two limits, and one exceeded
+        ("0::/a/b\n", {"a/memory.max": 9, "a/memory.current": 2, "a/b/memory.max": 5, "a/b/memory.current": 6}, [0, 7]),
+        # version 1 beside an empty version 2
+        (
+            "4:cpu,memory:/job\n2:cpuset:/job\n0::/\n",
+            {"memory/job/memory.limit_in_bytes": 500, "memory/job/memory.usage_in_bytes": 100},
+            [400],
+        ),
+        # a container sees its own group as the root
+        ("0::/host/path\n", {"memory.max": 50, "memory.current": 20}, [30]),
+        ("", {}, []),
+    ],
+)
+def test_memory_limits_of_every_enclosing_group_count(membership, files, left, tmp_path):
+    (tmp_path / "membership").write_text(membership)
+    for name, value in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(f"{value}\n")
+    assert list(memory._left_by_groups(tmp_path / "membership", tmp_path / "root")) == left
+
+
+def test_auto_counts_the_decoder_and_leaves_each_rank_a_block(tiny_checkpoint, tmp_path, monkeypatch):
+    """The autoencoder takes the most memory, most often; and 6 images on 3 ranks are 2 each, however many would fit."""
+    decoded, asked = [], []
+    original, search = drawing.Drawer.pixels, drawing.Drawer.largest_batch
+    monkeypatch.setattr(drawing.Drawer, "pixels", lambda self, x: decoded.append(len(x)) or original(self, x))
+    monkeypatch.setattr(
+        drawing.Drawer, "largest_batch", lambda self, most, check: asked.append(most) or search(self, most, check)
+    )
+    config, _ = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_fid_samples=6, per_proc_batch_size="auto"))
+    vae, three = autoencoder.inspect(DIGITS / "vae"), replace(distributed.init("cpu"), world_size=3)
+    assert prepare.find_batch_size(config, three, numerics.resolve(config, CPU), vae, (8, 4)) == 2
+    assert asked == [2]
+    assert decoded == [1, 2]
+
+
 def test_auto_is_found_once_and_belongs_to_the_run(tiny_checkpoint, tmp_path, monkeypatch):
     few = {"num_fid_samples": 6, "per_proc_batch_size": "auto"}
     manifest, images = draw(*options(tiny_checkpoint, tmp_path, **few))
@@ -397,3 +461,9 @@ def test_a_run_begun_with_other_numerics_is_named(tiny_checkpoint, tmp_path, cap
     assert "is the same run with precision bf16 (here fp32)" in capsys.readouterr().out
     draw(*given, "--no-compile", "--precision", "fp32", "--cfg-scale", "2.5")
     assert "note:" not in capsys.readouterr().out
+    draw(*given, "--no-compile", "--precision", "bf16", "--per-proc-batch-size", "auto")  # is 4, but another folder
+    assert "note:" not in capsys.readouterr().out
+    draw(*given, "--no-compile", "--precision", "fp32", "--per-proc-batch-size", "auto")
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note:" in line]
+    assert len(notes) == 1
+    assert "is the same run with precision bf16 (here fp32)" in notes[0]

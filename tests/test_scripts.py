@@ -74,3 +74,6 @@ def test_a_benchmark_that_cannot_be_run_is_one_sentence():
     done = run_command("scripts/benchmark.py", "evaluation", "--repeats", "0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --repeats 0: must be at least 1\n"
+    done = run_command("scripts/benchmark.py", "sampling", "--model", "DiT-S/8", "--image-size", "100")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --image-size 100: must be a multiple of 64 for DiT-S/8\n"
