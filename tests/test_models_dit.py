@@ -121,7 +121,7 @@ def cosine_before_sine_of_positions(_patch, network):
 
 def sine_before_cosine_of_timesteps(patch, _network):
     original = dit.timestep_frequencies
-    patch.setattr(dit, "timestep_frequencies", lambda t: torch.cat(original(t).chunk(2, dim=1)[::-1], dim=1))
+    patch.setattr(dit, "timestep_frequencies", lambda t, **_: torch.cat(original(t).chunk(2, dim=1)[::-1], dim=1))
 
 
 def exact_gelu(patch, _network):
