@@ -82,7 +82,8 @@ def inspect(folder: Path) -> VaeFiles:
         if not file.is_file():
             raise UserError(f"--vae {folder}: not a diffusers {CLASSES[0]} folder, it has no {file.name}")
     config = read_config(folder)
-    read_safetensors(weights)
+    if odd := next((key for key, value in read_safetensors(weights).items() if not value.is_floating_point()), None):
+        raise UserError(f"{weights}: {odd} is of no floating point dtype")
     # Names and versions that the library adds say nothing of the network.
     network = json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
     shape = config["latent_channels"], reduction(config), config["_class_name"]

@@ -107,7 +107,7 @@ def to_official(state: State, config: dict, path: Path) -> State:
 
 
 def hold_against(state: State, wanted: State, path: Path) -> None:
-    """Raises UserError if names or shapes of the weights are others than those wanted."""
+    """Raises UserError if the weights have other names or shapes than those wanted, or are no dense floating point numbers."""
     for difference, keys in (("lack", wanted.keys() - state.keys()), ("have the surplus", state.keys() - wanted.keys())):
         if keys:
             raise UserError(
@@ -115,8 +115,12 @@ def hold_against(state: State, wanted: State, path: Path) -> None:
                 f"first {min(keys)!r}"
             )
     for key, tensor in wanted.items():
-        if state[key].shape != tensor.shape:
-            raise UserError(f"{path}: by config.json {key} has the shape {tuple(tensor.shape)}; found {tuple(state[key].shape)}")
+        found = state[key]
+        if found.shape != tensor.shape or not found.is_floating_point() or found.layout != torch.strided:
+            raise UserError(
+                f"{path}: by config.json {key} is dense floating point {tuple(tensor.shape)}; "
+                f"found {found.layout} {found.dtype} {tuple(found.shape)}"
+            )
 
 
 def _joined(key: str, depth: int, state: State, path: Path) -> Tensor:

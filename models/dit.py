@@ -54,8 +54,9 @@ def timestep_frequencies(t: Tensor, dim: int = FREQUENCY_EMBEDDING_SIZE, max_per
         shift: see `Arithmetic.frequency_shift`.
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
-    angles = t.float().unsqueeze(1) * torch.exp(-np.log(max_period) * exponents)
+    # Divided last, as in diffusers, whose rounding shows in the frequencies; by 128, the official divisor, nothing is rounded.
+    exponents = -np.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
+    angles = t.float().unsqueeze(1) * torch.exp(exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
