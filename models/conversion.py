@@ -54,6 +54,8 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int]:
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}")
 
+    from safetensors import SafetensorError
+
     from models import checkpoint, diffusers_form
     from models.dit import DiT_models
 
@@ -69,7 +71,7 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int]:
             write_folder(diffusers_form.to_diffusers(state), diffusers_form.config_of(**found), out)
         else:
             write_whole(out, lambda beside: write_file(state, beside, to))
-    except (OSError, RuntimeError) as error:  # torch.save's writer raises the latter where the disk is full
+    except (OSError, RuntimeError, SafetensorError) as error:  # so the two writers say that the disk is full
         raise UserError(f"{out} cannot be written ({' '.join(str(error).split())[:200]})") from error
     return kind, len(state)
 

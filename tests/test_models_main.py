@@ -5,7 +5,6 @@ import hashlib
 import json
 import shlex
 import stat
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -14,6 +13,7 @@ import torch
 from conftest import DIGITS, randomised, run_command
 from diffusers import DiTTransformer2DModel
 from formats import CHECKPOINTS, WEIGHTS, training_checkpoint
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from distributed import user_errors
@@ -74,9 +74,7 @@ FORMS = {
 def test_inspect_says_what_every_form_is(network, tmp_path, form, said):
     path = CHECKPOINTS[form](network, tmp_path)
     found = inspected(path)
-    assert (found["form"], found["weights"].partition(",")[0]) == (said[0], said[1].partition(",")[0]) or found[
-        "weights"
-    ].startswith(said[1])
+    assert (found["form"], found["weights"].partition(",")[0]) == said
     facts = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "image_size": 64, "in_channels": 4, "learn_sigma": True}
     assert {name: found[name] for name in facts} == facts
     assert found["parameters"] == sum(value.numel() for value in network.state_dict().values())
@@ -130,7 +128,7 @@ def test_dtypes_and_steps_are_said(state, tmp_path):
     arguments = argparse.Namespace(num_classes=10)
     torch.save(training_checkpoint(mixed, args=arguments, train_steps=400_000), tmp_path / "a.pt")
     found = inspected(tmp_path / "a.pt")
-    assert found["dtype"] == "float32 (46), bfloat16 (26)"
+    assert found["dtype"] == "float32 (44), bfloat16 (28)"
     assert found["step"] == 400_000
     assert found["family"] == "DiT"
 
@@ -290,13 +288,14 @@ def test_where_nothing_can_be_written_is_one_sentence(state, tmp_path, capsys, o
 
 @pytest.mark.parametrize("form", ENDINGS)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(state, tmp_path, capsys, monkeypatch, form):
+    """Which the two writers say by errors of their own."""
     save_file(state, tmp_path / "a.safetensors")
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("unexpected pos 64 vs 0") if form == "official" else SafetensorError("I/O error")
 
     monkeypatch.setattr("torch.save" if form == "official" else "safetensors.torch.save_file", full)
-    assert "cannot be written ([Errno 28] No space left on device)" in refusal(
+    assert "cannot be written (" in refusal(
         capsys, "convert", tmp_path / "a.safetensors", tmp_path / ENDINGS[form], "--to", form
     )
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -309,10 +308,8 @@ def test_inspecting_what_is_no_checkpoint_is_one_sentence(tmp_path, capsys, cont
     assert "no such checkpoint file or folder" in refusal(capsys, "inspect", tmp_path / "b.pt")
 
 
-def test_help_needs_no_torch():
-    """A login node answers at once."""
+def test_help_does_not_wait_for_diffusers():
     code = "import sys; from models.__main__ import main; sys.argv = ['models', '--help']\ntry: main()\nexcept SystemExit: pass\n"
     done = run_command("-c", code + "assert 'diffusers' not in sys.modules")
     assert done.returncode == 0, done.stderr
     assert "inspect" in done.stdout
-    assert sys.executable
