@@ -40,8 +40,23 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
     what.add_argument("--preset", choices=PRESETS, help="digits: the embedded model with its VAE, classes and settings")
     what.add_argument("--model", help=f"{sizes} with /2, /4 or /8 (default {default['model']})")
-    what.add_argument("--ckpt", type=Path, help="DiT weights: official .pt, a training checkpoint (its ema), or .safetensors")
-    what.add_argument("--vae", help=f"ema, mse, a local diffusers folder or a hub id (default {default['vae']})")
+    what.add_argument(
+        "--ckpt",
+        type=Path,
+        help="DiT weights: official .pt, a training checkpoint (its ema), .safetensors, or a folder of a DiTTransformer2DModel "
+        "or DiTPipeline (see python -m models inspect)",
+    )
+    what.add_argument(
+        "--network",
+        choices=["official", "diffusers"],
+        help="whose arithmetic, whatever form the weights have: diffusers' DiTTransformer2DModel has other timestep frequencies "
+        "and another epsilon in a norm than the network that published weights, also those in diffusers' form, were trained "
+        "with; choose it for what was trained in diffusers itself (default official)",
+    )
+    what.add_argument(
+        "--vae",
+        help=f"ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny) or a hub id (default {default['vae']})",
+    )
     what.add_argument("--image-size", type=int, help=f"pixels (default {default['image_size']})")
     what.add_argument(
         "--num-classes", type=int, help=f"classes; the null label is this number (default {default['num_classes']})"

@@ -1,7 +1,9 @@
-"""The Stable Diffusion autoencoder: finding, loading, decoding; the one place with the latent scale and the uint8 rounding."""
+"""Autoencoders in diffusers' form: finding, loading, decoding; the one place with the latent scale and the uint8 rounding."""
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +12,17 @@ import torch
 from torch import Tensor
 
 from distributed import UserError, file_sha256
-from models.checkpoint import read_safetensors
+from models.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
-LATENT_SCALE = 0.18215
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+LATENT_SCALE = 0.18215  # Stable Diffusion's, which a configuration of that time does not tell
+USUAL_CHANNELS, USUAL_FACTOR = 4, 8  # of the named ones
 NAMED_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+WEIGHTS_FILE = WEIGHTS_FILES[0]
+LARGEST = 100_000  # beyond this a number of a configuration is none of a network
 
 # Pixels in [-1, 1] to levels before truncation. `dit` is DiT's and ADM's; `repa` is half a level darker.
 ROUNDING = {"dit": (127.5, 128.0), "repa": (127.5, 127.5)}
@@ -32,6 +37,14 @@ class VaeFiles:
     config_sha256: str
     latent_channels: int
     factor: int  # image pixels a latent pixel
+    kind: str  # of CLASSES
+    scale: float  # a diffusion model's latents are (z - shift) * scale for latents z of the autoencoder
+    shift: float
+
+    def unlike_stable_diffusion(self) -> dict[str, float]:
+        """Scale and shift, as a run's identity has them, where they are not those of Stable Diffusion."""
+        usual = {"latent_scale": LATENT_SCALE, "latent_shift": 0.0}
+        return {name: value for name, value in zip(usual, (self.scale, self.shift), strict=True) if value != usual[name]}
 
 
 def resolve(source: str) -> Path:
@@ -62,58 +75,113 @@ def inspect(folder: Path) -> VaeFiles:
     """Reads the configuration and hashes the weights of the autoencoder in `folder`.
 
     Raises:
-        UserError: if a file is missing, damaged, or not of an AutoencoderKL.
+        UserError: if a file is missing, damaged, or not of an autoencoder of `CLASSES`.
     """
-    config_file, weights = folder / "config.json", folder / WEIGHTS_FILE
-    for file in (config_file, weights):
+    weights = folder / WEIGHTS_FILE
+    for file in (folder / CONFIG_FILE, weights):
         if not file.is_file():
-            raise UserError(f"--vae {folder}: not a diffusers AutoencoderKL folder, it has no {file.name}")
-    try:
-        config = json.loads(config_file.read_text())
-        if (kind := config["_class_name"]) != "AutoencoderKL":
-            raise UserError(f"{config_file} describes a {kind}, expected an AutoencoderKL")
-        channels, blocks = config["latent_channels"], config["block_out_channels"]
-        if not all(isinstance(number, int) and number > 0 for number in (channels, *blocks)) or not blocks:
-            raise ValueError(f"latent_channels {channels!r}, block_out_channels {blocks!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{config_file} is not the configuration of an AutoencoderKL ({error!r})") from error
-    read_safetensors(weights)
+            raise UserError(f"--vae {folder}: not a diffusers {CLASSES[0]} folder, it has no {file.name}")
+    config = read_config(folder)
+    if odd := next((key for key, value in read_safetensors(weights).items() if not value.is_floating_point()), None):
+        raise UserError(f"{weights}: {odd} is of no floating point dtype")
     # Names and versions that the library adds say nothing of the network.
     network = json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
+    shape = config["latent_channels"], reduction(config), config["_class_name"]
     config_sha256 = hashlib.sha256(network.encode()).hexdigest()
-    return VaeFiles(folder, file_sha256(weights), config_sha256, channels, 2 ** (len(blocks) - 1))
+    return VaeFiles(folder, file_sha256(weights), config_sha256, *shape, *normalisation(config))
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "AutoencoderKL":
+def read_config(folder: Path) -> dict:
+    """The configuration of the autoencoder in `folder`, in which its class, channels, reduction and normalisation are sound.
+
+    Raises:
+        UserError: if it is none, or one of an autoencoder that latents cannot be handed to.
+    """
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    try:
+        if (kind := config["_class_name"]) not in CLASSES:
+            raise UserError(f"{path} describes a {kind}, expected an {' or '.join(CLASSES)}")
+        if not isinstance(channels := config["latent_channels"], int) or not 1 <= channels < LARGEST:
+            raise ValueError(f"latent_channels {channels!r}")
+        reduction(config), normalisation(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of an autoencoder ({error!r})") from error
+    if given := [name for name in ("latents_mean", "latents_std") if config.get(name) is not None]:
+        raise UserError(f"{path} has {given[0]}, which scales each channel by itself; only one scale for all is supported")
+    return config
+
+
+def require_channels(found: int, wanted: int, vae: str, path: Path) -> None:
+    """Raises UserError if an autoencoder's latents have other channels than the checkpoint in `path` takes."""
+    if found != wanted:
+        raise UserError(
+            f"--vae {vae}: has {found} latent channels, but {path} takes {wanted}; give the autoencoder that it was trained with"
+        )
+
+
+def reduction(config: Mapping) -> int:
+    """Image pixels a latent pixel, by the configuration.
+
+    Raises:
+        ValueError, KeyError, TypeError: if that does not tell.
+    """
+    is_tiny = config["_class_name"] == "AutoencoderTiny"
+    levels = config["num_decoder_blocks" if is_tiny else "block_out_channels"]
+    step = config["upsampling_scaling_factor"] if is_tiny else 2
+    if not all(isinstance(number, int) and 1 <= number < LARGEST for number in (step, *levels)) or not 1 <= len(levels) < 16:
+        raise ValueError(f"levels {levels!r} with steps of {step!r}")
+    return step ** (len(levels) - 1)
+
+
+def normalisation(config: Mapping) -> tuple[float, float]:
+    """Scale and shift of the latents by the configuration (see `VaeFiles`).
+
+    Raises:
+        ValueError: if they are no numbers, or nothing can be divided by the scale.
+    """
+    usual = 1.0 if config.get("_class_name") == "AutoencoderTiny" else LATENT_SCALE
+    scale, shift = config.get("scaling_factor", usual), config.get("shift_factor")
+    numbers = (scale, shift := 0.0 if shift is None else shift)
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers) or not scale:
+        raise ValueError(f"scaling_factor {scale!r}, shift_factor {shift!r}")
+    return float(scale), float(shift)
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "AutoencoderKL | AutoencoderTiny":
     """The autoencoder, in evaluation mode; in half precision its images lie in memory pixel by pixel, as fast kernels want them.
 
     Raises:
         UserError: if its weights do not fit its configuration.
     """
-    from diffusers import AutoencoderKL
+    import diffusers
     from diffusers.utils import logging
 
+    config = read_config(folder)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        vae, info = AutoencoderKL.from_pretrained(
+        vae, info = getattr(diffusers, config["_class_name"]).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (ValueError, RuntimeError, OSError, TypeError) as error:
         raise UserError(f"the VAE in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
+    scale, shift = normalisation(config)
+    vae.register_to_config(scaling_factor=scale, shift_factor=shift)  # a class drops what it has no name for
     vae = vae.eval().requires_grad_(False).to(device)
     return vae if dtype == torch.float32 else vae.to(dtype, memory_format=torch.channels_last)
 
 
-def decode(vae: "AutoencoderKL", latents: Tensor, rounding: str = "dit") -> Tensor:
+def decode(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor, rounding: str = "dit") -> Tensor:
     """Latents (N, C, h, w) as the diffusion model makes them -> images (N, H, W, 3) uint8 on the same device.
 
     Raises:
         OverflowError: if a decoder in float16 went beyond what that holds.
     """
-    images = vae.decode((latents / LATENT_SCALE).to(vae.dtype)).sample.to(latents.dtype)
+    scale, shift = normalisation(vae.config)
+    images = vae.decode((latents / scale + shift).to(vae.dtype)).sample.to(latents.dtype)
     if vae.dtype == torch.float16 and not images.isfinite().all():
         raise OverflowError("the autoencoder's values do not fit into float16")
     return to_uint8(images, rounding)

@@ -1,22 +1,32 @@
-"""DiT weights from files nobody has to trust: official `.pt`, training checkpoints (`model, ema, opt, args`), safetensors.
+"""DiT weights from files nobody has to trust: official `.pt`, training checkpoints (`model, ema, opt, args`), safetensors,
+and folders as diffusers writes them.
 
 Pickles are read with `weights_only=True`, and everything is memory-mapped: a check costs no more than the header.
 """
 
 import argparse
+import hashlib
+import json
 import math
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distributed import UserError
+from distributed import UserError, file_sha256
+from models.diffusers_form import CLASSES, State, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
 
-State = dict[str, Tensor]
+NESTS = ("ema", "model", "state_dict")  # under which training scripts keep weights, the ones to take first
+STEPS = ("train_steps", "steps", "step")
+WRAPPERS = ("module.", "_orig_mod.")
+WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
+CONFIG_FILE = "config.json"
+INDEX_FILE = f"{WEIGHTS_FILES[0]}.index.json"
 
 
 def read_safetensors(path: Path) -> State:
@@ -32,18 +42,104 @@ def read_safetensors(path: Path) -> State:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def read_weights(path: Path) -> tuple[State, str]:
-    """The network's weights in `path`, memory-mapped, and which they are: `ema`, `model`, or `plain` for an unnested file.
+@dataclass(frozen=True)
+class Files:
+    """Where a checkpoint's weights are on disk."""
 
-    A training checkpoint gives its `ema`, the weights that are published.
+    weights: tuple[Path, ...]  # several, if they are sharded
+    config: Path | None = None  # of a diffusers folder
+    index: Path | None = None  # which key is in which shard
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in a checkpoint: the weights under official names, memory-mapped, and what was saved beside them."""
+
+    state: State
+    kind: str  # of NESTS, or `plain`
+    form: str
+    family: str  # of the network: DiT, SiT, REPA
+    step: int | None = None
+    trained_classes: int | None = None
+    says_family: bool = False  # or else it is DiT because most are
+
+
+def find(path: Path) -> Files:
+    """The files of a checkpoint: a file, a folder of a DiTTransformer2DModel, or that of a DiTPipeline with such a one inside.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if path.is_file():
+        return Files((path,))
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint file or folder")
+    folder = inner if (inner := path / "transformer").is_dir() else path
+    config, index = folder / CONFIG_FILE, folder / INDEX_FILE
+    if not config.is_file():
+        raise UserError(f"{path}: not a folder of a {CLASSES[0]} or DiTPipeline, it has no {config.relative_to(path)}")
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return Files((folder / name,), config)
+    if not index.is_file():
+        raise UserError(f"{path}: it has no {(folder / WEIGHTS_FILES[0]).relative_to(path)}")
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{path}: it has no {name!r}, which {INDEX_FILE} names")
+    return Files(tuple(folder / name for name in names), config, index)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File by key, from the index of a sharded folder."""
+    found = read_json(index).get("weight_map")
+    if not (isinstance(found, dict) and found and all(isinstance(name, str) for name in found.values())):
+        raise UserError(f"{index} is not an index of shards: it has no weight_map of names of files")
+    return found
+
+
+def read_json(path: Path) -> dict:
+    """Raises UserError if the file holds anything but a JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not whole JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a checkpoint's weights; of shards, that of their hashes in a row, in the order of their names."""
+    hashes = [file_sha256(file) for file in find(path).weights]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def read(path: Path) -> Checkpoint:
+    """What is in a checkpoint of any form.
 
     Raises:
         UserError: if there is no such file, or it is damaged, or it holds anything but weights.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
+    files = find(path)
+    if files.config is None:
+        return _read_file(path)
+    state: State = {}
+    for file in files.weights:
+        part = _read_file(file).state
+        if shared := state.keys() & part.keys():
+            raise UserError(f"{path}: {min(shared)!r} is in more than one of its shards")
+        state |= part
+    if files.index and (wrong := state.keys() ^ _weight_map(files.index).keys()):
+        raise UserError(f"{path}: {min(wrong)!r} is only in its shards or only in {files.index.name}")
+    form = f"diffusers folder, {len(files.weights)} shards" if files.index else "diffusers folder"
+    return Checkpoint(to_official(state, read_json(files.config), path), "plain", form, "DiT", says_family=True)
+
+
+def _read_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
-        return read_safetensors(path), "plain"
+        state = _unwrapped(read_safetensors(path))
+        return Checkpoint(state, "plain", "safetensors", _family(state, {}))
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -53,11 +149,54 @@ def read_weights(path: Path) -> tuple[State, str]:
         raise UserError(
             f"{path} is not whole in torch's zip format ({_reason(error)}); if it is older, re-save it with torch.save"
         ) from error
-    kind = next((name for name in ("ema", "model") if isinstance(content, dict) and isinstance(content.get(name), dict)), "plain")
+    kind = next((name for name in NESTS if isinstance(content, dict) and isinstance(content.get(name), dict)), "plain")
     state = content if kind == "plain" else content[kind]
     if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise UserError(f"{path} holds no state dict: expected tensors by name, or a training checkpoint with `ema` or `model`")
-    return state, kind
+    state = _unwrapped(state)
+    if kind == "plain":
+        return Checkpoint(state, kind, "state dict", _family(state, {}))
+    options = content.get("args")
+    options = options if isinstance(options, dict) else vars(options) if isinstance(options, argparse.Namespace) else {}
+    step, classes = next((content[name] for name in STEPS if name in content), None), options.get("num_classes")
+    numbers = [number if isinstance(number, int) else None for number in (step, classes)]
+    return Checkpoint(state, kind, "training checkpoint", _family(state, options), *numbers, says_family=bool(options))
+
+
+def _unwrapped(state: State) -> State:
+    """The same weights without the prefixes that DistributedDataParallel and torch.compile give to all keys."""
+    while prefix := next((prefix for prefix in WRAPPERS if state and all(key.startswith(prefix) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _family(state: State, options: dict) -> str:
+    """Whose kind of network this is, as far as the file tells: SiT's weights alone look as DiT's do."""
+    if any(key.startswith("projectors.") for key in state):
+        return "REPA"
+    return "SiT" if "path_type" in options or "prediction" in options else "DiT"
+
+
+def read_weights(path: Path) -> tuple[State, str]:
+    """The weights of a DiT in `path`, memory-mapped, and which they are: `ema`, `model`, `state_dict`, or `plain` if unnested.
+
+    A training checkpoint gives its `ema`, the weights that are published.
+
+    Raises:
+        UserError: if they cannot be had, or are of a network that predicts otherwise.
+    """
+    found = read(path)
+    require_dit(found, path)
+    return found.state, found.kind
+
+
+def require_dit(found: Checkpoint, path: Path) -> None:
+    """Raises UserError if a checkpoint is known to be of a network that predicts what the samplers do not take."""
+    if found.family != "DiT":
+        raise UserError(
+            f"{path} is a training checkpoint of {found.family}'s kind, which predicts velocity and not noise as the samplers "
+            "here take it; give a checkpoint of a DiT"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -65,7 +204,9 @@ def _reason(error: Exception) -> str:
     return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0]
 
 
-def check(state: State, path: Path, model: str, num_classes: int, input_size: int, in_channels: int) -> None:
+def check(
+    state: State, path: Path, model: str, num_classes: int, input_size: int, in_channels: int, learn_sigma: bool = True
+) -> None:
     """Holds the weights against the network they are meant for; only shapes are read.
 
     Raises:
@@ -76,9 +217,11 @@ def check(state: State, path: Path, model: str, num_classes: int, input_size: in
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
         seen = ", ".join(f"{name} {found[name]}" for name in wrong)
-        raise UserError(f"{path}: expected {said}; found {seen}")
+        raise UserError(f"{path}: expected {said}; found {seen}{_without_null_label(found['num_classes'] + 1, num_classes)}")
     with torch.device("meta"):
-        network = DiT_models[model](input_size=input_size, num_classes=num_classes, in_channels=in_channels)
+        network = DiT_models[model](
+            input_size=input_size, num_classes=num_classes, in_channels=in_channels, learn_sigma=learn_sigma
+        )
     wanted = network.state_dict()
     for difference, keys in (("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys())):
         if keys:
@@ -92,6 +235,23 @@ def check(state: State, path: Path, model: str, num_classes: int, input_size: in
                 f"{path}: {key} expected as dense floating point {tuple(tensor.shape)}; "
                 f"found {found.layout} {found.dtype} {tuple(found.shape)}"
             )
+
+
+def _without_null_label(rows: int, num_classes: int) -> str:
+    """What to add where a label table has exactly one row a class."""
+    if rows != num_classes:
+        return ""
+    return (
+        f"; if its {rows} rows are {rows} classes, it was trained without a null label (class_dropout_prob 0), which the network "
+        "here has"
+    )
+
+
+def learns_sigma(state: State) -> bool:
+    """Whether the network whose `describe` succeeded also puts out the variance."""
+    patches = state["x_embedder.proj.weight"][0].numel()
+    bias = state.get("final_layer.linear.bias")
+    return bias is None or bias.numel() != patches
 
 
 def describe(state: State, path: Path) -> dict[str, str | int]:
@@ -118,10 +278,22 @@ def describe(state: State, path: Path) -> dict[str, str | int]:
     }
 
 
-def load_dit(path: Path, model: str, num_classes: int, input_size: int, in_channels: int, device: torch.device) -> DiT:
-    """The network of a checked file (see `check`), its weights copied to `device` as float32, in evaluation mode."""
+def load_dit(
+    path: Path,
+    model: str,
+    num_classes: int,
+    input_size: int,
+    in_channels: int,
+    device: torch.device,
+    network: str = "official",
+) -> DiT:
+    """The network of a checked file (see `check`), its weights copied to `device` as float32, in evaluation mode.
+
+    Args:
+        network: of `dit.NETWORKS`: whose arithmetic.
+    """
     state, _ = read_weights(path)
     with torch.device("meta"):
-        network = DiT_models[model](input_size=input_size, num_classes=num_classes, in_channels=in_channels)
-    network.to_empty(device=device).load_state_dict(state)
-    return network.eval().requires_grad_(False)
+        dit = DiT_models[model](input_size=input_size, num_classes=num_classes, in_channels=in_channels, network=network)
+    dit.to_empty(device=device).load_state_dict(state)
+    return dit.eval().requires_grad_(False)

@@ -4,6 +4,7 @@ The only place with the guidance formula (`guide`), the null label (`DiT.null_la
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,18 @@ FREQUENCY_EMBEDDING_SIZE = 256
 MLP_RATIO = 4
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """In what networks of one shape and one set of weights can differ."""
+
+    frequency_shift: int  # the highest of n timestep frequencies is 1, the next 10,000 ** (-1 / (n - shift))
+    mlp_norm_eps: float
+
+
+# diffusers' DiTTransformer2DModel computes otherwise than the network that the published weights were trained with.
+NETWORKS = {"official": Arithmetic(0, 1e-6), "diffusers": Arithmetic(1, 1e-5)}
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Affine modulation of tokens, x (B, T, D), by one shift and one scale (B, D) an image."""
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
@@ -34,11 +47,16 @@ def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tenso
     return unconditional + cfg_scale * (conditional - unconditional)
 
 
-def timestep_frequencies(t: Tensor, dim: int = FREQUENCY_EMBEDDING_SIZE, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding of timesteps: t (B,), fractional allowed -> (B, dim) float32, cosines before sines."""
+def timestep_frequencies(t: Tensor, dim: int = FREQUENCY_EMBEDDING_SIZE, max_period: float = 10_000.0, shift: int = 0) -> Tensor:
+    """Sinusoidal embedding of timesteps: t (B,), fractional allowed -> (B, dim) float32, cosines before sines.
+
+    Args:
+        shift: see `Arithmetic.frequency_shift`.
+    """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float().unsqueeze(1) * torch.exp(-np.log(max_period) * exponents)
+    # Divided last, as in diffusers, whose rounding shows in the frequencies; by 128, the official divisor, nothing is rounded.
+    exponents = -np.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
+    angles = t.float().unsqueeze(1) * torch.exp(exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -63,12 +81,13 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, frequency_shift: int):
         super().__init__()
+        self.frequency_shift = frequency_shift
         self.mlp = nn.Sequential(nn.Linear(FREQUENCY_EMBEDDING_SIZE, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_frequencies(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_frequencies(t, shift=self.frequency_shift).to(self.mlp[0].weight.dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -107,11 +126,11 @@ class Mlp(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and MLP, each normalised, modulated by the conditioning and gated (adaLN-Zero)."""
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(self, hidden_size: int, num_heads: int, mlp_norm_eps: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=mlp_norm_eps)
         self.mlp = Mlp(hidden_size)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
@@ -142,6 +161,7 @@ class DiT(nn.Module):
         input_size: height and width of the latent, a multiple of `patch_size`.
         num_classes: classes of the data; the label table has one row more, and `null_label` is that last row.
         learn_sigma: the output has 2 x `in_channels` channels, the second half for the variance.
+        network: of `NETWORKS`: whose arithmetic.
     """
 
     def __init__(
@@ -154,6 +174,7 @@ class DiT(nn.Module):
         num_heads: int = 16,
         num_classes: int = 1000,
         learn_sigma: bool = True,
+        network: str = "official",
     ):
         super().__init__()
         if input_size % patch_size:
@@ -164,12 +185,12 @@ class DiT(nn.Module):
         self.null_label = num_classes
 
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
-        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, NETWORKS[network].frequency_shift)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
         # A parameter, never trained, because the official checkpoints carry it as one.
         positions = sincos_position_embedding(hidden_size, input_size // patch_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, NETWORKS[network].mlp_norm_eps) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 

@@ -58,6 +58,7 @@ class SamplingConfig:
     labels: str = "random"
     global_seed: int = 0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    network: str = "official"
     rounding: str = "dit"
     exact: bool = False
     precision: str = "auto"
@@ -139,6 +140,7 @@ class SamplingConfig:
         )
         return {
             **{name: getattr(self, name) for name in choices.split()},
+            **({"network": self.network} if self.network != "official" else {}),  # runs older than the choice keep their names
             "guidance_interval": list(self.guidance_interval),
             # The folder is named after this; its manifest has the number that its first session found.
             "per_proc_batch_size": "auto" if self.per_proc_batch_size == AUTO else self.per_proc_batch_size,
@@ -150,7 +152,8 @@ class SamplingConfig:
             return self.run_name
         vae = Path(self.vae)
         vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
-        ckpt_name, vae_name = self.ckpt.stem[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
+        ckpt = self.ckpt.parent.name if self.ckpt.name == "transformer" and self.ckpt.parent.name else self.ckpt.stem
+        ckpt_name, vae_name = ckpt[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
         parts = f"{self.model}-{ckpt_name}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
         return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}")
 

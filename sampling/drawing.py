@@ -70,7 +70,8 @@ class Drawer:
 
     def _load_dit(self, how: Numerics) -> DiT:
         config, shape = self.config, (self._input_size, self._channels)
-        dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, self._place("model"))
+        where = self._place("model")
+        dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, where, config.network)
         return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":

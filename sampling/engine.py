@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
-from models import autoencoder
+from models import autoencoder, checkpoint
 from sampling import archive, disk, integrity, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
@@ -241,8 +241,12 @@ def find_weights(config: SamplingConfig, task: Task) -> Path:
         UserError: if one differs.
     """
     folder = autoencoder.resolve(config.vae)
-    for path, expected in ((config.ckpt, task.checkpoint_sha256), (folder / autoencoder.WEIGHTS_FILE, task.vae_sha256)):
-        if not path.is_file() or file_sha256(path) != expected:
+    vae = folder / autoencoder.WEIGHTS_FILE
+    for path, there, hashed, expected in (
+        (config.ckpt, config.ckpt.exists(), checkpoint.sha256, task.checkpoint_sha256),
+        (vae, vae.is_file(), file_sha256, task.vae_sha256),
+    ):
+        if not there or hashed(path) != expected:
             raise UserError(f"{path} on {socket.gethostname()} is missing or another file than on the first node")
     return folder
 

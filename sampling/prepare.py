@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffusion.schedule import spaced_timesteps
-from distributed import Group, UserError, file_sha256, say
+from distributed import Group, UserError, say
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
 from sampling import archive, disk, numerics, output, records
@@ -136,6 +136,8 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
     if config.cfg_channels > vae.latent_channels:
         raise UserError(f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {vae.latent_channels} latent channels")
+    wanted = checkpoint.describe(weights, config.ckpt)["in_channels"]
+    autoencoder.require_channels(vae.latent_channels, wanted, config.vae, config.ckpt)
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
     checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
     with group.allowing(TRYING_SECONDS):
@@ -143,9 +145,10 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     numerics.apply(how, config, group.device)
     identity = {
         **config.identity(),
-        "checkpoint_sha256": file_sha256(config.ckpt),
+        "checkpoint_sha256": checkpoint.sha256(config.ckpt),
         "vae_sha256": vae.sha256,
         "vae_config_sha256": vae.config_sha256,
+        **vae.unlike_stable_diffusion(),
         "noise": NOISE_VERSION,
         **asdict(how),
         **({"device_type": group.device.type} if config.exact else {}),

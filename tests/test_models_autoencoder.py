@@ -5,14 +5,14 @@ import json
 import shutil
 import time
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from distributed import UserError
-from models import autoencoder
 from models.autoencoder import WEIGHTS_FILE, decode, inspect, load, resolve, to_uint8
 
 CPU = torch.device("cpu")
@@ -100,27 +100,79 @@ LATENTS = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def decoded_by_diffusers(folder):
-    """Levels before truncation, (N, H, W, 3) float64."""
-    images = AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().decode(LATENTS / 0.18215).sample
+def decoded_by_diffusers(folder, scale=0.18215, shift=0.0):
+    """Levels before truncation, (N, H, W, 3) float64, as pipelines that know of a shift decode."""
+    kind = getattr(diffusers, json.loads((folder / "config.json").read_text())["_class_name"])
+    images = kind.from_pretrained(folder, local_files_only=True).eval().decode(LATENTS / scale + shift).sample
     return np.clip(127.5 * images.double().numpy().transpose(0, 2, 3, 1) + 128, 0, 255)
 
 
-def test_decoding_is_diffusers(saved_vae):
-    network = load(saved_vae, CPU)
-    levels = decoded_by_diffusers(saved_vae)
-    pixels = decode(network, LATENTS)
-    assert pixels.shape == (2, 8, 8, 3)
+def assert_truncated(levels, pixels):
+    """Both (N, H, W, 3): the first before truncation."""
+    assert pixels.shape == levels.shape
     assert levels.std() > 3
     differences = levels - pixels.numpy()
     assert differences.min() > -1e-3
     assert differences.max() < 1 + 1e-3
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.13025, 1 / 0.18215])
-def test_comparison_notices_another_latent_scale(saved_vae, monkeypatch, scale):
-    monkeypatch.setattr(autoencoder, "LATENT_SCALE", scale)
-    assert np.abs(decoded_by_diffusers(saved_vae) - decode(load(saved_vae, CPU), LATENTS).numpy()).max() > 3
+def test_decoding_is_diffusers(saved_vae):
+    assert_truncated(decoded_by_diffusers(saved_vae), decode(load(saved_vae, CPU), LATENTS))
+
+
+def test_comparison_notices_another_scale_or_shift(saved_vae):
+    pixels = decode(load(saved_vae, CPU), LATENTS).numpy()
+    for other in ({"scale": 1.0}, {"scale": 0.13025}, {"shift": 0.5}):
+        assert np.abs(decoded_by_diffusers(saved_vae, **other) - pixels).max() > 3
+
+
+@pytest.mark.parametrize("scale", [None, 0.18215, 0.13025, 0.3611, 1])
+@pytest.mark.parametrize("shift", [None, 0.0, 0.1159, -2])
+def test_scale_and_shift_are_the_configurations(vae, scale, shift):
+    """None leaves the field out, as configurations of Stable Diffusion's time do."""
+    edit_config(scaling_factor=scale, shift_factor=shift)(vae)
+    wanted = {"scale": 0.18215 if scale is None else scale, "shift": shift or 0.0}
+    files = inspect(vae)
+    assert {"scale": files.scale, "shift": files.shift} == wanted
+    assert_truncated(decoded_by_diffusers(vae, **wanted), decode(load(vae, CPU), LATENTS))
+    usual = {"latent_scale": 0.18215, "latent_shift": 0.0}
+    said = {"latent_scale": wanted["scale"], "latent_shift": wanted["shift"]}
+    assert files.unlike_stable_diffusion() == {name: said[name] for name in usual if said[name] != usual[name]}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A random AutoencoderTiny of two levels as diffusers saves it."""
+    widths, counts = (8, 8), (1, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = AutoencoderTiny(
+            encoder_block_out_channels=widths,
+            decoder_block_out_channels=widths,
+            num_encoder_blocks=counts,
+            num_decoder_blocks=counts,
+        )
+    network.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(None, None), (1.0, None), (0.5, 0.25)])
+def test_a_tiny_autoencoder_decodes_as_in_diffusers(tiny, scale, shift):
+    """Its own scale is 1; its class drops a shift, which the folder may have all the same."""
+    edit_config(scaling_factor=scale, shift_factor=shift)(tiny)
+    files = inspect(tiny)
+    assert (files.kind, files.latent_channels, files.factor) == ("AutoencoderTiny", 4, 2)
+    assert (files.scale, files.shift) == (scale or 1.0, shift or 0.0)
+    assert_truncated(decoded_by_diffusers(tiny, files.scale, files.shift), decode(load(tiny, CPU), LATENTS))
+
+
+def test_a_tiny_autoencoders_images_are_in_the_usual_range(tiny):
+    """Its last layer gives 0 to 1, of which diffusers makes -1 to 1."""
+    last = "decoder.layers.6"
+    edit_weights(lambda s: s.update({f"{last}.weight": 0 * s[f"{last}.weight"], f"{last}.bias": torch.tensor([0.0, 0.5, 1.0])}))(
+        tiny
+    )
+    assert decode(load(tiny, CPU), LATENTS)[0, 0, 0].tolist() == [0, 128, 255]
 
 
 def test_loaded_network_is_frozen_float32(vae):
@@ -155,12 +207,12 @@ def truncate(size):
 UNINSPECTABLE = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "no weights": (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"has no {WEIGHTS_FILE}"),
-    "another class": (edit_config(_class_name="VQModel"), "describes a VQModel, expected an AutoencoderKL"),
+    "another class": (edit_config(_class_name="VQModel"), "describes a VQModel, expected an AutoencoderKL or AutoencoderTiny"),
     "no class": (edit_config(_class_name=None), "_class_name"),
     "no latent channels": (edit_config(latent_channels=None), "latent_channels"),
-    "blocks without a length": (edit_config(block_out_channels=8), "not the configuration of an AutoencoderKL"),
-    "empty configuration": (write_config(""), "not the configuration of an AutoencoderKL"),
-    "a list for a configuration": (write_config("[1, 2]"), "not the configuration of an AutoencoderKL"),
+    "blocks without a length": (edit_config(block_out_channels=8), "not the configuration of an autoencoder"),
+    "empty configuration": (write_config(""), "is not whole JSON"),
+    "a list for a configuration": (write_config("[1, 2]"), "holds a list, expected a JSON object"),
     "half the weights": (truncate(20_000), "not a whole safetensors file"),
     "half a header": (truncate(100), "not a whole safetensors file"),
     "empty weights": (truncate(0), "not a whole safetensors file"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from formats import training_checkpoint, wrapped
 from safetensors.torch import load_file, save_file
 
 from distributed import UserError
@@ -21,14 +22,6 @@ LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
 def state(tiny_checkpoint):
     """The weights of `tiny_checkpoint`, to change."""
     return load_file(tiny_checkpoint)
-
-
-def training_checkpoint(state, **changes):
-    """As train.py of DiT leaves it: the raw weights are not the ones that are published."""
-    raw = {key: value + 1 for key, value in state.items()}
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict()
-    arguments = argparse.Namespace(model="DiT-XL/2", num_classes=1000, global_seed=0, ckpt=None)
-    return {"model": raw, "ema": state, "opt": optimizer, "args": arguments} | changes
 
 
 def load(path):
@@ -210,9 +203,13 @@ MISMATCHES = {
     "integer tensors": (lambda state: {key: value.to(torch.int8) for key, value in state.items()}, ["floating point", "int8"]),
     "an integer tensor": (replaced(blocks__2__attn__proj__bias=torch.ones(160).long()), ["floating point", "int64"]),
     "complex tensors": (replaced(blocks__2__attn__proj__bias=torch.ones(160) + 0j), ["floating point", "complex64"]),
-    "keys of a wrapped network": (
-        lambda state: {f"module.{key}": value for key, value in state.items()},
+    "keys of which some are wrapped": (
+        lambda state: {key if "mlp" in key else f"module.{key}": value for key, value in state.items()},
         ["not a DiT checkpoint"],
+    ),
+    "no null label": (
+        lambda _: weights_like("DiT-XS/8", num_classes=9),
+        ["found num_classes 9; if its 10 rows are 10 classes, it was trained without a null label (class_dropout_prob 0)"],
     ),
     "another network": (lambda _: {"weight": torch.ones(2, 2)}, ["not a DiT checkpoint"]),
 }
@@ -323,9 +320,40 @@ def test_no_cut_of_a_pt_file_goes_unnoticed(tmp_path, cut_at):
     refusal(path)
 
 
-@pytest.mark.parametrize("name", ["missing.pt", "missing.safetensors", "."])
+@pytest.mark.parametrize("name", ["missing.pt", "missing.safetensors", "missing/folder"])
 def test_no_file_is_said(tmp_path, name):
-    assert refusal(tmp_path / name).endswith("no such checkpoint file")
+    assert refusal(tmp_path / name).endswith("no such checkpoint file or folder")
+
+
+def test_a_folder_of_anything_else_is_said(tmp_path):
+    assert refusal(tmp_path).endswith("not a folder of a DiTTransformer2DModel or DiTPipeline, it has no config.json")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("save", [save_official, save_training, save_safetensors])
+def test_the_prefixes_of_wrappers_are_taken_off(state, tmp_path, prefix, save):
+    loaded = load(save(wrapped(state, prefix), tmp_path)).state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+
+
+PROJECTORS = {"projectors.0.0.weight": torch.ones(2, 2), "projectors.0.0.bias": torch.ones(2)}
+SIT = argparse.Namespace(model="SiT-XL/2", num_classes=10, path_type="Linear", prediction="velocity", loss_weight=None)
+OF_ANOTHER_FAMILY = {
+    "SiT": (lambda state: training_checkpoint(state, args=SIT), "of SiT's kind"),
+    "SiT with a dictionary of arguments": (lambda state: training_checkpoint(state, args=vars(SIT)), "of SiT's kind"),
+    "REPA": (lambda state: training_checkpoint(state | PROJECTORS, args=SIT, steps=400_000), "of REPA's kind"),
+    "REPA under DDP": (lambda state: training_checkpoint(wrapped(state | PROJECTORS, "module.")), "of REPA's kind"),
+    "REPA's weights alone": (lambda state: state | PROJECTORS, "of REPA's kind"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), OF_ANOTHER_FAMILY.values(), ids=OF_ANOTHER_FAMILY)
+def test_networks_that_predict_velocity_are_refused_where_the_file_tells(state, tmp_path, content, said):
+    torch.save(content(state), tmp_path / "weights.pt")
+    sentence = refusal(tmp_path / "weights.pt")
+    assert said in sentence
+    assert "predicts velocity" in sentence
 
 
 @pytest.mark.parametrize(

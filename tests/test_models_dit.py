@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomised
-from diffusers import DiTTransformer2DModel
+from formats import diffusers_twin
 
 from models import DiT, DiT_models, dit
 from models.dit import guided_model
@@ -12,68 +12,22 @@ from models.dit import guided_model
 CLASSES = 10
 FLOAT32, FLOAT64 = 1e-5, 1e-10  # of the output's magnitude
 
-# Official module names and what diffusers calls them; one name without a place is repeated in every block there.
-MODULES = {
-    "x_embedder.proj": "pos_embed.proj",
-    "t_embedder.mlp.0": "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_2",
-    "y_embedder.embedding_table": "transformer_blocks.{}.norm1.emb.class_embedder.embedding_table",
-    "final_layer.linear": "proj_out_2",
-    "final_layer.adaLN_modulation.1": "proj_out_1",
-}
-BLOCK_MODULES = {
-    "attn.proj": "attn1.to_out.0",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
-    "adaLN_modulation.1": "norm1.linear",
-}
-
-
-def diffusers_state(state, depth):
-    """An official state dict under diffusers' names; its position embedding stays behind, diffusers computes its own."""
-    renamed = {}
-    for key, value in state.items():
-        module, _, kind = key.rpartition(".")
-        if module.startswith("blocks."):
-            _, number, part = module.split(".", 2)
-            prefix = f"transformer_blocks.{number}"
-            if part == "attn.qkv":
-                renamed |= {f"{prefix}.attn1.to_{name}.{kind}": third for name, third in zip("qkv", value.chunk(3), strict=True)}
-            else:
-                renamed[f"{prefix}.{BLOCK_MODULES[part]}.{kind}"] = value
-        elif key != "pos_embed":
-            renamed |= {f"{MODULES[module].format(number)}.{kind}": value for number in range(depth)}
-    return renamed
-
-
-def diffusers_twin(network, input_size, norm_eps=1e-6, frequency_shift=0):
-    """The same network in diffusers. Left alone, diffusers would take 1e-5 and 1 for the two options."""
-    depth, heads, hidden = len(network.blocks), network.blocks[0].attn.num_heads, network.pos_embed.shape[2]
-    twin = DiTTransformer2DModel(
-        num_attention_heads=heads,
-        attention_head_dim=hidden // heads,
-        in_channels=network.in_channels,
-        out_channels=network.out_channels,
-        num_layers=depth,
-        sample_size=input_size,
-        patch_size=network.patch_size,
-        num_embeds_ada_norm=network.null_label,
-        norm_eps=norm_eps,
-    )
-    twin.load_state_dict(diffusers_state(network.state_dict(), depth), strict=True)
-    for block in twin.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = frequency_shift
-    return twin.eval()
+OFFICIAL = {"norm_eps": 1e-6, "frequency_shift": 0}  # what makes diffusers' network the official one
 
 
 @torch.no_grad()
 def disagreement(network, input_size, dtype=torch.float32, **deviations):
     """The largest difference between network and twin, relative to the largest output."""
-    twin = diffusers_twin(network, input_size, **deviations).to(dtype)
+    twin = diffusers_twin(network, **OFFICIAL | deviations).to(dtype)
+    return difference(network.to(dtype), twin, input_size, dtype)
+
+
+@torch.no_grad()
+def difference(network, twin, input_size, dtype):
     x = torch.randn(3, network.in_channels, input_size, input_size, generator=torch.Generator().manual_seed(1)).to(dtype)
     t, y = torch.tensor([0, 371, 999]), torch.tensor([0, 7, network.null_label])
     expected = twin(x, t, y).sample
-    return ((network.to(dtype)(x, t, y) - expected).abs().max() / expected.abs().max()).item()
+    return ((network(x, t, y) - expected).abs().max() / expected.abs().max()).item()
 
 
 LARGE = pytest.param("DiT-L/8", 16, marks=pytest.mark.long)
@@ -110,6 +64,27 @@ def test_parity_notices_what_diffusers_does_differently(small, deviation, tolera
     assert disagreement(small, 6, torch.float64, **deviation) > 10 * tolerance
 
 
+@pytest.mark.parametrize("network", ["official", "diffusers"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
+def test_diffusers_arithmetic_is_diffusers_as_it_comes(small, network, dtype, tolerance):
+    """In float64 either of its two deviations alone would show, and the official network does in float32 too."""
+    same = DiT(input_size=6, hidden_size=64, depth=6, num_heads=4, num_classes=CLASSES, network=network)
+    same.load_state_dict(small.state_dict())
+    found = difference(same.to(dtype), diffusers_twin(small).to(dtype), 6, dtype)
+    assert found < tolerance if network == "diffusers" else found > 10 * FLOAT32
+
+
+@pytest.mark.parametrize("network", ["official", "diffusers"])
+@torch.no_grad()
+def test_both_arithmetics_multiply_in_bfloat16(network):
+    """The blocks in half precision are the same network, to what bfloat16 holds."""
+    options = {"input_size": 6, "hidden_size": 64, "depth": 2, "num_heads": 4, "num_classes": CLASSES, "network": network}
+    whole, half = (randomised(DiT(**options), std=0.12) for _ in range(2))
+    x, t, y = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(3)), torch.tensor([3, 700]), torch.tensor([1, 2])
+    expected, found = whole(x, t, y), half.to_half(torch.bfloat16)(x, t, y)
+    assert 0 < (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 def swap_rows_and_columns(_patch, network):
     network.pos_embed.data = network.pos_embed.unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2)
 
@@ -121,7 +96,7 @@ def cosine_before_sine_of_positions(_patch, network):
 
 def sine_before_cosine_of_timesteps(patch, _network):
     original = dit.timestep_frequencies
-    patch.setattr(dit, "timestep_frequencies", lambda t: torch.cat(original(t).chunk(2, dim=1)[::-1], dim=1))
+    patch.setattr(dit, "timestep_frequencies", lambda t, **_: torch.cat(original(t).chunk(2, dim=1)[::-1], dim=1))
 
 
 def exact_gelu(patch, _network):

@@ -153,7 +153,7 @@ MISTAKES = [
     (["--vae", "{vae-without-weights}"], "it has no diffusion_pytorch_model.safetensors"),
     (["--vae", "{cut-vae}"], "not a whole safetensors file"),
     (["--vae", "{other-vae}"], "describes a VQModel"),
-    (["--vae", "{text-vae}"], "is not the configuration of an AutoencoderKL"),
+    (["--vae", "{text-vae}"], "is not the configuration of an autoencoder"),
     (["--vae", "{groups-vae}"], "must be divisible by num_groups"),
     (["--ckpt", "{sparse.pt}", "--model", "DiT-XS/8"], "dense floating point"),
     (["--vae", "ema"], "stabilityai/sd-vae-ft-ema is neither in the local hub cache"),

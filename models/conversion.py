@@ -1,0 +1,110 @@
+"""A checkpoint in another form, bit for bit: `python -m models convert`."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distributed import UserError, say, write_whole
+
+if TYPE_CHECKING:
+    import torch
+
+ENDINGS = {"official": ".pt", "safetensors": ".safetensors", "diffusers": ""}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="write a checkpoint in another form",
+        description="Writes the weights of a checkpoint, of a training checkpoint its ema, in another form, bit for bit and in "
+        "the same dtype. What was saved beside the weights stays behind.",
+        allow_abbrev=False,
+    )
+    command.add_argument("source", type=Path, help="whatever sample_ddp.py --ckpt takes")
+    command.add_argument("out", type=Path, help="a file that ends in .pt (official) or .safetensors, or a folder (diffusers)")
+    command.add_argument(
+        "--to",
+        required=True,
+        choices=ENDINGS,
+        help="official: a state dict by torch.save; safetensors: the same names; diffusers: a folder that "
+        "DiTTransformer2DModel.from_pretrained loads, which then computes by its own arithmetic (see sample_ddp.py --network)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    kind, count = convert(args.source, args.out, args.to)
+    which = "" if kind == "plain" else f" its {kind},"
+    say(f"{args.out}: {args.source} as {args.to},{which} {count} tensors")
+    return 0
+
+
+def convert(source: Path, out: Path, to: str) -> tuple[str, int]:
+    """Writes the weights of `source` to `out`, whole or not at all; returns which they are and the number of official tensors.
+
+    Raises:
+        UserError: if there is something at `out`, or the source is no DiT of ours, or cannot be put in that form.
+    """
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} exists; remove it, or choose another name")
+    if ENDINGS[to] and out.suffix != ENDINGS[to]:
+        raise UserError(f"{out}: --to {to} writes a file whose name ends in {ENDINGS[to]}")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}")
+
+    from safetensors import SafetensorError
+
+    from models import checkpoint, diffusers_form
+    from models.dit import DiT_models
+
+    state, kind = checkpoint.read_weights(source)
+    found = checkpoint.describe(state, source)
+    if found["model"] not in DiT_models:
+        raise UserError(f"{source} is a {found['model']}; only the sizes {', '.join(DiT_models)} can be converted")
+    found["learn_sigma"] = checkpoint.learns_sigma(state)
+    checkpoint.check(state, source, **found)
+    try:
+        if to == "diffusers":
+            diffusers_form.require_formula(state, source)
+            write_folder(diffusers_form.to_diffusers(state), diffusers_form.config_of(**found), out)
+        else:
+            write_whole(out, lambda beside: write_file(state, beside, to))
+    except (OSError, RuntimeError, SafetensorError) as error:  # so the two writers say that the disk is full
+        raise UserError(f"{out} cannot be written ({' '.join(str(error).split())[:200]})") from error
+    return kind, len(state)
+
+
+def write_file(state: dict, path: Path, form: str) -> None:
+    """One file, in which each tensor takes only the room that it needs."""
+    import torch
+    from safetensors.torch import save_file
+
+    own = {name: value if is_alone(value) else value.clone().contiguous() for name, value in state.items()}
+    if form == "official":
+        torch.save(own, path)
+    else:
+        path.touch()
+        mode = path.stat().st_mode  # which the umask has made; safetensors lets nobody else read what it writes
+        save_file(own, path, metadata={"format": "pt"})
+        path.chmod(mode)
+
+
+def is_alone(value: "torch.Tensor") -> bool:
+    """Whether a tensor is all of its memory, in order."""
+    return value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+
+
+def write_folder(state: dict, config: dict, folder: Path) -> None:
+    """A folder as diffusers writes it, which appears when all is in it."""
+    from models.checkpoint import CONFIG_FILE, WEIGHTS_FILES
+
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir()
+        write_whole(beside / WEIGHTS_FILES[0], lambda path: write_file(state, path, "safetensors"))
+        write_whole(beside / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n"))
+        os.rename(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

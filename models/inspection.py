@@ -1,0 +1,160 @@
+"""What a checkpoint or an autoencoder is, and the command that samples it: `python -m models inspect`."""
+
+import argparse
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distributed import UserError, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.autoencoder import VaeFiles
+    from models.checkpoint import Checkpoint
+
+
+USUAL_VAE = "ema"
+WEIGHTS = {  # of `Checkpoint.kind`
+    "ema": "ema",
+    "model": "model, not an EMA",
+    "state_dict": "state_dict, which may be an EMA or not",
+    "plain": "the only ones, which may be an EMA or not",
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="what a checkpoint or autoencoder is, and what samples it",
+        description="Says what a checkpoint (file or diffusers folder) or an autoencoder (diffusers folder) is. The command that "
+        "it gives takes the autoencoder in the folder vae beside the checkpoint, as in a DiTPipeline's, else Stable Diffusion's.",
+        allow_abbrev=False,
+    )
+    command.add_argument("path", type=Path, help="file or folder")
+    command.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = inspect(args.path)
+    if args.json:
+        say(json.dumps(found))
+    else:
+        for name, value in found.items():
+            if value is not None:
+                say(f"{name + ':':17}{readable(value)}")
+    return 1 if found.get("refused") else 0
+
+
+def readable(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+
+
+def inspect(path: Path) -> dict[str, str | int | float | bool | None]:
+    """What is in a file or folder, in the order in which it reads well.
+
+    Raises:
+        UserError: if it is neither a checkpoint nor an autoencoder, or damaged.
+    """
+    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path)
+
+
+def is_autoencoder(folder: Path) -> bool:
+    """Whether a folder says of itself that it is an autoencoder, of whichever kind."""
+    from models.autoencoder import CONFIG_FILE
+    from models.checkpoint import read_json
+
+    try:
+        return "Autoencoder" in str(read_json(folder / CONFIG_FILE).get("_class_name"))
+    except UserError:
+        return False
+
+
+def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
+    from models import autoencoder, checkpoint
+
+    found = checkpoint.read(path)
+    shape = checkpoint.describe(found.state, path)
+    if (rows := shape["num_classes"] + 1) == found.trained_classes:
+        shape["num_classes"] = rows  # of which none is the null label's
+    vae = autoencoder.inspect(beside) if is_autoencoder(beside := folder_beside(path)) else None
+    size = shape["input_size"] * (vae.factor if vae else autoencoder.USUAL_FACTOR)
+    refused = why_not(found, path, shape, vae)
+    options = {"model": shape["model"], "ckpt": path, "image-size": size, "num-classes": shape["num_classes"]}
+    options["vae"] = beside if vae else USUAL_VAE
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    # Weights alone look the same for both, unless the arguments of their training are beside them.
+    is_open = found.family == "DiT" and not found.says_family
+    return {
+        "path": str(path),
+        "family": "DiT, or SiT, as the file does not tell" if is_open else found.family,
+        "form": found.form,
+        **shape,
+        "image_size": size,
+        "learn_sigma": checkpoint.learns_sigma(found.state),
+        "weights": WEIGHTS[found.kind],
+        "step": found.step,
+        "dtype": dtypes(found.state.values()),
+        "parameters": sum(value.numel() for value in found.state.values()),
+        "sha256": checkpoint.sha256(path),
+        "network": "official; if it was trained in diffusers, --network diffusers" if "diffusers" in found.form else None,
+        "refused": refused,
+        "command": None if refused else shlex.join(["python", "sample_ddp.py", *words]),
+    }
+
+
+def folder_beside(path: Path) -> Path:
+    """Where the autoencoder of a checkpoint is, if it came with one."""
+    return path / "vae" if (path / "transformer").is_dir() else path.parent / "vae"
+
+
+def why_not(found: "Checkpoint", path: Path, shape: dict, vae: "VaeFiles | None") -> str | None:
+    """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
+    from models import autoencoder, checkpoint
+    from models.dit import DiT_models
+
+    try:
+        checkpoint.require_dit(found, path)
+        if shape["model"] not in DiT_models:
+            return f"{path} is a {shape['model']}, and there are only {', '.join(DiT_models)}"
+        channels, name = (vae.latent_channels, str(vae.folder)) if vae else (autoencoder.USUAL_CHANNELS, USUAL_VAE)
+        autoencoder.require_channels(channels, shape["in_channels"], name, path)
+        checkpoint.check(found.state, path, **shape)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def dtypes(tensors: "Iterable[Tensor]") -> str:
+    """The dtype of all of them; of several, each with the number of tensors that have it."""
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{dtype} ({n})" for dtype, n in counts.most_common())
+
+
+def inspect_autoencoder(folder: Path) -> dict[str, str | int | float]:
+    """Loads it too, because only that shows whether weights and configuration belong together."""
+    import torch
+
+    from models import autoencoder
+    from models.checkpoint import read_safetensors
+
+    files = autoencoder.inspect(folder)
+    autoencoder.load(folder, torch.device("cpu"))
+    weights = read_safetensors(folder / autoencoder.WEIGHTS_FILE).values()
+    return {
+        "path": str(folder),
+        "family": files.kind,
+        "latent_channels": files.latent_channels,
+        "factor": files.factor,
+        "scale": files.scale,
+        "shift": files.shift,
+        "dtype": dtypes(weights),
+        "parameters": sum(value.numel() for value in weights),
+        "sha256": files.sha256,
+        "option": shlex.join(["--vae", str(folder)]),
+    }
