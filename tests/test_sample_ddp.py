@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -202,10 +203,11 @@ def test_half_a_launchers_environment_is_named(rank, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):
-    done = run_command("sample_ddp.py", "--sample-dir", tmp_path, timeout=15)
+@pytest.mark.parametrize("given", [("--model", "DiT-B/4"), ("--image-size", "128"), ("--num-classes", "17")])
+def test_a_checkpoint_is_asked_for_where_none_is_published(given, tmp_path):
+    done = run_command("sample_ddp.py", "--vae", DIGITS / "vae", "--sample-dir", tmp_path, *given, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "error: --ckpt is missing: give a checkpoint file, or --preset digits for the embedded model\n"
+    assert re.fullmatch(r"error: --ckpt is missing: .* not for DiT-.* or --preset digits for the embedded model\n", done.stderr)
 
 
 MISTAKES_OF_ALL = [(["--cfg-scale", "0.1"], "--cfg-scale 0.1"), (["--num-classes", "7"], "expected num_classes 7")]
