@@ -170,7 +170,7 @@ def _attempt(url: str, partial: Path) -> None:
         etag = answer.headers.get("ETag") or ""
         mark.write_text(etag if etag.startswith('"') else answer.headers.get("Last-Modified") or "")
         with open(partial, "ab" if have else "wb") as file, progress_bar(whole, partial.stem, unit="B", initial=have) as bar:
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):  # as it comes, so that none of it is lost
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -15,8 +15,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "fetch",
         help="download all that a run needs, for nodes without internet",
         description="Downloads a preset's checkpoint, an autoencoder, Inception's weights and the reference of published "
-        "numbers, each unless it is there; a download that was cut is continued. The command that draws and evaluates without internet "
-        f"is printed in the end. {MIRROR}=http://host/folder has files come from there, under the paths that they have "
+        "numbers, each unless it is there; a download that was cut is continued. The command that draws and evaluates without "
+        f"internet is printed in the end. {MIRROR}=http://host/folder has files come from there, under the paths that they have "
         "on their own hosts; HF_ENDPOINT does that for the autoencoder, which is the Hugging Face hub's.",
         allow_abbrev=False,
     )
