@@ -71,7 +71,7 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     calc = commands.add_parser("calc", help="metrics of samples", allow_abbrev=False)
-    calc.add_argument("samples", type=Path, help="npz with arr_0, a folder of images, or a zip of images")
+    calc.add_argument("samples", type=Path, help="npz with arr_0, or a folder, zip or Hugging Face dataset of images")
     calc.add_argument(
         "--ref",
         help="npz with mu and sigma (ADM's, pytorch-fid's, ours), images as for samples, a name from above, or digits for the "
@@ -92,7 +92,12 @@ def build_parser() -> Parser:
     calc.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
     add_common(calc)
     ref = commands.add_parser("ref", help="reference statistics of images", allow_abbrev=False)
-    ref.add_argument("images", type=Path, help="npz with arr_0, a folder of images, or a zip of images")
+    ref.add_argument(
+        "images",
+        type=Path,
+        help="npz with arr_0, a folder of images, a zip of images, or a Hugging Face dataset: a folder of save_to_disk, or of "
+        "the parquet files of one split (needs pip install datasets)",
+    )
     ref.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where to write them")
     ref.add_argument(
         "--image-size",

@@ -46,7 +46,7 @@ def find(ckpt: Path | None, model: str, image_size: int, num_classes: int, cache
     if ckpt.exists() or ckpt.suffix in FILES or not hub.is_hub_id(str(ckpt)):
         return ckpt
     folders = ("", "transformer/")
-    found = hub.snapshot(str(ckpt), f"--ckpt {ckpt}", cache_dir, folders)
+    found = hub.snapshot(str(ckpt), f"--ckpt {ckpt} (no such path here)", cache_dir, folders)
     if not any(file for folder in folders for file in (found / folder).glob(f"{hub.WEIGHTS}*.safetensors")):
         raise UserError(f"--ckpt {ckpt}: that hub repository has no {hub.WEIGHTS}.safetensors at its top or in transformer/")
     return found
