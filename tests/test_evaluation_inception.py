@@ -176,7 +176,5 @@ def load_extractor_named_otherwise(weights, group, monkeypatch):
 
 @pytest.mark.usefixtures("published")
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone):
-    with pytest.raises(
-        UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/.*, or give it as --inception-weights"
-    ):
+    with pytest.raises(UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/.*, or give it as --inc"):
         load_extractor("inception", None, alone)

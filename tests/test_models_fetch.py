@@ -101,12 +101,14 @@ def test_hub_ids_are_told_from_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     given = {"model": "DiT-XL/2", "image_size": 256, "num_classes": 1000, "cache_dir": tmp_path / "cache"}
-    for path in ("runs/last.pt", "runs/last.safetensors", "/runs/last", "last", "./runs/last", "a/b/c"):
+    for path in ("runs/last.pt", "runs/last.safetensors", "/runs/last", "last", "../last", "a/b/c"):
         assert catalogue.find(Path(path), **given) == Path(path)
-    with pytest.raises(UserError, match=r"--ckpt facebook/DiT: .* or copy .*/cache/hub/models--facebook--DiT from there"):
+    with pytest.raises(
+        UserError, match=r"--ckpt facebook/DiT \(no such path here\): .* or copy .*/cache/hub/models--facebook--DiT from there"
+    ):
         catalogue.find(Path("facebook/DiT"), **given)
     in_hub_cache(tmp_path / "cache" / "hub", "facebook/DiT").mkdir(parents=True)
-    with pytest.raises(UserError, match="--ckpt facebook/DiT: that hub repository has no diffusion_pytorch_model.safetensors"):
+    with pytest.raises(UserError, match=r"--ckpt facebook/DiT: that hub repository has no diffusion_pytorch_model\.safetensors"):
         catalogue.find(Path("facebook/DiT"), **given)
     snapshot = tmp_path / "cache" / "hub" / "models--facebook--DiT" / "snapshots" / "0123abcd"
     shutil.copytree(DIGITS / "vae", snapshot / "transformer")
