@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import DIGITS, run_command
 
+import distributed
+import sample_ddp
 from distributed import UserError
 from evaluation.published import PUBLISHED
 from models import catalogue, hub
+from sampling import engine
 from sampling.config import PRESETS, SamplingConfig
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
@@ -95,6 +98,25 @@ def test_two_ranks_without_a_checkpoint_fetch_it_once(body, mirror, cache, tmp_p
     assert path.exists() == bool(body)
     assert [path for path, _ in mirror.seen] == [CHECKPOINT]
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_run_without_a_checkpoint_is_that_of_the_published_file(mirror, tiny_checkpoint, tmp_path, monkeypatch):
+    """A small network stands in for DiT-XL/2. The same images come of the file given by --ckpt, in the same run."""
+    tiny = catalogue.Published("https://weights.invalid/tiny.safetensors", "DiT-XS/8", 64, 10, "none")
+    monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": tiny})
+    monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
+    mirror.content["/tiny.safetensors"] = tiny_checkpoint.read_bytes()
+    small = ["--model", "DiT-XS/8", "--image-size", "64", "--num-classes", "10", "--vae", str(DIGITS / "vae")]
+    small += ["--num-fid-samples", "3", "--num-sampling-steps", "2", "--exact", "--cache-dir", str(tmp_path / "cache")]
+    fetched = tmp_path / "cache" / "checkpoints" / "tiny.safetensors"
+    for given in ([], ["--ckpt", str(fetched)]):
+        config, _ = sample_ddp.parse([*small, "--sample-dir", str(tmp_path / "samples"), *given])
+        engine.run(config, distributed.init("cpu"))
+        assert fetched.read_bytes() == tiny_checkpoint.read_bytes()
+    assert len(mirror.seen) == 1
+    (folder,) = (path for path in (tmp_path / "samples").iterdir() if path.is_dir())
+    assert folder.name.startswith("DiT-XS-8-tiny-size-64")
+    assert len(json.loads((folder / "manifest.json").read_text())["sessions"]) == 2
 
 
 def test_hub_ids_are_told_from_paths(tmp_path, monkeypatch):
