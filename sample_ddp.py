@@ -1,5 +1,6 @@
 """Draws images from a class-conditional DiT on every GPU (or CPU process) there is, and packs them into one npz.
 
+    torchrun --nproc_per_node=8 sample_ddp.py --preset dit-xl-2-256 --ref adm-imagenet-256
     torchrun --nproc_per_node=8 sample_ddp.py --ckpt DiT-XL-2-256x256.pt --cfg-scale 1.5
     torchrun --nproc_per_node=2 sample_ddp.py --preset digits --ref digits
     python sample_ddp.py --preset digits --num-fid-samples 100 --labels 7,7,3-5
@@ -38,13 +39,17 @@ def build_parser() -> Parser:
 
 def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
-    what.add_argument("--preset", choices=PRESETS, help="digits: the embedded model with its VAE, classes and settings")
+    what.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="digits: the embedded model with its VAE, classes and settings; dit-xl-2-256, -512: as DiT's published numbers",
+    )
     what.add_argument("--model", help=f"{sizes} with /2, /4 or /8 (default {default['model']})")
     what.add_argument(
         "--ckpt",
         type=Path,
-        help="DiT weights: official .pt, a training checkpoint (its ema), .safetensors, or a folder of a DiTTransformer2DModel "
-        "or DiTPipeline (see python -m models inspect)",
+        help="DiT weights: official .pt, a training checkpoint (its ema), .safetensors, a folder of a DiTTransformer2DModel or "
+        "DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the published ones, downloaded once)",
     )
     what.add_argument(
         "--network",
@@ -158,7 +163,16 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         help="end the job if a rank makes no progress for so long; 0 for never (default 600)",
     )
     where.add_argument(
-        "--ref", help="evaluate against this afterwards: a reference npz, images, or digits (see python -m evaluation)"
+        "--ref",
+        help="evaluate against this afterwards: a reference npz, images, adm-imagenet-256 and the like, or digits (see "
+        "python -m evaluation --help)",
+    )
+    where.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where what is downloaded is kept, and features (default ~/.cache/fiducial, and the caches of the hub and torch); "
+        "python -m models fetch fills it where there is internet",
     )
     where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
 
@@ -175,8 +189,6 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         if "precision" in given:
             raise UserError("--tf32 and --precision: give only one of them")
         settings["precision"] = "tf32" if tf32 else "fp32"
-    if "ckpt" not in settings:
-        raise UserError("--ckpt is missing: give a checkpoint file, or --preset digits for the embedded model")
     config = SamplingConfig(**settings)
     config.check()
     if not options["hang_timeout"] >= 0:
@@ -199,8 +211,9 @@ def main() -> None:
                 from evaluation.calc import Evaluator
                 from evaluation.checks import Settings, check_size
 
-                evaluator = Evaluator.prepare(options.ref, group, Settings(), inception_weights=options.inception_weights)
-                check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
+                settings, size = Settings(cache_dir=config.cache_dir), config.image_size
+                evaluator = Evaluator.prepare(options.ref, group, settings, None, options.inception_weights, size)
+                check_size("--image-size", size, size, evaluator.extractor, evaluator.reference)
             npz = engine.run(config, group, not options.no_png, options.hang_timeout)
             if evaluator:
                 evaluate(evaluator, npz)

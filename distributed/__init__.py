@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
-from distributed.files import download, file_sha256, write_whole
+from distributed.files import MIRROR, default_cache, download, fetch_each, file_sha256, write_whole
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "MIRROR",
     "RESUMABLE",
     "Cause",
     "Group",
@@ -33,8 +34,10 @@ __all__ = [
     "Stopped",
     "UserError",
     "Watch",
+    "default_cache",
     "download",
     "environment_rank",
+    "fetch_each",
     "file_sha256",
     "init",
     "is_running",

@@ -1,21 +1,26 @@
-"""Files that several processes use: no process ever sees half of one."""
+"""Files that several processes use: no process ever sees half of one. And where what is fetched is kept."""
 
+import errno
 import hashlib
 import http.client
 import os
+import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from distributed.console import UserError, progress_bar
+from distributed.console import UserError, progress_bar, say
 
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
+LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # asking again is no help
+MIRROR = "FIDUCIAL_MIRROR"  # http://host/folder: asked for the same paths, in the place of the files' own hosts
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -36,8 +41,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def default_cache() -> Path:
+    """Where everything that Fiducial keeps is, unless `--cache-dir` says where."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+
+
+def mirrored(url: str) -> str:
+    """Where `url` is fetched from: there, or from the mirror that the environment names.
+
+    Raises:
+        UserError: if that is no address.
+    """
+    mirror = os.environ.get(MIRROR, "")
+    if not mirror:
+        return url
+    if not mirror.startswith(("http://", "https://")):
+        raise UserError(f"{MIRROR}={mirror}: must begin with http:// or https://, and is asked for paths such as those of {url}")
+    return mirror.rstrip("/") + urllib.parse.urlsplit(url).path
+
+
 def download(url: str, path: Path, sha256: str | None = None) -> Path:
-    """Fetches `url` to `path`, unless it is there; returns `path`.
+    """Fetches `url`, or what a mirror has of it, to `path`, unless it is there; returns `path`.
 
     What a cut connection or a killed process leaves stands in `path.partial` and is continued, if the server still has the
     same file. `path` appears only when all of it has come. Processes that want the same file wait for the one that fetches it.
@@ -52,12 +76,13 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
 
     if path.is_file():
         return path
+    source = mirrored(url)
     partial, lock = (path.with_name(path.name + ending) for ending in (".partial", ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not path.is_file():
-                _fetch(url, partial)
+                _fetch(source, partial)
                 if sha256 and not (found := file_sha256(partial)).startswith(sha256):
                     partial.unlink()
                     raise ValueError(f"what came has the SHA-256 {found[: len(sha256)]}, not {sha256}")
@@ -65,8 +90,31 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
         lock.unlink(missing_ok=True)
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors are of the first kind
         reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
-        raise UserError(f"{url} cannot be fetched ({reason}); fetch it where there is internet and put it at {path}") from error
+        what = "it" if source == url else url
+        raise UserError(
+            f"{source} cannot be fetched ({reason}); fetch {what} where there is internet and put it at {path}"
+        ) from error
     return path
+
+
+def fetch_each(wanted: dict[str, Callable[[], Path]]) -> list[str]:
+    """Calls each of `wanted` and prints the file or folder that it gives, with its size. Failures are printed as well.
+
+    Returns:
+        the names of those that failed.
+    """
+    failed = []
+    for name, fetch in wanted.items():
+        try:
+            path = fetch()
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+        else:
+            files = path.rglob("*") if path.is_dir() else [path]
+            megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+            say(f"{name}: {path} ({megabytes:,.1f} MB)")
+    return failed
 
 
 def _fetch(url: str, partial: Path) -> None:
@@ -78,6 +126,8 @@ def _fetch(url: str, partial: Path) -> None:
             return _attempt(url, partial)
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code not in BUSY:
+                raise
+            if getattr(error, "errno", None) in LOCAL:
                 raise
             if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError) and not before:
                 raise  # there is no such host, or no network
@@ -115,10 +165,12 @@ def _attempt(url: str, partial: Path) -> None:
             raise ConnectionError(f"asked for the bytes from {have}, got {answer.headers.get('Content-Range')}")
         length = answer.headers.get("Content-Length")
         whole = have + int(length) if length else None
+        if whole is None and answer.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            raise ValueError("the server does not say how long the file is, so half of it could not be told from all")
         etag = answer.headers.get("ETag") or ""
         mark.write_text(etag if etag.startswith('"') else answer.headers.get("Last-Modified") or "")
         with open(partial, "ab" if have else "wb") as file, progress_bar(whole, partial.stem, unit="B", initial=have) as bar:
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):  # as it comes, so that none of it is lost
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

@@ -1,18 +1,25 @@
 """Evaluates images: FID, sFID, Inception score, precision, recall, KID; as a table, JSON and an HTML page.
 
 python -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz --json result.json --html report.html
-torchrun --nproc_per_node=8 -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz
+torchrun --nproc_per_node=8 -m evaluation calc samples/RUN.npz --ref adm-imagenet-256
 python -m evaluation calc samples/RUN.npz --ref digits --metrics fid,precision,recall
 python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
+python -m evaluation fetch adm-imagenet-256
+
+References published by ADM are downloaded by name:
+{references}
+FIDUCIAL_MIRROR=http://host/folder has downloads come from there, under the paths that they have on their own hosts.
 """
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
-from distributed import Group, Parser, UserError, say
+from distributed import Group, Parser, UserError, fetch_each, say
+from evaluation.published import PUBLISHED
 
 if TYPE_CHECKING:
     from evaluation.checks import Settings
@@ -26,7 +33,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--inception-weights",
         type=Path,
         metavar="FILE",
-        help="the TF-ported Inception weights of torch-fidelity (default: torch's hub cache, where they are downloaded to)",
+        help="the TF-ported Inception weights of torch-fidelity (default: downloaded, see --cache-dir)",
     )
     parser.add_argument(
         "--dtype",
@@ -41,21 +48,34 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto takes CUDA where there is one; not run on a GPU yet",
     )
-    parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="where features are kept, seen by all ranks (default ~/.cache/fiducial)"
-    )
+    add_cache_dir(parser)
     parser.add_argument("--no-cache", action="store_true", help="neither use nor leave features there")
+
+
+def add_cache_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where features, references fetched by name and Inception's weights are kept, seen by all ranks "
+        "(default ~/.cache/fiducial, and torch's hub cache for the weights)",
+    )
 
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="python -m evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m evaluation",
+        description=__doc__.format(references="\n".join(f"    {name:<22}{entry.url}" for name, entry in PUBLISHED.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     calc = commands.add_parser("calc", help="metrics of samples", allow_abbrev=False)
-    calc.add_argument("samples", type=Path, help="npz with arr_0, a folder of images, or a zip of images")
+    calc.add_argument("samples", type=Path, help="npz with arr_0, or a folder, zip or Hugging Face dataset of images")
     calc.add_argument(
-        "--ref", help="npz with mu and sigma (ADM's, pytorch-fid's, ours), images as for samples, or digits for the embedded ones"
+        "--ref",
+        help="npz with mu and sigma (ADM's, pytorch-fid's, ours), images as for samples, a name from above, or digits for the "
+        "embedded ones",
     )
     calc.add_argument(
         "--protocol", choices=["adm", "torch-fidelity"], default="adm", help="whose definitions to follow (default %(default)s)"
@@ -72,7 +92,12 @@ def build_parser() -> Parser:
     calc.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
     add_common(calc)
     ref = commands.add_parser("ref", help="reference statistics of images", allow_abbrev=False)
-    ref.add_argument("images", type=Path, help="npz with arr_0, a folder of images, or a zip of images")
+    ref.add_argument(
+        "images",
+        type=Path,
+        help="npz with arr_0, a folder of images, a zip of images, or a Hugging Face dataset: a folder of save_to_disk, or of "
+        "the parquet files of one split (needs pip install datasets)",
+    )
     ref.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where to write them")
     ref.add_argument(
         "--image-size",
@@ -87,6 +112,9 @@ def build_parser() -> Parser:
         help="random images whose features are stored for precision, recall and KID; 0 for none (default %(default)s)",
     )
     add_common(ref)
+    fetch = commands.add_parser("fetch", help="download Inception's weights and references by name", allow_abbrev=False)
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="references from the list that --help of all commands gives")
+    add_cache_dir(fetch)
     return parser
 
 
@@ -107,6 +135,8 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.command == "fetch":
+        return fetch_all(args.names, args.cache_dir)
     from evaluation.checks import Settings
 
     names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
@@ -122,12 +152,28 @@ def run(args: argparse.Namespace) -> None:
         (calculate if args.command == "calc" else make)(args, settings, group)
 
 
+def fetch_all(names: list[str], cache_dir: Path | None) -> None:
+    """Downloads Inception's weights and the references; what fails is said, and the rest is tried.
+
+    Raises:
+        UserError: if a name is unknown, or in the end, if some failed.
+    """
+    if unknown := [name for name in names if name not in PUBLISHED]:
+        raise UserError(f"fetch {unknown[0]}: no such reference; choose from {', '.join(PUBLISHED)}")
+    from evaluation import inception, published
+
+    wanted = {"Inception": partial(inception.fetch, cache_dir)}
+    wanted |= {name: partial(published.fetch, name, cache_dir) for name in names}
+    if failed := fetch_each(wanted):
+        raise UserError(f"not fetched: {', '.join(failed)}; what stands above says why and what to do")
+
+
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.calc import Evaluator
     from evaluation.images import open_images
 
-    open_images(args.samples)  # before the weights, which take longer
-    evaluator = Evaluator.prepare(args.ref, group, settings, args.extractor, args.inception_weights)
+    size = open_images(args.samples).height  # before the weights, which take longer
+    evaluator = Evaluator.prepare(args.ref, group, settings, args.extractor, args.inception_weights, size)
     result = evaluator.evaluate(args.samples)
     if result:
         result.write(args.json, args.html)
@@ -146,7 +192,8 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     if holds_statistics(args.images):
         raise UserError(f"{args.images} holds statistics, so it is a reference already; give it to calc as --ref")
     images = open_images(args.images, args.image_size)
-    extractor = load_extractor(args.extractor or "inception", args.inception_weights, group, settings.dtype)
+    name = args.extractor or "inception"
+    extractor = load_extractor(name, args.inception_weights, group, settings.dtype, settings.cache_dir)
     made = make_reference(images, extractor, group, settings, args.features)
     if group.is_main:
         write_reference(made, args.out)

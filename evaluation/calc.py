@@ -37,7 +37,7 @@ from evaluation.protocols import (
     PROTOCOLS,
     SHUFFLE_SEED,
 )
-from evaluation.references import Provenance, Reference, find_reference, open_reference
+from evaluation.references import Provenance, Reference, find_reference
 from evaluation.report import Grid, Metric, Result
 from evaluation.statistics import FeatureStatistics, mean_divergence
 
@@ -74,8 +74,12 @@ class Evaluator:
         settings: Settings,
         extractor: str | None = None,
         inception_weights: Path | None = None,
+        image_size: int | None = None,
     ) -> "Evaluator":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
+
+        Args:
+            image_size: of the samples, so that a published reference of another size is not fetched.
 
         Raises:
             UserError: in one sentence, if something is missing or does not fit.
@@ -84,13 +88,14 @@ class Evaluator:
         needed = settings.metrics is None or set(settings.metrics) != {"is"}
         if ref is None and needed:
             raise UserError("--ref is missing: all metrics but is need a reference; without one, --metrics is alone can be had")
-        reference = open_reference(find_reference(ref)) if ref is not None else None
+        reference = find_reference(ref, group, settings.cache_dir, image_size) if ref is not None else None
         network = extractor_for(reference, extractor, group, settings, inception_weights)
         metrics, left_out = choose_metrics(reference, network, settings)
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
-        exact = load_extractor(network.name, inception_weights, group) if settings.dtype != "float32" else None
+        lower = settings.dtype != "float32"
+        exact = load_extractor(network.name, inception_weights, group, cache_dir=settings.cache_dir) if lower else None
         return cls(reference, network, settings, group, metrics, left_out, exact)
 
     @torch.inference_mode()
@@ -286,7 +291,7 @@ def extractor_for(
     made_with = reference.provenance.extractor if reference else None
     if name and made_with and name != made_with:
         raise UserError(f"--extractor {name}: {reference.path} was made with {made_with}; numbers across extractors mean nothing")
-    return load_extractor(name or made_with or "inception", weights, group, settings.dtype)
+    return load_extractor(name or made_with or "inception", weights, group, settings.dtype, settings.cache_dir)
 
 
 def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference:
@@ -359,6 +364,7 @@ def _described_reference(reference: Reference) -> dict:
     images = reference.images
     return {
         "path": printable(str(reference.path)),
+        "url": reference.url,
         "kind": reference.kind,
         "sha256": reference.sha256,
         "pixels_sha256": provenance.pixels_sha256,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import Group, UserError
-from evaluation.extraction import default_cache, temporary_cache
+from distributed import Group, UserError, default_cache
+from evaluation.extraction import temporary_cache
 from evaluation.features import Extractor
 from evaluation.images import Images
 from evaluation.metrics import NEIGHBOURS
@@ -117,11 +117,14 @@ def check_reference_images(images: Images, extractor: Extractor) -> None:
         raise UserError(f"{images.path} holds {images.count} image; a reference needs a covariance, so at least 2")
 
 
-def check_size(what: str, height: int, width: int, extractor: Extractor) -> None:
-    """Raises UserError if the extractor takes one image size only, and not this one."""
+def check_size(what: str, height: int, width: int, extractor: Extractor, reference: Reference | None = None) -> None:
+    """Raises UserError if the extractor takes one image size only, and not this one, or the reference is of another."""
     size = extractor.image_size
     if size and (height, width) != (size, size):
         raise UserError(f"{what}: images of {width} x {height}, but the extractor {extractor.name} takes {size} x {size} only")
+    size = reference.image_size if reference else None
+    if size and size != (height, width):
+        raise UserError(f"{what}: images of {width} x {height}, but the reference {reference.path} is of {size[1]} x {size[0]}")
 
 
 def check_samples(
@@ -132,13 +135,7 @@ def check_samples(
     Raises:
         UserError: if the images fit neither extractor nor reference, or are too few for a metric that was asked for by name.
     """
-    check_size(str(images.path), images.height, images.width, extractor)
-    size = reference.image_size if reference else None
-    if size and size != (images.height, images.width):
-        raise UserError(
-            f"{images.path} holds images of {images.width} x {images.height}, "
-            f"but the reference {reference.path} is of {size[1]} x {size[0]}"
-        )
+    check_size(str(images.path), images.height, images.width, extractor, reference)
     pairs = images.count if reference is None else min(images.count, reference.comparable)
     splits = FIDELITY_IS_SPLITS if settings.protocol == "torch-fidelity" else 1
     have = {"fid": images.count, "sfid": images.count, "is": images.count}

@@ -50,11 +50,6 @@ class Features:
     reused: bool
 
 
-def default_cache() -> Path:
-    """Where features are kept unless someone says where."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
-
-
 @contextmanager
 def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
     """A cache that rank 0 removes in the end, whatever happens. What is mapped from it stays readable."""

@@ -50,8 +50,10 @@ class Extractor:
         return self.apply(torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device))
 
 
-def load_extractor(name: str, weights: Path | None, group: Group, dtype: str = "float32") -> Extractor:
-    """The extractor called `name`; `weights` is for `inception` (see `inception.find_weights`), `digits` brings its own.
+def load_extractor(
+    name: str, weights: Path | None, group: Group, dtype: str = "float32", cache_dir: Path | None = None
+) -> Extractor:
+    """The extractor called `name`; `weights` and `cache_dir` are for `inception` (see `inception.find_weights`).
 
     Raises:
         UserError: if the weights are missing, damaged, or not this network's.
@@ -62,7 +64,7 @@ def load_extractor(name: str, weights: Path | None, group: Group, dtype: str = "
         return _load_digits(group.device)
     if name != "inception":
         raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
-    path = inception.find_weights(weights, group)
+    path = inception.find_weights(weights, group, cache_dir)
     network = inception.Inception(inception.load_inception(path), DTYPES[dtype])
     network.requires_grad_(False).to(group.device)
     if group.device.type == "cpu":

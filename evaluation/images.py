@@ -1,4 +1,4 @@
-"""Images from a folder, an npz or a zip as a stream of uint8 batches, in file order, never all in memory."""
+"""Images from a folder, an npz, a zip or a dataset as a stream of uint8 batches, in file order, never all in memory."""
 
 import hashlib
 import io
@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from distributed import UserError, file_sha256
+
+if TYPE_CHECKING:
+    from evaluation.tables import Table
 
 # What zipfile and numpy raise on damaged archives, between them.
 DAMAGED_ARCHIVE = (
@@ -42,8 +45,8 @@ Item = TypeVar("Item")
 class Images:
     """A set of equally large RGB images, (height, width), in one order.
 
-    `labels`, where the source has them, are (count,) int64. `names` are the files of a folder or of a zip. Where `crop` is
-    set, images of any size and colour are converted to RGB and cropped to it as ADM does.
+    `labels`, where the source has them, are (count,) int64. `names` are the files of a folder or of a zip, `table` has those of
+    a dataset. Where `crop` is set, images of any size and colour are converted to RGB and cropped to it as ADM does.
     """
 
     path: Path
@@ -53,9 +56,12 @@ class Images:
     labels: np.ndarray | None = None
     names: tuple[str, ...] = ()
     crop: int | None = None
+    table: "Table | None" = None
 
     @property
     def has_jpeg(self) -> bool:
+        if self.table:
+            return self.table.has_jpeg()
         return any(PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg") for name in self.names)
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
@@ -75,24 +81,33 @@ class Images:
 
     def _read_ranges(self, ranges: list[tuple[int, int]]) -> Iterator[np.ndarray]:
         """One batch for each range of indices; the ranges ascend."""
+        if self.table:
+            return self._from_table(ranges)
         return self._from_files(ranges) if self.names else self._from_npz(ranges)
 
     def content_sha256(self) -> str:
-        """SHA-256 of the bytes that the images are in: of the npz or zip, or of a folder's names and files in order.
+        """SHA-256 of the bytes that the images are in: of the npz or zip, or of a folder's or dataset's names and files in order.
 
         Raises:
             UserError: if an npz is damaged by its own checksum.
         """
+        if self.table:
+            return self._sha256_of([(str(path.name), path) for path in self.table.files])
         if self.path.is_file():
             with ThreadPoolExecutor(1) as pool:
                 checked = pool.submit(self._check_npz if not self.names else lambda: None)
                 digest = file_sha256(self.path)
                 checked.result()
             return digest
+        return self._sha256_of([(name, self.path / name) for name in self.names])
+
+    @staticmethod
+    def _sha256_of(files: list[tuple[str, Path]]) -> str:
+        """Of names and files in this order."""
         with ThreadPoolExecutor(READER_THREADS) as pool:
-            digests = pool.map(lambda name: file_sha256(self.path / name), self.names)
+            digests = pool.map(lambda file: file_sha256(file[1]), files)
             try:
-                lines = "".join(f"{digest} {name}\n" for digest, name in zip(digests, self.names, strict=True))
+                lines = "".join(f"{digest} {name}\n" for digest, (name, _) in zip(digests, files, strict=True))
             except OSError as error:
                 raise UserError(f"{error.filename} cannot be read ({error.strerror})") from error
         return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
@@ -118,13 +133,27 @@ class Images:
     def _read(self, archive: zipfile.ZipFile | None, name: str) -> np.ndarray:
         where = f"{self.path}, {name!r}," if archive else str(self.path / name)
         source = member_file(archive, name, where) if archive else self.path / name
-        pixels = read_image(source, where, self.crop)
+        return self._of_one_size(read_image(source, where, self.crop), where, repr(self.names[0]))
+
+    def _of_one_size(self, pixels: np.ndarray, where: str, first: str) -> np.ndarray:
         if pixels.shape != (self.height, self.width, 3):
             raise UserError(
-                f"{where} is {pixels.shape[1]} x {pixels.shape[0]}, but {self.names[0]!r} is {self.width} x {self.height}; "
+                f"{where} is {pixels.shape[1]} x {pixels.shape[0]}, but {first} is {self.width} x {self.height}; "
                 "all images must have one size"
             )
         return pixels
+
+    def _from_table(self, ranges: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+        def decoded(row: tuple[int, bytes]) -> np.ndarray:
+            where = f"{self.path}, row {row[0]},"
+            return self._of_one_size(read_image(io.BytesIO(row[1]), where, self.crop), where, "row 0")
+
+        try:
+            with ThreadPoolExecutor(READER_THREADS) as pool:
+                for (first, _), batch in zip(ranges, self.table.encoded(ranges), strict=True):
+                    yield np.stack(list(pool.map(decoded, enumerate(batch, start=first))))
+        except DAMAGED_ARCHIVE as error:
+            raise UserError(f"{self.path} is damaged ({one_line(error)})") from error
 
     def _from_npz(self, ranges: list[tuple[int, int]]) -> Iterator[np.ndarray]:
         image_bytes, position = self.height * self.width * 3, 0
@@ -143,15 +172,23 @@ class Images:
 
 
 def open_images(path: Path, crop: int | None = None) -> Images:
-    """Looks at a folder (with its subfolders, by name), an npz (`arr_0`, and labels in `arr_1` if there) or a zip of images.
+    """Looks at a folder (with its subfolders, by name), an npz (`arr_0`, and labels in `arr_1` if there), a zip or a dataset.
 
     Raises:
         UserError: if there is nothing there, or it is not uint8 RGB images.
     """
+    from evaluation.tables import PARQUET, is_saved, open_table
+
+    if path.suffix == PARQUET and path.is_file():
+        return open_table(path, crop)
     if path.is_dir():
-        names = in_order(files_in(path))
+        names = () if is_saved(path) else in_order(files_in(path))
         if not names:
-            raise UserError(f"{path} holds no PNG or JPEG images")
+            if images := open_table(path, crop):
+                return images
+            raise UserError(f"{path} holds no PNG or JPEG images, and no dataset")
+        if shards := [file for pattern in (f"*{PARQUET}", f"data/*{PARQUET}") for file in path.glob(pattern)]:
+            raise UserError(f"{path} holds images ({names[0]!r} first) beside {shards[0].name}; give the folder of what is meant")
         height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
         return Images(path, len(names), height, width, names=names, crop=crop)
     if not path.is_file():

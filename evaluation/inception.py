@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distributed import Group, UserError, file_sha256, write_whole
+from distributed import Group, UserError, download
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 PUBLISHED_SHA256 = "6726825d"  # the first digits, which the published file carries in its name
@@ -121,34 +121,32 @@ def load_inception(path: Path) -> nn.Module:
     return network
 
 
-def find_weights(given: Path | None, group: Group) -> Path:
-    """The file of weights: the one given, else the one in torch's hub cache, where it is first downloaded, once a node.
+def kept_at(cache_dir: Path | None) -> Path:
+    """Where the published file is kept: in Fiducial's cache if a person says where that is, else in torch's hub cache."""
+    folder = cache_dir or Path(torch.hub.get_dir())
+    return folder / "checkpoints" / URL.rsplit("/", 1)[1]
+
+
+def fetch(cache_dir: Path | None = None) -> Path:
+    """The published file, downloaded if it is not there.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    try:
+        return download(URL, kept_at(cache_dir), PUBLISHED_SHA256)
+    except UserError as error:
+        raise UserError(
+            f"the Inception weights are missing: {error}, or give it as --inception-weights; FID-digits alone needs none"
+        ) from error
+
+
+def find_weights(given: Path | None, group: Group, cache_dir: Path | None = None) -> Path:
+    """The file of weights: the one given, else the published one, which is fetched once a node.
 
     Raises:
         UserError: if there is none and it cannot be fetched.
     """
     if given is not None:
         return given
-    path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rsplit("/", 1)[1]
-    return Path(group.once_per_node("inception-weights", lambda: str(download(path))))
-
-
-def download(path: Path) -> Path:
-    """Fetches the published file, if nobody has meanwhile, and puts it in place only if its hash begins as its name says."""
-    if path.is_file():
-        return path
-
-    def fetch(beside: Path) -> None:
-        torch.hub.download_url_to_file(URL, str(beside), progress=False)
-        if not (digest := file_sha256(beside)).startswith(PUBLISHED_SHA256):
-            raise OSError(f"what came has the SHA-256 {digest[:8]}..., not {PUBLISHED_SHA256}...")
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, fetch)
-    except OSError as error:  # urllib's errors are of this kind
-        raise UserError(
-            f"the Inception weights cannot be downloaded ({error}): fetch {URL} elsewhere and give it as --inception-weights, "
-            f"or put it at {path}; FID-digits alone needs none"
-        ) from error
-    return path
+    return Path(group.once_per_node("inception-weights", lambda: str(fetch(cache_dir))))

@@ -3,16 +3,17 @@
 import json
 import os
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from distributed import UserError, file_sha256, write_whole
+from distributed import Group, UserError, file_sha256, write_whole
 from evaluation.features import ASSETS
 from evaluation.images import DAMAGED_ARCHIVE, Images, one_line, open_images, read_array, read_header
 from evaluation.metrics import factor
 from evaluation.protocols import FROM_FEATURES
+from evaluation.published import PUBLISHED, fetch
 
 DIGITS = ASSETS / "digits" / "reference.npz"
 PROVENANCE = "provenance"  # our own files' extra array: a JSON text
@@ -74,6 +75,7 @@ class Reference:
     images: Images | None = None
     features: np.ndarray | None = None
     provenance: Provenance = Provenance()
+    url: str | None = None  # where it is published
 
     @property
     def comparable(self) -> int:
@@ -97,16 +99,27 @@ class Reference:
         return height and (height, self.provenance.image_width or height)
 
 
-def find_reference(name: str) -> Path:
-    """The path behind `--ref`: `digits` is the embedded reference, anything else a path.
+def find_reference(name: str, group: Group, cache_dir: Path | None = None, image_size: int | None = None) -> Reference:
+    """What `--ref` names: `digits` is the embedded reference, a name in `PUBLISHED` is fetched once a node, else it is a path.
+
+    Args:
+        image_size: of the samples that it is for, so that a published file of another size is not fetched.
 
     Raises:
-        UserError: if nothing is there.
+        UserError: if nothing is there, or it cannot be fetched, or is for another size of images.
     """
+    published = None if name and Path(name).exists() else PUBLISHED.get(name)
+    if published and image_size not in (None, published.image_size):
+        fitting = [other for other, reference in PUBLISHED.items() if reference.image_size == image_size]
+        remedy = f"choose from {', '.join(fitting)}" if fitting else "make one with python -m evaluation ref"
+        raise UserError(f"--ref {name}: is of {published.image_size} pixels, and the samples are of {image_size}; {remedy}")
+    if published:
+        path = group.once_per_node("reference", lambda: str(fetch(name, cache_dir)))
+        return replace(open_reference(Path(path)), url=published.url)
     path = DIGITS if name == "digits" else Path(name)
     if not name or not path.exists():
-        raise UserError(f"--ref {name}: no such file or folder")
-    return path
+        raise UserError(f"--ref {name}: no such file or folder, nor one of {', '.join(PUBLISHED)}")
+    return open_reference(path)
 
 
 def open_reference(path: Path) -> Reference:

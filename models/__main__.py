@@ -1,19 +1,20 @@
-"""Looks at checkpoints and autoencoders, and changes the form that a checkpoint is in.
+"""Looks at checkpoints and autoencoders, changes the form that a checkpoint is in, and fetches what a run needs.
 
     python -m models inspect DiT-XL-2-256x256.pt
     python -m models convert 0400000.pt my-dit --to diffusers
+    python -m models fetch dit-xl-2-256 --cache-dir /shared/fiducial
 
 inspect exits with 0 if sample_ddp.py takes what it looked at, 1 if not, with the reason; every command exits with 2 if a file
-cannot be used.
+cannot be used or had.
 """
 
 import argparse
 import sys
 
 from distributed import Parser, user_errors
-from models import conversion, inspection
+from models import conversion, fetch, inspection
 
-COMMANDS = {"inspect": inspection, "convert": conversion}
+COMMANDS = {"inspect": inspection, "convert": conversion, "fetch": fetch}
 
 
 def main() -> int:

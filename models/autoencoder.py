@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distributed import UserError, file_sha256
+from models import hub
 from models.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class VaeFiles:
         return {name: value for name, value in zip(usual, (self.scale, self.shift), strict=True) if value != usual[name]}
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str, cache_dir: Path | None = None) -> Path:
     """The local folder of an autoencoder: `ema`, `mse`, a folder, or a hub id, which is downloaded if it is not cached.
 
     Raises:
@@ -56,19 +57,9 @@ def resolve(source: str) -> Path:
     if source and Path(source).is_dir():
         return Path(source)
     repository = NAMED_VAES.get(source, source)
-    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+    if not hub.is_hub_id(repository):
         raise UserError(f"--vae {source}: no such folder; give ema, mse, a local diffusers folder or a hub id such as owner/name")
-
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", WEIGHTS_FILE]))
-    except Exception as error:  # the hub's client raises its own, requests', httpx' and OS errors alike
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"--vae {source}: {repository} is neither in the local hub cache nor could it be downloaded ({reason.rstrip('.')}); "
-            "download it where there is internet and give its folder"
-        ) from error
+    return hub.snapshot(repository, f"--vae {source}", cache_dir)
 
 
 def inspect(folder: Path) -> VaeFiles:

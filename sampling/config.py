@@ -25,6 +25,21 @@ PRESETS = {
         "per_proc_batch_size": 50,
         "num_sampling_steps": "50",
     },
+    # As DiT's published numbers were drawn, but for the labels, which DiT draws at random as well, by another generator.
+    **{
+        f"dit-xl-2-{size}": {
+            "model": "DiT-XL/2",
+            "vae": "ema",
+            "image_size": size,
+            "num_classes": 1000,
+            "cfg_channels": 3,
+            "cfg_scale": 1.5,
+            "num_fid_samples": 50_000,
+            "sampler": "ddpm",
+            "num_sampling_steps": "250",
+        }
+        for size in (256, 512)
+    },
 }
 
 # Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
@@ -41,10 +56,11 @@ class SamplingConfig:
     The fields are named after the options of `sample_ddp.py`, which documents them.
     """
 
-    ckpt: Path
+    ckpt: Path | None = None  # None: the published weights of this model
     model: str = "DiT-XL/2"
     vae: str = "ema"
     sample_dir: Path = Path("samples")
+    cache_dir: Path | None = None  # of what is downloaded
     run_name: str | None = None
     per_proc_batch_size: int = 32  # AUTO: the largest that fits
     num_fid_samples: int = 50_000
@@ -152,8 +168,12 @@ class SamplingConfig:
             return self.run_name
         vae = Path(self.vae)
         vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
-        ckpt = self.ckpt.parent.name if self.ckpt.name == "transformer" and self.ckpt.parent.name else self.ckpt.stem
-        ckpt_name, vae_name = ckpt[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
+        ckpt_name = self.ckpt.stem
+        if self.ckpt.name == "transformer" and self.ckpt.parent.name:
+            ckpt_name = self.ckpt.parent.name
+        if self.ckpt.parent.name == "snapshots":  # of the hub's cache, where a folder's own name is a hash
+            ckpt_name = self.ckpt.parent.parent.name.split("--", 2)[-1]
+        ckpt_name, vae_name = ckpt_name[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
         parts = f"{self.model}-{ckpt_name}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
         return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
-from models import autoencoder, checkpoint
+from models import autoencoder, catalogue, checkpoint
 from sampling import archive, disk, integrity, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
@@ -51,6 +51,7 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
     """
     started = time.monotonic()
     check_stream()
+    config = fetch(config, group)  # before a rank that waits for a download could count as hung
     numerics.ready_compiler()
     with ExitStack() as stack:
         group.on_end(None, hang_seconds)
@@ -88,8 +89,8 @@ class Work:
         checked = time.monotonic()
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
             # The first rank of a node has work if any of its ranks has.
-            find = partial(autoencoder.resolve, self._config.vae) if group.is_main else partial(find_weights, self._config, task)
-            self._vae = group.once_per_node("vae", lambda: str(find()))
+            find = find_vae if group.is_main else partial(find_weights, task=task)
+            self._vae = group.once_per_node("vae", lambda: str(find(self._config)))
             with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
                 self.drawer.load()
         group.wait()
@@ -234,13 +235,28 @@ def keep_cause(task: Task, cause: Cause) -> None:
     write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
 
 
+def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
+    """The configuration with a local path as `ckpt`; it and the VAE are downloaded by the first rank of each node if need be."""
+
+    def find() -> str:
+        return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
+
+    group.once_per_node("vae-files", lambda: str(find_vae(config)))
+    return replace(config, ckpt=Path(group.once_per_node("checkpoint", find)))
+
+
+def find_vae(config: SamplingConfig) -> Path:
+    """The VAE's folder on this node, fetched if it has to be."""
+    return autoencoder.resolve(config.vae, config.cache_dir)
+
+
 def find_weights(config: SamplingConfig, task: Task) -> Path:
     """The VAE's folder on this node, after making sure that the node's files are those that rank 0 checked.
 
     Raises:
         UserError: if one differs.
     """
-    folder = autoencoder.resolve(config.vae)
+    folder = find_vae(config)
     vae = folder / autoencoder.WEIGHTS_FILE
     for path, there, hashed, expected in (
         (config.ckpt, config.ckpt.exists(), checkpoint.sha256, task.checkpoint_sha256),

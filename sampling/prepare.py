@@ -131,7 +131,7 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     except ValueError as error:
         raise UserError(f"--num-sampling-steps: {error}") from error
     weights, _ = checkpoint.read_weights(config.ckpt)
-    vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae)))))
+    vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
     if config.cfg_channels > vae.latent_channels:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mirror import Mirror
 from safetensors.torch import save_file
 
 import distributed
@@ -77,6 +78,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def alone() -> distributed.Group:
     """A group of one, on the CPU."""
     return distributed.init("cpu")
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    """A web server that has nothing yet."""
+    server = Mirror()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,37 @@ def test_a_reference_is_the_images_it_was_made_of(samples, tmp_path, monkeypatch
         assert json.loads((tmp_path / "r.json").read_text())["metrics"]["fid-digits"]["value"] == pytest.approx(0, abs=1e-6)
 
 
+def test_a_published_reference_is_fetched_by_its_name(mirror, samples, tmp_path, monkeypatch, capsys):
+    with np.load(DIGITS / "reference.npz") as arrays:
+        np.savez(tmp_path / "adm.npz", mu=arrays["mu"], sigma=arrays["sigma"], arr_0=scans())
+    path = "/diffusion/jul-2021/ref_batches/imagenet/64/VIRTUAL_imagenet64_labeled.npz"
+    mirror.content[path] = (tmp_path / "adm.npz").read_bytes()
+    monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
+    given = "--extractor", "digits", "--metrics", "fid", "--cache-dir", tmp_path / "cache", "--json", tmp_path / "r.json"
+    for _ in range(2):
+        code, _, err = evaluate(monkeypatch, capsys, "calc", samples, "--ref", "adm-imagenet-64", *given)
+        assert code == 0, err
+    assert [asked for asked, _ in mirror.seen] == [path]
+    assert (tmp_path / "cache" / "references" / "adm-imagenet-64.npz").is_file()
+    recorded = json.loads((tmp_path / "r.json").read_text())["reference"]
+    assert recorded["url"] == f"https://openaipublic.blob.core.windows.net{path}"
+    assert recorded["kind"] == "ADM's statistics and images"
+    code, _, err = evaluate(monkeypatch, capsys, "calc", samples, "--ref", "adm-imagenet-128", *given)
+    assert code == 2
+    assert "--ref adm-imagenet-128: is of 128 pixels, and the samples are of 64; choose from adm-imagenet-64" in err
+    code, _, err = evaluate(monkeypatch, capsys, "calc", samples, "--ref", samples, *given)
+    assert json.loads((tmp_path / "r.json").read_text())["reference"]["url"] is None
+    assert len(mirror.seen) == 1
+
+
+def test_fetch_refuses_unknown_names_before_it_fetches(mirror, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
+    code, _, err = evaluate(monkeypatch, capsys, "fetch", "adm-imagenet-64", "imagenet", "--cache-dir", tmp_path)
+    assert code == 2
+    assert "fetch imagenet: no such reference; choose from adm-imagenet-64" in err
+    assert mirror.seen == []
+
+
 def test_a_file_sorted_by_class_is_warned_about(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "sorted.npz", arr_0=scans(), arr_1=np.sort(LABELS))
     _, out, _ = evaluate(monkeypatch, capsys, "calc", tmp_path / "sorted.npz", "--extractor", "digits", "--metrics", "is")

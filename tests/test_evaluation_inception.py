@@ -140,28 +140,32 @@ def test_unsuitable_weights_are_refused_in_a_sentence(damage, inception_weights,
     assert "\n" not in str(error.value)
 
 
-def test_published_weights_are_fetched_once_and_checked(inception_weights, tmp_path, alone, monkeypatch):
-    """Against a stand-in for the download: the file goes where torch keeps such files, if its hash begins as it should."""
-    fetched = []
+@pytest.fixture
+def published(mirror, monkeypatch, tmp_path):
+    """A server in the place of the one that has the published file; torch's hub cache is empty."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
+    return mirror, inception.URL.removeprefix("https://github.com")
 
-    def fetch(url, destination, **_):
-        fetched.append(url)
-        with open(destination, "wb") as file:
-            file.write(inception_weights.read_bytes())
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+@pytest.mark.parametrize("given", [True, False], ids=["--cache-dir", "torch's hub cache"])
+def test_published_weights_are_fetched_once_and_checked(given, published, inception_weights, tmp_path, alone, monkeypatch):
+    """The file goes where a person says, or where torch keeps such files, if its hash begins as it should."""
+    mirror, path = published
+    cache_dir = tmp_path / "cache" if given else None
+    mirror.content[path] = inception_weights.read_bytes()
     with pytest.raises(UserError, match="not 6726825d"):
-        load_extractor("inception", None, alone)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        load_extractor("inception", None, alone, cache_dir=cache_dir)
+    assert not list(tmp_path.rglob("*.pth"))
     digest = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "PUBLISHED_SHA256", digest[:8])
     for _ in range(2):
-        extractor = load_extractor("inception", None, alone)
+        extractor = load_extractor("inception", None, alone, cache_dir=cache_dir)
     assert extractor.weights_sha256 == digest
     assert extractor.as_published
-    assert len(fetched) == 2
-    assert (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").is_file()
+    assert len(mirror.seen) == 2
+    name = "weights-inception-2015-12-05-6726825d.pth"
+    assert list(tmp_path.rglob("*.pth")) == [tmp_path / ("cache" if given else "torch") / "checkpoints" / name]
     assert not load_extractor_named_otherwise(inception_weights, alone, monkeypatch).as_published
 
 
@@ -170,11 +174,7 @@ def load_extractor_named_otherwise(weights, group, monkeypatch):
     return load_extractor("inception", weights, group)
 
 
-def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone, monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"no route to host.*--inception-weights, or put it at .*checkpoints"):
+@pytest.mark.usefixtures("published")
+def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone):
+    with pytest.raises(UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/.*, or give it as --inc"):
         load_extractor("inception", None, alone)

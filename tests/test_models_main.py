@@ -295,9 +295,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(state, tmp_path, capsys,
         raise RuntimeError("unexpected pos 64 vs 0") if form == "official" else SafetensorError("I/O error")
 
     monkeypatch.setattr("torch.save" if form == "official" else "safetensors.torch.save_file", full)
-    assert "cannot be written (" in refusal(
-        capsys, "convert", tmp_path / "a.safetensors", tmp_path / ENDINGS[form], "--to", form
-    )
+    assert "cannot be written (" in refusal(capsys, "convert", tmp_path / "a.safetensors", tmp_path / ENDINGS[form], "--to", form)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 

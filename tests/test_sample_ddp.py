@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,6 +165,10 @@ MISTAKES = [
     (["--ref", "{ref.npz}"], "ref.npz"),
     (["--ref", "{empty-folder}"], "holds no PNG or JPEG images"),
     (["--ref", "digits", "--image-size", "32", "--model", "DiT-XS/2"], "takes 64 x 64 only"),
+    (["--ref", "adm-imagenet-256"], "is of 256 pixels, and the samples are of 64; choose from adm-imagenet-64"),
+    (["--ref", "adm-lsun-cat-256", "--image-size", "40"], "are of 40; make one with python -m evaluation ref"),
+    (["--ref", "adm-imagenet-65"], "nor one of adm-imagenet-64, adm-imagenet-128"),
+    (["--ckpt", "owner/name"], "--ckpt owner/name (no such path here): owner/name is neither in the local hub cache"),
 ]
 
 
@@ -190,6 +196,18 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_pa
     assert not Path("/tmp/fiducial-was-here").exists()
 
 
+def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, capsys):
+    monkeypatch.setattr("sampling.engine.run", lambda *_: pytest.fail("drawing began"))
+    found = SimpleNamespace(
+        extractor=SimpleNamespace(image_size=None), reference=SimpleNamespace(path="r.npz", image_size=(32, 32))
+    )
+    monkeypatch.setattr("evaluation.calc.Evaluator.prepare", lambda *_: found)
+    monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--ref", "r.npz"])
+    with pytest.raises(SystemExit):
+        sample_ddp.main()
+    assert "--image-size: images of 64 x 64, but the reference r.npz is of 32 x 32" in capsys.readouterr().err
+
+
 def snapshot(bad: dict[str, str]) -> list[Path]:
     return sorted(Path(next(iter(bad.values()))).parent.rglob("*"))
 
@@ -203,10 +221,11 @@ def test_half_a_launchers_environment_is_named(rank, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_checkpoint_is_asked_for_where_there_is_no_preset(tmp_path):
-    done = run_command("sample_ddp.py", "--sample-dir", tmp_path, timeout=60)
+@pytest.mark.parametrize("given", [("--model", "DiT-B/4"), ("--image-size", "128"), ("--num-classes", "17")])
+def test_a_checkpoint_is_asked_for_where_none_is_published(given, tmp_path):
+    done = run_command("sample_ddp.py", "--vae", DIGITS / "vae", "--sample-dir", tmp_path, *given, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "error: --ckpt is missing: give a checkpoint file, or --preset digits for the embedded model\n"
+    assert re.fullmatch(r"error: --ckpt is missing: .* not for DiT-.* or --preset digits for the embedded model\n", done.stderr)
 
 
 MISTAKES_OF_ALL = [(["--cfg-scale", "0.1"], "--cfg-scale 0.1"), (["--num-classes", "7"], "expected num_classes 7")]

@@ -1,0 +1,218 @@
+"""Images in the tables of Hugging Face datasets: folders of `save_to_disk`, and parquet shards as the hub has them."""
+
+import bisect
+import importlib
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from distributed import UserError
+from evaluation.images import Images, one_line, read_image
+
+SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
+PARQUET = ".parquet"
+SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")  # a file's name as the hub has it
+JPEG = b"\xff\xd8\xff"
+LOOKED_AT = 64  # rows whose first bytes say whether a table holds JPEG files
+ROWS = 64  # of a parquet file in memory at once
+NO_LABEL = -1  # datasets' own, for test sets whose labels are kept back
+
+
+@dataclass(frozen=True)
+class Table:
+    """Encoded images, a row each, in the order of the files: `files` in parts of `counts` rows, out of one column.
+
+    `tables` are datasets' memory-mapped table, or parquet files.
+    """
+
+    files: tuple[Path, ...]
+    column: str
+    tables: tuple[Any, ...]
+    counts: tuple[int, ...]
+    labels: np.ndarray | None
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def encoded(self, ranges: list[tuple[int, int]]) -> Iterator[list[bytes]]:
+        """The image files in each range of rows; the ranges ascend.
+
+        Raises:
+            ValueError: if a row has no bytes.
+            OSError: if a file is damaged.
+        """
+        rows, position = iter(()), 0
+        for first, last in ranges:
+            if first != position or position == 0:
+                rows = self._rows(first)
+            position = last
+            batch = list(itertools.islice(rows, last - first))
+            for index, data in enumerate(batch, start=first):
+                if not data:
+                    raise ValueError(f"row {index} has no image in it, at most a path")
+            yield batch
+
+    def has_jpeg(self) -> bool:
+        """Whether one of `LOOKED_AT` rows, evenly spread, is a JPEG file."""
+        spread = np.unique(np.linspace(0, self.count - 1, LOOKED_AT).astype(int)).tolist()
+        return any(data.startswith(JPEG) for (data,) in self.encoded([(index, index + 1) for index in spread]))
+
+    def _rows(self, start: int) -> Iterator[bytes | None]:
+        """The image files from row `start` on."""
+        ends = list(itertools.accumulate(self.counts))
+        part = bisect.bisect_right(ends, start)
+        skipped = start - (ends[part - 1] if part else 0)
+        for table in self.tables[part:]:
+            yield from (_parquet_rows if hasattr(table, "iter_batches") else _arrow_rows)(table, self.column, skipped)
+            skipped = 0
+
+
+def _arrow_rows(table: Any, column: str, start: int) -> Iterator[bytes | None]:
+    """Rows of a memory-mapped table (`pyarrow.Table`), one at a time."""
+    for first in range(start, table.num_rows, ROWS):
+        for row in table[column].slice(first, ROWS):
+            yield row["bytes"].as_py() if row.is_valid else None
+
+
+def _parquet_rows(file: Any, column: str, start: int) -> Iterator[bytes | None]:
+    """Rows of a `pyarrow.parquet.ParquetFile`, from the row group on in which the first is."""
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    ends = list(itertools.accumulate(sizes))
+    group = bisect.bisect_right(ends, start)
+    skipped = start - (ends[group - 1] if group else 0)
+    for batch in file.iter_batches(ROWS, list(range(group, len(sizes))), columns=[column]):
+        here = min(skipped, batch.num_rows)
+        skipped -= here
+        for row in batch.column(0).slice(here):
+            yield row["bytes"].as_py() if row.is_valid else None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` made this folder."""
+    return (folder / SAVED_SPLITS).is_file() or all((folder / name).is_file() for name in SAVED)
+
+
+def open_table(path: Path, crop: int | None) -> Images | None:
+    """The images in a parquet file, in a folder that `save_to_disk` made, or in one with parquet files; None if it has none.
+
+    Raises:
+        UserError: if it holds several splits or columns of images, or is not whole, or the library is missing.
+    """
+    if path.is_dir() and is_saved(path):
+        table = _open_saved(path)
+    elif shards := [path] if path.is_file() else parquet_in(path):
+        table = _open_parquet(shards, path)
+    else:
+        return None
+    if not table.count:
+        raise UserError(f"{path} is a dataset without rows")
+    try:
+        ((first,),) = table.encoded([(0, 1)])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from error
+    height, width, _ = read_image(io.BytesIO(first), f"{path}, row 0,", crop).shape
+    return Images(path, table.count, height, width, table.labels, crop=crop, table=table)
+
+
+def parquet_in(folder: Path) -> list[Path]:
+    """The parquet files in a folder and its subfolders, but for hidden ones, which the hub's client leaves."""
+    found = (path for path in folder.rglob(f"*{PARQUET}") if path.is_file())
+    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(shown, key=lambda path: path.parts)
+
+
+def _open_saved(folder: Path) -> Table:
+    if (folder / SAVED_SPLITS).is_file():
+        splits = sorted(path.parent.name for path in folder.glob(f"*/{SAVED[0]}"))
+        raise UserError(f"{folder} holds the splits of a dataset; give the folder of one: {', '.join(splits)}")
+    datasets = _library("datasets", folder)
+    try:
+        found = datasets.load_from_disk(str(folder), keep_in_memory=False)
+    except Exception as error:  # the library's own, pyarrow's and those of damaged JSON
+        raise UserError(f"{folder} is not a whole folder of save_to_disk ({one_line(error)})") from error
+    if found._indices is not None:
+        raise UserError(f"{folder} is a view of another dataset; save flatten_indices() of it")
+    column = _image_column(datasets, found.features, folder)
+    files, table = tuple(Path(file["filename"]) for file in found.cache_files), found.data.table
+    return Table(files, column, (table,), (len(found),), _labels(datasets, found.features, [table]))
+
+
+def _open_parquet(shards: list[Path], source: Path) -> Table:
+    """The table in parquet files of one split.
+
+    Raises:
+        UserError: if they are of several, or one is missing or damaged.
+    """
+    _check_shards(shards, source)
+    datasets, parquet = _library("datasets", source), _library("pyarrow.parquet", source)
+    try:
+        files = [parquet.ParquetFile(path, memory_map=True, pre_buffer=False) for path in shards]
+        features = datasets.Features.from_arrow_schema(files[0].schema_arrow)
+        column = _image_column(datasets, features, source)
+        labels = _labels(datasets, features, files)
+        counts = tuple(file.metadata.num_rows for file in files)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's are of these kinds
+        raise UserError(f"{source} does not hold whole parquet files of one dataset ({one_line(error)})") from error
+    return Table(tuple(shards), column, tuple(files), counts, labels)
+
+
+def _check_shards(shards: list[Path], source: Path) -> None:
+    """Raises UserError if these are not all shards of one split."""
+    found = {path: SHARD.fullmatch(path.stem) for path in shards}
+    splits = sorted({str(path.parent / (match["split"] if match else path.stem)) for path, match in found.items()})
+    if len(splits) > 1:
+        raise UserError(
+            f"{source} holds parquet files of several splits ({', '.join(splits[:5])}); "
+            "give a folder with those of one, for which links will do"
+        )
+    if (match := found[shards[0]]) and source.is_dir() and len(shards) != int(match["count"]):
+        raise UserError(f"{source} holds {len(shards)} of the {int(match['count'])} parquet files of {splits[0]}; fetch the rest")
+
+
+def _image_column(datasets: ModuleType, features: Any, source: Path) -> str:
+    """The name of the one column of images: by its declared type, or a structure of bytes and path.
+
+    Raises:
+        UserError: if there is none, or several.
+    """
+    found = [
+        name
+        for name, kind in features.items()
+        if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
+    ]
+    if len(found) != 1:
+        said = f"several columns of images, {', '.join(found)}" if found else f"no column of images among {', '.join(features)}"
+        raise UserError(f"{source} has {said}; keep one, such as by select_columns and save_to_disk of the datasets library")
+    return found[0]
+
+
+def _labels(datasets: ModuleType, features: Any, tables: list[Any]) -> np.ndarray | None:
+    """(N,) int64 from the one column of class labels; None if there is none, or several, or labels are kept back."""
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if len(columns) != 1:
+        return None
+    parts = [table.read(columns).column(0) if hasattr(table, "read") else table[columns[0]] for table in tables]
+    if any(part.null_count for part in parts):
+        return None
+    labels = np.concatenate([part.to_numpy() for part in parts]).astype(np.int64)
+    return None if (labels == NO_LABEL).any() else labels
+
+
+def _library(name: str, source: Path) -> ModuleType:
+    """An optional library.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{source} is a Hugging Face dataset, which the datasets library reads: pip install datasets") from error

@@ -1,0 +1,69 @@
+"""Weights that their makers have published: what they are of, where they are, and how `--ckpt` becomes a local path."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed import UserError, default_cache, download
+from models import hub
+
+OFFICIAL = "https://dl.fbaipublicfiles.com/DiT/models"
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # endings of a file of weights, which no hub id has
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint, and the name of the reference (see `python -m evaluation`) that its numbers are given against."""
+
+    url: str
+    model: str
+    image_size: int
+    num_classes: int
+    reference: str
+
+    def path(self, cache_dir: Path | None) -> Path:
+        """Where it is kept."""
+        return (cache_dir or default_cache()) / "checkpoints" / self.url.rsplit("/", 1)[1]
+
+
+# By the name of the preset of sample_ddp.py that draws from it. No hashes: the makers publish none.
+CATALOGUE = {
+    f"dit-xl-2-{size}": Published(f"{OFFICIAL}/DiT-XL-2-{size}x{size}.pt", "DiT-XL/2", size, 1000, f"adm-imagenet-{size}")
+    for size in (256, 512)
+}
+
+
+def find(ckpt: Path | None, model: str, image_size: int, num_classes: int, cache_dir: Path | None = None) -> Path:
+    """The local path of the checkpoint that `--ckpt` names, or of the published one, downloaded where it has to be.
+
+    A path that exists is taken as it is; else owner/name is a diffusers model of the hub.
+
+    Raises:
+        UserError: if it cannot be had, or there is none for this model.
+    """
+    if ckpt is None:
+        published = choose(model, image_size, num_classes)
+        return download(published.url, published.path(cache_dir))
+    if ckpt.exists() or ckpt.suffix in FILES or not hub.is_hub_id(str(ckpt)):
+        return ckpt
+    folders = ("", "transformer/")
+    found = hub.snapshot(str(ckpt), f"--ckpt {ckpt} (no such path here)", cache_dir, folders)
+    if not any(file for folder in folders for file in (found / folder).glob(f"{hub.WEIGHTS}*.safetensors")):
+        raise UserError(f"--ckpt {ckpt}: that hub repository has no {hub.WEIGHTS}.safetensors at its top or in transformer/")
+    return found
+
+
+def choose(model: str, image_size: int, num_classes: int) -> Published:
+    """The published weights for a run without `--ckpt`.
+
+    Raises:
+        UserError: if there are none.
+    """
+    wanted = model, image_size, num_classes
+    for published in CATALOGUE.values():
+        if wanted == (published.model, published.image_size, published.num_classes):
+            return published
+    known = " and ".join(f"{published.model} at --image-size {published.image_size}" for published in CATALOGUE.values())
+    raise UserError(
+        f"--ckpt is missing: weights are published for {known} with 1000 classes only, not for {model} at {image_size} with "
+        f"{num_classes}; give a checkpoint, or --preset digits for the embedded model"
+    )
