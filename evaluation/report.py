@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from distributed import UserError, say, write_whole
+from evaluation.names import ClassNames
 
+OWN_FORM = ("grid", "metrics", "class_names")  # fields of a result that do not stand in JSON as they are
 THUMBNAIL = 96  # pixels; larger images are shown reduced
 
 
@@ -81,11 +83,13 @@ class Result:
     packages: dict[str, str]
     created: str
     grid: Grid
+    class_names: ClassNames | None = None
 
     def to_json(self) -> str:
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("grid", "metrics")}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in OWN_FORM}
         metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
-        return json.dumps({"format": "fiducial-result-2", "metrics": metrics, **fields}, indent=2) + "\n"
+        names = {"class_names": asdict(self.class_names)} if self.class_names else {}
+        return json.dumps({"format": "fiducial-result-2", "metrics": metrics, **fields, **names}, indent=2) + "\n"
 
     def table(self) -> str:
         """The numbers for a terminal; what is missing and warnings below."""
@@ -129,6 +133,7 @@ class Result:
             notes=f"<ul class=warning>{notes}</ul>" if notes else "",
             remarks="<br>".join(map(html.escape, lines)),
             grid=self._grid_html(),
+            names=self._names_html(),
             facts=facts,
             created=self.created,
         )
@@ -152,12 +157,26 @@ class Result:
         for label, indices in self.grid.rows:
             buffer = io.BytesIO()
             self.grid.strip(indices).save(buffer, format="PNG")
-            name = "" if label is None else f"class {label}"
             picture = base64.b64encode(buffer.getvalue()).decode()
             shown_indices = f"indices {', '.join(map(str, indices))}"
             image = f'<img src="data:image/png;base64,{picture}" alt="{shown_indices}" title="{shown_indices}">'
-            rows.append(f"<tr><th>{name}</th><td>{image}</td></tr>")
+            rows.append(f"<tr><th>{self._title_html(label)}</th><td>{image}</td></tr>")
         return "".join(rows)
+
+    def _title_html(self, label: int | None) -> str:
+        """What stands beside a row of the grid; a name has its number below."""
+        if label is None:
+            return ""
+        name = self.class_names and self.class_names[label]
+        return f"<bdi>{html.escape(name)}</bdi> <small>class {label}</small>" if name else f"class {label}"
+
+    def _names_html(self) -> str:
+        """All class names, folded up."""
+        if not self.class_names:
+            return ""
+        names = "".join(f"<li><bdi>{html.escape(name)}</bdi></li>" for name in self.class_names.names)
+        summary = f"{len(self.class_names.names):,} class names, SHA-256 {html.escape(self.class_names.sha256)}"
+        return f'<details><summary>{summary}</summary><ol start="0">{names}</ol></details>'
 
 
 def shown(metric: Metric) -> str:
@@ -223,6 +242,7 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
 <p class="remarks">{remarks}</p>
 <h2>Samples</h2>
 <table class="grid">{grid}</table>
+{names}
 <h2>What the numbers hang on</h2>
 <table class="facts">{facts}</table>
 <footer><p>Computed {created} by Fiducial.</p></footer>

@@ -17,6 +17,7 @@ from distributed import UserError
 from models.dit import DIT_SIZES, DiT, DiT_models
 
 State = dict[str, Tensor]
+CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
 
 def read_safetensors(path: Path) -> State:
@@ -45,8 +46,7 @@ def read_weights(path: Path) -> tuple[State, str]:
     if path.suffix == ".safetensors":
         return read_safetensors(path), "plain"
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _unpickle(path)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than weights, or is damaged, and was not unpickled ({_reason(error)})") from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -58,6 +58,26 @@ def read_weights(path: Path) -> tuple[State, str]:
     if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise UserError(f"{path} holds no state dict: expected tensors by name, or a training checkpoint with `ema` or `model`")
     return state, kind
+
+
+def _unpickle(path: Path) -> object:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def read_class_to_idx(path: Path) -> object | None:
+    """The class mapping that a checkpoint carries as `class_to_idx`, unchecked; None if it has none.
+
+    It stands at the top of a training checkpoint or among its `args`, or in the metadata of a safetensors file, as JSON. The
+    file is one that `read_weights` has accepted.
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(CLASS_TO_IDX)
+    content = _unpickle(path)
+    if not isinstance(content, dict):
+        return None
+    return content.get(CLASS_TO_IDX, getattr(content.get("args"), CLASS_TO_IDX, None))
 
 
 def _reason(error: Exception) -> str:
@@ -76,7 +96,8 @@ def check(state: State, path: Path, model: str, num_classes: int, input_size: in
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
         seen = ", ".join(f"{name} {found[name]}" for name in wrong)
-        raise UserError(f"{path}: expected {said}; found {seen}")
+        remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
+        raise UserError(f"{path}: expected {said}; found {seen}{remedy}")
     with torch.device("meta"):
         network = DiT_models[model](input_size=input_size, num_classes=num_classes, in_channels=in_channels)
     wanted = network.state_dict()
