@@ -161,14 +161,15 @@ class Result:
             shown_indices = f"indices {', '.join(map(str, indices))}"
             image = f'<img src="data:image/png;base64,{picture}" alt="{shown_indices}" title="{shown_indices}">'
             rows.append(f"<tr><th>{self._title_html(label)}</th><td>{image}</td></tr>")
-        return "".join(rows)
+        return f'<table class="grid{" named" if any("<bdi>" in row for row in rows) else ""}">{"".join(rows)}</table>'
 
     def _title_html(self, label: int | None) -> str:
-        """What stands beside a row of the grid; a name has its number below."""
+        """What stands beside a row of the grid; a name, unless it is the number, has its number below."""
         if label is None:
             return ""
         name = self.class_names and self.class_names[label]
-        return f"<bdi>{html.escape(name)}</bdi> <small>class {label}</small>" if name else f"class {label}"
+        named = name and name != str(label)
+        return f"<bdi>{html.escape(name)}</bdi> <small>class {label}</small>" if named else f"class {label}"
 
     def _names_html(self) -> str:
         """All class names, folded up."""
@@ -224,6 +225,10 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
 .grid th {{ vertical-align: middle; font-weight: normal; color: var(--faint); white-space: nowrap; width: 5rem; }}
 .grid td {{ border: 0; padding: 2px 0; }} .grid th {{ border: 0; padding-block: 2px; }}
 .grid th:empty {{ display: none; }}
+.named bdi {{ color: var(--ink); display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }}
+.named small {{ display: block; }} .grid.named th {{ white-space: normal; width: 11rem; padding-right: 1rem; }}
+details {{ margin-top: .6rem; }} summary, details ol {{ font-size: .85rem; color: var(--faint); overflow-wrap: anywhere; }}
+details ol {{ columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; }} details li {{ break-inside: avoid; }}
 .grid img {{ max-width: 100%; display: block; }}
 .facts {{ font-size: .85rem; }} .facts th {{ font-weight: normal; color: var(--faint); width: 14rem; }}
 @media (max-width: 40rem) {{
@@ -232,6 +237,7 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
   .numbers thead {{ display: none; }} .numbers td:nth-child(3)::before {{ content: "N "; color: var(--faint); }}
   .numbers td:nth-child(4):not(:empty)::before {{ content: "reference "; color: var(--faint); }}
   .facts th {{ width: 8rem; }} .grid th {{ width: 3.5rem; font-size: .85rem; }}
+  .named tr, .grid.named th, .named td {{ display: block; width: auto; }} .grid.named th {{ padding-bottom: 0; }}
 }}
 </style>
 <h1>{title}</h1>
@@ -241,7 +247,7 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
 <thead><tr><th>metric</th><th>value</th><th>N</th><th>reference</th><th>what it is</th></tr></thead>{numbers}</table>
 <p class="remarks">{remarks}</p>
 <h2>Samples</h2>
-<table class="grid">{grid}</table>
+{grid}
 {names}
 <h2>What the numbers hang on</h2>
 <table class="facts">{facts}</table>

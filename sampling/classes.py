@@ -214,7 +214,7 @@ def _build(entries: list[object], source: str, if_empty: str = "is empty") -> Cl
 
 
 def _checked(names: list[object]) -> tuple[str, ...]:
-    """The names in Unicode's composed form, because file systems differ in that. Raises ValueError for twins and what is no name."""
+    """The names in Unicode's composed form, as file systems differ in it. Raises ValueError for twins and what is no name."""
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
