@@ -69,8 +69,10 @@ def read_class_to_idx(path: Path) -> object | None:
     """The class mapping that a checkpoint carries as `class_to_idx`, unchecked; None if it has none.
 
     It stands at the top of a training checkpoint or among its `args`, or in the metadata of a safetensors file, as JSON. The
-    file is one that `read_weights` has accepted.
+    checkpoint is one that `read_weights` has accepted.
     """
+    if not path.is_file():  # a folder's files have no place for it
+        return None
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(CLASS_TO_IDX)

@@ -101,8 +101,6 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         manifest, done = claim(folder, config, identity)
         check_names(folder, manifest, names)  # another run may have been here since
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
-        if config.class_names:
-            manifest["paths"]["class_names"] = str(config.class_names)
         if names:
             manifest["class_names"] = names.recorded()
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
