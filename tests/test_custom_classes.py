@@ -63,7 +63,7 @@ def place(tmp_path_factory) -> Path:
     assert made.returncode == 0, made.stderr
     assert "34 images, cropped to 64 x 64" in made.stdout
     labels = "American Staffordshire terrier,mouse\\, grey,0-16"
-    done = run_command("sample_ddp.py", *command(place, labels=labels, ref=place / "ref.npz"), ranks=2)
+    done = run_command("sample_ddp.py", *command(place, labels=labels, ref=place / "ref.npz"), ranks=2, timeout=300)
     assert done.returncode == 0, done.stderr
     return place
 
@@ -160,6 +160,21 @@ def test_the_same_labels_by_number_are_the_same_run(place, monkeypatch, capsys):
     after = json.loads((place / "run" / "manifest.json").read_text())
     assert "38 of 38 images are there" in capsys.readouterr().out
     assert (after["fingerprint"], after["class_names"]) == (before["fingerprint"], before["class_names"])
+
+
+def test_a_run_of_before_names_were_recorded_takes_them(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("sampling.engine.Work.draw", lambda _, blocks, *__: pytest.fail("drawing began") if len(blocks) else None)
+    shutil.copytree(place / "run", tmp_path / "run")
+    shutil.copy(place / "run.npz", tmp_path)
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    recorded = manifest.pop("class_names")
+    path.write_text(json.dumps(manifest))
+    assert run_command("-m", "sampling", "verify", tmp_path / "run").returncode == 0
+    arguments = command(place, labels=manifest["identity"]["labels"], sample_dir=tmp_path)
+    monkeypatch.setattr("sys.argv", ["sample_ddp.py", *arguments])
+    sample_ddp.main()
+    assert json.loads(path.read_text())["class_names"] == recorded
 
 
 def test_names_need_no_option_where_the_checkpoint_has_them(place, tmp_path, monkeypatch, capsys):
