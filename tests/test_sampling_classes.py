@@ -168,8 +168,8 @@ def test_mappings_that_differ_are_refused_by_the_first_index_that_does(tmp_path)
         find(folder, ckpt, embedded, 3)
     (folder / "shiba").rmdir()
     assert find(folder, ckpt, embedded, 3).names == PETS
-    write(tmp_path / "m.pt.classes.json", '["beagle", "pug", "golden retriever"]')
-    for option in (folder, None):
+    write(sidecar := tmp_path / "m.pt.classes.json", '["beagle", "pug", "golden retriever"]')
+    for option in (folder, None, sidecar):
         with pytest.raises(UserError, match="index 1 is 'pug' there and 'golden retriever' here"):
             find(option, ckpt, embedded, 3)
     with pytest.raises(UserError, match="index 1 is 'pug' there and 'golden retriever' here"):
