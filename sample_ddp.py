@@ -66,6 +66,13 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     what.add_argument(
         "--num-classes", type=int, help=f"classes; the null label is this number (default {default['num_classes']})"
     )
+    what.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="the training folder, whose subfolders are the classes, or their names as JSON (class_to_idx, a list) or text, "
+        "one a line (default: what the checkpoint or CKPT.classes.json says; ImageNet's for 1000 classes)",
+    )
     what.add_argument("--rounding", choices=["dit", "repa"], help="pixels to uint8; repa's is half a level darker (default dit)")
 
 
@@ -75,7 +82,8 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     )
     how.add_argument(
         "--labels",
-        help="random; balanced (exactly, not sorted); null (unconditional); or a list such as 7,7,3-5, cycled (default random)",
+        help="random; balanced (exactly, not sorted); null (unconditional); or a list of indices and class names, cycled, such "
+        "as 7,3-5,tench, where a number is always an index and a comma within a name is written \\, (default random)",
     )
     how.add_argument("--cfg-scale", type=float, help=f"guidance; 1.0 is none (default {default['cfg_scale']})")
     how.add_argument(

@@ -27,6 +27,7 @@ from evaluation.extraction import Features, extract, plain_float32
 from evaluation.features import Extractor, load_extractor
 from evaluation.images import Images, open_images
 from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from evaluation.names import find_names
 from evaluation.protocols import (
     ADM_IS_BLOCK,
     FIDELITY_IS_SPLITS,
@@ -277,6 +278,7 @@ class Evaluator:
             packages={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=grid,
+            class_names=find_names(images.path, own.pixels_sha256),
         )
 
 

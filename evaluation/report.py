@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from distributed import UserError, say, write_whole
+from evaluation.names import ClassNames
 
+OWN_FORM = ("grid", "metrics", "class_names")  # fields of a result that do not stand in JSON as they are
 THUMBNAIL = 96  # pixels; larger images are shown reduced
 
 
@@ -81,11 +83,13 @@ class Result:
     packages: dict[str, str]
     created: str
     grid: Grid
+    class_names: ClassNames | None = None
 
     def to_json(self) -> str:
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("grid", "metrics")}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in OWN_FORM}
         metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
-        return json.dumps({"format": "fiducial-result-2", "metrics": metrics, **fields}, indent=2) + "\n"
+        names = {"class_names": asdict(self.class_names)} if self.class_names else {}
+        return json.dumps({"format": "fiducial-result-2", "metrics": metrics, **fields, **names}, indent=2) + "\n"
 
     def table(self) -> str:
         """The numbers for a terminal; what is missing and warnings below."""
@@ -129,6 +133,7 @@ class Result:
             notes=f"<ul class=warning>{notes}</ul>" if notes else "",
             remarks="<br>".join(map(html.escape, lines)),
             grid=self._grid_html(),
+            names=self._names_html(),
             facts=facts,
             created=self.created,
         )
@@ -152,12 +157,27 @@ class Result:
         for label, indices in self.grid.rows:
             buffer = io.BytesIO()
             self.grid.strip(indices).save(buffer, format="PNG")
-            name = "" if label is None else f"class {label}"
             picture = base64.b64encode(buffer.getvalue()).decode()
             shown_indices = f"indices {', '.join(map(str, indices))}"
             image = f'<img src="data:image/png;base64,{picture}" alt="{shown_indices}" title="{shown_indices}">'
-            rows.append(f"<tr><th>{name}</th><td>{image}</td></tr>")
-        return "".join(rows)
+            rows.append(f"<tr><th>{self._title_html(label)}</th><td>{image}</td></tr>")
+        return f'<table class="grid{" named" if any("<bdi>" in row for row in rows) else ""}">{"".join(rows)}</table>'
+
+    def _title_html(self, label: int | None) -> str:
+        """What stands beside a row of the grid; a name, unless it is the number, has its number below."""
+        if label is None:
+            return ""
+        name = self.class_names and self.class_names[label]
+        named = name and name != str(label)
+        return f"<bdi>{html.escape(name)}</bdi> <small>class {label}</small>" if named else f"class {label}"
+
+    def _names_html(self) -> str:
+        """All class names, folded up."""
+        if not self.class_names:
+            return ""
+        names = "".join(f"<li><bdi>{html.escape(name)}</bdi></li>" for name in self.class_names.names)
+        summary = f"{len(self.class_names.names):,} class names, SHA-256 {html.escape(self.class_names.sha256)}"
+        return f'<details><summary>{summary}</summary><ol start="0">{names}</ol></details>'
 
 
 def shown(metric: Metric) -> str:
@@ -205,6 +225,10 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
 .grid th {{ vertical-align: middle; font-weight: normal; color: var(--faint); white-space: nowrap; width: 5rem; }}
 .grid td {{ border: 0; padding: 2px 0; }} .grid th {{ border: 0; padding-block: 2px; }}
 .grid th:empty {{ display: none; }}
+.named bdi {{ color: var(--ink); display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }}
+.named small {{ display: block; }} .grid.named th {{ white-space: normal; width: 11rem; padding-right: 1rem; }}
+details {{ margin-top: .6rem; }} summary, details ol {{ font-size: .85rem; color: var(--faint); overflow-wrap: anywhere; }}
+details ol {{ columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; }} details li {{ break-inside: avoid; }}
 .grid img {{ max-width: 100%; display: block; }}
 .facts {{ font-size: .85rem; }} .facts th {{ font-weight: normal; color: var(--faint); width: 14rem; }}
 @media (max-width: 40rem) {{
@@ -213,6 +237,7 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
   .numbers thead {{ display: none; }} .numbers td:nth-child(3)::before {{ content: "N "; color: var(--faint); }}
   .numbers td:nth-child(4):not(:empty)::before {{ content: "reference "; color: var(--faint); }}
   .facts th {{ width: 8rem; }} .grid th {{ width: 3.5rem; font-size: .85rem; }}
+  .named tr, .grid.named th, .named td {{ display: block; width: auto; }} .grid.named th {{ padding-bottom: 0; }}
 }}
 </style>
 <h1>{title}</h1>
@@ -222,7 +247,8 @@ thead th, footer, .name {{ color: var(--faint); font-weight: normal; font-size: 
 <thead><tr><th>metric</th><th>value</th><th>N</th><th>reference</th><th>what it is</th></tr></thead>{numbers}</table>
 <p class="remarks">{remarks}</p>
 <h2>Samples</h2>
-<table class="grid">{grid}</table>
+{grid}
+{names}
 <h2>What the numbers hang on</h2>
 <table class="facts">{facts}</table>
 <footer><p>Computed {created} by Fiducial.</p></footer>

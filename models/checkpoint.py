@@ -27,6 +27,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"
 INDEX_FILE = f"{WEIGHTS_FILES[0]}.index.json"
+CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
 
 def read_safetensors(path: Path) -> State:
@@ -141,8 +142,7 @@ def _read_file(path: Path) -> Checkpoint:
         state = _unwrapped(read_safetensors(path))
         return Checkpoint(state, "plain", "safetensors", _family(state, {}))
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _unpickle(path)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than weights, or is damaged, and was not unpickled ({_reason(error)})") from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -199,6 +199,28 @@ def require_dit(found: Checkpoint, path: Path) -> None:
         )
 
 
+def _unpickle(path: Path) -> object:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def read_class_to_idx(path: Path) -> object | None:
+    """The class mapping that a checkpoint carries as `class_to_idx`, unchecked; None if it has none.
+
+    It stands at the top of a training checkpoint or among its `args`, or in the metadata of a safetensors file, as JSON. The
+    checkpoint is one that `read_weights` has accepted.
+    """
+    if not path.is_file():  # a folder's files have no place for it
+        return None
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(CLASS_TO_IDX)
+    content = _unpickle(path)
+    if not isinstance(content, dict):
+        return None
+    return content.get(CLASS_TO_IDX, getattr(content.get("args"), CLASS_TO_IDX, None))
+
+
 def _reason(error: Exception) -> str:
     """The first line of an exception of torch's, without the advice that follows it."""
     return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0]
@@ -217,7 +239,9 @@ def check(
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
         seen = ", ".join(f"{name} {found[name]}" for name in wrong)
-        raise UserError(f"{path}: expected {said}; found {seen}{_without_null_label(found['num_classes'] + 1, num_classes)}")
+        remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
+        no_null = _without_null_label(found["num_classes"] + 1, num_classes)
+        raise UserError(f"{path}: expected {said}; found {seen}{no_null or remedy}")
     with torch.device("meta"):
         network = DiT_models[model](
             input_size=input_size, num_classes=num_classes, in_channels=in_channels, learn_sigma=learn_sigma

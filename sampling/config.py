@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import UserError
+from sampling.classes import has_names
 from sampling.plan import parse_labels
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -66,6 +67,7 @@ class SamplingConfig:
     num_fid_samples: int = 50_000
     image_size: int = 256
     num_classes: int = 1000
+    class_names: Path | None = None  # None: what the checkpoint says, or ImageNet's for 1,000
     cfg_scale: float = 1.5
     cfg_channels: int = 3
     sampler: str = "ddpm"
@@ -117,10 +119,11 @@ class SamplingConfig:
             not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html", ".part"))
         ):
             raise UserError(f"--run-name {name!r}: use up to 200 letters, digits, '.', '_', '+' and '-', and no file's ending")
-        try:
-            parse_labels(self.labels, self.num_classes)
-        except ValueError as error:
-            raise UserError(f"--labels {error}") from error
+        if not has_names(self.labels):  # names need the checkpoint's files
+            try:
+                parse_labels(self.labels, self.num_classes)
+            except ValueError as error:
+                raise UserError(f"--labels {error}") from error
 
     def _check_solver(self) -> None:
         low, high = self.guidance_interval

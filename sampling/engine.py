@@ -63,7 +63,7 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
                 task, held = Task.from_json(group.receive("task")), None
                 await_token(task.folder, task.token, group.rank)
                 numerics.apply(task.how, config, group.device)
-            config = replace(config, per_proc_batch_size=task.batch_size)
+            config = replace(config, per_proc_batch_size=task.batch_size, labels=task.labels)
             group.on_end(partial(keep_cause, task), hang_seconds)
             path = Work(config, group, task, with_png, held).do(started)
             group.on_end(None, hang_seconds)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from distributed import UserError, write_whole
 from sampling import archive, records
+from sampling.classes import names_sha256
 from sampling.config import LIMITS, fingerprint
 from sampling.plan import parse_labels
 
@@ -202,6 +203,12 @@ def _check_manifest(manifest: dict) -> None:
         if type(value := identity[name]) is not int or not least <= value < most:
             raise ValueError(f"{name} is {str(value)[:40]}")
     parse_labels(identity["labels"], identity["num_classes"])
+    if (classes := manifest.get("class_names")) is not None:  # runs of before names were recorded have none
+        names = classes["names"]
+        if not isinstance(names, list) or not all(isinstance(text, str) for text in (classes["source"], *names)):
+            raise ValueError("its class_names are no text")
+        if len(names) != identity["num_classes"] or classes["sha256"] != names_sha256(names):
+            raise ValueError("its class_names are not those of their hash")
     if npz is not None and (npz["file"] != Path(npz["file"]).name or {type(npz["count"]), type(npz["bytes"])} != {int}):
         raise ValueError(f"its npz is {str(npz)[:80]}")
 

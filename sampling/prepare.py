@@ -19,7 +19,7 @@ from diffusion.schedule import spaced_timesteps
 from distributed import Group, UserError, say
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
-from sampling import archive, disk, numerics, output, records
+from sampling import archive, classes, disk, numerics, output, records
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
 from sampling.drawing import Drawer
 from sampling.lock import Lock
@@ -46,6 +46,7 @@ class Task:
     vae_sha256: str
     how: Numerics
     batch_size: int  # of a block
+    labels: str  # as `--labels`, without names
     done: np.ndarray  # (N,) bool
 
     def to_json(self) -> str:
@@ -74,12 +75,14 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         UserError: before anything is written, if something given cannot be used.
     """
     identity, size, vae = inspect(config, group)
+    config, names = replace(config, labels=identity["labels"]), class_names(config)
     how = Numerics(**{name: identity[name] for name in RESOLVED})
     folder = config.sample_dir / config.named_run(fingerprint(identity))
     manifest = output.read_manifest(folder)
     if manifest and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
     check_folder(folder, manifest, config, identity)
+    check_names(folder, manifest, names)
     if manifest is None and config.run_name is None:
         tell_of_siblings(folder, identity)
     missing = config.num_fid_samples
@@ -97,7 +100,10 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         if identity["per_proc_batch_size"] == "auto":
             identity["per_proc_batch_size"] = find_batch_size(config, group, how, vae, size)
         manifest, done = claim(folder, config, identity)
+        check_names(folder, manifest, names)  # another run may have been here since
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
+        if names:
+            manifest["class_names"] = names.recorded()
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
@@ -108,7 +114,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
     shas = identity["checkpoint_sha256"], identity["vae_sha256"]
     batch_size = identity["per_proc_batch_size"]
-    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, how, batch_size, done), held
+    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, how, batch_size, identity["labels"], done), held
 
 
 def find_batch_size(config: SamplingConfig, group: Group, how: Numerics, vae: autoencoder.VaeFiles, size: tuple[int, int]) -> int:
@@ -140,6 +146,8 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     autoencoder.require_channels(vae.latent_channels, wanted, config.vae, config.ckpt)
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
     checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
+    config = replace(config, labels=classes.numbered(config.labels, class_names(config)))
+    config.check()
     with group.allowing(TRYING_SECONDS):
         how = numerics.resolve(config, group.device)
     numerics.apply(how, config, group.device)
@@ -154,6 +162,22 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
         **({"device_type": group.device.type} if config.exact else {}),
     }
     return identity, (input_size, in_channels), vae
+
+
+def class_names(config: SamplingConfig) -> classes.ClassNames | None:
+    """What the classes of the run are called, if anybody knows, for a checkpoint that was read before."""
+    return classes.find(config.class_names, config.ckpt, checkpoint.read_class_to_idx(config.ckpt), config.num_classes)
+
+
+def check_names(folder: Path, manifest: dict | None, names: classes.ClassNames | None) -> None:
+    """Raises UserError if a run was begun with other class names. Runs of before they were recorded take any."""
+    there = manifest and manifest.get("class_names")
+    if there and names and there["sha256"] != names.sha256:
+        raise UserError(
+            f"{folder} belongs to a different configuration: class_names are from {there['source']} there and {names.source} "
+            f"here, so {classes.difference(there['names'], names.names)}; give them as they are there, or choose another "
+            "--run-name or --sample-dir"
+        )
 
 
 def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, identity: dict) -> None:

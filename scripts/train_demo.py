@@ -7,6 +7,7 @@ One scan in ten is held out, by a fixed seed, and never trained on. Needs scikit
 """
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -194,6 +195,7 @@ def train_dit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps
 
     train(network, loss, steps, rate=1e-3, ema=ema)
     save_file(ema.state_dict(), out / "dit.safetensors")
+    (out / "dit.safetensors.classes.json").write_text(json.dumps([str(digit) for digit in range(NUM_CLASSES)]) + "\n")
 
 
 def write_reference_statistics(images: Tensor, held_out: Tensor, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of every kind load to the same network; whatever else is in a file is refused in one sentence, and never run."""
 
 import argparse
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from distributed import UserError
 from models import DiT_models
-from models.checkpoint import check, describe, load_dit, read_weights
+from models.checkpoint import check, describe, load_dit, read_class_to_idx, read_weights
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
@@ -74,6 +75,28 @@ def test_every_format_gives_the_same_network(state, tmp_path, save, kind):
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert network.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("save", [save for save, _ in FORMATS])
+def test_a_checkpoint_without_a_class_mapping_has_none(state, tmp_path, save):
+    assert read_class_to_idx(save(state, tmp_path)) is None
+    assert read_class_to_idx(tmp_path) is None
+
+
+def test_a_class_mapping_is_found_wherever_it_stands(state, tmp_path):
+    mapping = {"beagle": 0, "pug": 1}
+    args = argparse.Namespace(class_to_idx=mapping)
+    for name, content in (("top", {"class_to_idx": mapping}), ("args", {"args": args}), ("plain", {})):
+        path = tmp_path / f"{name}.pt"
+        torch.save(training_checkpoint(state, **content), path)
+        assert read_class_to_idx(path) == (mapping if content else None)
+        load(path)  # is not disturbed by it
+    torch.save(training_checkpoint(state, class_to_idx=mapping, args=argparse.Namespace(class_to_idx={"x": 0})), path)
+    assert read_class_to_idx(path) == mapping
+    path = tmp_path / "m.safetensors"
+    save_file(state, path, metadata={"class_to_idx": json.dumps(mapping)})
+    assert json.loads(read_class_to_idx(path)) == mapping
+    load(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

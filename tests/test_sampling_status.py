@@ -8,6 +8,7 @@ import pytest
 from conftest import DIGITS, options, run_command
 
 from distributed import UserError
+from sampling.classes import names_sha256
 from sampling.config import fingerprint
 from sampling.status import status, verify
 
@@ -125,6 +126,12 @@ HAND_EDITED = [
     ({"identity": {"model": "DiT-XL/2"}}, "its identity is not that of its fingerprint"),
     ({"identity": []}, ""),
     ({"format": ["fiducial-run-2"]}, "its format is"),
+    ({"class_names": {"sha256": "0" * 64, "source": "x", "names": [*"0123456789"]}}, "not those of their hash"),
+    ({"class_names": {"sha256": names_sha256("012"), "source": "x", "names": [*"012"]}}, "not those of their hash"),
+    ({"class_names": {"sha256": names_sha256(range(10)), "source": "x", "names": [*range(10)]}}, "class_names are no text"),
+    ({"class_names": {"sha256": names_sha256("0123456789"), "source": 7, "names": [*"0123456789"]}}, "class_names are no text"),
+    ({"class_names": {"sha256": "", "names": []}}, "source"),
+    ({"class_names": "abc"}, ""),
 ]
 
 

@@ -1,0 +1,243 @@
+"""Class mappings in every form people have them, what is wrong with them in a sentence, and labels by name."""
+
+import json
+import os
+
+import pytest
+
+from distributed import UserError
+from sampling import classes
+from sampling.classes import ClassNames, find, has_names, imagenet, numbered, read
+
+PETS = ("beagle", "golden retriever", "pug")
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_a_folder_is_counted_as_torchvision_counts_it(tmp_path):
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    for name in ("b", "a b", "B", "10", "9", "_x", "ä", ".hidden"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / name / "1.png")
+    (tmp_path / "a file").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "b")
+    assert list(read(tmp_path, "x").names) == ImageFolder(tmp_path).classes
+    assert read(tmp_path, "x").names[:3] == (".hidden", "10", "9")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"pug": 2, "beagle": 0, "golden retriever": 1}'),
+        ("a.json", '{"2": "pug", "0": "beagle", "1": "golden retriever"}'),
+        ("a.JSON", '["beagle", "golden retriever", "pug"]'),
+        ("a.json", '{"1": ["n2", "golden retriever"], "0": ["n1", "beagle"], "2": ["n3", "pug"]}'),
+        ("a.txt", "beagle\ngolden retriever\npug\n\n"),
+        ("a.names", "beagle\r\ngolden retriever \r\npug"),
+        ("a.txt", "\ufeffbeagle\ngolden retriever\npug"),
+    ],
+)
+def test_every_form_of_a_file_gives_the_same_mapping(name, content, tmp_path):
+    found = read(write(tmp_path / name, content), "x")
+    assert found.names == PETS
+    assert found.sha256 == ClassNames(PETS, "elsewhere").sha256
+    assert found.index("n2") == (1 if "n2" in content else None)
+
+
+def test_the_hash_is_that_of_the_canonical_list():
+    # printf '["a","é"]' | sha256sum
+    assert ClassNames(("a", "é"), "x").sha256 == "91bd7b5d30b2d6b32212d31553dcaca2b9e172330cd6325f9476e3e0ac9028cd"
+
+
+DAMAGED = [
+    ("a.json", '{"a": 0, "b": 2}', "index 1 is missing, before 2"),
+    ("a.json", '{"a": 1, "b": 2}', "index 0 is missing, before 1"),
+    ("a.json", '{"a": -1, "b": 0}', "index -1"),
+    ("a.json", '{"a": 0, "b": 0}', "index 0 stands there twice"),
+    ("a.json", '{"a": 0, "a": 1}', "'a' stands there twice"),
+    ("a.json", '{"0": "a", "00": "b"}', "index 0 stands there twice"),
+    ("a.json", '{"0": "a", "1": "a"}', "'a' is the name of both 0 and 1"),
+    ("a.json", '["e\u0301", "é"]', "is the name of both 0 and 1"),
+    ("a.json", '[["n1", "a"], ["n1", "b"]]', "'n1' is the name of both 0 and 1"),
+    ("a.json", '{"0": "a", "2": "b"}', "index 1 is missing, before 2"),
+    ("a.json", '{"a": 0, "b": 1.0}', "maps 'b' to 1.0"),
+    ("a.json", '{"a": true, "b": 0}', "maps 'a' to True"),
+    ("a.json", '{"a": {"b": 1}}', "maps 'a' to {'b': 1}"),
+    ("a.json", '{"0": ["n1", "a"], "1": "b"}', "index 0 is ['n1', 'a'], which is no name"),
+    ("a.json", '["a", 7]', "index 1 is 7, which is no name"),
+    ("a.json", '["a", " "]', "index 1 is ' ', which is no name"),
+    ("a.json", '["a", "b\\u0007c"]', "is not UTF-8 text in one line"),
+    ("a.json", '["\\ud800"]', "is not UTF-8 text in one line"),
+    ("a.json", json.dumps(["a" * 201]), "has 201 characters, more than 200"),
+    ("a.json", "{}", "is empty"),
+    ("a.json", "[]", "is empty"),
+    ("a.json", "7", "is int"),
+    ("a.json", "", "is not JSON"),
+    ("a.json", "beagle\npug\n", "is not JSON"),
+    ("a.json", "[" * 100_000, "is nested too deeply"),
+    ("a.json", "[1" + "0" * 5000 + "]", "digits"),
+    ("a.txt", "", "is empty"),
+    ("a.txt", "a\n\nb\n", "index 1 is '', which is no name"),
+    ("a.txt", "a\nb\na\n", "'a' is the name of both 0 and 2"),
+    ("a.txt", b"a\n\xff\n", "is not UTF-8 (byte 2)"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), DAMAGED)
+def test_what_is_no_mapping_is_one_sentence(name, content, said, tmp_path):
+    path = write(tmp_path / name, content)
+    with pytest.raises(UserError) as refused:
+        read(path, f"--class-names {path}")
+    assert str(refused.value).startswith(f"--class-names {path}: ")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
+    for path, said in ((tmp_path / "absent", "no such file or folder"), (tmp_path, "has no subfolders")):
+        with pytest.raises(UserError, match=said):
+            read(path, "x")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path / "pipe", "x")
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    with pytest.raises(UserError, match="not UTF-8"):
+        read(tmp_path, "x")
+    monkeypatch.setattr(classes, "LARGEST_FILE", 3)
+    with pytest.raises(UserError, match="4 bytes, too many"):
+        read(write(tmp_path / "a.txt", "pugs"), "x")
+
+
+def test_imagenets_classes_are_in_the_order_of_the_training_folder():
+    known = imagenet()
+    assert len(known.names) == len(set(known.names)) == len(known.aliases) == 1000
+    assert list(known.aliases) == sorted(known.aliases)
+    # From the files of the public sample images, which are named by synset and name.
+    facts = {0: ("n01440764", "tench"), 207: ("n02099601", "golden retriever"), 999: ("n15075141", "toilet tissue")}
+    facts |= {134: ("n02012849", "crane bird"), 517: ("n03126707", "crane"), 638: ("n03710637", "maillot")}
+    for index, (synset, name) in facts.items():
+        assert (known.aliases[index], known.names[index]) == (synset, name)
+        assert known.index(synset) == known.index(name) == index
+
+
+def test_a_folder_of_synsets_is_imagenet(tmp_path):
+    for synset in imagenet().aliases:
+        (tmp_path / synset).mkdir()
+    found = read(tmp_path, "x")
+    assert (found.names, found.sha256, found.source) == (imagenet().names, imagenet().sha256, "x")
+    assert found.index("n01440764") == 0
+    (tmp_path / "n00000001").mkdir()
+    assert read(tmp_path, "x").names[:2] == ("n00000001", "n01440764")
+
+
+def test_which_names_hold(tmp_path):
+    ckpt, sidecar = tmp_path / "m.pt", tmp_path / "m.pt.classes.json"
+    assert find(None, ckpt, None, 3) is None
+    assert find(None, ckpt, None, 1000) == imagenet()
+    folder = tmp_path / "train"
+    for name in PETS:
+        (folder / name).mkdir(parents=True)
+    assert find(folder, ckpt, None, 3) == ClassNames(PETS, f"--class-names {folder}")
+    embedded = {"pug": 2, "beagle": 0, "golden retriever": 1}
+    assert find(None, ckpt, embedded, 3) == ClassNames(PETS, f"class_to_idx in {ckpt}")
+    assert find(None, ckpt, json.dumps(embedded), 3) == find(None, ckpt, embedded, 3)
+    assert find(folder, ckpt, embedded, 3).names == PETS
+    write(sidecar, json.dumps(PETS))
+    assert find(None, ckpt, None, 3) == ClassNames(PETS, str(sidecar))
+    assert find(folder, ckpt, embedded, 3).names == PETS
+    own = [f"own {index}" for index in range(1000)]
+    write(sidecar, json.dumps(own))
+    assert find(None, ckpt, None, 1000).names == tuple(own)  # and not ImageNet's
+
+
+def test_mappings_that_differ_are_refused_by_the_first_index_that_does(tmp_path):
+    ckpt, folder = tmp_path / "m.pt", tmp_path / "train"
+    embedded = {name: index for index, name in enumerate(PETS)}
+    for name in (*PETS, "corgi"):
+        (folder / name).mkdir(parents=True)
+    shifted = r"--class-names .*train: its 4 classes are not the 3 of class_to_idx in .*m\.pt, for index 1 is 'golden retriever' "
+    with pytest.raises(UserError, match=shifted + "there and 'corgi' here"):
+        find(folder, ckpt, embedded, 3)
+    (folder / "corgi").rename(folder / "shiba")
+    with pytest.raises(UserError, match="index 3 is nothing there and 'shiba' here"):
+        find(folder, ckpt, embedded, 3)
+    (folder / "shiba").rmdir()
+    assert find(folder, ckpt, embedded, 3).names == PETS
+    write(sidecar := tmp_path / "m.pt.classes.json", '["beagle", "pug", "golden retriever"]')
+    for option in (folder, None, sidecar):
+        with pytest.raises(UserError, match="index 1 is 'pug' there and 'golden retriever' here"):
+            find(option, ckpt, embedded, 3)
+    with pytest.raises(UserError, match="index 1 is 'pug' there and 'golden retriever' here"):
+        find(folder, ckpt, None, 3)
+
+
+def test_there_is_a_name_for_each_class(tmp_path):
+    names = write(tmp_path / "a.txt", "\n".join(PETS))
+    for count in (2, 4, 1000):
+        with pytest.raises(UserError, match=f"a.txt: names 3 classes, but --num-classes is {count}"):
+            find(names, tmp_path / "m.pt", None, count)
+
+
+@pytest.mark.parametrize("embedded", [7, [], {}, "{", {"a": 1}, {0: "a", 1: "b"}, {"a": "b"}])
+def test_an_unusable_mapping_of_the_checkpoint_is_one_sentence(embedded, tmp_path):
+    with pytest.raises(UserError, match=r"^class_to_idx in .*m\.pt: "):
+        find(None, tmp_path / "m.pt", embedded, 1)
+
+
+KNOWN = ClassNames(("beagle", "golden retriever", "pug", "mouse, grey", "3-5", "7", "ä"), "pets", tuple("nopqrst"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("random", "random"),
+        ("null", "null"),
+        ("7,7,3-5", "7,7,3-5"),
+        (" 2, 0", " 2, 0"),
+        ("golden retriever,pug,6,0-2", "1,2,6,0-2"),
+        (" golden retriever , 6", " 1 , 6"),
+        ("mouse\\, grey,beagle", "3,0"),
+        ("o,n", "1,0"),
+        ("3-5,7", "3-5,7"),  # numbers are indices, whatever the classes are called
+        ("a\u0308", "6"),
+    ],
+)
+def test_names_become_indices(spec, expected):
+    assert numbered(spec, KNOWN) == expected
+
+
+def test_numbers_and_modes_need_no_names():
+    assert numbered("7,3-5", None) == "7,3-5"
+    assert not any(map(has_names, ("random", "balanced", "null", "7", "7, 3-5", "3-")))
+    assert all(map(has_names, ("pug", "7,pug", "random,7", "", "7,,7", "-1", "1.5", "٣")))
+
+
+NONE_OF = "is neither random, balanced, null, a number such as 7 or 3-5, nor one of the 7 names of pets"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("golden retreiver", f"'golden retreiver' {NONE_OF}; the closest: 'golden retriever'"),
+        ("7,PUG", f"'PUG' {NONE_OF}; the closest: 'pug'"),
+        ("retriever", f"'retriever' {NONE_OF}; the closest: 'golden retriever'"),
+        ("mouse, grey", f"'mouse' {NONE_OF}; the closest: 'mouse\\, grey'"),
+        ("zebra", f"'zebra' {NONE_OF}"),
+        ("", f"'' {NONE_OF}"),
+        ("random,7", f"'random' {NONE_OF}"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_closest(spec, said):
+    with pytest.raises(UserError) as refused:
+        numbered(spec, KNOWN)
+    assert str(refused.value) == f"--labels {said}"
+
+
+def test_without_names_the_remedy_is_said():
+    with pytest.raises(UserError, match=r"^--labels 'pug' .*no class names are known; give them with --class-names$"):
+        numbered("pug", None)
