@@ -3,6 +3,7 @@
     torchrun --nproc_per_node=8 sample_ddp.py --ckpt DiT-XL-2-256x256.pt --cfg-scale 1.5
     torchrun --nproc_per_node=2 sample_ddp.py --preset digits --ref digits
     python sample_ddp.py --preset digits --num-fid-samples 100 --labels 7,7,3-5
+    python sample_ddp.py --config samples/RUN/manifest.json --global-seed 1 --dry-run
 
 The same command run again continues where the last one ended, with any number of processes.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import distributed
 from distributed import Parser, UserError
 from sampling.config import AUTO, PRESETS, SamplingConfig
+from sampling.config_file import given_options
 
 if TYPE_CHECKING:
     from evaluation.calc import Evaluator
@@ -38,6 +40,13 @@ def build_parser() -> Parser:
 
 def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
+    what.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a YAML file (cfg-scale: 1.5), or from a run's manifest.json, which repeats that run; the command line "
+        "wins over it, and it over --preset; paths in it are relative to the current directory",
+    )
     what.add_argument("--preset", choices=PRESETS, help="digits: the embedded model with its VAE, classes and settings")
     what.add_argument("--model", help=f"{sizes} with /2, /4 or /8 (default {default['model']})")
     what.add_argument("--ckpt", type=Path, help="DiT weights: official .pt, a training checkpoint (its ema), or .safetensors")
@@ -92,7 +101,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     yes_or_no = argparse.BooleanOptionalAction
     speed.add_argument(
         "--exact",
-        action="store_true",
+        action=yes_or_no,
         help="fp32, deterministic: equal bytes for any number of processes, any kill and resume (one thread a process on a CPU)",
     )
     speed.add_argument(
@@ -108,7 +117,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     )
     speed.add_argument("--attention", choices=["sdpa", "math"], help="torch's fastest kernel, or its plain one (default sdpa)")
     speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default with bf16 on a CPU)")
-    speed.add_argument("--vae-tiling", action="store_true", help="decode large images in overlapping tiles, which shows at seams")
+    speed.add_argument("--vae-tiling", action=yes_or_no, help="decode large images in overlapping tiles, which shows at seams")
     speed.add_argument(
         "--offload",
         choices=["none", "model", "vae", "both"],
@@ -116,26 +125,36 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     )
     speed.add_argument(
         "--cuda-tuning",
-        action="store_true",
+        action=yes_or_no,
         help="CUDA graphs with --compile, cuDNN autotuning, decoding on a stream of its own; off, and not run on a GPU yet",
     )
 
 
 def interval(text: str) -> tuple[float, float]:
-    low, high = text.split(",")
-    return float(low), float(high)
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers LO,HI such as 0,0.7") from error
+    return low, high
 
 
 def batch_size(text: str) -> int:
-    if text != "auto" and int(text) == AUTO:
+    if text == "auto":
+        return AUTO
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from error
+    if number == AUTO:
         raise argparse.ArgumentTypeError("must be at least 1, or auto")
-    return AUTO if text == "auto" else int(text)
+    return number
 
 
 def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument("--sample-dir", type=Path, help=f"folder of runs (default {default['sample_dir']})")
     where.add_argument("--run-name", help="the run's folder (default: made from the configuration, so that runs cannot collide)")
     where.add_argument("--no-png", action="store_true", help="only the npz, where files are few (inode quotas)")
+    where.add_argument("--png", action="store_false", dest="no_png", help="PNGs as well (default), also if --config says no-png")
     where.add_argument(
         "--hang-timeout",
         type=float,
@@ -150,7 +169,7 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
     """The configuration, and the options that no sample depends on."""
-    given = vars(build_parser().parse_args(arguments))
+    given = given_options(build_parser(), arguments)
     defaults = {"device": "auto", "ref": None, "inception_weights": None, "no_png": False, "hang_timeout": 600.0}
     options = {name: given.pop(name, default) for name, default in defaults.items()}
     settings = PRESETS.get(given.pop("preset", None), {}) | given
@@ -186,7 +205,7 @@ def main() -> None:
 
                 evaluator = Evaluator.prepare(options.ref, group, Settings(), inception_weights=options.inception_weights)
                 check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
-            npz = engine.run(config, group, not options.no_png, options.hang_timeout)
+            npz = engine.run(config, group, not options.no_png, options.hang_timeout, vars(options))
             if evaluator:
                 evaluate(evaluator, npz)
 

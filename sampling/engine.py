@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -38,12 +38,15 @@ POLL_SECONDS = 0.2
 LATE_SECONDS = 60
 
 
-def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0) -> Path:
+def run(
+    config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0, options: Mapping | None = None
+) -> Path:
     """Draws what is missing of the run, and leaves it whole. Returns the npz, on every rank.
 
     Args:
         with_png: also write each image as a PNG.
         hang_seconds: how long a rank may make no progress; 0 for ever.
+        options: for the manifest, those of the command that are not in `config`.
 
     Raises:
         UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn or written.
@@ -55,7 +58,7 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
         group.on_end(None, hang_seconds)
         try:
             if group.is_main:
-                task, held = prepare(config, group, with_png, stack)
+                task, held = prepare(config, group, with_png, stack, options or {})
                 group.publish("task", task.to_json())
             else:
                 task, held = Task.from_json(group.receive("task")), None

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import zlib
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from models import autoencoder, checkpoint
 from models.dit import DiT_models
 from sampling import archive, disk, numerics, output, records
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from sampling.config_file import recorded
 from sampling.drawing import Drawer
 from sampling.lock import Lock
 from sampling.memory import MOST
@@ -66,11 +68,24 @@ class Task:
         return int((~self.done).sum())
 
 
-def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitStack) -> tuple[Task, Lock]:
-    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+@dataclass(frozen=True)
+class Found:
+    """What the checks before a run have found; nothing is written by then."""
+
+    identity: dict  # with "auto" as the batch size where none was found yet
+    folder: Path
+    manifest: dict | None
+    done: np.ndarray  # (N,) bool, as recorded so far
+    how: Numerics
+    size: tuple[int, int]  # and channels of a latent
+    vae: autoencoder.VaeFiles
+
+
+def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
+    """Checks everything, and writes nothing.
 
     Raises:
-        UserError: before anything is written, if something given cannot be used.
+        UserError: if something given cannot be used.
     """
     identity, size, vae = inspect(config, group)
     how = Numerics(**{name: identity[name] for name in RESOLVED})
@@ -81,12 +96,26 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     check_folder(folder, manifest, config, identity)
     if manifest is None and config.run_name is None:
         tell_of_siblings(folder, identity)
-    missing = config.num_fid_samples
+    done = np.zeros(config.num_fid_samples, dtype=bool)
     if manifest:
-        missing -= int(records.done(folder, config.num_fid_samples, output.unmerged(manifest)).sum())
-    disk.check_room(folder, config.num_fid_samples, missing, config.image_size, with_png)
+        done = records.done(folder, config.num_fid_samples, output.unmerged(manifest))
+    disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png)
     if manifest is None:
         autoencoder.load(vae.folder, torch.device("cpu"))  # so that a VAE that does not fit its config.json leaves no folder
+    return Found(identity, folder, manifest, done, how, size, vae)
+
+
+def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitStack, options: Mapping) -> tuple[Task, Lock]:
+    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+
+    Args:
+        options: for the manifest, those that are not in `config`.
+
+    Raises:
+        UserError: before anything is written, if something given cannot be used.
+    """
+    found = examine(config, group, with_png)
+    identity, folder, how, size, vae = found.identity, found.folder, found.how, found.size, found.vae
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,6 +126,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
             identity["per_proc_batch_size"] = find_batch_size(config, group, how, vae, size)
         manifest, done = claim(folder, config, identity)
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
+        manifest["options"] = recorded(config, identity, options)
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
