@@ -162,6 +162,12 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         help="end the job if a rank makes no progress for so long; 0 for never (default 600)",
     )
     where.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, say what would be drawn and where, measure how long it would take here and how much disk and memory, "
+        "and write and download nothing",
+    )
+    where.add_argument(
         "--ref", help="evaluate against this afterwards: a reference npz, images, or digits (see python -m evaluation)"
     )
     where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
@@ -170,7 +176,14 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
     """The configuration, and the options that no sample depends on."""
     given = given_options(build_parser(), arguments)
-    defaults = {"device": "auto", "ref": None, "inception_weights": None, "no_png": False, "hang_timeout": 600.0}
+    defaults = {
+        "device": "auto",
+        "ref": None,
+        "inception_weights": None,
+        "no_png": False,
+        "hang_timeout": 600.0,
+        "dry_run": False,
+    }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
     settings = PRESETS.get(given.pop("preset", None), {}) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
@@ -195,7 +208,9 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
 def main() -> None:
     with distributed.user_errors():
         config, options = parse()
-        from sampling import engine
+        if options.dry_run:
+            distributed.download_nothing()
+        from sampling import engine, forecast
 
         with distributed.init(options.device) as group:
             evaluator = None
@@ -205,6 +220,8 @@ def main() -> None:
 
                 evaluator = Evaluator.prepare(options.ref, group, Settings(), inception_weights=options.inception_weights)
                 check_size("--image-size", config.image_size, config.image_size, evaluator.extractor)
+            if options.dry_run:
+                return forecast.forecast(config, group, not options.no_png, options.hang_timeout)
             npz = engine.run(config, group, not options.no_png, options.hang_timeout, vars(options))
             if evaluator:
                 evaluate(evaluator, npz)

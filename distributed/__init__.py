@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
-from distributed.files import download, file_sha256, write_whole
+from distributed.files import download, download_nothing, file_sha256, write_whole
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "UserError",
     "Watch",
     "download",
+    "download_nothing",
     "environment_rank",
     "file_sha256",
     "init",

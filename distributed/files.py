@@ -15,6 +15,7 @@ from distributed.console import UserError, progress_bar
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
+OFFLINE = "FIDUCIAL_OFFLINE"  # in the environment: nothing is downloaded
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
 
 
@@ -52,6 +53,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
 
     if path.is_file():
         return path
+    if os.environ.get(OFFLINE):
+        raise UserError(f"{path} is not there, and nothing is downloaded now; fetch it from {url}")
     partial, lock = (path.with_name(path.name + ending) for ending in (".partial", ".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +70,11 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
         reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
         raise UserError(f"{url} cannot be fetched ({reason}); fetch it where there is internet and put it at {path}") from error
     return path
+
+
+def download_nothing() -> None:
+    """From here on this process downloads nothing, by `download` or the hub's client; to be called before that is loaded."""
+    os.environ[OFFLINE] = os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _fetch(url: str, partial: Path) -> None:

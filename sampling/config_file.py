@@ -173,4 +173,5 @@ def recorded(config: SamplingConfig, identity: Mapping, beside: Mapping) -> dict
         values["per_proc_batch_size"] = "auto"
     if "device_type" in identity:
         values["device"] = identity["device_type"]
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None}
+    kept = {name: value for name, value in values.items() if value is not None and name not in NOT_IN_A_FILE}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

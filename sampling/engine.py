@@ -89,9 +89,7 @@ class Work:
         blocks = plan.pending_blocks(task.done, self._config.per_proc_batch_size)
         checked = time.monotonic()
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
-            # The first rank of a node has work if any of its ranks has.
-            find = partial(autoencoder.resolve, self._config.vae) if group.is_main else partial(find_weights, self._config, task)
-            self._vae = group.once_per_node("vae", lambda: str(find()))
+            self._vae = vae_of_node(self._config, group, task)  # a node's first rank has work if any of its ranks has
             self.drawer.load()
         group.wait()
         if task.missing and group.is_main:
@@ -233,6 +231,12 @@ def keep_cause(task: Task, cause: Cause) -> None:
     ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
     (folder / output.RESERVE).unlink(missing_ok=True)
     write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
+
+
+def vae_of_node(config: SamplingConfig, group: Group, task: Task) -> str:
+    """The VAE's folder, found by the first rank of each node, which makes sure of the node's files."""
+    find = partial(autoencoder.resolve, config.vae) if group.is_main else partial(find_weights, config, task)
+    return group.once_per_node("vae", lambda: str(find()))
 
 
 def find_weights(config: SamplingConfig, task: Task) -> Path:

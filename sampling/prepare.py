@@ -80,6 +80,12 @@ class Found:
     size: tuple[int, int]  # and channels of a latent
     vae: autoencoder.VaeFiles
 
+    def task(self, npz: Path, session: int, token: str, done: np.ndarray) -> Task:
+        """What is to be done, once the size of a block is known."""
+        shas = self.identity["checkpoint_sha256"], self.identity["vae_sha256"]
+        batch_size = self.identity["per_proc_batch_size"]
+        return Task(self.folder, npz, session, token, *self.size, *shas, self.how, batch_size, done)
+
 
 def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
     """Checks everything, and writes nothing.
@@ -115,7 +121,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         UserError: before anything is written, if something given cannot be used.
     """
     found = examine(config, group, with_png)
-    identity, folder, how, size, vae = found.identity, found.folder, found.how, found.size, found.vae
+    identity, folder = found.identity, found.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,7 +129,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     try:
         held = stack.enter_context(Lock(folder))
         if identity["per_proc_batch_size"] == "auto":
-            identity["per_proc_batch_size"] = find_batch_size(config, group, how, vae, size)
+            identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         manifest, done = claim(folder, config, identity)
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
         manifest["options"] = recorded(config, identity, options)
@@ -135,19 +141,17 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     except OSError as error:
         raise disk.explained(error, folder) from error
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
-    shas = identity["checkpoint_sha256"], identity["vae_sha256"]
-    batch_size = identity["per_proc_batch_size"]
-    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, how, batch_size, done), held
+    return found.task(npz, len(manifest["sessions"]), held.token, done), held
 
 
-def find_batch_size(config: SamplingConfig, group: Group, how: Numerics, vae: autoencoder.VaeFiles, size: tuple[int, int]) -> int:
+def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
     """Images in a block: the most that fit, but so few that each rank of this session has one."""
-    eager, (input_size, channels) = replace(how, compile=False), size
-    drawer = Drawer(config, group.device, eager, lambda: vae.folder, (channels, input_size), lambda **_: None)
+    eager, (input_size, channels) = replace(found.how, compile=False), found.size
+    drawer = Drawer(config, group.device, eager, lambda: found.vae.folder, (channels, input_size), lambda **_: None)
     most = min(MOST[group.device.type], -(-config.num_fid_samples // group.world_size))
-    found = drawer.largest_batch(most, group.check)
-    say(f"--per-proc-batch-size auto: {found}")
-    return found
+    images = drawer.largest_batch(most, group.check)
+    say(f"--per-proc-batch-size auto: {images}")
+    return images
 
 
 def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
@@ -188,6 +192,9 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         raise UserError(f"{npz} is a folder, where the npz is to go; choose another --run-name")
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
+    there = disk.nearest(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder}, because {there} cannot be written")
     if manifest is None:
         if there := [path for path in (npz, archive.part_path(folder)) if path.exists()]:
             raise UserError(
