@@ -164,8 +164,8 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, say what would be drawn and where, measure how long it would take here and how much disk and memory, "
-        "and write and download nothing",
+        help="check everything, say what would be drawn and where, measure how long it would take here, and how much disk and "
+        "memory; write and download nothing",
     )
     where.add_argument(
         "--ref", help="evaluate against this afterwards: a reference npz, images, or digits (see python -m evaluation)"

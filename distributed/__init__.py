@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
-from distributed.files import download, download_nothing, file_sha256, write_whole
+from distributed.files import default_cache, download, download_nothing, file_sha256, write_whole
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "Stopped",
     "UserError",
     "Watch",
+    "default_cache",
     "download",
     "download_nothing",
     "environment_rank",

@@ -37,6 +37,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def default_cache() -> Path:
+    """Where everything that Fiducial keeps is, unless `--cache-dir` says where."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+
+
 def download(url: str, path: Path, sha256: str | None = None) -> Path:
     """Fetches `url` to `path`, unless it is there; returns `path`.
 
