@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=8 sample_ddp.py --ckpt DiT-XL-2-256x256.pt --cfg-scale 1.5
     torchrun --nproc_per_node=2 sample_ddp.py --preset digits --ref digits
     python sample_ddp.py --preset digits --num-fid-samples 100 --labels 7,7,3-5
+    python sample_ddp.py --config samples/RUN/manifest.json --global-seed 1 --dry-run
 
 The same command run again continues where the last one ended, with any number of processes.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import distributed
 from distributed import Parser, UserError
 from sampling.config import AUTO, PRESETS, SamplingConfig
+from sampling.config_file import given_options
 
 if TYPE_CHECKING:
     from evaluation.calc import Evaluator
@@ -39,6 +41,13 @@ def build_parser() -> Parser:
 
 def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
+    what.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a YAML file (cfg-scale: 1.5), or from a run's manifest.json, which repeats that run; the command line "
+        "wins over it, and it over --preset; paths in it are relative to the current directory",
+    )
     what.add_argument(
         "--preset",
         choices=PRESETS,
@@ -120,7 +129,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     yes_or_no = argparse.BooleanOptionalAction
     speed.add_argument(
         "--exact",
-        action="store_true",
+        action=yes_or_no,
         help="fp32, deterministic: equal bytes for any number of processes, any kill and resume (one thread a process on a CPU)",
     )
     speed.add_argument(
@@ -136,7 +145,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     )
     speed.add_argument("--attention", choices=["sdpa", "math"], help="torch's fastest kernel, or its plain one (default sdpa)")
     speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default with bf16 on a CPU)")
-    speed.add_argument("--vae-tiling", action="store_true", help="decode large images in overlapping tiles, which shows at seams")
+    speed.add_argument("--vae-tiling", action=yes_or_no, help="decode large images in overlapping tiles, which shows at seams")
     speed.add_argument(
         "--offload",
         choices=["none", "model", "vae", "both"],
@@ -144,31 +153,47 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     )
     speed.add_argument(
         "--cuda-tuning",
-        action="store_true",
+        action=yes_or_no,
         help="CUDA graphs with --compile, cuDNN autotuning, decoding on a stream of its own; off, and not run on a GPU yet",
     )
 
 
 def interval(text: str) -> tuple[float, float]:
-    low, high = text.split(",")
-    return float(low), float(high)
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers LO,HI such as 0,0.7") from error
+    return low, high
 
 
 def batch_size(text: str) -> int:
-    if text != "auto" and int(text) == AUTO:
+    if text == "auto":
+        return AUTO
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from error
+    if number == AUTO:
         raise argparse.ArgumentTypeError("must be at least 1, or auto")
-    return AUTO if text == "auto" else int(text)
+    return number
 
 
 def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument("--sample-dir", type=Path, help=f"folder of runs (default {default['sample_dir']})")
     where.add_argument("--run-name", help="the run's folder (default: made from the configuration, so that runs cannot collide)")
     where.add_argument("--no-png", action="store_true", help="only the npz, where files are few (inode quotas)")
+    where.add_argument("--png", action="store_false", dest="no_png", help="PNGs as well (default), also if --config says no-png")
     where.add_argument(
         "--hang-timeout",
         type=float,
         metavar="SECONDS",
         help="end the job if a rank makes no progress for so long; 0 for never (default 600)",
+    )
+    where.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, say what would be drawn and where, measure how long it would take here, and how much disk and "
+        "memory; write and download nothing",
     )
     where.add_argument(
         "--ref",
@@ -187,8 +212,15 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
     """The configuration, and the options that no sample depends on."""
-    given = vars(build_parser().parse_args(arguments))
-    defaults = {"device": "auto", "ref": None, "inception_weights": None, "no_png": False, "hang_timeout": 600.0}
+    given = given_options(build_parser(), arguments)
+    defaults = {
+        "device": "auto",
+        "ref": None,
+        "inception_weights": None,
+        "no_png": False,
+        "hang_timeout": 600.0,
+        "dry_run": False,
+    }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
     settings = PRESETS.get(given.pop("preset", None), {}) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
@@ -211,7 +243,9 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
 def main() -> None:
     with distributed.user_errors():
         config, options = parse()
-        from sampling import engine
+        if options.dry_run:
+            distributed.download_nothing()
+        from sampling import engine, forecast
 
         with distributed.init(options.device) as group:
             evaluator = None
@@ -222,7 +256,9 @@ def main() -> None:
                 settings, size = Settings(cache_dir=config.cache_dir), config.image_size
                 evaluator = Evaluator.prepare(options.ref, group, settings, None, options.inception_weights, size)
                 check_size("--image-size", size, size, evaluator.extractor, evaluator.reference)
-            npz = engine.run(config, group, not options.no_png, options.hang_timeout)
+            if options.dry_run:
+                return forecast.forecast(config, group, not options.no_png, options.hang_timeout)
+            npz = engine.run(config, group, not options.no_png, options.hang_timeout, vars(options))
             if evaluator:
                 evaluate(evaluator, npz)
 

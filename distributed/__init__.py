@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
-from distributed.files import MIRROR, default_cache, download, fetch_each, file_sha256, write_whole
+from distributed.files import MIRROR, default_cache, download, download_nothing, fetch_each, file_sha256, write_whole
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "Watch",
     "default_cache",
     "download",
+    "download_nothing",
     "environment_rank",
     "fetch_each",
     "file_sha256",

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 
 from tqdm import tqdm
 
@@ -15,8 +16,21 @@ class UserError(Exception):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are reported like all others: one sentence, once for all ranks."""
 
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.register("type", int, partial(_parsed, int, "a whole number"))
+        self.register("type", float, partial(_parsed, float, "a number"))
+
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
+
+
+def _parsed(kind: type, name: str, text: str) -> int | float:
+    """`text` as a number; argparse itself would name Python's type and not say what is expected."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from error
 
 
 def environment_rank() -> int:

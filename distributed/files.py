@@ -18,6 +18,7 @@ from distributed.console import UserError, progress_bar, say
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
+OFFLINE = "FIDUCIAL_OFFLINE"  # in the environment: nothing is downloaded
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # asking again is no help
 MIRROR = "FIDUCIAL_MIRROR"  # http://host/folder: asked for the same paths, in the place of the files' own hosts
@@ -76,6 +77,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
 
     if path.is_file():
         return path
+    if os.environ.get(OFFLINE):
+        raise UserError(f"{path} is not there, and nothing is downloaded now; fetch it from {url}")
     source = mirrored(url)
     partial, lock = (path.with_name(path.name + ending) for ending in (".partial", ".lock"))
     try:
@@ -115,6 +118,11 @@ def fetch_each(wanted: dict[str, Callable[[], Path]]) -> list[str]:
             megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
             say(f"{name}: {path} ({megabytes:,.1f} MB)")
     return failed
+
+
+def download_nothing() -> None:
+    """From here on this process downloads nothing, by `download` or the hub's client; to be called before that is loaded."""
+    os.environ[OFFLINE] = os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _fetch(url: str, partial: Path) -> None:

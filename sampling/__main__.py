@@ -1,11 +1,14 @@
-"""Looks at runs: what state one is in, and whether its images are what was drawn.
+"""Looks at runs: what state one is in, and whether its images are what was drawn. And at machines, before there is one.
 
     python -m sampling status samples/RUN
     python -m sampling verify samples/RUN
+    python -m sampling doctor --sample-dir samples
+    torchrun --nproc_per_node=8 -m sampling doctor --sample-dir samples
 
 status exits with 0 if the run is complete, 75 if the same command continues it (or it is being drawn), 1 if a person has to put
 something right first. verify exits with 0 if all that was drawn is as it was drawn, else with 1; the next run of the same
-command restores or redraws what is damaged. Both exit with 2 if there is no such run.
+command restores or redraws what is damaged. Both exit with 2 if there is no such run. doctor tries what a run needs, says what
+to do about each problem, and exits with 1 if there is one.
 """
 
 import argparse
@@ -31,7 +34,21 @@ def build_parser() -> Parser:
         command.add_argument("run", type=Path, help="the folder of a run")
         if name == "status":
             command.add_argument("--json", action="store_true", help="print it as JSON")
+    command = commands.add_parser("doctor", help="what a run will meet on this machine", allow_abbrev=False)
+    command.add_argument("--sample-dir", type=Path, default=Path("samples"), help="folder of runs (default samples)")
+    command.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="where downloaded files are looked for, as a run with this option would"
+    )
+    command.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto takes CUDA where there is one")
     return parser
+
+
+def show_doctor(args: argparse.Namespace) -> int:
+    import distributed
+    from sampling.doctor import doctor
+
+    with distributed.init(args.device) as group:
+        return doctor(group, args.sample_dir, args.cache_dir)
 
 
 def show_status(folder: Path, as_json: bool) -> int:
@@ -64,6 +81,8 @@ def show_verify(folder: Path) -> int:
 
 def main() -> int:
     args = build_parser().parse_args()
+    if args.command == "doctor":
+        return show_doctor(args)
     try:
         return look(args)
     except OSError as error:

@@ -12,34 +12,59 @@ from sampling import archive, records
 # A PNG of a photograph at our compression takes about 0.55 of its pixels, of a drawing much less; measured ones replace this.
 PNG_SHARE = 0.6
 MEASURED = 1000  # rows that tell how large PNGs are
+BLOCK = 4096  # a file ends within one
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def needed(folder: Path, count: int, missing: int, image_size: int, pngs: int) -> int:
-    """Bytes that a run of `count` images will still take, `missing` of which are not drawn; the size of `pngs` is estimated."""
-    pixels = archive.image_bytes(image_size)
-    npz = archive.slot(count, image_size) + 8 * count
+def needed(folder: Path, count: int, missing: int, image_size: int, pngs: int, png: float | None = None) -> int:
+    """Bytes that a run of `count` images will still take, `missing` of which are not drawn.
+
+    Args:
+        pngs: how many PNGs are to be written.
+        png: what one takes, where that was measured.
+    """
+    npz = archive.size(count, image_size)
     for path in (archive.npz_path(folder), archive.part_path(folder)):
         if path.exists():
             npz -= min(npz, path.stat().st_blocks * 512)
-    png = PNG_SHARE * pixels
+    return npz + missing * records.ROW.itemsize + int(pngs * (png or one_png(folder, count, image_size)))
+
+
+def one_png(folder: Path, count: int, image_size: int) -> float:
+    """Bytes that a PNG of this run takes on the disk, on average: as measured if there are some, else estimated."""
     if records.table_path(folder).exists():
         sizes = records.table(folder, 0, min(count, MEASURED))["png_bytes"]
-        png = float(np.mean(sizes[sizes > 0])) if sizes.any() else png
-    block = 4096  # a file ends within one
-    return npz + missing * records.ROW.itemsize + pngs * (int(png) + block)
+        if sizes.any():
+            return on_disk(sizes[sizes > 0])
+    return PNG_SHARE * archive.image_bytes(image_size) + BLOCK
+
+
+def on_disk(sizes: np.ndarray) -> float:
+    """Bytes that files of these sizes take, on average."""
+    return float(np.mean(-(-sizes.astype(np.int64) // BLOCK) * BLOCK))
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or where it is to be made."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def room(folder: Path) -> int:
+    """Bytes that are free for `folder`, which need not exist yet."""
+    system = os.statvfs(nearest(folder))
+    return system.f_bavail * system.f_frsize
 
 
 def check_room(folder: Path, count: int, missing: int, image_size: int, with_png: bool) -> None:
     """Raises UserError if the file system of `folder`, which need not exist yet, has too little room for the run."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = nearest(folder)
     system = os.statvfs(there)
     pngs = missing + records.without_png(folder, count) if with_png else 0
-    room, bytes_needed = system.f_bavail * system.f_frsize, needed(folder, count, missing, image_size, pngs)
+    free, bytes_needed = room(folder), needed(folder, count, missing, image_size, pngs)
     alone = "; --no-png needs " + readable(needed(folder, count, missing, image_size, 0)) if pngs else ""
-    if bytes_needed > room:
+    if bytes_needed > free:
         raise UserError(
-            f"{there} has {readable(room)} of room, and {max(missing, pngs):,} images need about {readable(bytes_needed)}{alone}"
+            f"{there} has {readable(free)} of room, and {max(missing, pngs):,} images need about {readable(bytes_needed)}{alone}"
         )
     if system.f_files and pngs > system.f_favail:
         raise UserError(f"{there} has room for {system.f_favail:,} more files, but {pngs:,} PNGs are missing; use --no-png")

@@ -1,6 +1,7 @@
 """Turning indices into pixels on one device, and what to do when memory runs out or numbers overflow."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -121,19 +122,9 @@ class Drawer:
             UserError: if not even one does.
         """
 
-        @torch.inference_mode()
-        def attempt(images: int) -> None:
-            check()
-            x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
-            t = max(self._schedule.numbers, key=lambda t: is_guided(t, self.config.guidance_interval))
-            with self._at_work(self._networks[0], "model"):
-                x = x + self.guided(range(images))(x, t)[:, : self._channels]
-            check()
-            self._decode(x)
-
         def used(images: int) -> int:
             try:
-                return memory.used_by(partial(attempt, images), before, device)
+                return memory.used_by(partial(self.attempt, images, t, check), before, device)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise MemoryError from error
@@ -141,11 +132,52 @@ class Drawer:
 
         self.load()
         device, before = self._device, memory.held(self._device)
+        t = max(self._schedule.numbers, key=lambda t: is_guided(t, self.config.guidance_interval))
         weights = sum(value.nbytes for network in self._networks for value in network.parameters())
         found = memory.largest_batch(used, memory.room(device, weights), most, may_fail=device.type == "cuda")
         if not found:
             raise UserError("--per-proc-batch-size auto: not even one image fits into the memory that is free")
         return found
+
+    @torch.inference_mode()
+    def attempt(self, images: int, t: float, check: Callable[[], object]) -> tuple[float, float]:
+        """Evaluates the network for a batch at timestep `t`, and decodes what comes; returns the seconds of each."""
+        check()
+        x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
+        started = self._clock()
+        with self._at_work(self._networks[0], "model"):
+            x = x + self.guided(range(images))(x, t)[:, : self._channels]
+        evaluated = self._clock()
+        check()
+        self._decode(x)
+        return evaluated - started, self._clock() - evaluated
+
+    @torch.inference_mode()
+    def rehearse(self, images: int, check: Callable[[], object]) -> tuple[list[float], float]:
+        """All steps of a batch with nothing in the network's place: the timesteps that it would see; seconds of the rest."""
+        numbers: list[float] = []
+
+        def nothing(x: Tensor, t: float) -> Tensor:
+            check()
+            numbers.append(t)
+            return torch.zeros_like(x).repeat(1, 2, 1, 1)
+
+        started = self._clock()
+        with self._noise([range(images)]) as noise:
+            self._solve(nothing, noise)
+        return numbers, self._clock() - started
+
+    def compile_for(self, images: int) -> None:
+        """Makes ready for batches of so many images, compiled if `how` says so."""
+        self.config, self._batch = replace(self.config, per_proc_batch_size=images), images
+        if self.how.compile:
+            self._compile()
+
+    def _clock(self) -> float:
+        """Seconds, when the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic()
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """The blocks that begin at `starts`: first index, and pixels (per_proc_batch_size, H, W, 3) uint8.
@@ -268,12 +300,16 @@ class Drawer:
             return self._sample(dit or self._networks[0], piece, noise, check)
 
     def _sample(self, dit: DiT, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
-        config, guided = self.config, self.guided(piece, dit)
+        guided = self.guided(piece, dit)
 
         def model(x: Tensor, t: float) -> Tensor:
             check()
             return guided(x, t)
 
+        return self._solve(model, noise)
+
+    def _solve(self, model: Callable[[Tensor, float], Tensor], noise: NoiseStream) -> Tensor:
+        config = self.config
         sampler = partial(SAMPLERS[config.sampler], **({"eta": config.eta} if config.sampler == "ddim" else {}))
         return sampler(model, next(noise), self._schedule, noise)
 

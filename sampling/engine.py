@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -39,12 +39,15 @@ LATE_SECONDS = 60
 COMPILING_SECONDS = 1800  # at most, on a busy machine; it cannot say how far it has come
 
 
-def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0) -> Path:
+def run(
+    config: SamplingConfig, group: Group, with_png: bool = True, hang_seconds: float = 600.0, options: Mapping | None = None
+) -> Path:
     """Draws what is missing of the run, and leaves it whole. Returns the npz, on every rank.
 
     Args:
         with_png: also write each image as a PNG.
         hang_seconds: how long a rank may make no progress; 0 for ever.
+        options: for the manifest, those of the command that are not in `config`.
 
     Raises:
         UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn or written.
@@ -57,7 +60,7 @@ def run(config: SamplingConfig, group: Group, with_png: bool = True, hang_second
         group.on_end(None, hang_seconds)
         try:
             if group.is_main:
-                task, held = prepare(config, group, with_png, stack)
+                task, held = prepare(config, group, with_png, stack, options or {})
                 group.publish("task", task.to_json())
             else:
                 task, held = Task.from_json(group.receive("task")), None
@@ -88,9 +91,7 @@ class Work:
         blocks = plan.pending_blocks(task.done, self._config.per_proc_batch_size)
         checked = time.monotonic()
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
-            # The first rank of a node has work if any of its ranks has.
-            find = find_vae if group.is_main else partial(find_weights, task=task)
-            self._vae = group.once_per_node("vae", lambda: str(find(self._config)))
+            self._vae = vae_of_node(self._config, group, task)  # a node's first rank has work if any of its ranks has
             with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
                 self.drawer.load()
         group.wait()
@@ -248,6 +249,12 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
 def find_vae(config: SamplingConfig) -> Path:
     """The VAE's folder on this node, fetched if it has to be."""
     return autoencoder.resolve(config.vae, config.cache_dir)
+
+
+def vae_of_node(config: SamplingConfig, group: Group, task: Task) -> str:
+    """The VAE's folder, found by the first rank of each node, which makes sure of the node's files."""
+    find = find_vae if group.is_main else partial(find_weights, task=task)
+    return group.once_per_node("vae", lambda: str(find(config)))
 
 
 def find_weights(config: SamplingConfig, task: Task) -> Path:

@@ -27,7 +27,8 @@ from sampling.config import LIMITS, fingerprint
 from sampling.plan import parse_labels
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "fiducial-run-2"
+MANIFEST_KIND = "fiducial-run-"
+MANIFEST_FORMAT = f"{MANIFEST_KIND}2"
 MANIFEST_BYTES = 1 << 28
 ENDED, RESERVE = "ended.json", ".reserve"
 RESERVED = 1 << 16  # bytes kept free for `ended.json`
@@ -161,8 +162,22 @@ def read_manifest(folder: Path) -> dict | None:
     """
     path = folder / MANIFEST
     try:
-        if not path.exists():
-            return None
+        return load_manifest(path) if path.exists() else None
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise UserError(
+        f"{path} is not a whole manifest of format {MANIFEST_FORMAT} ({reason}); move it away, or choose another --run-name"
+    )
+
+
+def load_manifest(path: Path) -> dict:
+    """The manifest in the file `path`.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: with the reason, if it is not one of ours, or was changed by hand into what cannot be.
+    """
+    try:
         if path.stat().st_size > MANIFEST_BYTES:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         manifest = json.loads(path.read_text())
@@ -171,12 +186,9 @@ def read_manifest(folder: Path) -> dict | None:
         _check_manifest(manifest)
         return manifest
     except KeyError as error:
-        reason = f"it has no {error}"
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error)
-    raise UserError(
-        f"{path} is not a whole manifest of format {MANIFEST_FORMAT} ({reason}); move it away, or choose another --run-name"
-    )
+        raise ValueError(f"it has no {error}") from error
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_manifest(manifest: dict) -> None:

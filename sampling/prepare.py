@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import zlib
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from models import autoencoder, checkpoint
 from models.dit import DiT_models
 from sampling import archive, classes, disk, numerics, output, records
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from sampling.config_file import recorded
 from sampling.drawing import Drawer
 from sampling.lock import Lock
 from sampling.memory import MOST
@@ -68,11 +70,31 @@ class Task:
         return int((~self.done).sum())
 
 
-def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitStack) -> tuple[Task, Lock]:
-    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+@dataclass(frozen=True)
+class Found:
+    """What the checks before a run have found; nothing is written by then."""
+
+    identity: dict  # with "auto" as the batch size where none was found yet
+    folder: Path
+    manifest: dict | None
+    done: np.ndarray  # (N,) bool, as recorded so far
+    how: Numerics
+    size: tuple[int, int]  # and channels of a latent
+    vae: autoencoder.VaeFiles
+    names: classes.ClassNames | None
+
+    def task(self, npz: Path, session: int, token: str, done: np.ndarray) -> Task:
+        """What is to be done, once the size of a block is known."""
+        shas = self.identity["checkpoint_sha256"], self.identity["vae_sha256"]
+        batch_size = self.identity["per_proc_batch_size"]
+        return Task(self.folder, npz, session, token, *self.size, *shas, self.how, batch_size, self.identity["labels"], done)
+
+
+def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
+    """Checks everything, and writes nothing.
 
     Raises:
-        UserError: before anything is written, if something given cannot be used.
+        UserError: if something given cannot be used.
     """
     identity, size, vae = inspect(config, group)
     config, names = replace(config, labels=identity["labels"]), class_names(config)
@@ -85,12 +107,27 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     check_names(folder, manifest, names)
     if manifest is None and config.run_name is None:
         tell_of_siblings(folder, identity)
-    missing = config.num_fid_samples
+    done = np.zeros(config.num_fid_samples, dtype=bool)
     if manifest:
-        missing -= int(records.done(folder, config.num_fid_samples, output.unmerged(manifest)).sum())
-    disk.check_room(folder, config.num_fid_samples, missing, config.image_size, with_png)
+        done = records.done(folder, config.num_fid_samples, output.unmerged(manifest))
+    disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png)
     if manifest is None:
         autoencoder.load(vae.folder, torch.device("cpu"))  # so that a VAE that does not fit its config.json leaves no folder
+    return Found(identity, folder, manifest, done, how, size, vae, names)
+
+
+def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitStack, options: Mapping) -> tuple[Task, Lock]:
+    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+
+    Args:
+        options: for the manifest, those that are not in `config`.
+
+    Raises:
+        UserError: before anything is written, if something given cannot be used.
+    """
+    found = examine(config, group, with_png)
+    identity, folder = found.identity, found.folder
+    config = replace(config, labels=identity["labels"])  # without names
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,12 +135,13 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     try:
         held = stack.enter_context(Lock(folder))
         if identity["per_proc_batch_size"] == "auto":
-            identity["per_proc_batch_size"] = find_batch_size(config, group, how, vae, size)
+            identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         manifest, done = claim(folder, config, identity)
-        check_names(folder, manifest, names)  # another run may have been here since
+        check_names(folder, manifest, found.names)  # another run may have been here since
         manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
-        if names:
-            manifest["class_names"] = names.recorded()
+        if found.names:
+            manifest["class_names"] = found.names.recorded()
+        manifest["options"] = recorded(config, identity, options)
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
@@ -112,19 +150,17 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     except OSError as error:
         raise disk.explained(error, folder) from error
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
-    shas = identity["checkpoint_sha256"], identity["vae_sha256"]
-    batch_size = identity["per_proc_batch_size"]
-    return Task(folder, npz, len(manifest["sessions"]), held.token, *size, *shas, how, batch_size, identity["labels"], done), held
+    return found.task(npz, len(manifest["sessions"]), held.token, done), held
 
 
-def find_batch_size(config: SamplingConfig, group: Group, how: Numerics, vae: autoencoder.VaeFiles, size: tuple[int, int]) -> int:
+def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
     """Images in a block: the most that fit, but so few that each rank of this session has one."""
-    eager, (input_size, channels) = replace(how, compile=False), size
-    drawer = Drawer(config, group.device, eager, lambda: vae.folder, (channels, input_size), lambda **_: None)
+    eager, (input_size, channels) = replace(found.how, compile=False), found.size
+    drawer = Drawer(config, group.device, eager, lambda: found.vae.folder, (channels, input_size), lambda **_: None)
     most = min(MOST[group.device.type], -(-config.num_fid_samples // group.world_size))
-    found = drawer.largest_batch(most, group.check)
-    say(f"--per-proc-batch-size auto: {found}")
-    return found
+    images = drawer.largest_batch(most, group.check)
+    say(f"--per-proc-batch-size auto: {images}")
+    return images
 
 
 def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
@@ -187,6 +223,9 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         raise UserError(f"{npz} is a folder, where the npz is to go; choose another --run-name")
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
+    there = disk.nearest(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder}, because {there} cannot be written")
     if manifest is None:
         if there := [path for path in (npz, archive.part_path(folder)) if path.exists()]:
             raise UserError(

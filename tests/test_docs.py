@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ is run as it stands there, in the order of its page, the digits in the place of large files.
+"""Every command of the README and of docs/ is run, in the order of its page, with the digits in the place of large files.
 
 What a command's words are replaced by stands in `INSTEAD`, what is added to it in `MORE`: sizes, and the digits' shape.
 """

@@ -578,11 +578,16 @@ def test_a_foreign_npz_is_not_overwritten(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize("seconds", [600, 0])
 def test_what_cannot_say_how_far_it_has_come_is_given_time(seconds):
     """Compiling, say: without that, it would count as hung."""
-    with pytest.raises(distributed.Stopped) as stopped, distributed.init("cpu") as group:
-        group.on_end(None, 1.0)
-        with group.allowing(seconds):
-            time.sleep(4)
-        raise RuntimeError("it was given time")
+
+    def work() -> None:
+        with distributed.init("cpu") as group:
+            group.on_end(None, 1.0)
+            with group.allowing(seconds):
+                time.sleep(4)
+            raise RuntimeError("it was given time")
+
+    with pytest.raises(distributed.Stopped) as stopped:
+        work()
     assert ("given time" in str(stopped.value)) == bool(seconds)
 
 

@@ -434,8 +434,8 @@ def test_auto_counts_the_decoder_and_leaves_each_rank_a_block(tiny_checkpoint, t
         drawing.Drawer, "largest_batch", lambda self, most, check: asked.append(most) or search(self, most, check)
     )
     config, _ = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_fid_samples=6, per_proc_batch_size="auto"))
-    vae, three = autoencoder.inspect(DIGITS / "vae"), replace(distributed.init("cpu"), world_size=3)
-    assert prepare.find_batch_size(config, three, numerics.resolve(config, CPU), vae, (8, 4)) == 2
+    three = replace(distributed.init("cpu"), world_size=3)
+    assert prepare.find_batch_size(config, three, prepare.examine(config, three, False)) == 2
     assert asked == [2]
     assert decoded == [1, 2]
 

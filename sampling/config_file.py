@@ -1,0 +1,177 @@
+"""Options from a file, YAML or the manifest of a run, and the options that a manifest records.
+
+A file says `cfg-scale: 2.0` or `cfg_scale: 2.0`, `compile: false` or `no-compile: true`, `labels: [7, 7, 3-5]`. Its entries
+become command line arguments, so that there is one way to check them.
+"""
+
+import argparse
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from distributed import UserError
+from sampling import output
+from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+
+NOT_IN_A_FILE = ("help", "config", "dry_run")  # what one call does, not what a run is
+NULL, BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
+TRUE = ("true", "yes", "on")  # as YAML spells it, in any case
+
+# Options of the command line that leave those of a file without meaning.
+SETTLED_BY = {
+    "tf32": ("precision",),
+    "precision": ("tf32",),
+    "exact": ("precision", "tf32", "compile", "cuda_tuning"),
+}
+
+
+def given_options(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict:
+    """The options on the command line, and those of its `--config` that it does not give itself.
+
+    Raises:
+        UserError: if there is a mistake in either; the file and its key are named.
+    """
+    given = vars(parser.parse_args(arguments))
+    path = given.pop("config", None)
+    if path is None:
+        return given
+    try:
+        from_file = vars(parser.parse_args(read(path, parser)))
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from error
+    settled = {name for option in given if given[option] for name in SETTLED_BY.get(option, ())}
+    return {name: value for name, value in from_file.items() if name not in settled} | given
+
+
+def read(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """The options in a file, as arguments for `parser`.
+
+    Raises:
+        UserError: naming the key, if there is one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        options = _of_manifest(path, text, parser)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return to_arguments(text if options is None else json.dumps(options, ensure_ascii=False), parser)
+
+
+def to_arguments(text: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A YAML mapping of options as arguments for `parser`."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"is not YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError("holds no options; write one a line, such as cfg-scale: 1.5")
+    actions = {
+        text.removeprefix("--"): action
+        for action in parser._actions
+        for text in action.option_strings
+        if action.dest not in NOT_IN_A_FILE
+    }
+    arguments, said = [], {}
+    for key, value in root.value:
+        name = str(key.value).replace("_", "-")
+        if name not in actions:
+            closest = difflib.get_close_matches(name, actions, 1)
+            raise UserError(f"{str(key.value)[:80]}: no such option" + (f"; the closest is {closest[0]}" if closest else ""))
+        action = actions[name]
+        if action.dest in said:
+            raise UserError(f"{key.value}: given twice, before as {said[action.dest]}")
+        said[action.dest] = key.value
+        if action.nargs == 0:
+            arguments += _flag(name, value, actions)
+        else:
+            arguments.append(f"--{name}={_text(name, value, action)}")
+    return arguments
+
+
+def _flag(name: str, value: yaml.Node, actions: Mapping[str, argparse.Action]) -> list[str]:
+    """An option that is on or off."""
+    if value.tag != BOOL:
+        raise UserError(f"{name}: must be true or false, not {_shown(value)}")
+    opposite = name.removeprefix("no-") if name.startswith("no-") else f"no-{name}"
+    if value.value.lower() in TRUE:
+        return [f"--{name}"]
+    return [f"--{opposite}"] if opposite in actions else []
+
+
+def _text(name: str, value: yaml.Node, action: argparse.Action) -> str:
+    """What would stand on the command line: what was written, so that no number is rounded and no name taken for a date."""
+    is_number = action.type in (int, float)
+    if isinstance(value, yaml.SequenceNode) and not is_number and all(isinstance(one, yaml.ScalarNode) for one in value.value):
+        return ",".join(one.value for one in value.value)
+    if not isinstance(value, yaml.ScalarNode):
+        raise UserError(f"{name}: must be {'a number' if is_number else 'text, a number or a list of them'}, not {_shown(value)}")
+    if value.tag == NULL and (name, value.value) != ("labels", "null"):  # which YAML takes for nothing
+        raise UserError(f"{name}: has no value; give one, or leave the line out")
+    if is_number and (value.style is not None or value.tag == BOOL):
+        raise UserError(f"{name}: must be a number, not {_shown(value)}")
+    return value.value
+
+
+def _shown(value: yaml.Node) -> str:
+    kinds = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}
+    return kinds.get(type(value)) or (repr(value.value[:80]) if value.style else value.value[:80] or "nothing")
+
+
+def _of_manifest(path: Path, text: str, parser: argparse.ArgumentParser) -> dict | None:
+    """The options of the run whose manifest this is, or None if it is none."""
+    try:
+        content = json.loads(text)
+        if not str(content["format"]).startswith(output.MANIFEST_KIND):
+            return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    try:
+        manifest = output.load_manifest(path)
+        options = dict(manifest["options"]) if "options" in manifest else _of_identity(manifest, path, parser)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is not a whole manifest of format {output.MANIFEST_FORMAT} ({error})") from error
+    # Its own folder is named after `auto` and knows the number that was found; a run elsewhere is to have the same number.
+    is_there = Path(str(options.get("sample_dir"))).resolve() == path.resolve().parent.parent
+    if options.get("per_proc_batch_size") == "auto" and not is_there:
+        options["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
+    return options
+
+
+def _of_identity(manifest: dict, path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The same of a manifest that was written when they were not recorded."""
+    identity, folder = manifest["identity"], path.resolve().parent
+    names = {action.dest for action in parser._actions}
+    options = {name: value for name, value in identity.items() if name in names}
+    options |= {name: manifest["paths"][name] for name in ("ckpt", "vae")} | {"num_fid_samples": manifest["num_fid_samples"]}
+    options["no_png"] = not manifest["sessions"][-1]["png"] if manifest["sessions"] else False
+    if "device_type" in identity:
+        options["device"] = identity["device_type"]
+    if path.name == output.MANIFEST:
+        options["sample_dir"] = str(folder.parent)
+        of_auto = fingerprint(identity | {"per_proc_batch_size": "auto"})
+        if folder.name.endswith(of_auto[:FINGERPRINT_LETTERS]):
+            options["per_proc_batch_size"] = "auto"
+        elif not folder.name.endswith(manifest["fingerprint"][:FINGERPRINT_LETTERS]):
+            options["run_name"] = folder.name
+    return options
+
+
+def recorded(config: SamplingConfig, identity: Mapping, beside: Mapping) -> dict[str, str | int | float | bool | list]:
+    """Every option of a run as a person would give it, with what `auto` came to here; for its manifest.
+
+    Args:
+        identity: of the run, as resolved.
+        beside: options that no sample depends on.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(config)} | dict(beside)
+    values |= {name: identity[name] for name in values if name in identity}
+    if config.per_proc_batch_size == AUTO:
+        values["per_proc_batch_size"] = "auto"
+    if "device_type" in identity:
+        values["device"] = identity["device_type"]
+    kept = {name: value for name, value in values.items() if value is not None and name not in NOT_IN_A_FILE}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

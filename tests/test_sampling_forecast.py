@@ -1,0 +1,187 @@
+"""--dry-run: what it says comes true when run, and it writes nothing."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import options, run_command
+
+import distributed
+import sample_ddp
+from distributed import UserError
+from sampling import archive, disk, drawing, engine, forecast, lock
+from sampling.forecast import Measured, add_up, duration, extended, timed_batch
+from sampling.prepare import Task
+
+UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+def amount(pattern: str, text: str) -> float:
+    """The bytes that stand where `pattern` has SIZE."""
+    number, unit = re.search(pattern.replace("SIZE", r"([\d.e+]+) (\w+)"), text).groups()
+    return float(number) * UNITS[unit]
+
+
+def taken(folder: Path) -> int:
+    """Bytes on the disk, but for what folders themselves take."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def said(config, beside, capsys) -> str:
+    """A dry run in this process."""
+    capsys.readouterr()
+    forecast.forecast(config, distributed.init("cpu"), not beside.no_png, 0)
+    return capsys.readouterr().out
+
+
+def test_disk_and_memory_of_the_digits_come_true_on_two_ranks(tmp_path):
+    """Disk within 10 %, the npz to the byte, memory within 30 %."""
+    settings = ["--preset", "digits", "--num-fid-samples", "60", "--num-sampling-steps", "4", "--per-proc-batch-size", "15"]
+    command = ["sample_ddp.py", *settings, "--no-compile", "--sample-dir", tmp_path / "samples"]
+    dry = run_command(*command, "--dry-run", ranks=2, timeout=300)
+    assert dry.returncode == 0, dry.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "4 blocks of 15 on 2 rank(s), at most 2 each" in dry.stdout
+    assert "ddpm, 4 steps: 4 evaluations of the network, 4 of them guided" in dry.stdout
+    assert "60 of 64 x 64, of which 0 are there" in dry.stdout
+    assert dry.stdout.count("measured ") == 1
+    done = run_command(*command, ranks=2, timeout=300)
+    assert done.returncode == 0, done.stderr
+    npz = next((tmp_path / "samples").glob("*.npz"))
+    assert f"{npz}, {disk.readable(npz.stat().st_size)}\n" in dry.stdout
+    assert amount("disk +SIZE to be written", dry.stdout) == pytest.approx(taken(tmp_path), rel=0.1)
+    manifest = json.loads((npz.with_suffix("") / "manifest.json").read_text())
+    assert amount("holds about SIZE", dry.stdout) == pytest.approx(manifest["sessions"][0]["peak_memory"], rel=0.3)
+
+
+def test_a_continued_run_is_told_from_a_new_one(tiny_checkpoint, tmp_path, capsys):
+    arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9)
+    engine.run(sample_ddp.parse(arguments)[0], distributed.init("cpu"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    text = said(*sample_ddp.parse(arguments), capsys)
+    assert "9 of 64 x 64, of which 9 are there" in text
+    assert "nothing is to be drawn" in text
+    assert "0 bytes to be written, no PNGs among it" in text
+    text = said(*sample_ddp.parse([*arguments, "--num-fid-samples", "13"]), capsys)
+    assert "13 of 64 x 64, of which 9 are there" in text
+    assert "2 blocks of 4 on 1 rank(s), at most 2 each" in text
+    assert "4 PNGs among it" in text
+    with lock.Lock(tmp_path / "run"):
+        assert "note      locked by process" in said(*sample_ddp.parse(arguments), capsys)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "run"} == {
+        path: stamp for path, stamp in before.items() if path.name != "run"
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--sampler", "heun", "--num-sampling-steps", "10"], (19, 19)),
+        (["--guidance-interval", "0,0.5", "--num-sampling-steps", "10"], (10, 5)),
+        (["--labels", "null"], (3, 0)),
+        (["--guidance-interval", "0.111,0.112"], (3, 0)),
+    ],
+)
+def test_evaluations_are_those_of_the_run(more, expected, tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    config, beside = sample_ddp.parse([*options(tiny_checkpoint, tmp_path, num_fid_samples=4), *more])
+    evaluations, guided = expected
+    text = said(config, beside, capsys)
+    assert f"{evaluations} evaluations of the network, {guided} of them guided" in text
+    assert ("a guided evaluation" in text, "without guidance" in text) == (guided > 0, guided < evaluations)
+    rows = []
+    monkeypatch.setattr(drawing, "guided_model", counting(rows, drawing.guided_model))
+    engine.run(config, distributed.init("cpu"))
+    assert (len(rows), sum(scale > 1 for scale in rows)) == expected
+
+
+def counting(rows: list[float], original):
+    def guided_model(*arguments, cfg_scale: float, **more):
+        model = original(*arguments, cfg_scale=cfg_scale, **more)
+
+        def counted(x, t):
+            rows.append(cfg_scale)
+            return model(x, t)
+
+        return counted
+
+    return guided_model
+
+
+def test_a_batch_of_auto_is_found_and_a_mistake_is_that_of_the_run(tiny_checkpoint, tmp_path, capsys):
+    arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9, per_proc_batch_size="auto")
+    assert "1 blocks of 9 on 1 rank(s)" in said(*sample_ddp.parse(arguments), capsys)
+    config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_classes=11))
+    with pytest.raises(UserError, match="expected num_classes 11; found num_classes 10"):
+        said(config, beside, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_neither_writes_nor_downloads(tmp_path):
+    arguments = options(tmp_path / "absent.pt", tmp_path / "samples", vae="someone/something")
+    done = run_command("sample_ddp.py", *arguments, "--dry-run", HF_HUB_OFFLINE="0")
+    assert done.returncode == 2
+    assert "absent.pt: no such checkpoint file" in done.stderr
+    text = "import os, distributed, pathlib\ndistributed.download_nothing()\n"
+    text += f"distributed.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"
+    done = run_command("-c", text)
+    assert "a is not there, and nothing is downloaded now; fetch it from http://127.0.0.1:9/a" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_found_by_the_checks(tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path / "file" / "samples"))
+    with pytest.raises(UserError, match=r"cannot create .*, because .*file cannot be written"):
+        said(config, beside, capsys)
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "expected"), [(50, 0.01, 50), (32, 1.0, 8), (32, 100.0, 1), (4, 2.0, 4), (1, 9.0, 1)]
+)
+def test_what_is_timed_takes_seconds(size, seconds, expected):
+    assert timed_batch(size, seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "images", "expected"),
+    [({1: 300}, 1, 300), ({1: 300, 2: 400}, 2, 400), ({1: 300, 2: 400}, 10, 1200), ({1: 300, 2: 400, 8: 700}, 32, 1900)],
+)
+def test_memory_is_continued_as_a_line(used, images, expected):
+    assert extended(used, images) == expected
+
+
+def test_what_ranks_measure_is_added_up(tmp_path):
+    one = Measured(4, 10, 10, 0.5, 0.0, 0.1, 6.0, False, 3.0, 100, 1000, None)
+    slow = Measured(4, 10, 10, 0.5, 0.0, 0.1, 8.0, True, 5.0, 300, 900, 8192.0)
+    config, _ = sample_ddp.parse(["--preset", "digits", "--num-fid-samples", "45", "--per-proc-batch-size", "10"])
+    done = np.zeros(45, dtype=bool)
+    done[:10] = True  # four blocks are left, the last of them a part
+    task = Task(tmp_path / "run", tmp_path / "run.npz", 0, "", 8, 4, "", "", None, 10, done)
+    found = add_up(config, task, 3, [one, slow, one], 35)
+    assert (found.blocks, found.blocks_of_a_rank) == (4, 2)
+    assert found.seconds_drawing == pytest.approx(2 * 10 * 8.0 / 4)
+    assert (found.seconds_loading, found.memory, found.memory_room) == (5.0, 300, 900)
+    assert found.npz == archive.size(45, 64)
+    assert found.disk - disk.needed(task.folder, 45, 35, 64, 0) == 35 * 8192
+
+
+def test_files_take_whole_blocks():
+    assert disk.on_disk(np.array([1, 4096, 4097], np.uint32)) == (4096 + 4096 + 8192) / 3
+
+
+def test_too_little_memory_for_a_trial_is_a_sentence(tiny_checkpoint, tmp_path, capsys, monkeypatch):
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(drawing.Drawer, "attempt", fail)
+    config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path))
+    with pytest.raises(UserError, match="--per-proc-batch-size 4: memory is not even enough"):
+        said(config, beside, capsys)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.14159, "3.14 s"), (119, "119 s"), (150, "2 min"), (86400, "24 h 0 min")])
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
