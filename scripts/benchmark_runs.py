@@ -107,7 +107,7 @@ def plan_work(folder: Path, count: int) -> None:
 
     done = records.done(folder, count, {})
     assert 0.85 < done.mean() < 0.91
-    text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, BLOCK, done).to_json()
+    text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, BLOCK, "random", done).to_json()
     task = Task.from_json(text)
     blocks = plan.share(plan.pending_blocks(task.done, BLOCK), 17, RANKS)
     assert len(blocks) or count < RANKS * BLOCK
@@ -159,7 +159,7 @@ def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     part = archive.part_path(folder)
     part.touch()
     os.truncate(part, archive.slot(count, TINY))
-    task = Task(folder, part, 1, "", 1, 4, "", "", REFERENCE, BLOCK, np.zeros(count, dtype=bool))
+    task = Task(folder, part, 1, "", 1, 4, "", "", REFERENCE, BLOCK, "random", np.zeros(count, dtype=bool))
     black = np.zeros((BLOCK, TINY, TINY, 3), dtype=np.uint8)
     work = engine.Work(config, distributed.init("cpu"), task, with_png, None)
     work.drawer.blocks = lambda starts, *_: ((start, black) for start in starts)
@@ -190,7 +190,7 @@ def start_ranks(ranks: int, count: int) -> list[int]:
     processes = [subprocess.Popen([*command, str(port), str(ranks), *map(str, share)]) for share in shares]
     group = Group(0, ranks, 0, "0", None, _meet(store, 0, ranks))
     done = np.random.default_rng(0).random(count) < 0.5  # compresses worst
-    group.publish("task", Task(Path("run"), Path("npz"), 1, "", 8, 4, "", "", REFERENCE, BLOCK, done).to_json())
+    group.publish("task", Task(Path("run"), Path("npz"), 1, "", 8, 4, "", "", REFERENCE, BLOCK, "random", done).to_json())
     group.wait()
     codes = [process.wait() for process in processes]
     if any(codes):

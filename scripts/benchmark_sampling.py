@@ -252,7 +252,7 @@ def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[s
     if with_png:
         import distributed
 
-        task = Task(run, part, 1, "", work.side, LATENT, "", "", drawer.how, work.images, np.zeros(count, dtype=bool))
+        task = Task(run, part, 1, "", work.side, LATENT, "", "", drawer.how, work.images, "random", np.zeros(count, dtype=bool))
         rank = engine.Work(drawer.config, distributed.init(work.device), task, True, None)
         rank.drawer = drawer
         rank.draw(np.arange(BLOCKS), ~task.done, lambda _: None)

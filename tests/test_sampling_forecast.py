@@ -159,7 +159,7 @@ def test_what_ranks_measure_is_added_up(tmp_path):
     config, _ = sample_ddp.parse(["--preset", "digits", "--num-fid-samples", "45", "--per-proc-batch-size", "10"])
     done = np.zeros(45, dtype=bool)
     done[:10] = True  # four blocks are left, the last of them a part
-    task = Task(tmp_path / "run", tmp_path / "run.npz", 0, "", 8, 4, "", "", None, 10, done)
+    task = Task(tmp_path / "run", tmp_path / "run.npz", 0, "", 8, 4, "", "", None, 10, "random", done)
     found = add_up(config, task, 3, [one, slow, one], 35)
     assert (found.blocks, found.blocks_of_a_rank) == (4, 2)
     assert found.seconds_drawing == pytest.approx(2 * 10 * 8.0 / 4)

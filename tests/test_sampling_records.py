@@ -123,7 +123,7 @@ def memory(kind):
 folder, count, ranks = Path(sys.argv[1]), 1_000_000, 64
 before = memory("VmRSS")
 done = records.done(folder, count, {})
-text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, 32, done).to_json()
+text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, 32, "random", done).to_json()
 shares = [plan.share(plan.pending_blocks(Task.from_json(text).done, 32), rank, ranks) for rank in range(ranks)]
 print(memory("VmHWM") - before, done.sum(), sum(map(len, shares)), len(set(np.concatenate(shares).tolist())))
 """
