@@ -140,7 +140,8 @@ def normalisation(config: Mapping) -> tuple[float, float]:
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "AutoencoderKL | AutoencoderTiny":
-    """The autoencoder, in evaluation mode; in half precision its images lie in memory pixel by pixel, as fast kernels want them.
+    """The autoencoder, in evaluation mode; in half precision its images lie in memory pixel by pixel, as fast kernels want them,
+    and its last layer stays float32.
 
     Raises:
         UserError: if its weights do not fit its configuration.
@@ -162,7 +163,14 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
     scale, shift = normalisation(config)
     vae.register_to_config(scaling_factor=scale, shift_factor=shift)  # a class drops what it has no name for
     vae = vae.eval().requires_grad_(False).to(device)
-    return vae if dtype == torch.float32 else vae.to(dtype, memory_format=torch.channels_last)
+    if dtype != torch.float32:
+        vae.to(dtype, memory_format=torch.channels_last)
+        decoder = vae.decoder
+        last = [decoder.layers[-1]] if config["_class_name"] == "AutoencoderTiny" else [decoder.conv_norm_out, decoder.conv_out]
+        for module in last:  # in bfloat16 a pixel's last bit is half a grey level
+            module.float()
+        last[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return vae
 
 
 def decode(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor, rounding: str = "dit") -> Tensor:

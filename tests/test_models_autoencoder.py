@@ -310,3 +310,16 @@ def test_cached_hub_id_needs_no_internet(offline_cache, saved_vae):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     assert inspect(resolve(REPOSITORY)).folder == snapshot
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["saved_vae", "tiny"])
+def test_in_bfloat16_the_last_layer_is_float32(kind, request):
+    """And the images lie pixel by pixel, so that kernels are fast; rounded to bfloat16 a pixel would lose half a grey level."""
+    vae = load(request.getfixturevalue(kind), CPU, torch.bfloat16)
+    layers = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert {layer.weight.dtype for layer in layers[:-1]} == {torch.bfloat16}
+    assert layers[1].weight.is_contiguous(memory_format=torch.channels_last)
+    image = vae.decode(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).to(vae.dtype)).sample
+    assert image.dtype == torch.float32
+    assert (image.bfloat16().float() != image).any()
