@@ -203,7 +203,8 @@ KNOWN = ClassNames(("beagle", "golden retriever", "pug", "mouse, grey", "3-5", "
         (" golden retriever , 6", " 1 , 6"),
         ("mouse\\, grey,beagle", "3,0"),
         ("o,n", "1,0"),
-        ("3-5,7", "3-5,7"),  # numbers are indices, whatever the classes are called
+        ("3-5,7", "3-5,7"),
+        ("pug,3-5,7", "2,3-5,7"),  # numbers are indices, whatever the classes are called
         ("a\u0308", "6"),
     ],
 )
