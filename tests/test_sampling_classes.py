@@ -226,7 +226,8 @@ NONE_OF = "is neither random, balanced, null, a number such as 7 or 3-5, nor one
     [
         ("golden retreiver", f"'golden retreiver' {NONE_OF}; the closest: 'golden retriever'"),
         ("7,PUG", f"'PUG' {NONE_OF}; the closest: 'pug'"),
-        ("retriever", f"'retriever' {NONE_OF}; the closest: 'golden retriever'"),
+        ("GOLDEN RETREIVER", f"'GOLDEN RETREIVER' {NONE_OF}; the closest: 'golden retriever'"),
+        ("Grey", f"'Grey' {NONE_OF}; the closest: 'mouse\\, grey'"),  # a word of several
         ("mouse, grey", f"'mouse' {NONE_OF}; the closest: 'mouse\\, grey'"),
         ("zebra", f"'zebra' {NONE_OF}"),
         ("", f"'' {NONE_OF}"),
