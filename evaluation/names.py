@@ -33,7 +33,7 @@ def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known, npz = manifest["class_names"], manifest["npz"]
         names, sha256 = known["names"], known["sha256"]
-        if npz["pixels_sha256"] != pixels_sha256 or not isinstance(names, list) or not isinstance(sha256, str):
+        if npz["pixels_sha256"] != pixels_sha256 or not isinstance(names, list):
             return None
         if not all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in (*names, sha256)):
             return None

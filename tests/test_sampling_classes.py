@@ -203,7 +203,8 @@ KNOWN = ClassNames(("beagle", "golden retriever", "pug", "mouse, grey", "3-5", "
         (" golden retriever , 6", " 1 , 6"),
         ("mouse\\, grey,beagle", "3,0"),
         ("o,n", "1,0"),
-        ("3-5,7", "3-5,7"),  # numbers are indices, whatever the classes are called
+        ("3-5,7", "3-5,7"),
+        ("pug,3-5,7", "2,3-5,7"),  # numbers are indices, whatever the classes are called
         ("a\u0308", "6"),
     ],
 )
@@ -225,7 +226,8 @@ NONE_OF = "is neither random, balanced, null, a number such as 7 or 3-5, nor one
     [
         ("golden retreiver", f"'golden retreiver' {NONE_OF}; the closest: 'golden retriever'"),
         ("7,PUG", f"'PUG' {NONE_OF}; the closest: 'pug'"),
-        ("retriever", f"'retriever' {NONE_OF}; the closest: 'golden retriever'"),
+        ("GOLDEN RETREIVER", f"'GOLDEN RETREIVER' {NONE_OF}; the closest: 'golden retriever'"),
+        ("Grey", f"'Grey' {NONE_OF}; the closest: 'mouse\\, grey'"),  # a word of several
         ("mouse, grey", f"'mouse' {NONE_OF}; the closest: 'mouse\\, grey'"),
         ("zebra", f"'zebra' {NONE_OF}"),
         ("", f"'' {NONE_OF}"),
