@@ -160,8 +160,6 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
         raise UserError(f"the VAE in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
-    scale, shift = normalisation(config)
-    vae.register_to_config(scaling_factor=scale, shift_factor=shift)  # a class drops what it has no name for
     vae = vae.eval().requires_grad_(False).to(device)
     if dtype != torch.float32:
         vae.to(dtype, memory_format=torch.channels_last)

@@ -1,16 +1,23 @@
 """Every form of checkpoint gives the same images; each, and each autoencoder, damaged in several ways is one sentence."""
 
+import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import randomised
 from formats import AUTOENCODERS, CHECKPOINTS, WEIGHTS, change_config, change_weights, config_file, weights_file
+from safetensors.torch import load_file, save_file
 
 import sample_ddp
+from distributed import UserError, file_sha256
 from models import DiT_models
-from models.checkpoint import check, load_dit, read_weights
+from models.checkpoint import check, load_dit, read_weights, sha256
+from sampling.config import SamplingConfig, fingerprint
+from sampling.engine import find_weights
 
 SHAPE = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 CPU = torch.device("cpu")
@@ -61,14 +68,53 @@ def test_every_form_draws_the_same_images(written, pixels, tmp_path, monkeypatch
     assert np.array_equal(sample(monkeypatch, tmp_path, "--ckpt", written[form]), pixels)
 
 
-@pytest.mark.parametrize("given", [("--network", "diffusers"), ("--vae", "AutoencoderKL"), ("--vae", "AutoencoderTiny")])
-def test_another_network_or_autoencoder_draws_others(written, pixels, tmp_path, monkeypatch, given):
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        (("--network", "diffusers"), {"network": "diffusers"}),
+        (("--vae", "AutoencoderKL"), {"latent_scale": 0.36, "latent_shift": 0.12}),
+        (("--vae", "AutoencoderTiny"), {"latent_scale": 1.0}),
+    ],
+)
+def test_another_network_or_autoencoder_draws_others(written, pixels, tmp_path, monkeypatch, given, recorded):
     option, value = given
-    drawn = sample(
-        monkeypatch, tmp_path, "--ckpt", written["diffusers"], option, written[value] if value in AUTOENCODERS else value
-    )
+    value = written[value] if value in AUTOENCODERS else value
+    drawn = sample(monkeypatch, tmp_path, "--ckpt", written["diffusers"], option, value)
     assert drawn.shape == pixels.shape
     assert not np.array_equal(drawn, pixels)
+    identity = json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]
+    assert {name: identity[name] for name in recorded} == recorded
+    assert not {"network", "latent_scale", "latent_shift"} & identity.keys() - recorded.keys()
+
+
+def config(**changes):
+    return SamplingConfig(**{"ckpt": Path("DiT.pt"), "vae": "ema"} | changes)
+
+
+def test_only_a_network_that_is_not_official_changes_a_runs_name():
+    usual, official, other = (
+        fingerprint(config(**changes).identity()) for changes in ({}, {"network": "official"}, {"network": "diffusers"})
+    )
+    assert usual == official != other
+
+
+def test_a_pipelines_folder_names_the_run_also_from_within():
+    assert config(ckpt=Path("hub/DiT-XL-2-256/transformer")).named_run("0").startswith("DiT-XL-2-DiT-XL-2-256-size")
+
+
+def test_a_node_whose_folder_holds_other_shards_is_told(written, tmp_path):
+    """Every shard counts; what another node has under the same name may be another file."""
+    path = copied(written["diffusers sharded"], tmp_path)
+    vae = written["AutoencoderTiny"]
+    task = SimpleNamespace(checkpoint_sha256=sha256(path), vae_sha256=file_sha256(vae / WEIGHTS))
+    assert find_weights(config(ckpt=path, vae=str(vae)), task) == vae
+    last = max(path.glob("*.safetensors"))
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"sharded on .* is missing or another file than on the first node"):
+        find_weights(config(ckpt=path, vae=str(vae)), task)
+    shutil.rmtree(path)
+    with pytest.raises(UserError, match="is missing or another file than on the first node"):
+        find_weights(config(ckpt=path, vae=str(vae)), task)
 
 
 def cut(path):
@@ -206,6 +252,13 @@ def test_a_folder_that_contradicts_itself_is_one_sentence(written, tmp_path, mon
     assert said in refusal(monkeypatch, capsys, tmp_path, "--ckpt", path)
 
 
+def key_in_two_shards(path):
+    first, second = sorted(path.glob("*.safetensors"))[:2]
+    repeated = dict([next(iter(load_file(first).items()))])
+    save_file(load_file(second) | repeated, second.with_suffix(".new"), metadata={"format": "pt"})
+    second.with_suffix(".new").replace(second)
+
+
 def other_index(change):
     def damage(path):
         index = path / f"{WEIGHTS}.index.json"
@@ -220,6 +273,7 @@ SHARDS = {
         other_index(lambda text: text.replace("diffusion_pytorch_model-00001", "../elsewhere")),
         "'../elsewhere",
     ),
+    "a key in two shards": (key_in_two_shards, "is in more than one of its shards"),
     "an index of nothing": (other_index(lambda _: "{}"), "has no weight_map"),
     "half an index": (other_index(lambda text: text[:100]), "is not whole JSON"),
 }
