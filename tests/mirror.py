@@ -19,6 +19,7 @@ class Mirror(ThreadingHTTPServer):
         self.moods: list[str | int] = ["well"]
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.closing = threading.Event()
+        self.gave_up = False  # waiting, in silence, for the client to go
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -79,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         if mood in ("cut", "stall", "cut in chunks"):
             self.wfile.write(body[: len(body) // 2])
             if mood == "stall":
-                self.server.closing.wait(30)
+                self.server.gave_up = not self.server.closing.wait(30)
         elif mood == "drip":
             for first in range(0, len(body), PIECE):
                 self.wfile.write(body[first : first + PIECE])

@@ -72,6 +72,7 @@ def test_a_server_that_says_nothing_is_asked_again(server, tmp_path, monkeypatch
     server.moods = ["stall", "well"]
     assert fetch(server, tmp_path).read_bytes() == BODY
     assert server.ranges() == [None, HALF]
+    assert not server.gave_up
 
 
 def test_slowness_is_not_silence(server, tmp_path, monkeypatch):

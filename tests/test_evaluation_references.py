@@ -8,10 +8,10 @@ from conftest import run_command
 from PIL import Image
 
 import distributed
-from distributed import UserError
+from distributed import UserError, default_cache
 from evaluation.calc import Evaluator, make_reference
 from evaluation.checks import Settings
-from evaluation.extraction import default_cache, extract
+from evaluation.extraction import extract
 from evaluation.features import load_extractor
 from evaluation.images import centre_crop, open_images
 from evaluation.references import open_reference, write_reference
