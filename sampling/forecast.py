@@ -125,17 +125,19 @@ class Trial:
         self._guided = [t for t, doubled in zip(self._numbers, is_doubled, strict=True) if doubled]
         self._plain = [t for t, doubled in zip(self._numbers, is_doubled, strict=True) if not doubled]
         self._highest = 0  # bytes held so far
-        self._used: dict[int, int] = {}  # by images of a batch, beyond what is held without
+        self._base = memory.held(self._device)
+        self._used: dict[int, int] = {}  # beyond that, by images of a batch
+        self._seconds: dict[int, tuple[float, float]] = {}  # of the same batches: an evaluation, and decoding
 
     def measured(self, how: numerics.Numerics, loading: float, with_png: bool) -> Measured:
         """All of it; `loading` is what it took so far."""
         for images in range(1, min(2, self._size) + 1):
             self._try_memory(images)
-        seconds = sum(self._attempt(images)) / images
-        images = timed_batch(self._size, seconds)
-        self._drawer.how, started = how, time.monotonic()
+        images = timed_batch(self._size, sum(self._seconds[images]) / images)
+        self._drawer.how, started, before = how, time.monotonic(), memory.held(self._device)
         self._drawer.compile_for(images)
         loading += time.monotonic() - started
+        self._base += max(0, memory.held(self._device) - before)
         self._try_memory(images)
         parts = self._time_parts(images)
         batch, drawn, png = parts.pop("batch"), False, None
@@ -145,7 +147,7 @@ class Trial:
             batch, drawn = time.monotonic() - started, True
             png = disk.on_disk(np.array([len(output.png_bytes(image)) for image in pixels])) if with_png else None
         highest = max(self._highest, memory.peak(self._device))
-        most = max(highest, memory.held(self._device) + extended(self._used, self._size))
+        most = max(highest, self._base + extended(self._used, self._size))
         room = memory.held(self._device) + memory.room(self._device, 0)
         counts = len(self._numbers), len(self._guided)
         return Measured(images, *counts, **parts, batch=batch, drawn=drawn, loading=loading, memory=most, room=room, png=png)
@@ -157,18 +159,23 @@ class Trial:
 
     def _try_memory(self, images: int) -> None:
         self._highest = max(self._highest, memory.peak(self._device))
-        before = memory.held(self._device)
-        self._used[images] = memory.used_by(lambda: self._attempt(images), before, self._device)
+
+        def attempt() -> None:
+            self._seconds[images] = self._attempt(images)
+
+        self._used[images] = memory.used_by(attempt, self._base, self._device)
 
     def _time_parts(self, images: int) -> dict[str, float]:
         """Seconds of one evaluation of each kind and of decoding, for a batch; and of the whole batch, by adding up."""
         _, beside = self._drawer.rehearse(images, self._check)
-        tried = [self._attempt(images) for _ in range(REPEATS)]
+        first = self._seconds[images]
+        repeats = REPEATS if sum(first) < TRIAL_SECONDS / 2 else 0  # what takes long is timed well enough by once
+        tried = [self._attempt(images) for _ in range(repeats)] or [first]
         dear, decoding = (statistics.median(column) for column in zip(*tried, strict=True))
         guided = dear if self._guided else 0.0
         plain = 0.0
         if self._plain:
-            again = self._guided and [self._attempt(images, guided=False)[0] for _ in range(REPEATS)]
+            again = self._guided and [self._attempt(images, guided=False)[0] for _ in range(max(1, repeats))]
             plain = statistics.median(again) if again else dear
         batch = len(self._guided) * guided + len(self._plain) * plain + beside + decoding
         return {"guided": guided, "plain": plain, "decoding": decoding, "batch": batch}
