@@ -130,7 +130,7 @@ class SamplingConfig:
         if not 0.0 <= low <= high <= 1.0:
             raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
         if self.cfg_scale == 1.0 and (low, high) != (0.0, 1.0):
-            raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out")
+            raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out, or give 0,1")
         if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
             raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
         if self.sampler in ("dpm-solver++", "unipc") and int(self.num_sampling_steps) > 999:

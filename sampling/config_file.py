@@ -106,7 +106,8 @@ def _text(name: str, value: yaml.Node, action: argparse.Action) -> str:
     """What would stand on the command line: what was written, so that no number is rounded and no name taken for a date."""
     is_number = action.type in (int, float)
     if isinstance(value, yaml.SequenceNode) and not is_number and all(isinstance(one, yaml.ScalarNode) for one in value.value):
-        return ",".join(one.value for one in value.value)
+        entries = [one.value for one in value.value]
+        return ",".join(entry.replace(",", "\\,") for entry in entries) if name == "labels" else ",".join(entries)
     if not isinstance(value, yaml.ScalarNode):
         raise UserError(f"{name}: must be {'a number' if is_number else 'text, a number or a list of them'}, not {_shown(value)}")
     if value.tag == NULL and (name, value.value) != ("labels", "null"):  # which YAML takes for nothing

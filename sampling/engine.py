@@ -26,7 +26,7 @@ from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import LOCK, Lock, await_token, read
 from sampling.noise import check_stream
-from sampling.prepare import Task, events_path, prepare, read_events, remove_events
+from sampling.prepare import Task, check_options, events_path, prepare, read_events, remove_events
 
 IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "images",
@@ -242,6 +242,7 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
     def find() -> str:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
+    check_options(config)
     group.once_per_node("vae-files", lambda: str(find_vae(config)))
     return replace(config, ckpt=Path(group.once_per_node("checkpoint", find)))
 

@@ -163,8 +163,8 @@ def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
     return images
 
 
-def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
-    """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
+def check_options(config: SamplingConfig) -> None:
+    """Raises UserError for what no files could make right; to be called before any are fetched."""
     config.check()
     if config.model not in DiT_models:
         raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
@@ -172,6 +172,10 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
         spaced_timesteps(config.num_sampling_steps)
     except ValueError as error:
         raise UserError(f"--num-sampling-steps: {error}") from error
+
+
+def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
+    """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
     weights, _ = checkpoint.read_weights(config.ckpt)
     vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:

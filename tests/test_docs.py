@@ -16,7 +16,10 @@ import torch
 from conftest import DIGITS, ROOT, run_command
 from safetensors.torch import load_file
 from test_custom_classes import write_checkpoint
+from test_models_fetch import in_hub_cache
 
+from evaluation import inception
+from models.catalogue import CATALOGUE
 from scripts.stand_ins import pictures, write_pngs
 
 PROGRAMS = ("bash", "export", "python", "sbatch", "source", "torchrun")
@@ -79,6 +82,12 @@ def stand_ins(tmp_path_factory) -> Path:
     for number, name in enumerate(CLASSES):
         (folder / "train").mkdir(exist_ok=True)
         write_pngs(folder / "train" / name, pictures(2, number, 64))
+    cache = folder / "shared"
+    shutil.copytree(DIGITS / "vae", in_hub_cache(cache / "hub", "stabilityai/sd-vae-ft-ema"))
+    fetched = (CATALOGUE["dit-xl-2-256"].path(cache), cache / "references" / "adm-imagenet-256.npz", inception.kept_at(cache))
+    for path in fetched:  # `fetch` asks no more than that they are there
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     (folder / "run.yaml").write_text("preset: digits\ncfg-scale: 1.375\ncfg-channels: 4\n")
     shutil.copytree(folder / "train", folder / "ImageNet" / "train")
     done = run_command(

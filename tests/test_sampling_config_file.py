@@ -50,6 +50,9 @@ EVERY = {
     "hang-timeout": ("3.5", "3.5"),
     "ref": ("digits", "digits"),
     "inception-weights": ("w.pth", "w.pth"),
+    "class-names": ("classes.txt", "classes.txt"),
+    "cache-dir": ("/shared", "/shared"),
+    "network": ("diffusers", "diffusers"),
 }
 FLAGS = ("compile", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png")
 
@@ -75,6 +78,7 @@ def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):
         ("compile: off", "compile", False),
         ("labels: null", "labels", "null"),
         ("labels: 3", "labels", "3"),
+        ("labels: ['mouse, grey', 3-5]", "labels", "mouse\\, grey,3-5"),
         ("run-name: 2024-01-01", "run_name", "2024-01-01"),
         ("run-name: 1e5", "run_name", "1e5"),
         ("cfg-scale: 1e1", "cfg_scale", 10.0),
@@ -192,6 +196,8 @@ def command_lines(draw) -> list[str]:
         "precision": draw(st.sampled_from(["fp32", "bf16"])),
         "per-proc-batch-size": draw(st.sampled_from(["1", "32", "auto"])),
     }
+    if float(chosen["cfg-scale"]) == 1.0:
+        chosen["guidance-interval"] = "0,1"
     if draw(st.booleans()):
         chosen["run-name"] = draw(st.sampled_from(["run", "007", "1e5", "no", "2024-01-01", "a.b+c"]))
     if draw(st.booleans()):
@@ -275,5 +281,6 @@ def test_what_auto_came_to_is_asked_for_where_auto_means_something_else(tiny_che
 
 
 def test_all_that_a_configuration_has_is_recorded(tiny_checkpoint, tmp_path):
-    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5))
+    (names := tmp_path / "names.json").write_text(json.dumps([f"kind {number}" for number in range(10)]))
+    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, class_names=names, cache_dir=tmp_path))
     assert {field.name for field in fields(SamplingConfig)} <= set(json.loads(path.read_text())["options"])
