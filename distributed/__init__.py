@@ -18,7 +18,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
-from distributed.files import MIRROR, default_cache, download, download_nothing, fetch_each, file_sha256, write_whole
+from distributed.files import (
+    CHECKPOINTS,
+    MIRROR,
+    REFERENCES,
+    default_cache,
+    download,
+    download_nothing,
+    fetch_each,
+    file_sha256,
+    write_whole,
+)
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -26,7 +36,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CHECKPOINTS",
     "MIRROR",
+    "REFERENCES",
     "RESUMABLE",
     "Cause",
     "Group",

@@ -18,6 +18,7 @@ from distributed.console import UserError, progress_bar, say
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
+CHECKPOINTS, REFERENCES = "checkpoints", "references"  # folders of a cache
 OFFLINE = "FIDUCIAL_OFFLINE"  # in the environment: nothing is downloaded
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # asking again is no help

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import default_cache, download
+from distributed import REFERENCES, default_cache, download
 
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 
@@ -33,4 +33,4 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     Raises:
         UserError: if it cannot be had.
     """
-    return download(PUBLISHED[name].url, (cache_dir or default_cache()) / "references" / f"{name}.npz")
+    return download(PUBLISHED[name].url, (cache_dir or default_cache()) / REFERENCES / f"{name}.npz")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import UserError, default_cache, download
+from distributed import CHECKPOINTS, UserError, default_cache, download
 from models import hub
 
 OFFICIAL = "https://dl.fbaipublicfiles.com/DiT/models"
@@ -22,7 +22,7 @@ class Published:
 
     def path(self, cache_dir: Path | None) -> Path:
         """Where it is kept."""
-        return (cache_dir or default_cache()) / "checkpoints" / self.url.rsplit("/", 1)[1]
+        return (cache_dir or default_cache()) / CHECKPOINTS / self.url.rsplit("/", 1)[1]
 
 
 # By the name of the preset of sample_ddp.py that draws from it. No hashes: the makers publish none.

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from distributed import Group, UserError, default_cache, say, write_whole
-from models import autoencoder
+from distributed import CHECKPOINTS, REFERENCES, Group, UserError, default_cache, say, write_whole
+from models import autoencoder, hub
 from sampling import disk, memory, numerics
 from sampling.config import SamplingConfig
 from sampling.lock import Lock, await_token
@@ -227,27 +227,27 @@ def room(folder: Path) -> Iterator[Finding]:
 
 def weights(cache_dir: Path | None) -> Iterator[Finding]:
     """What of the published files is on this machine. None is needed for --preset digits."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     remedy = "python -m models fetch dit-xl-2-256 brings it where there is internet"
     own = cache_dir or default_cache()
     places = {
-        "checkpoint": (own / "checkpoints", "DiT-*.pt"),
-        "inception": ((cache_dir or Path(torch.hub.get_dir())) / "checkpoints", "weights-inception-*.pth"),
-        "reference": (own / "references", "*.npz"),
+        "checkpoint": (own / CHECKPOINTS, "DiT-*.pt"),
+        "inception": ((cache_dir or Path(torch.hub.get_dir())) / CHECKPOINTS, "weights-inception-*.pth"),
+        "reference": (own / REFERENCES, "*.npz"),
     }
     for name, (folder, pattern) in places.items():
         if files := sorted(folder.glob(pattern)):
             yield Finding(OK, name, ", ".join(map(str, files)))
         else:
             yield Finding(NOTE, name, f"no {pattern} in {folder}", remedy)
-    hub = cache_dir / "hub" if cache_dir else Path(constants.HF_HUB_CACHE)
+    kept = hub.cache_folder(cache_dir)
     for name, repository in autoencoder.NAMED_VAES.items():
-        file = try_to_load_from_cache(repository, autoencoder.WEIGHTS_FILE, cache_dir=hub)
+        file = try_to_load_from_cache(repository, autoencoder.WEIGHTS_FILE, cache_dir=kept)
         if isinstance(file, str):
             yield Finding(OK, "vae", f"--vae {name}: {Path(file).parent}")
         else:
-            yield Finding(NOTE, "vae", f"--vae {name}: {repository} is not in {hub}", remedy)
+            yield Finding(NOTE, "vae", f"--vae {name}: {repository} is not in {kept}", remedy)
 
 
 def surroundings() -> Iterator[Finding]:
