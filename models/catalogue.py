@@ -43,13 +43,18 @@ def find(ckpt: Path | None, model: str, image_size: int, num_classes: int, cache
     if ckpt is None:
         published = choose(model, image_size, num_classes)
         return download(published.url, published.path(cache_dir))
-    if ckpt.exists() or ckpt.suffix in FILES or not hub.is_hub_id(str(ckpt)):
+    if is_path(ckpt):
         return ckpt
     folders = ("", "transformer/")
     found = hub.snapshot(str(ckpt), f"--ckpt {ckpt} (no such path here)", cache_dir, folders)
     if not any(file for folder in folders for file in (found / folder).glob(f"{hub.WEIGHTS}*.safetensors")):
         raise UserError(f"--ckpt {ckpt}: that hub repository has no {hub.WEIGHTS}.safetensors at its top or in transformer/")
     return found
+
+
+def is_path(ckpt: Path) -> bool:
+    """Whether it names a file or folder, there or not, and not a model of the hub."""
+    return ckpt.exists() or ckpt.suffix in FILES or not hub.is_hub_id(str(ckpt))
 
 
 def choose(model: str, image_size: int, num_classes: int) -> Published:

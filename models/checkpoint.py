@@ -241,7 +241,7 @@ def check(
         seen = ", ".join(f"{name} {found[name]}" for name in wrong)
         remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
         no_null = _without_null_label(found["num_classes"] + 1, num_classes)
-        raise UserError(f"{path}: expected {said}; found {seen}{no_null or remedy}")
+        raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
     with torch.device("meta"):
         network = DiT_models[model](
             input_size=input_size, num_classes=num_classes, in_channels=in_channels, learn_sigma=learn_sigma
@@ -266,8 +266,8 @@ def _without_null_label(rows: int, num_classes: int) -> str:
     if rows != num_classes:
         return ""
     return (
-        f"; if its {rows} rows are {rows} classes, it was trained without a null label (class_dropout_prob 0), which the network "
-        "here has"
+        f", unless its {rows} rows are {rows} classes: then it was trained without a null label (class_dropout_prob 0), which "
+        "the network here has"
     )
 
 

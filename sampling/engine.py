@@ -243,6 +243,8 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
     check_options(config)
+    if group.is_main and config.ckpt is not None and catalogue.is_path(config.ckpt):
+        checkpoint.find(config.ckpt)  # a mistaken path is told before anything is downloaded
     group.once_per_node("vae-files", lambda: str(find_vae(config)))
     return replace(config, ckpt=Path(group.once_per_node("checkpoint", find)))
 

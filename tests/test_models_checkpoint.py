@@ -232,7 +232,7 @@ MISMATCHES = {
     ),
     "no null label": (
         lambda _: weights_like("DiT-XS/8", num_classes=9),
-        ["found num_classes 9; if its 10 rows are 10 classes, it was trained without a null label (class_dropout_prob 0)"],
+        ["found num_classes 9; give --num-classes 9, unless its 10 rows are 10 classes: then it was trained without a null"],
     ),
     "another network": (lambda _: {"weight": torch.ones(2, 2)}, ["not a DiT checkpoint"]),
 }
