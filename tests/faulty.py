@@ -17,7 +17,7 @@ import sample_ddp
 from models import autoencoder
 from sampling import drawing
 
-WHEN = 20  # evaluations of the network before the fault
+WHEN = 10  # evaluations of the network before the fault
 
 
 def after(calls: int, fault):

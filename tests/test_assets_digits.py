@@ -94,14 +94,14 @@ def test_the_checkpoint_has_ten_classes_and_a_null_label():
         check(weights, path, "DiT-XS/2", num_classes=1000, input_size=8, in_channels=4)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
 def test_the_asked_digit_is_drawn(count, tmp_path):
     images, labels = draw(tmp_path, count, "--labels", "balanced")
     assert (read(images) == labels).mean() >= 0.95
     assert (np.bincount(labels) == count // 10).all()
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
 def test_without_labels_all_digits_appear(count, tmp_path):
     images, labels = draw(tmp_path, count, "--labels", "null")
     assert (labels == 10).all()

@@ -61,6 +61,7 @@ def start(host: int, addresses: tuple[str, str], folder: Path, arguments: list[s
         )
 
 
+@pytest.mark.long
 def test_a_host_that_is_cut_off_ends_the_job_and_a_restart_finishes_it(hosts, tiny_checkpoint, tmp_path):
     choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(tiny_checkpoint), "--num-fid-samples", "120"]
     choices += ["--per-proc-batch-size", "4", "--num-sampling-steps", "250", "--exact", "--run-name", "run"]

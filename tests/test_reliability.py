@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import distributed
 import sample_ddp
+from distributed import UserError
 from sampling import archive, engine
 from sampling.status import status, verify
 
@@ -37,7 +38,7 @@ HOW = ["--precision", "bf16", "--compile"] if os.environ.get("FIDUCIAL_FAST") el
 
 
 def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
-    return [*conftest.options(checkpoint, folder, **{"num_fid_samples": COUNT, "num_sampling_steps": 50} | changes), *HOW]
+    return [*conftest.options(checkpoint, folder, **{"num_fid_samples": COUNT, "num_sampling_steps": 20} | changes), *HOW]
 
 
 def sessions(folder: Path) -> list[dict]:
@@ -89,17 +90,9 @@ class Launched:
         return left
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_checkpoint, tmp_path_factory) -> Path:
-    """What every disturbed run must become."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run_command("sample_ddp.py", *options(tiny_checkpoint, folder), ranks=2)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def exact_here():
+@pytest.fixture(autouse=True)
+def _exact_here():
+    """What `draw_here` sets for this process ends with the test."""
     threads = torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(False)
@@ -112,10 +105,21 @@ def draw_here(*arguments: str, with_png: bool = True) -> Path:
     return engine.run(config, distributed.init("cpu"), with_png)
 
 
-def continues(folder: Path, arguments: list[str], undisturbed: Path, ranks: int = 2) -> None:
-    """The same command once more ends in the bytes of a run that nothing happened to."""
-    done = run_command("sample_ddp.py", *arguments, ranks=ranks)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def undisturbed(tiny_checkpoint, tmp_path_factory) -> Path:
+    """What every disturbed run must become."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    draw_here(*options(tiny_checkpoint, folder))
+    return folder
+
+
+def continues(folder: Path, arguments: list[str], undisturbed: Path, ranks: int = 0) -> None:
+    """The same command once more, here or on so many ranks, ends in the bytes of a run that nothing happened to."""
+    if ranks:
+        done = run_command("sample_ddp.py", *arguments, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    else:
+        draw_here(*arguments)
     assert contents(folder) == contents(undisturbed)
     assert status(folder / "run").state == "complete"
     assert not (folder / "run" / "ended.json").exists()
@@ -139,32 +143,34 @@ def test_sigkill_of_a_worker_at_any_moment(seed, tiny_checkpoint, undisturbed, t
     assert "was killed from outside" in sessions(tmp_path)[0]["ended"]["message"]
 
 
-def test_the_fast_path_continues_in_the_same_bytes(tiny_checkpoint, tmp_path):
-    """bf16 and compiled, killed, and continued by another number of ranks."""
-    fast = [*conftest.options(tiny_checkpoint, tmp_path, num_fid_samples=COUNT), "--precision", "bf16", "--compile"]
-    assert run_command("sample_ddp.py", *fast, "--run-name", "undisturbed", ranks=2).returncode == 0
+@pytest.mark.long
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_fast_path_continues_in_the_same_bytes(compiled, tiny_checkpoint, tmp_path):
+    """bf16, killed, and continued by another number of ranks."""
+    fast = [*conftest.options(tiny_checkpoint, tmp_path, num_fid_samples=COUNT), "--precision", "bf16"]
+    fast.append("--compile" if compiled else "--no-compile")
+    draw_here(*fast, "--run-name", "undisturbed")
     run = Launched(tmp_path, fast)
     os.kill(run.reach(4).workers()[1], signal.SIGKILL)
     run.ended()
-    done = run_command("sample_ddp.py", *fast)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run.folder / "manifest.json").read_text())["identity"]["compile"] is True
+    draw_here(*fast)
+    assert json.loads((run.folder / "manifest.json").read_text())["identity"]["compile"] is compiled
     assert (tmp_path / "run.npz").read_bytes() == (tmp_path / "undisturbed.npz").read_bytes()
 
 
+@pytest.mark.long
 def test_sigkill_without_pngs_loses_nothing_either(tiny_checkpoint, undisturbed, tmp_path):
     run = Launched(tmp_path, arguments := [*options(tiny_checkpoint, tmp_path), "--no-png"])
     os.kill(run.reach(30).workers()[0], signal.SIGKILL)
     left = run.ended()
-    done = run_command("sample_ddp.py", *arguments, ranks=3)
-    assert done.returncode == 0, done.stderr
+    draw_here(*arguments, with_png=False)
     assert contents(tmp_path) == {"run.npz": (undisturbed / "run.npz").read_bytes()}
     assert [session["images_before"] for session in sessions(tmp_path)] == [0, left]
 
 
 def test_sigkill_of_the_launcher(tiny_checkpoint, tmp_path):
     """Its workers are orphans then, and its store is gone."""
-    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path, num_sampling_steps=250))
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path, num_sampling_steps=120))
     workers = run.reach(8).workers()
     run.process.kill()
     until = time.monotonic() + ENDS_WITHIN
@@ -175,13 +181,15 @@ def test_sigkill_of_the_launcher(tiny_checkpoint, tmp_path):
     assert run.said.count("error (") == 1
     assert status(run.folder).exit_code == 75
     assert not (run.folder / "lock").exists()
-    done = run_command("sample_ddp.py", *arguments, ranks=2)
-    assert done.returncode == 0, done.stderr
+    draw_here(*arguments)
     assert status(run.folder).state == "complete"
     assert not list(verify(run.folder, lambda _: None))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
+ALSO = [pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGUSR1, signal.SIGHUP)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *ALSO])
 def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
     handled = "--standalone --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path), launcher=handled)
@@ -233,7 +241,8 @@ def test_a_rank_that_hangs(tiny_checkpoint, undisturbed, tmp_path):
     continues(tmp_path, arguments, undisturbed)
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [1, 0])
 def test_a_rank_that_is_frozen_by_the_system(rank, tiny_checkpoint, undisturbed, tmp_path):
     """Not even its threads run; another notices."""
     run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path))
@@ -252,7 +261,7 @@ def differs_by(folder: Path, undisturbed: Path) -> float:
     return np.abs(found["arr_0"].astype(int) - expected["arr_0"]).max()
 
 
-@pytest.mark.parametrize("fault", ["out-of-memory", "really-out-of-memory"])
+@pytest.mark.parametrize("fault", ["out-of-memory", pytest.param("really-out-of-memory", marks=pytest.mark.long)])
 def test_a_rank_out_of_memory_halves_its_batch(fault, tiny_checkpoint, undisturbed, tmp_path, monkeypatch):
     if fault == "really-out-of-memory":
         monkeypatch.setenv("ROOM", str(100 << 20))
@@ -334,8 +343,7 @@ def test_a_disk_that_fills_up(pngs, tiny_checkpoint, undisturbed, small_disk):
     assert refused.returncode == 2
     assert re.search(r"disk/run has \d.*B of room, and \d+ images need about .*B", refused.stderr)
     filler.unlink()
-    done = run_command("sample_ddp.py", *arguments, ranks=2)
-    assert done.returncode == 0, done.stderr
+    draw_here(*arguments, with_png=pngs)
     assert (small_disk / "run.npz").read_bytes() == (undisturbed / "run.npz").read_bytes()
     assert len(list((small_disk / "run").glob("*.png"))) == (COUNT if pngs else 0)
     assert not list((small_disk / "run").glob(".*"))
@@ -351,10 +359,10 @@ def test_a_folder_that_cannot_be_written(tiny_checkpoint, small_disk):
     small = COUNT // 10
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     arguments = options(tiny_checkpoint, small_disk, num_fid_samples=small)
-    assert run_command("sample_ddp.py", *arguments).returncode == 0
+    draw_here(*arguments)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = run_command("sample_ddp.py", *arguments)
-    assert (done.returncode, done.stderr) == (2, f"error: --sample-dir {small_disk}: {small_disk}/run cannot be written\n")
+    with pytest.raises(UserError, match=f"^--sample-dir {small_disk}: {small_disk}/run cannot be written$"):
+        draw_here(*arguments)
 
 
 def cut(path: Path) -> None:
@@ -390,12 +398,10 @@ def exchange(path: Path) -> None:
 def finished(tiny_checkpoint, tmp_path_factory) -> Path:
     """A small whole run to damage copies of."""
     folder = tmp_path_factory.mktemp("finished")
-    arguments = options(tiny_checkpoint, folder, num_fid_samples=22, num_sampling_steps=3)
-    assert run_command("sample_ddp.py", *arguments).returncode == 0
+    draw_here(*options(tiny_checkpoint, folder, num_fid_samples=22, num_sampling_steps=3))
     return folder
 
 
-@pytest.mark.usefixtures("exact_here")
 @pytest.mark.parametrize("slot", [False, True], ids=["only", "and its slot"])
 @pytest.mark.parametrize("damage", [cut, empty, flip, exchange, Path.unlink], ids=lambda damage: damage.__name__)
 def test_a_damaged_png_is_found_and_made_anew(damage, slot, finished, tiny_checkpoint, tmp_path):
@@ -418,7 +424,6 @@ def damage_slot(npz: Path, index: int) -> None:
         file.write(b"damage")
 
 
-@pytest.mark.usefixtures("exact_here")
 @pytest.mark.parametrize("damage", ["slot", "slots without PNGs", "header", "labels", "cut", "gone"])
 def test_a_damaged_npz_is_found_and_mended(damage, finished, tiny_checkpoint, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
@@ -446,7 +451,6 @@ def test_a_damaged_npz_is_found_and_mended(damage, finished, tiny_checkpoint, tm
     assert not list(verify(tmp_path / "run", lambda _: None))
 
 
-@pytest.mark.usefixtures("exact_here")
 def test_a_run_goes_on_with_pngs_or_without(finished, tiny_checkpoint, tmp_path):
     """Each of the two copies makes the other."""
     draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=9, num_sampling_steps=3), with_png=False)
@@ -460,12 +464,10 @@ def test_a_run_goes_on_with_pngs_or_without(finished, tiny_checkpoint, tmp_path)
 
 
 def test_two_runs_at_once(tiny_checkpoint, tmp_path):
-    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path, num_sampling_steps=500))
+    run = Launched(tmp_path, arguments := options(tiny_checkpoint, tmp_path))
     run.reach(4)
-    second = run_command("sample_ddp.py", *arguments)
-    assert second.returncode == 2
-    assert second.stderr.startswith(f"error: {tmp_path}/run is being drawn by another run, process ")
-    assert second.stderr.count("\n") == 1
+    with pytest.raises(UserError, match=f"^{tmp_path}/run is being drawn by another run, process "):
+        draw_here(*arguments)
     assert status(run.folder).state == "running"
     assert run.process.wait(timeout=120) == 0, run.said
     assert status(run.folder).state == "complete"
@@ -483,6 +485,7 @@ def test_max_restarts_continues_by_itself(tiny_checkpoint, undisturbed, tmp_path
     assert "was killed from outside" in first["ended"]["message"]
 
 
+@pytest.mark.long
 def test_a_node_that_joins_later(tiny_checkpoint, tmp_path, monkeypatch):
     """torchrun restarts the workers then, without any sign of it in their environment."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # or torch 2.15's own second rendezvous fails
@@ -526,8 +529,7 @@ def test_pngs_that_are_not_wanted_any_more_are_not_missed(finished, tiny_checkpo
         path.unlink()
     assert len(list(verify(tmp_path / "run", lambda _: None))) == 22
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3)
-    done = run_command("sample_ddp.py", *arguments, "--no-png")
-    assert done.returncode == 0, done.stderr
+    draw_here(*arguments, with_png=False)
     assert not list(verify(tmp_path / "run", lambda _: None))
 
 
@@ -568,9 +570,8 @@ def test_a_run_whose_shell_is_gone_goes_on(tiny_checkpoint, tmp_path):
 
 def test_a_foreign_npz_is_not_overwritten(tiny_checkpoint, tmp_path):
     (tmp_path / "run.npz").write_bytes(b"someone's own")
-    done = run_command("sample_ddp.py", *options(tiny_checkpoint, tmp_path))
-    assert done.returncode == 2
-    assert "run.npz exists, but" in done.stderr
+    with pytest.raises(UserError, match=r"run\.npz exists, but"):
+        draw_here(*options(tiny_checkpoint, tmp_path))
     assert (tmp_path / "run.npz").read_bytes() == b"someone's own"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "run.npz"]
 
@@ -604,8 +605,7 @@ def test_a_damaged_png_is_restored_even_if_no_more_are_wanted(finished, tiny_che
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     cut(tmp_path / "run" / "000003.png")
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3)
-    done = run_command("sample_ddp.py", *arguments, "--no-png")
-    assert done.returncode == 0, done.stderr
+    draw_here(*arguments, with_png=False)
     assert contents(tmp_path) == contents(finished)
 
 
@@ -621,6 +621,7 @@ def test_a_run_that_wakes_up_leaves_its_successor_alone(tiny_checkpoint, tmp_pat
     assert json.loads((first.folder / "lock").read_text())["token"] == "another"
 
 
+@pytest.mark.long
 def test_a_hang_in_the_evaluation_is_noticed(tiny_checkpoint, tmp_path):
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=22, num_sampling_steps=3)
     run = Launched(tmp_path, [*arguments, "--ref", "digits", "--hang-timeout", "15"], fault="hang-in-evaluation")

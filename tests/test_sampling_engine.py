@@ -45,7 +45,7 @@ def undisturbed(tiny_checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [3, *(pytest.param(ranks, marks=pytest.mark.long) for ranks in (1, 2))])
 def test_any_number_of_ranks_draws_the_same_bytes(ranks, undisturbed, tiny_checkpoint, tmp_path):
     done = run_command("sample_ddp.py", *options(tiny_checkpoint, tmp_path), "--exact", ranks=ranks)
     assert done.returncode == 0, done.stderr

@@ -196,6 +196,7 @@ def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["identity"]["compile"] is False
 
 
+@pytest.mark.long
 def test_compiled_code_is_kept_in_the_cache_and_a_bad_one_stops_nothing(tiny_checkpoint, tmp_path):
     command = options(tiny_checkpoint, tmp_path, num_fid_samples=4)
     cache = tmp_path / "cache"

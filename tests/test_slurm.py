@@ -136,7 +136,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def options(checkpoint: Path, steps: int = 250) -> list[str]:
+def options(checkpoint: Path, steps: int = 150) -> list[str]:
     choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(checkpoint), "--num-fid-samples", "90"]
     return [*choices, "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps), "--exact"]
 
@@ -155,6 +155,7 @@ def test_a_preempted_job_goes_on_where_it_was(cluster, tiny_checkpoint):
     assert (after.state, after.images, after.sessions) == ("complete", 90, 2)
 
 
+@pytest.mark.long
 def test_a_job_that_is_too_short_requeues_itself(cluster, tiny_checkpoint):
     """SIGUSR1, as SLURM sends it before the time limit, reaches the ranks through srun and torchrun."""
     job = cluster.submit_preemptible("short", tiny_checkpoint)
@@ -166,7 +167,7 @@ def test_a_job_that_is_too_short_requeues_itself(cluster, tiny_checkpoint):
     assert "stopped by SIGUSR1 (rank " in (cluster.folder / f"job-{job}.log").read_text()
 
 
-@pytest.mark.parametrize("script", ["one_node.sbatch", "many_nodes.sbatch"])
+@pytest.mark.parametrize("script", ["one_node.sbatch", pytest.param("many_nodes.sbatch", marks=pytest.mark.long)])
 def test_a_job_on_whole_nodes(script, cluster, tiny_checkpoint):
     """The machine is one node; the rendezvous is that of many. A refused job fails with a sentence, and is not requeued."""
     nodes = ["--nodes=1", "--cpus-per-task=2"]
@@ -182,6 +183,7 @@ def test_a_job_on_whole_nodes(script, cluster, tiny_checkpoint):
     assert "num_sampling_steps is 3 there and 4 here" in (cluster.folder / f"job-{refused}.log").read_text()
 
 
+@pytest.mark.long
 def test_a_sweep_is_followed_by_its_evaluation(cluster, tiny_checkpoint):
     choices = options(tiny_checkpoint, steps=3)
     said = cluster.run(
