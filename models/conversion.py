@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="write a checkpoint in another form",
         description="Writes the weights of a checkpoint, of a training checkpoint its ema, in another form, bit for bit and in "
-        "the same dtype. What was saved beside the weights stays behind.",
+        "the same dtype. Of what was saved beside the weights only class_to_idx is kept, and only in safetensors.",
         allow_abbrev=False,
     )
     command.add_argument("source", type=Path, help="whatever sample_ddp.py --ckpt takes")
@@ -35,14 +35,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    kind, count = convert(args.source, args.out, args.to)
+    kind, count, left = convert(args.source, args.out, args.to)
     which = "" if kind == "plain" else f" its {kind},"
     say(f"{args.out}: {args.source} as {args.to},{which} {count} tensors")
+    if left:
+        say(f"what its classes are called stays behind, as that form has no place for it; give --class-names with {args.out}")
     return 0
 
 
-def convert(source: Path, out: Path, to: str) -> tuple[str, int]:
-    """Writes the weights of `source` to `out`, whole or not at all; returns which they are and the number of official tensors.
+def convert(source: Path, out: Path, to: str) -> tuple[str, int, bool]:
+    """Writes the weights of `source` to `out`, whole or not at all.
+
+    Returns:
+        Which weights they are, the number of official tensors, and whether a class mapping was left behind.
 
     Raises:
         UserError: if there is something at `out`, or the source is no DiT of ours, or cannot be put in that form.
@@ -65,29 +70,35 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int]:
         raise UserError(f"{source} is a {found['model']}; only the sizes {', '.join(DiT_models)} can be converted")
     found["learn_sigma"] = checkpoint.learns_sigma(state)
     checkpoint.check(state, source, **found)
+    mapping = checkpoint.read_class_to_idx(source)
     try:
         if to == "diffusers":
             diffusers_form.require_formula(state, source)
             write_folder(diffusers_form.to_diffusers(state), diffusers_form.config_of(**found), out)
         else:
-            write_whole(out, lambda beside: write_file(state, beside, to))
+            write_whole(out, lambda beside: write_file(state, beside, to, mapping))
+    except TypeError as error:
+        raise UserError(f"class_to_idx in {source} is no mapping of names to numbers ({error})") from error
     except (OSError, RuntimeError, SafetensorError) as error:  # so the two writers say that the disk is full
         raise UserError(f"{out} cannot be written ({' '.join(str(error).split())[:200]})") from error
-    return kind, len(state)
+    return kind, len(state), mapping is not None and to != "safetensors"
 
 
-def write_file(state: dict, path: Path, form: str) -> None:
-    """One file, in which each tensor takes only the room that it needs."""
+def write_file(state: dict, path: Path, form: str, mapping: object = None) -> None:
+    """One file, in which each tensor takes only the room that it needs, and beside them in safetensors a class mapping."""
     import torch
     from safetensors.torch import save_file
+
+    from models.checkpoint import CLASS_TO_IDX
 
     own = {name: value if is_alone(value) else value.clone().contiguous() for name, value in state.items()}
     if form == "official":
         torch.save(own, path)
     else:
+        text = mapping if isinstance(mapping, str) else json.dumps(mapping)
         path.touch()
         mode = path.stat().st_mode  # which the umask has made; safetensors lets nobody else read what it writes
-        save_file(own, path, metadata={"format": "pt"})
+        save_file(own, path, metadata={"format": "pt"} | ({CLASS_TO_IDX: text} if mapping is not None else {}))
         path.chmod(mode)
 
 

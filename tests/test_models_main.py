@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from distributed import user_errors
 from models import DiT_models, __main__, diffusers_form
-from models.checkpoint import read_weights
+from models.checkpoint import CLASS_TO_IDX, read_class_to_idx, read_weights
 
 POSITIONS = "pos_embed"
 
@@ -264,6 +264,26 @@ UNCONVERTIBLE = {
     "surplus": (lambda s: s | {"odd": torch.ones(1)}, "surplus 1"),
     "integers": (lambda s: {k: v.int() for k, v in s.items()}, "int32"),
 }
+
+
+@pytest.mark.parametrize("again", ["safetensors", "official", "diffusers"])
+def test_what_classes_are_called_is_kept_where_there_is_a_place(state, tmp_path, again):
+    mapping = {f"class {index}": index for index in range(10)}
+    torch.save({"ema": state, CLASS_TO_IDX: mapping}, tmp_path / "a.pt")
+    _, out = command("convert", tmp_path / "a.pt", tmp_path / "b.safetensors", "--to", "safetensors")
+    assert json.loads(read_class_to_idx(tmp_path / "b.safetensors")) == mapping
+    assert "stays behind" not in out
+    _, out = command("convert", tmp_path / "b.safetensors", tmp_path / ENDINGS[again], "--to", again)
+    kept = read_class_to_idx(tmp_path / ENDINGS[again])
+    assert (kept is not None and json.loads(kept) == mapping) == (again == "safetensors")
+    assert ("stays behind" in out) == (kept is None)
+
+
+def test_a_class_mapping_that_is_none_is_no_failure_of_the_disk(state, tmp_path, capsys):
+    torch.save({"ema": state, CLASS_TO_IDX: torch.ones(2)}, tmp_path / "a.pt")
+    said = refusal(capsys, "convert", tmp_path / "a.pt", tmp_path / "b.safetensors", "--to", "safetensors")
+    assert "is no mapping of names to numbers" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 @pytest.mark.parametrize(("content", "said"), UNCONVERTIBLE.values(), ids=UNCONVERTIBLE)
