@@ -31,6 +31,7 @@ INSTEAD = {
     "--ref adm-imagenet-256": "--ref digits",
     "--nproc_per_node=8": "--nproc_per_node=1",
     ".sbatch RUN": ".sbatch JOB",
+    '"1.0 1.25 1.5" "0 1 2"': '"1.25" "0 1"',
     "--nnodes=4": "--nnodes=1",
     "node0:29500": "localhost:{port}",
     "--model DiT-S/2": "--model DiT-XS/8",
@@ -45,8 +46,9 @@ MORE = {
 }
 # As one node of one job; the real ones are in test_slurm.py.
 STUBS = {
-    "sbatch": "while [[ $1 == --* ]]; do shift; done\nexport SLURM_JOB_ID=7 SLURM_JOB_NODELIST=localhost SLURM_ARRAY_TASK_ID=0\n"
-    'bash "$@" >&2\necho 7',
+    "sbatch": "last=0\nwhile [[ $1 == --* ]]; do [[ $1 == --array=0-* ]] && last=${1#--array=0-}; shift; done\n"
+    "export SLURM_JOB_ID=7 SLURM_JOB_NODELIST=localhost\n"
+    'for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$@" >&2; done\necho 7',
     "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
     "scontrol": "echo localhost",
 }
