@@ -52,7 +52,7 @@ STUBS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
     "scontrol": "echo localhost",
 }
-LONG = dict.fromkeys(("quickstart", "protocol"), pytest.mark.long)  # their commands have other tests, or other pages
+LONG = dict.fromkeys(("evaluating", "protocol", "quickstart", "slurm", "your-model"), pytest.mark.long)  # the README has of each
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

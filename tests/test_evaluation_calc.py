@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import distributed
+from evaluation import __main__ as cli
 from evaluation import calc, checks, extraction
 from evaluation.calc import Evaluator
 from evaluation.checks import Settings, looks_sorted
@@ -138,7 +139,7 @@ def test_a_channel_first_sfid_would_show(folders, inception_weights, alone, monk
     assert evaluate(folders / "a", tmp_path / "adm.npz", inception_weights, metrics=("sfid",))["sfid"] > 1.05 * expected
 
 
-@pytest.mark.parametrize("batch_size", [17, 64, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("batch_size", [17, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 64))])
 def test_numbers_do_not_depend_on_the_batch_size(batch_size, folders, inception_weights):
     expected = evaluate(folders / "a", folders / "b", inception_weights, batch_size=5)
     found = evaluate(folders / "a", folders / "b", inception_weights, batch_size=batch_size)
@@ -147,21 +148,25 @@ def test_numbers_do_not_depend_on_the_batch_size(batch_size, folders, inception_
     assert found["precision"] == pytest.approx(expected["precision"], abs=1.5 / COUNT)
 
 
-def test_ranks_give_the_same_numbers(folders, inception_weights, tmp_path):
-    results = []
-    for ranks in (1, 3):
-        out = tmp_path / f"{ranks}.json"
-        arguments = ["calc", folders / "a", "--ref", folders / "b", "--inception-weights", inception_weights, "--json", out]
-        options = ["--batch-size", 4, "--metrics", "fid,sfid,is,precision,recall,kid", "--kid-subset-size", 20]
-        done = run_command("-m", "evaluation", *arguments, *options, "--cache-dir", tmp_path / f"cache{ranks}", ranks=ranks)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("precision") == 1
-        results.append(json.loads(out.read_text()))
-    for result, ranks in zip(results, (1, 3), strict=True):
-        assert result["settings"]["world_size"] == ranks
-        assert result["samples"] == results[0]["samples"]
-        for name, metric in result["metrics"].items():
-            assert metric["value"] == pytest.approx(results[0]["metrics"][name]["value"], rel=1e-9), name
+def calc_here(*arguments: object) -> None:
+    """`python -m evaluation calc` in this process."""
+    cli.run(cli.build_parser().parse_args(["calc", *map(str, arguments)]))
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_ranks_give_the_same_numbers(ranks, folders, inception_weights, tmp_path):
+    common = [folders / "a", "--ref", folders / "b", "--inception-weights", inception_weights, "--batch-size", 4]
+    common += ["--metrics", "fid,sfid,is,precision,recall,kid", "--kid-subset-size", 20]
+    calc_here(*common, "--json", tmp_path / "1.json", "--cache-dir", tmp_path / "cache1")
+    several = ["--json", tmp_path / "several.json", "--cache-dir", tmp_path / "cache"]
+    done = run_command("-m", "evaluation", "calc", *common, *several, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("precision") == 1
+    one, result = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1", "several"))
+    assert (one["settings"]["world_size"], result["settings"]["world_size"]) == (1, ranks)
+    assert result["samples"] == one["samples"]
+    for name, metric in result["metrics"].items():
+        assert metric["value"] == pytest.approx(one["metrics"][name]["value"], rel=1e-9), name
 
 
 def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
@@ -177,26 +182,33 @@ def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".partial"]
 
 
-IN_PIECES = """
+PIECES = {"metrics.TILE": 7, "metrics.ADM_BLOCK": 40, "calc.ADM_IS_BLOCK": 10, "calc.LOGITS_CHUNK": 4}
+IN_PIECES = f"""
 import sys
 from evaluation import __main__ as cli, calc, metrics
-metrics.TILE, metrics.ADM_BLOCK, calc.ADM_IS_BLOCK, calc.LOGITS_CHUNK = 7, 40, 10, 4
+{", ".join(PIECES)} = {tuple(PIECES.values())}
 cli.run(cli.build_parser().parse_args(sys.argv[1:]))
 """
 
 
-def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path):
+def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     """With tiles and blocks so small that three ranks have many each; and what float16 changes."""
     (tmp_path / "pieces.py").write_text(IN_PIECES)
     for name, seed in (("a", 0), ("b", 1)):
         np.savez(tmp_path / f"{name}.npz", arr_0=pictures(95, seed))
     values = {}
     for ranks, half in ((1, False), (3, False), (1, True), (3, True)):
-        arguments = ["calc", tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
+        arguments = [tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
         options = ["--metrics", "fid,is,precision,recall,kid", "--kid-subset-size", 30, "--json", tmp_path / "r.json"]
         options += ["--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
-        done = run_command(tmp_path / "pieces.py", *arguments, *options, ranks=ranks, PYTHONPATH=str(ROOT))
-        assert done.returncode == 0, done.stderr
+        if ranks == 1:
+            with monkeypatch.context() as patch:
+                for name, value in PIECES.items():
+                    patch.setattr(f"evaluation.{name}", value)
+                calc_here(*arguments, *options)
+        else:
+            done = run_command(tmp_path / "pieces.py", "calc", *arguments, *options, ranks=ranks, PYTHONPATH=str(ROOT))
+            assert done.returncode == 0, done.stderr
         metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
         values[ranks, half] = {name: metric["value"] for name, metric in metrics.items()}
     for half in (False, True):
@@ -322,7 +334,7 @@ def distorted(kind: str, strength: int, pixels: np.ndarray, classes: np.ndarray)
     return np.stack(result)
 
 
-@pytest.mark.parametrize("kind", ["noise", "classes", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("blur", "jpeg"))])
+@pytest.mark.parametrize("kind", ["noise", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("blur", "jpeg", "classes"))])
 def test_fid_rises_with_every_distortion(kind, inception_weights, alone, tmp_path):
     """On pictures of ten classes, told apart by their colours."""
     random = np.random.default_rng(0)

@@ -45,7 +45,7 @@ def result_of(samples, reference, weights, **settings):
     return Evaluator.prepare(str(reference), distributed.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.long)])
 def test_adms_files_give_fid_by_their_statistics_and_precision_by_their_images(
     dtype, samples, statistics, inception_weights, tmp_path
 ):

@@ -84,7 +84,7 @@ def test_fetch_tries_the_rest_and_says_what_failed(mirror, cache):
     assert "sample_ddp.py" not in done.stdout
 
 
-@pytest.mark.parametrize("body", [b"a page of a proxy", None], ids=["another file", "404"])
+@pytest.mark.parametrize("body", [pytest.param(b"a page of a proxy", marks=pytest.mark.long), None], ids=["another file", "404"])
 def test_two_ranks_without_a_checkpoint_fetch_it_once(body, mirror, cache, tmp_path):
     if body:
         mirror.content[CHECKPOINT] = body

@@ -170,7 +170,7 @@ def digits(folder, **changes) -> list[str]:
         (["--precision", "fp16", "--no-compile"], 0.2, 10),
         (["--precision", "fp32", "--no-compile", "--attention", "math"], 1e-3, 1),
         (["--precision", "fp32", "--no-compile", "--vae-slicing"], 1e-3, 1),
-        (["--precision", "fp32", "--compile"], 1e-3, 1),
+        pytest.param(["--precision", "fp32", "--compile"], 1e-3, 1, marks=pytest.mark.long),
         (["--precision", "bf16", "--compile"], 1.0, 40),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -136,7 +136,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def options(checkpoint: Path, steps: int = 150) -> list[str]:
+def options(checkpoint: Path, steps: int = 100) -> list[str]:
     choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(checkpoint), "--num-fid-samples", "90"]
     return [*choices, "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps), "--exact"]
 
