@@ -10,7 +10,7 @@ The same command run again continues where the last one ended, with any number o
 """
 
 import argparse
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,7 +120,8 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--per-proc-batch-size",
         type=batch_size,
-        help=f"images a block, part of the run; auto: the most that fit (default {default['per_proc_batch_size']})",
+        help=f"images a block, part of the run; auto: the most that fit (default {default['per_proc_batch_size']}, or all if "
+        "they are fewer, as a block is drawn whole)",
     )
     how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
 
@@ -231,6 +232,8 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         settings["precision"] = "tf32" if tf32 else "fp32"
     config = SamplingConfig(**settings)
     config.check()
+    if "per_proc_batch_size" not in given:
+        config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
     if options["inception_weights"] and options["ref"] is None:

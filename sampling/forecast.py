@@ -224,7 +224,7 @@ def lines(config: SamplingConfig, task: Task, group: Group, ranks: list[Measured
         yield f"note      locked by process {holder['pid']} on {holder['host']}; if that is alive, the run will not begin"
     yield f"images    {count:,} of {config.image_size} x {config.image_size}, of which {count - task.missing:,} are there"
     yield (
-        f"work      {found.blocks:,} blocks of {task.batch_size} on {group.world_size} rank(s), "
+        f"work      {found.blocks:,} block(s) of {task.batch_size} on {group.world_size} rank(s), "
         f"at most {found.blocks_of_a_rank:,} each"
     )
     yield f"labels    {config.labels}, of {config.num_classes:,} classes; seed {config.global_seed}"

@@ -241,7 +241,7 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         old = manifest["identity"]
         fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
         said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
-        remedy = "give these options as they are there, or " if set(RESOLVED).issuperset(fields) else ""
+        remedy = "give these options as they are there, or " if {*RESOLVED, "per_proc_batch_size"}.issuperset(fields) else ""
         remedy += "choose another --run-name or --sample-dir"
         raise UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
     elif manifest["num_fid_samples"] > config.num_fid_samples:

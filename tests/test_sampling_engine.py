@@ -108,7 +108,7 @@ def test_a_finished_run_is_left_alone(tiny_checkpoint, tmp_path):
         ({"cfg_scale": 2.0}, "cfg_scale is 1.5 there and 2.0 here"),
         ({"global_seed": 1}, "global_seed"),
         ({"labels": "balanced"}, "labels is random there and balanced here"),
-        ({"per_proc_batch_size": 5}, "per_proc_batch_size"),
+        ({"per_proc_batch_size": 5}, "per_proc_batch_size is 4 there and 5 here; give these options as they are there"),
         ({"num_sampling_steps": "ddim10"}, "num_sampling_steps"),
         ({"ckpt": "OTHER"}, "checkpoint_sha256"),
         ({"vae": "OTHER"}, "vae_config_sha256"),
@@ -129,6 +129,14 @@ def test_another_configuration_is_refused_by_the_field_that_differs(change, name
     with pytest.raises(UserError, match=named):
         draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, **change))
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(["3"], 3), (["33"], 32), (["3", "--preset", "digits"], 3), (["3", "--per-proc-batch-size", "8"], 8)]
+)
+def test_few_images_are_not_filled_up_to_a_large_block(given, expected):
+    config, _ = sample_ddp.parse(["--num-fid-samples", *given])
+    assert config.per_proc_batch_size == expected
 
 
 def test_run_names_of_different_configurations_differ(tiny_checkpoint, tmp_path):

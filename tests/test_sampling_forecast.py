@@ -44,7 +44,7 @@ def test_disk_and_memory_of_the_digits_come_true_on_two_ranks(tmp_path):
     dry = run_command(*command, "--dry-run", ranks=2, timeout=300)
     assert dry.returncode == 0, dry.stderr
     assert list(tmp_path.iterdir()) == []
-    assert "4 blocks of 15 on 2 rank(s), at most 2 each" in dry.stdout
+    assert "4 block(s) of 15 on 2 rank(s), at most 2 each" in dry.stdout
     assert "ddpm, 4 steps: 4 evaluations of the network, 4 of them guided" in dry.stdout
     assert "60 of 64 x 64, of which 0 are there" in dry.stdout
     assert dry.stdout.count("measured ") == 1
@@ -67,7 +67,7 @@ def test_a_continued_run_is_told_from_a_new_one(tiny_checkpoint, tmp_path, capsy
     assert "0 bytes to be written, no PNGs among it" in text
     text = said(*sample_ddp.parse([*arguments, "--num-fid-samples", "13"]), capsys)
     assert "13 of 64 x 64, of which 9 are there" in text
-    assert "2 blocks of 4 on 1 rank(s), at most 2 each" in text
+    assert "2 block(s) of 4 on 1 rank(s), at most 2 each" in text
     assert "4 PNGs among it" in text
     with lock.Lock(tmp_path / "run"):
         assert "note      locked by process" in said(*sample_ddp.parse(arguments), capsys)
@@ -112,7 +112,7 @@ def counting(rows: list[float], original):
 
 def test_a_batch_of_auto_is_found_and_a_mistake_is_that_of_the_run(tiny_checkpoint, tmp_path, capsys):
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9, per_proc_batch_size="auto")
-    assert "1 blocks of 9 on 1 rank(s)" in said(*sample_ddp.parse(arguments), capsys)
+    assert "1 block(s) of 9 on 1 rank(s)" in said(*sample_ddp.parse(arguments), capsys)
     config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_classes=11))
     with pytest.raises(UserError, match="expected num_classes 11; found num_classes 10"):
         said(config, beside, capsys)
