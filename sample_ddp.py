@@ -252,6 +252,7 @@ def main() -> None:
 
         with distributed.init(options.device) as group:
             evaluator = None
+            engine.check_given(config, group)
             if options.ref is not None:
                 from evaluation.calc import Evaluator
                 from evaluation.checks import Settings, check_size

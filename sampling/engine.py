@@ -236,15 +236,27 @@ def keep_cause(task: Task, cause: Cause) -> None:
     write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
 
 
+def check_given(config: SamplingConfig, group: Group) -> None:
+    """What can be told before anything is downloaded.
+
+    Raises:
+        UserError: for options that no files make right, without `--ckpt` where none is published, and on rank 0 for a path
+            where there is none.
+    """
+    check_options(config)
+    if config.ckpt is None:
+        catalogue.choose(config.model, config.image_size, config.num_classes)
+    elif group.is_main and catalogue.is_path(config.ckpt):
+        checkpoint.find(config.ckpt)
+
+
 def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
     """The configuration with a local path as `ckpt`; it and the VAE are downloaded by the first rank of each node if need be."""
 
     def find() -> str:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
-    check_options(config)
-    if group.is_main and config.ckpt is not None and catalogue.is_path(config.ckpt):
-        checkpoint.find(config.ckpt)  # a mistaken path is told before anything is downloaded
+    check_given(config, group)
     group.once_per_node("vae-files", lambda: str(find_vae(config)))
     return replace(config, ckpt=Path(group.once_per_node("checkpoint", find)))
 

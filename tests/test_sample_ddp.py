@@ -179,6 +179,24 @@ MISTAKES = [
 ]
 
 
+TOLD_BEFORE = [
+    (["--preset", "digits", "--ckpt", "absent.pt"], "absent.pt: no such checkpoint file or folder"),
+    (["--model", "DiT-B/4"], "--ckpt is missing"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), TOLD_BEFORE, ids=["absent", "none"])
+def test_a_missing_checkpoint_is_told_before_anything_is_downloaded(given, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("downloading began"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("downloading began"))
+    arguments = ["--ref", "adm-imagenet-256", "--image-size", "256", "--vae", "owner/name"]
+    monkeypatch.setattr("sys.argv", ["sample_ddp.py", *given, *arguments, "--cache-dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        sample_ddp.main()
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("given", "said"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
