@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distributed import UserError, file_sha256
-from models.diffusers_form import CLASSES, State, to_official
+from models.diffusers_form import CLASSES, State, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
 
 NESTS = ("ema", "model", "state_dict")  # under which training scripts keep weights, the ones to take first
@@ -246,19 +246,7 @@ def check(
         network = DiT_models[model](
             input_size=input_size, num_classes=num_classes, in_channels=in_channels, learn_sigma=learn_sigma
         )
-    wanted = network.state_dict()
-    for difference, keys in (("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys())):
-        if keys:
-            raise UserError(
-                f"{path} {difference} {len(keys)} of the keys of {model} with {len(wanted)} keys, first {min(keys)!r}"
-            )
-    for key, tensor in wanted.items():
-        found = state[key]
-        if found.shape != tensor.shape or not found.is_floating_point() or found.layout != torch.strided:
-            raise UserError(
-                f"{path}: {key} expected as dense floating point {tuple(tensor.shape)}; "
-                f"found {found.layout} {found.dtype} {tuple(found.shape)}"
-            )
+    hold_against(state, network.state_dict(), path, model)
 
 
 def _without_null_label(rows: int, num_classes: int) -> str:

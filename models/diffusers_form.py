@@ -99,26 +99,27 @@ def to_official(state: State, config: dict, path: Path) -> State:
         options = shape_of(config, path)
         wanted = DiT_models[options.pop("model")](**options).state_dict()
     depth = depth_of(wanted)
-    hold_against(state, to_diffusers(wanted), path)
+    hold_against(state, to_diffusers(wanted), path, "what its config.json describes")
     return {
         key: positions(state["pos_embed.proj.weight"].dtype, like) if key == POSITIONS else _joined(key, depth, state, path)
         for key, like in wanted.items()
     }
 
 
-def hold_against(state: State, wanted: State, path: Path) -> None:
-    """Raises UserError if the weights have other names or shapes than those wanted, or are no dense floating point numbers."""
-    for difference, keys in (("lack", wanted.keys() - state.keys()), ("have the surplus", state.keys() - wanted.keys())):
+def hold_against(state: State, wanted: State, path: Path, described: str) -> None:
+    """Raises UserError if the weights in `path` have other names or shapes than those wanted, or are no dense floating point
+    numbers. `described` says in the error whose these are.
+    """
+    for difference, keys in (("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys())):
         if keys:
             raise UserError(
-                f"{path}: the weights {difference} {len(keys)} of the {len(wanted)} keys of what config.json describes, "
-                f"first {min(keys)!r}"
+                f"{path} {difference} {len(keys)} of the keys of {described} with {len(wanted)} keys, first {min(keys)!r}"
             )
     for key, tensor in wanted.items():
         found = state[key]
         if found.shape != tensor.shape or not found.is_floating_point() or found.layout != torch.strided:
             raise UserError(
-                f"{path}: by config.json {key} is dense floating point {tuple(tensor.shape)}; "
+                f"{path}: {key} of {described} is dense floating point {tuple(tensor.shape)}; "
                 f"found {found.layout} {found.dtype} {tuple(found.shape)}"
             )
 
