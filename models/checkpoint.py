@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distributed import UserError, file_sha256
-from models.diffusers_form import CLASSES, State, hold_against, to_official
+from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
 
 NESTS = ("ema", "model", "state_dict")  # under which training scripts keep weights, the ones to take first
@@ -244,9 +244,22 @@ def check(
         raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
     with torch.device("meta"):
         network = DiT_models[model](
-            input_size=input_size, num_classes=num_classes, in_channels=in_channels, learn_sigma=learn_sigma
+            input_size=input_size,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            learn_sigma=learn_sigma,
+            own_embedders=has_own_embedders(state),
         )
     hold_against(state, network.state_dict(), path, model)
+
+
+def require_network(state: State, path: Path, network: str) -> None:
+    """Raises UserError if the weights can only be those of a network that was trained in diffusers, and `network` is another."""
+    if has_own_embedders(state) and network != "diffusers":
+        raise UserError(
+            f"{path}: its blocks have embedders of their own, as only a network that was trained in diffusers does; give "
+            "--network diffusers"
+        )
 
 
 def _without_null_label(rows: int, num_classes: int) -> str:
@@ -306,6 +319,12 @@ def load_dit(
     """
     state, _ = read_weights(path)
     with torch.device("meta"):
-        dit = DiT_models[model](input_size=input_size, num_classes=num_classes, in_channels=in_channels, network=network)
+        dit = DiT_models[model](
+            input_size=input_size,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            network=network,
+            own_embedders=has_own_embedders(state),
+        )
     dit.to_empty(device=device).load_state_dict(state)
     return dit.eval().requires_grad_(False)

@@ -70,6 +70,8 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int, bool]:
         raise UserError(f"{source} is a {found['model']}; only the sizes {', '.join(DiT_models)} can be converted")
     found["learn_sigma"] = checkpoint.learns_sigma(state)
     checkpoint.check(state, source, **found)
+    if diffusers_form.has_own_embedders(state) and to != "diffusers":
+        raise UserError(f"{source}: its blocks have embedders of their own, for which only diffusers' form has a place")
     mapping = checkpoint.read_class_to_idx(source)
     try:
         if to == "diffusers":

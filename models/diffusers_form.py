@@ -52,18 +52,23 @@ SAME_SINE = 1e-6  # what the sines of two mathematical libraries may differ by
 State = dict[str, Tensor]
 
 
-def places(key: str, depth: int) -> list[str]:
-    """Where diffusers keeps an official parameter of a network with `depth` blocks: one place, three for q, k and v, every
-    block's for an embedder, none for the position embedding."""
+def places(key: str, depth: int, is_own: bool) -> list[str]:
+    """Where diffusers keeps an official parameter of a network with `depth` blocks: one place, three for q, k and v, none for
+    the position embedding, and every block's for an embedder, unless that `is_own` to each."""
     if key == POSITIONS:
         return []
     module, _, kind = key.rpartition(".")
     if module in EMBEDDERS:
-        return [f"transformer_blocks.{block}.{EMBEDDERS[module]}.{kind}" for block in range(depth)]
+        return [f"transformer_blocks.{block}.{EMBEDDERS[module]}.{kind}" for block in range(1 if is_own else depth)]
     if module in ENDS:
         return [f"{ENDS[module]}.{kind}"]
     _, block, part = module.split(".", 2)
-    return [f"transformer_blocks.{block}.{name}.{kind}" for name in IN_BLOCKS[part]]
+    return [f"transformer_blocks.{block}.{name}.{kind}" for name in IN_BLOCKS.get(part) or (EMBEDDERS[part],)]
+
+
+def has_own_embedders(state: State) -> bool:
+    """Whether the blocks of a network under official names have embedders of their own (see `DiT`)."""
+    return any(key.startswith("blocks.1.t_embedder.") for key in state)
 
 
 def is_fused(key: str) -> bool:
@@ -81,9 +86,9 @@ def to_diffusers(state: State) -> State:
 
     The position embedding stays behind: see `require_formula`.
     """
-    depth, renamed = depth_of(state), {}
+    depth, is_own, renamed = depth_of(state), has_own_embedders(state), {}
     for key, value in state.items():
-        names = places(key, depth)
+        names = places(key, depth, is_own)
         parts = value.chunk(3) if is_fused(key) else [value] * len(names)
         renamed |= {name: part if len(names) == 1 else part.clone() for name, part in zip(names, parts, strict=True)}
     return renamed
@@ -92,16 +97,25 @@ def to_diffusers(state: State) -> State:
 def to_official(state: State, config: dict, path: Path) -> State:
     """diffusers' weights under official names, with the position embedding that diffusers does not keep.
 
+    Diffusers has embedders in each block. In weights that were converted from official ones they are equal, and become one.
+
     Raises:
-        UserError: if they are not of the network that `config` describes, or not of one embedder for all blocks.
+        UserError: if they are not of the network that `config` describes.
     """
+    options = shape_of(config, path)
+    build = DiT_models[options.pop("model")]
     with torch.device("meta"):
-        options = shape_of(config, path)
-        wanted = DiT_models[options.pop("model")](**options).state_dict()
+        wanted = build(**options).state_dict()
     depth = depth_of(wanted)
     hold_against(state, to_diffusers(wanted), path, "what its config.json describes")
+    embedders = [[state[name] for name in places(key, depth, False)] for key in wanted if key.rpartition(".")[0] in EMBEDDERS]
+    if is_own := any(not same_bits(first, other) for first, *others in embedders for other in others):
+        with torch.device("meta"):
+            wanted = build(**options, own_embedders=True).state_dict()
     return {
-        key: positions(state["pos_embed.proj.weight"].dtype, like) if key == POSITIONS else _joined(key, depth, state, path)
+        key: positions(state["pos_embed.proj.weight"].dtype, like)
+        if key == POSITIONS
+        else _joined(places(key, depth, is_own), state, path)
         for key, like in wanted.items()
     }
 
@@ -124,21 +138,14 @@ def hold_against(state: State, wanted: State, path: Path, described: str) -> Non
             )
 
 
-def _joined(key: str, depth: int, state: State, path: Path) -> Tensor:
-    """The official parameter, from all places where diffusers has it."""
-    names = places(key, depth)
-    first, *others = parts = [state[name] for name in names]
-    if is_fused(key):
-        if len({part.dtype for part in parts}) > 1:
-            raise UserError(f"{path}: {', '.join(names)} are of several dtypes, and the official network has them as one tensor")
-        return torch.cat(parts)
-    for name, other in zip(names[1:], others, strict=True):
-        if not same_bits(first, other):
-            raise UserError(
-                f"{path}: {name} is another than {names[0]}, and the official network has one for all blocks; "
-                "it was trained as another network"
-            )
-    return first
+def _joined(names: list[str], state: State, path: Path) -> Tensor:
+    """The official parameter, from the places where diffusers has it: q, k and v one below the other, or equal ones."""
+    parts = [state[name] for name in names]
+    if "to_q" not in names[0]:
+        return parts[0]
+    if len({part.dtype for part in parts}) > 1:
+        raise UserError(f"{path}: {', '.join(names)} are of several dtypes, and the official network has them as one tensor")
+    return torch.cat(parts)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -133,6 +133,8 @@ class DiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=mlp_norm_eps)
         self.mlp = Mlp(hidden_size)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+        self.t_embedder: TimestepEmbedder | None = None  # of its own, see `DiT`
+        self.y_embedder: LabelEmbedder | None = None
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         half = self.attn.qkv.weight.dtype  # that of x, unless `DiT.to_half` was called
@@ -162,6 +164,7 @@ class DiT(nn.Module):
         num_classes: classes of the data; the label table has one row more, and `null_label` is that last row.
         learn_sigma: the output has 2 x `in_channels` channels, the second half for the variance.
         network: of `NETWORKS`: whose arithmetic.
+        own_embedders: each block after the first has embedders of its own, as only a network that was trained in diffusers does.
     """
 
     def __init__(
@@ -175,6 +178,7 @@ class DiT(nn.Module):
         num_classes: int = 1000,
         learn_sigma: bool = True,
         network: str = "official",
+        own_embedders: bool = False,
     ):
         super().__init__()
         if input_size % patch_size:
@@ -191,6 +195,9 @@ class DiT(nn.Module):
         positions = sincos_position_embedding(hidden_size, input_size // patch_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, NETWORKS[network].mlp_norm_eps) for _ in range(depth))
+        for block in self.blocks[1:] if own_embedders else ():
+            block.t_embedder = TimestepEmbedder(hidden_size, NETWORKS[network].frequency_shift)
+            block.y_embedder = LabelEmbedder(num_classes, hidden_size)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
@@ -198,7 +205,9 @@ class DiT(nn.Module):
         """Lets the blocks multiply in bfloat16 or float16. All between their matrix products, and what is before and after the
         blocks (embeddings, last layer), stays float32, so that rounding does not add up from block to block.
         """
-        self.blocks.to(dtype)
+        for block in self.blocks:
+            for part in (block.attn, block.mlp, block.adaLN_modulation):
+                part.to(dtype)
         return self
 
     def initialize_weights(self) -> None:
@@ -220,7 +229,7 @@ class DiT(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(y)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
-            x = block(x, c)
+            x = block(x, block.t_embedder(t) + block.y_embedder(y) if block.t_embedder else c)
         return self.unpatchify(self.final_layer(x, c))
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, cfg_channels: int = 3) -> Tensor:

@@ -77,6 +77,7 @@ def is_autoencoder(folder: Path) -> bool:
 
 def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
     from models import autoencoder, checkpoint
+    from models.diffusers_form import has_own_embedders
 
     found = checkpoint.read(path)
     shape = checkpoint.describe(found.state, path)
@@ -87,6 +88,8 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
     refused = why_not(found, path, shape, vae)
     options = {"model": shape["model"], "ckpt": path, "image-size": size, "num-classes": shape["num_classes"]}
     options["vae"] = beside if vae else USUAL_VAE
+    if is_theirs := has_own_embedders(found.state):
+        options["network"] = "diffusers"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     # Weights alone look the same for both, unless the arguments of their training are beside them.
     is_open = found.family == "DiT" and not found.says_family
@@ -102,7 +105,11 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),
         "sha256": checkpoint.sha256(path),
-        "network": "official; if it was trained in diffusers, --network diffusers" if "diffusers" in found.form else None,
+        "network": "diffusers, as only one trained there has embedders in each block"
+        if is_theirs
+        else "official, as its blocks share their embedders"
+        if "diffusers" in found.form
+        else None,
         "refused": refused,
         "command": None if refused else shlex.join(["python", "sample_ddp.py", *words]),
     }

@@ -186,6 +186,7 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     autoencoder.require_channels(vae.latent_channels, wanted, config.vae, config.ckpt)
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
     checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
+    checkpoint.require_network(weights, config.ckpt, config.network)
     config = replace(config, labels=classes.numbered(config.labels, class_names(config)))
     config.check()
     with group.allowing(TRYING_SECONDS):

@@ -219,7 +219,10 @@ def without_weights(path):
 
 
 CONTRADICTIONS = {
-    "embedders that differ": (other_embedder, "transformer_blocks.3.norm1.emb.class_embedder.embedding_table.weight is another"),
+    "embedders that differ": (
+        other_embedder,
+        "its blocks have embedders of their own, as only a network that was trained in diffusers",
+    ),
     "attention of two dtypes": (mixed_attention, "to_k.weight, transformer_blocks.3.attn1.to_v.weight are of several dtypes"),
     "fewer blocks": (configured(num_layers=5), "describes 5 blocks of 5 heads of 32"),
     "other heads": (configured(num_attention_heads=10, attention_head_dim=16), "6 blocks of 10 heads of 16"),

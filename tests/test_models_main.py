@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from distributed import user_errors
 from models import DiT_models, __main__, diffusers_form
-from models.checkpoint import CLASS_TO_IDX, read_class_to_idx, read_weights
+from models.checkpoint import CLASS_TO_IDX, load_dit, read_class_to_idx, read_weights
 
 POSITIONS = "pos_embed"
 
@@ -224,6 +224,44 @@ def test_diffusers_loads_the_folder(tmp_path, learn_sigma):
     ours, theirs = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "again"))
     assert {name: theirs[name] for name in ours} == ours
     same(load_file(tmp_path / "out" / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS))
+
+
+@pytest.fixture
+def trained_in_diffusers(tmp_path):
+    """A network as diffusers makes and trains it: each of its parameters random, the embedders of each block too."""
+    shape = {"num_layers": 6, "num_attention_heads": 5, "attention_head_dim": 32, "patch_size": 8, "sample_size": 8}
+    theirs = randomised(DiTTransformer2DModel(**shape, in_channels=4, out_channels=8, num_embeds_ada_norm=10), std=0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    return theirs, tmp_path / "theirs"
+
+
+def test_a_network_trained_in_diffusers_is_the_same_here(trained_in_diffusers):
+    theirs, folder = trained_in_diffusers
+    ours = load_dit(folder, "DiT-XS/8", 10, 8, 4, torch.device("cpu"), "diffusers")
+    x, t, y = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 990]), torch.tensor([0, 10])
+    with torch.no_grad():
+        expected = theirs(x, t, y).sample
+        assert (ours(x, t, y) - expected).abs().max() < 1e-5 * expected.abs().max()
+        for part in (ours.blocks[3].t_embedder.mlp[0].bias, ours.blocks[3].y_embedder.embedding_table.weight):
+            kept = part.clone()
+            part += 0.1
+            assert (ours(x, t, y) - expected).abs().max() > 1e-4 * expected.abs().max()
+            part.copy_(kept)
+        half = ours.to_half(torch.bfloat16)(x, t, y)
+    assert (half - expected).abs().max() < 0.05 * expected.abs().max()
+    assert ours.blocks[3].t_embedder.mlp[0].weight.dtype == torch.float32
+
+
+def test_a_network_trained_in_diffusers_keeps_its_bits_and_its_arithmetic(trained_in_diffusers, tmp_path, capsys):
+    _, folder = trained_in_diffusers
+    found = inspected(folder)
+    assert "--network diffusers" in found["command"]
+    assert found["network"].startswith("diffusers")
+    assert command("convert", folder, tmp_path / "again", "--to", "diffusers")[0] == 0
+    same(load_file(tmp_path / "again" / WEIGHTS), load_file(folder / WEIGHTS))
+    for form in ("official", "safetensors"):
+        said = refusal(capsys, "convert", folder, tmp_path / ENDINGS[form], "--to", form)
+        assert "for which only diffusers' form has a place" in said
 
 
 @pytest.mark.parametrize("form", ENDINGS)
