@@ -194,7 +194,7 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         "--dry-run",
         action="store_true",
         help="check everything, say what would be drawn and where, measure how long it would take here, and how much disk and "
-        "memory; write and download nothing",
+        "memory; write and download nothing, so what is needed has to be there (python -m models fetch brings it)",
     )
     where.add_argument(
         "--ref",

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING
 from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
 from distributed.files import (
     CHECKPOINTS,
+    CLASSES_BESIDE,
     MIRROR,
+    OFFLINE,
     REFERENCES,
+    ZIPPED,
     default_cache,
     download,
     download_nothing,
@@ -37,9 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKPOINTS",
+    "CLASSES_BESIDE",
     "MIRROR",
+    "OFFLINE",
     "REFERENCES",
     "RESUMABLE",
+    "ZIPPED",
     "Cause",
     "Group",
     "Parser",
@@ -162,10 +168,18 @@ class Group:
         """As `count`, for threads beside the work."""
         return self._ask(lambda: self.store.add(key, number))
 
-    def once_per_node(self, key: str, make: Callable[[], str]) -> str:
-        """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it."""
+    def once_per_node(self, key: str, make: Callable[[], str], main_first: bool = False) -> str:
+        """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it.
+
+        Args:
+            main_first: on rank 0 before all others, so that nodes that share a cache find there what it has fetched.
+        """
         if self.local_rank == 0:
+            if main_first and not self.is_main:
+                self.receive(f"{key}/main")
             self.publish(f"{key}/{self.node}", value := make())
+            if main_first and self.is_main:
+                self.publish(f"{key}/main", value)
             return value
         return self.receive(f"{key}/{self.node}")
 

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +19,10 @@ from distributed.console import UserError, progress_bar, say
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
+CLASSES_BESIDE = ".classes.json"  # after the whole name of a checkpoint: what its classes are called
 CHECKPOINTS, REFERENCES = "checkpoints", "references"  # folders of a cache
 OFFLINE = "FIDUCIAL_OFFLINE"  # in the environment: nothing is downloaded
+ZIPPED = (".npz", ".pt")  # endings of files that are zip archives, whose end stands at their end
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # asking again is no help
 MIRROR = "FIDUCIAL_MIRROR"  # http://host/folder: asked for the same paths, in the place of the files' own hosts
@@ -44,8 +47,15 @@ def file_sha256(path: Path) -> str:
 
 
 def default_cache() -> Path:
-    """Where everything that Fiducial keeps is, unless `--cache-dir` says where."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+    """Where everything that Fiducial keeps is, unless `--cache-dir` says where.
+
+    Raises:
+        UserError: if this user has no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial"
+    except RuntimeError as error:
+        raise UserError("there is no home directory; say by --cache-dir or XDG_CACHE_HOME where files are kept") from error
 
 
 def mirrored(url: str) -> str:
@@ -90,6 +100,11 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
                 if sha256 and not (found := file_sha256(partial)).startswith(sha256):
                     partial.unlink()
                     raise ValueError(f"what came has the SHA-256 {found[: len(sha256)]}, not {sha256}")
+                if path.suffix in ZIPPED and not zipfile.is_zipfile(partial):
+                    with open(partial, "rb") as file:
+                        begin = file.read(20)
+                    partial.unlink()
+                    raise ValueError(f"what came is no {path.suffix} file, and begins with {begin!r}, as a proxy's page may")
                 os.replace(partial, path)
         lock.unlink(missing_ok=True)
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors are of the first kind
@@ -177,6 +192,8 @@ def _attempt(url: str, partial: Path) -> None:
         if whole is None and answer.headers.get("Transfer-Encoding", "").lower() != "chunked":
             raise ValueError("the server does not say how long the file is, so half of it could not be told from all")
         etag = answer.headers.get("ETag") or ""
+        if not have:
+            partial.unlink(missing_ok=True)  # or, killed now, it would count as a part of this version
         mark.write_text(etag if etag.startswith('"') else answer.headers.get("Last-Modified") or "")
         with open(partial, "ab" if have else "wb") as file, progress_bar(whole, partial.stem, unit="B", initial=have) as bar:
             while chunk := answer.read1(CHUNK):  # as it comes, so that none of it is lost

@@ -18,7 +18,7 @@ from evaluation.images import Images, one_line, read_image
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
 PARQUET = ".parquet"
-SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")  # a file's name as the hub has it
+SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]{16})?")  # a file's name as the hub has it
 JPEG = b"\xff\xd8\xff"
 LOOKED_AT = 64  # rows whose first bytes say whether a table holds JPEG files
 ROWS = 64  # of a parquet file in memory at once
@@ -167,7 +167,13 @@ def _open_parquet(shards: list[Path], source: Path) -> Table:
 def _check_shards(shards: list[Path], source: Path) -> None:
     """Raises UserError if these are not all shards of one split."""
     found = {path: SHARD.fullmatch(path.stem) for path in shards}
-    splits = sorted({str(path.parent / (match["split"] if match else path.stem)) for path, match in found.items()})
+
+    def split(path: Path) -> Path:
+        """What it is of; the hub's own conversion numbers the files of a split, each in a folder."""
+        match = found[path]
+        return path.parent / match["split"] if match else path.parent if path.stem.isdigit() else path.with_suffix("")
+
+    splits = sorted({str(split(path)) for path in shards})
     if len(splits) > 1:
         raise UserError(
             f"{source} holds parquet files of several splits ({', '.join(splits[:5])}); "

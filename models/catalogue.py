@@ -45,11 +45,8 @@ def find(ckpt: Path | None, model: str, image_size: int, num_classes: int, cache
         return download(published.url, published.path(cache_dir))
     if is_path(ckpt):
         return ckpt
-    folders = ("", "transformer/")
-    found = hub.snapshot(str(ckpt), f"--ckpt {ckpt} (no such path here)", cache_dir, folders)
-    if not any(file for folder in folders for file in (found / folder).glob(f"{hub.WEIGHTS}*.safetensors")):
-        raise UserError(f"--ckpt {ckpt}: that hub repository has no {hub.WEIGHTS}.safetensors at its top or in transformer/")
-    return found
+    folders = ("", "transformer/")  # of a transformer alone, or of a pipeline
+    return hub.snapshot(str(ckpt), f"--ckpt {ckpt} (no such path here)", cache_dir, folders, older=True)
 
 
 def is_path(ckpt: Path) -> bool:

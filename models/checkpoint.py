@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +142,8 @@ def _read_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         state = _unwrapped(read_safetensors(path))
         return Checkpoint(state, "plain", "safetensors", _family(state, {}))
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not whole in torch's zip format; if it is older, re-save it with torch.save")
     try:
         content = _unpickle(path)
     except pickle.UnpicklingError as error:
@@ -156,8 +159,7 @@ def _read_file(path: Path) -> Checkpoint:
     state = _unwrapped(state)
     if kind == "plain":
         return Checkpoint(state, kind, "state dict", _family(state, {}))
-    options = content.get("args")
-    options = options if isinstance(options, dict) else vars(options) if isinstance(options, argparse.Namespace) else {}
+    options = _arguments(content)
     step, classes = next((content[name] for name in STEPS if name in content), None), options.get("num_classes")
     numbers = [number if isinstance(number, int) else None for number in (step, classes)]
     return Checkpoint(state, kind, "training checkpoint", _family(state, options), *numbers, says_family=bool(options))
@@ -218,7 +220,13 @@ def read_class_to_idx(path: Path) -> object | None:
     content = _unpickle(path)
     if not isinstance(content, dict):
         return None
-    return content.get(CLASS_TO_IDX, getattr(content.get("args"), CLASS_TO_IDX, None))
+    return content.get(CLASS_TO_IDX, _arguments(content).get(CLASS_TO_IDX))
+
+
+def _arguments(content: dict) -> dict:
+    """Those of the training that a checkpoint is of, where it has them."""
+    options = content.get("args")
+    return options if isinstance(options, dict) else vars(options) if isinstance(options, argparse.Namespace) else {}
 
 
 def _reason(error: Exception) -> str:
@@ -235,13 +243,9 @@ def check(
         UserError: naming the file, what was expected and what was found.
     """
     expected = {"model": model, "num_classes": num_classes, "input_size": input_size, "in_channels": in_channels}
-    found = describe(state, path)
-    if wrong := [name for name in expected if expected[name] != found[name]]:
-        said = ", ".join(f"{name} {expected[name]}" for name in wrong)
-        seen = ", ".join(f"{name} {found[name]}" for name in wrong)
-        remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
-        no_null = _without_null_label(found["num_classes"] + 1, num_classes)
-        raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
+    check_shape(state, path, expected)
+    if learn_sigma and not learns_sigma(state):
+        raise UserError(f"{path} was trained without a variance (learn_sigma False), which the samplers here take from a network")
     with torch.device("meta"):
         network = DiT_models[model](
             input_size=input_size,
@@ -251,6 +255,21 @@ def check(
             own_embedders=has_own_embedders(state),
         )
     hold_against(state, network.state_dict(), path, model)
+
+
+def check_shape(state: State, path: Path, expected: dict[str, str | int]) -> None:
+    """Holds what `describe` says of the weights against some of it, `num_classes` among them.
+
+    Raises:
+        UserError: naming the file, what was expected and what was found.
+    """
+    found = describe(state, path)
+    if wrong := [name for name in expected if expected[name] != found[name]]:
+        said = ", ".join(f"{name} {expected[name]}" for name in wrong)
+        seen = ", ".join(f"{name} {found[name]}" for name in wrong)
+        remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
+        no_null = _without_null_label(found["num_classes"] + 1, expected["num_classes"])
+        raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
 
 
 def require_network(state: State, path: Path, network: str) -> None:
@@ -287,6 +306,8 @@ def describe(state: State, path: Path) -> dict[str, str | int]:
     """
     for key, dimensions in (("x_embedder.proj.weight", 4), ("y_embedder.embedding_table.weight", 2), ("pos_embed", 3)):
         if key not in state or state[key].dim() != dimensions:
+            if any(name.startswith("transformer_blocks.") for name in state):
+                raise UserError(f"{path} has diffusers' names; give the folder that it is in, with its {CONFIG_FILE}")
             found = f"{tuple(state[key].shape)}" if key in state else f"none among its {len(state)} keys"
             raise UserError(f"{path} is not a DiT checkpoint: expected a tensor {key} of {dimensions} dimensions, found {found}")
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import UserError, say, write_whole
+from distributed import CLASSES_BESIDE, UserError, say, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="write a checkpoint in another form",
         description="Writes the weights of a checkpoint, of a training checkpoint its ema, in another form, bit for bit and in "
-        "the same dtype. Of what was saved beside the weights only class_to_idx is kept, and only in safetensors.",
+        "the same dtype. Of what was saved beside the weights only class_to_idx is kept, and only in safetensors; a mapping in CKPT.classes.json is copied.",
         allow_abbrev=False,
     )
     command.add_argument("source", type=Path, help="whatever sample_ddp.py --ckpt takes")
@@ -36,6 +36,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     kind, count, left = convert(args.source, args.out, args.to)
+    if (beside := args.source.with_name(args.source.name + CLASSES_BESIDE)).is_file():
+        write_whole(args.out.with_name(args.out.name + CLASSES_BESIDE), lambda path: shutil.copyfile(beside, path))
     which = "" if kind == "plain" else f" its {kind},"
     say(f"{args.out}: {args.source} as {args.to},{which} {count} tensors")
     if left:

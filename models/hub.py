@@ -1,13 +1,16 @@
 """Folders of the Hugging Face hub, fetched by its own client: it continues what was cut, and honours HF_HOME and the like."""
 
+import json
+import os
 import re
 from pathlib import Path
 
-from distributed import UserError
+from distributed import OFFLINE, UserError
 from models.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILES
 
 WEIGHTS = WEIGHTS_FILES[0].removesuffix(".safetensors")
 DIFFUSERS_FILES = (CONFIG_FILE, WEIGHTS_FILES[0], f"{WEIGHTS}-*-of-*.safetensors", INDEX_FILE)
+OLDER_FILES = (CONFIG_FILE, WEIGHTS_FILES[1])
 
 
 def is_hub_id(source: str) -> bool:
@@ -22,26 +25,47 @@ def cache_folder(cache_dir: Path | None) -> Path:
     return cache_dir / "hub" if cache_dir else Path(constants.HF_HUB_CACHE)
 
 
-def snapshot(repository: str, option: str, cache_dir: Path | None = None, folders: tuple[str, ...] = ("",)) -> Path:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a configuration and all weights, in one file or in the shards that its index names."""
+    if (index := folder / INDEX_FILE).is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    else:
+        names = {name for name in WEIGHTS_FILES if (folder / name).is_file()}
+    return bool(names) and all((folder / name).is_file() for name in (CONFIG_FILE, *names))
+
+
+def snapshot(
+    repository: str, option: str, cache_dir: Path | None = None, folders: tuple[str, ...] = ("",), older: bool = False
+) -> Path:
     """The local folder of a model of diffusers', which is downloaded if the cache does not have it.
 
     Args:
         option: as it was given, for the error.
         folders: of the repository, each ending in a slash, in which the files may be; "" is its top.
+        older: weights may also be a `.bin`, if there are no others.
 
     Raises:
-        UserError: if the hub does not give it.
+        UserError: if the hub does not give it, or only a part of it is in the cache.
     """
     from huggingface_hub import snapshot_download
 
     kept = cache_folder(cache_dir)
-    patterns = [folder + name for folder in folders for name in DIFFUSERS_FILES]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=kept))
+        for files in (DIFFUSERS_FILES, OLDER_FILES) if older else (DIFFUSERS_FILES,):
+            patterns = [folder + name for folder in folders for name in files]
+            found = Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=kept))
+            if any(is_whole(found / folder) for folder in folders):
+                return found
     except Exception as error:  # the hub's client raises its own, requests', httpx' and OS errors alike
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if os.environ.get(OFFLINE):
+            reason = "nothing is downloaded now"
         place = kept / f"models--{repository.replace('/', '--')}"
         raise UserError(
             f"{option}: {repository} is neither in the local hub cache nor could it be downloaded ({reason.rstrip('.')}); "
             f"fetch https://huggingface.co/{repository} where there is internet and give its folder, or copy {place} from there"
         ) from error
+    raise UserError(
+        f"{option}: {found}, which is what is here of {repository}, has no {CONFIG_FILE} with all of its {WEIGHTS}.safetensors; "
+        "give the same command where there is internet"
+    )

@@ -83,7 +83,12 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
     shape = checkpoint.describe(found.state, path)
     if (rows := shape["num_classes"] + 1) == found.trained_classes:
         shape["num_classes"] = rows  # of which none is the null label's
-    vae = autoencoder.inspect(beside) if is_autoencoder(beside := folder_beside(path)) else None
+    vae, unusable = None, None
+    if is_autoencoder(beside := folder_beside(path)):
+        try:
+            vae = autoencoder.inspect(beside)
+        except UserError as error:
+            unusable = f"the autoencoder beside it cannot be used ({error})"
     size = shape["input_size"] * (vae.factor if vae else autoencoder.USUAL_FACTOR)
     refused = why_not(found, path, shape, vae)
     options = {"model": shape["model"], "ckpt": path, "image-size": size, "num-classes": shape["num_classes"]}
@@ -110,6 +115,7 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
         else "official, as its blocks share their embedders"
         if "diffusers" in found.form
         else None,
+        "vae": unusable,
         "refused": refused,
         "command": None if refused else shlex.join(["python", "sample_ddp.py", *words]),
     }

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from distributed import UserError, printable
+from distributed import CLASSES_BESIDE, UserError, printable
 from sampling.plan import LABEL_MODES
 
 IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "classes.json"
 IMAGENET_CLASSES = 1000
-SIDECAR = ".classes.json"  # after the whole name of a checkpoint
+GUESSED = "ImageNet"  # the source of names that nobody gave, for a thousand classes
 FORMS = 'expected {"name": index}, {"0": "name"}, {"0": ["synset", "name"]} or a list of names'
 LARGEST_FILE = 1 << 24  # bytes; a hundred times ImageNet's
 LONGEST_NAME = 200  # characters
@@ -71,7 +71,8 @@ def find(option: Path | None, ckpt: Path, embedded: object, num_classes: int) ->
         UserError: if one of the mappings is none, two of them differ, or there are not `num_classes` names.
     """
     own = [from_mapping(embedded, f"class_to_idx in {ckpt}")] if embedded is not None else []
-    sidecar = ckpt.with_name(ckpt.name + SIDECAR)
+    place = ckpt if ckpt.name else ckpt.absolute()  # "." has no name
+    sidecar = place.with_name(place.name + CLASSES_BESIDE)
     if os.path.lexists(sidecar):
         own.append(read(sidecar, str(sidecar)))
     given = [] if option is None else [read(option, f"--class-names {option}")]
@@ -109,7 +110,7 @@ def difference(there: Sequence[str], here: Sequence[str]) -> str:
 def imagenet() -> ClassNames:
     """ImageNet's 1,000 classes in the order of its training folder."""
     pairs = json.loads(IMAGENET.read_text(encoding="utf-8")).values()
-    return ClassNames(tuple(name for _, name in pairs), "ImageNet", tuple(synset for synset, _ in pairs))
+    return ClassNames(tuple(name for _, name in pairs), GUESSED, tuple(synset for synset, _ in pairs))
 
 
 def read(path: Path, source: str) -> ClassNames:

@@ -43,7 +43,7 @@ def given_options(parser: argparse.ArgumentParser, arguments: list[str] | None) 
         from_file = vars(parser.parse_args(read(path, parser)))
     except UserError as error:
         raise UserError(f"--config {path}: {error}") from error
-    settled = {name for option in given if given[option] for name in SETTLED_BY.get(option, ())}
+    settled = {name for option in given if given[option] or option == "tf32" for name in SETTLED_BY.get(option, ())}
     return {name: value for name, value in from_file.items() if name not in settled} | given
 
 
@@ -67,7 +67,7 @@ def to_arguments(text: str, parser: argparse.ArgumentParser) -> list[str]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"is not YAML ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(root, yaml.MappingNode) or not root.value:
         raise UserError("holds no options; write one a line, such as cfg-scale: 1.5")
     actions = {
         text.removeprefix("--"): action

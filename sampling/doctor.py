@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from distributed import CHECKPOINTS, REFERENCES, Group, UserError, default_cache, say, write_whole
+from distributed import CHECKPOINTS, REFERENCES, ZIPPED, Group, UserError, default_cache, say, write_whole
 from models import autoencoder, hub
 from sampling import disk, memory, numerics
 from sampling.config import SamplingConfig
@@ -229,7 +230,8 @@ def weights(cache_dir: Path | None) -> Iterator[Finding]:
     """What of the published files is on this machine. None is needed for --preset digits."""
     from huggingface_hub import try_to_load_from_cache
 
-    remedy = "python -m models fetch dit-xl-2-256 brings it where there is internet"
+    where = f" --cache-dir {cache_dir}" if cache_dir else ""
+    remedy = f"python -m models fetch dit-xl-2-256{where} brings it where there is internet"
     own = cache_dir or default_cache()
     places = {
         "checkpoint": (own / CHECKPOINTS, "DiT-*.pt"),
@@ -238,7 +240,11 @@ def weights(cache_dir: Path | None) -> Iterator[Finding]:
     }
     for name, (folder, pattern) in places.items():
         if files := sorted(folder.glob(pattern)):
-            yield Finding(OK, name, ", ".join(map(str, files)))
+            whole = [path for path in files if path.suffix not in ZIPPED or zipfile.is_zipfile(path)]
+            if whole:
+                yield Finding(OK, name, ", ".join(map(str, whole)))
+            for path in set(files).difference(whole):
+                yield Finding(PROBLEM, name, f"{path} is damaged", "delete it, and fetch it again")
         else:
             yield Finding(NOTE, name, f"no {pattern} in {folder}", remedy)
     kept = hub.cache_folder(cache_dir)
@@ -247,7 +253,9 @@ def weights(cache_dir: Path | None) -> Iterator[Finding]:
         if isinstance(file, str):
             yield Finding(OK, "vae", f"--vae {name}: {Path(file).parent}")
         else:
-            yield Finding(NOTE, "vae", f"--vae {name}: {repository} is not in {kept}", remedy)
+            yield Finding(
+                NOTE, "vae", f"--vae {name}: {repository} is not in {kept}", remedy.replace("256", f"256 --vae {name}", 1)
+            )
 
 
 def surroundings() -> Iterator[Finding]:

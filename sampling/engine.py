@@ -21,7 +21,7 @@ import numpy as np
 
 from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
 from models import autoencoder, catalogue, checkpoint
-from sampling import archive, disk, integrity, memory, numerics, output, plan, records
+from sampling import archive, classes, disk, integrity, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import LOCK, Lock, await_token, read
@@ -240,25 +240,29 @@ def check_given(config: SamplingConfig, group: Group) -> None:
     """What can be told before anything is downloaded.
 
     Raises:
-        UserError: for options that no files make right, without `--ckpt` where none is published, and on rank 0 for a path
-            where there is none.
+        UserError: for options that no files make right, without `--ckpt` where none is published, and on rank 0 for a file
+            or folder that is no checkpoint of that model and so many classes.
     """
     check_options(config)
     if config.ckpt is None:
         catalogue.choose(config.model, config.image_size, config.num_classes)
     elif group.is_main and catalogue.is_path(config.ckpt):
-        checkpoint.find(config.ckpt)
+        weights, _ = checkpoint.read_weights(config.ckpt)
+        checkpoint.check_shape(weights, config.ckpt, {"model": config.model, "num_classes": config.num_classes})
+    if group.is_main and config.class_names:
+        classes.read(config.class_names, f"--class-names {config.class_names}")
 
 
 def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
-    """The configuration with a local path as `ckpt`; it and the VAE are downloaded by the first rank of each node if need be."""
+    """The configuration with a local path as `ckpt`; it and the VAE are downloaded if need be, by rank 0 and then
+    by the first rank of each node that does not see them."""
 
     def find() -> str:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
     check_given(config, group)
-    group.once_per_node("vae-files", lambda: str(find_vae(config)))
-    return replace(config, ckpt=Path(group.once_per_node("checkpoint", find)))
+    group.once_per_node("vae-files", lambda: str(find_vae(config)), main_first=True)
+    return replace(config, ckpt=Path(group.once_per_node("checkpoint", find, main_first=True)))
 
 
 def find_vae(config: SamplingConfig) -> Path:

@@ -18,7 +18,7 @@ from distributed import Group, UserError, say
 from sampling import archive, disk, lock, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer, is_out_of_memory
-from sampling.engine import fetch, vae_of_node
+from sampling.engine import COMPILING_SECONDS, fetch, vae_of_node
 from sampling.noise import check_stream
 from sampling.prepare import Task, examine, find_batch_size
 
@@ -106,7 +106,8 @@ def measure(config: SamplingConfig, group: Group, task: Task, with_png: bool) ->
     loading = time.monotonic() - started
     group.wait()
     try:
-        return Trial(drawer, group).measured(task.how, loading, with_png)
+        with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
+            return Trial(drawer, group).measured(task.how, loading, with_png)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distributed import UserError
+from distributed import UserError, default_cache
 from sampling.config import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -101,12 +101,11 @@ def ready_compiler() -> None:
     """
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiducial" / f"compiled-{kind}"
-        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache)
+        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache() / f"compiled-{kind}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # is it writable?
             pass
-    except (OSError, RuntimeError):  # or there is no home
+    except (OSError, UserError):  # or there is no home
         folder = Path(tempfile.mkdtemp(prefix="fiducial-compiled-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

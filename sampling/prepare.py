@@ -211,9 +211,10 @@ def class_names(config: SamplingConfig) -> classes.ClassNames | None:
 
 
 def check_names(folder: Path, manifest: dict | None, names: classes.ClassNames | None) -> None:
-    """Raises UserError if a run was begun with other class names. Runs of before they were recorded take any."""
+    """Raises UserError if a run was begun with other class names. Runs of before they were recorded take any, as do
+    those whose names were only guessed."""
     there = manifest and manifest.get("class_names")
-    if there and names and there["sha256"] != names.sha256:
+    if there and names and there["sha256"] != names.sha256 and there["source"] != classes.GUESSED:
         raise UserError(
             f"{folder} belongs to a different configuration: class_names are from {there['source']} there and {names.source} "
             f"here, so {classes.difference(there['names'], names.names)}; give them as they are there, or choose another "

@@ -28,12 +28,12 @@ def waits(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def server(mirror):
-    mirror.content["/weights.pt"] = BODY
+    mirror.content["/weights.bin"] = BODY
     return mirror
 
 
 def fetch(server, folder, sha256: str | None = None):
-    return download(f"{server.url}/weights.pt", folder / "cache" / "weights.pt", sha256)
+    return download(f"{server.url}/weights.bin", folder / "cache" / "weights.bin", sha256)
 
 
 def left(folder) -> set[str]:
@@ -61,7 +61,7 @@ def test_a_file_comes_whole_whatever_happens_on_the_way(course, server, tmp_path
     assert path.read_bytes() == BODY
     assert server.ranges() == asked
     assert len(waits) == len(asked) - 1
-    assert left(tmp_path) == {"weights.pt"}
+    assert left(tmp_path) == {"weights.bin"}
     assert fetch(server, tmp_path) == path
     assert len(server.seen) == len(asked)
 
@@ -77,7 +77,7 @@ def test_a_server_that_says_nothing_is_asked_again(server, tmp_path, monkeypatch
 
 def test_slowness_is_not_silence(server, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SILENCE_SECONDS", 0.5)
-    server.moods, server.content["/weights.pt"] = ["drip"], BODY[:160_000]
+    server.moods, server.content["/weights.bin"] = ["drip"], BODY[:160_000]
     began = time.monotonic()
     assert fetch(server, tmp_path).read_bytes() == BODY[:160_000]
     assert time.monotonic() - began > 0.5
@@ -86,7 +86,7 @@ def test_slowness_is_not_silence(server, tmp_path, monkeypatch):
 
 def test_halves_of_two_files_are_never_put_together(server, tmp_path, monkeypatch):
     def change(_: float) -> None:
-        server.content["/weights.pt"], server.version = OTHER, '"2"'
+        server.content["/weights.bin"], server.version = OTHER, '"2"'
 
     monkeypatch.setattr(files, "time", SimpleNamespace(sleep=change))
     server.moods = ["cut", "well"]
@@ -110,20 +110,28 @@ def test_what_cannot_be_had_is_a_sentence(refusal, server, tmp_path):
     server.moods, asked, said = REFUSALS[refusal]
     with pytest.raises(UserError, match=said) as error:
         fetch(server, tmp_path)
-    assert f"put it at {tmp_path}/cache/weights.pt" in str(error.value)
+    assert f"put it at {tmp_path}/cache/weights.bin" in str(error.value)
     assert server.url in str(error.value)
     assert "\n" not in str(error.value)
     assert len(server.seen) == asked
-    assert "weights.pt" not in left(tmp_path)
+    assert "weights.bin" not in left(tmp_path)
+
+
+@pytest.mark.parametrize("page", [b"<html>Please log in</html>", b""])
+def test_a_proxys_page_is_not_taken_for_weights(page, server, tmp_path):
+    server.content["/DiT.pt"] = page
+    with pytest.raises(UserError, match=r"what came is no \.pt file, and begins with"):
+        download(f"{server.url}/DiT.pt", tmp_path / "cache" / "DiT.pt")
+    assert left(tmp_path) == set()
 
 
 def test_another_hash_than_expected_leaves_nothing(server, tmp_path):
     right = hashlib.sha256(BODY).hexdigest()[:8]
-    server.content["/weights.pt"] = OTHER
+    server.content["/weights.bin"] = OTHER
     with pytest.raises(UserError, match=f"not {right}"):
         fetch(server, tmp_path, right)
     assert left(tmp_path) == set()
-    server.content["/weights.pt"] = BODY
+    server.content["/weights.bin"] = BODY
     assert fetch(server, tmp_path, right).read_bytes() == BODY
 
 
@@ -136,7 +144,7 @@ from distributed import download, file_sha256, user_errors
 if len(sys.argv) > 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 with user_errors():
-    print(file_sha256(download("{server.url}/weights.pt", Path("{folder}/cache/weights.pt"))))
+    print(file_sha256(download("{server.url}/weights.bin", Path("{folder}/cache/weights.bin"))))
 """
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -150,13 +158,13 @@ def test_of_several_processes_one_downloads(server, tmp_path):
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out.strip()) == (0, hashlib.sha256(BODY).hexdigest()), err
     assert server.ranges() == [None]
-    assert left(tmp_path) == {"weights.pt"}
+    assert left(tmp_path) == {"weights.bin"}
 
 
 def test_a_killed_process_is_continued(server, tmp_path):
     server.moods = ["stall", "well"]
     process = start(server, tmp_path)
-    partial = tmp_path / "cache" / "weights.pt.partial"
+    partial = tmp_path / "cache" / "weights.bin.partial"
     deadline = time.monotonic() + 60
     while not (partial.exists() and partial.stat().st_size):
         assert time.monotonic() < deadline
@@ -164,7 +172,7 @@ def test_a_killed_process_is_continued(server, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     had = partial.stat().st_size
-    assert "weights.pt" not in left(tmp_path)
+    assert "weights.bin" not in left(tmp_path)
     assert file_sha256(fetch(server, tmp_path)) == hashlib.sha256(BODY).hexdigest()
     assert server.ranges() == [None, f"bytes={had}-"]
 
@@ -175,7 +183,7 @@ def test_a_disk_that_takes_no_more_is_not_asked_twice(server, tmp_path):
     assert process.returncode == 2, err
     assert "File too large" in err
     assert len(server.seen) == 1
-    assert "weights.pt" not in left(tmp_path)
+    assert "weights.bin" not in left(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(server, tmp_path, waits):
@@ -187,13 +195,13 @@ def test_a_place_that_cannot_be_written_is_a_sentence(server, tmp_path, waits):
 
 
 def test_a_mirror_is_asked_for_the_same_path(server, tmp_path, monkeypatch):
-    server.content["/copies/of/DiT/weights.pt"] = BODY
+    server.content["/copies/of/DiT/weights.bin"] = BODY
     monkeypatch.setenv("FIDUCIAL_MIRROR", f"{server.url}/copies/of/")
-    url = "https://weights.invalid/DiT/weights.pt"
-    assert download(url, tmp_path / "weights.pt").read_bytes() == BODY
-    assert server.seen[0][0] == "/copies/of/DiT/weights.pt"
+    url = "https://weights.invalid/DiT/weights.bin"
+    assert download(url, tmp_path / "weights.bin").read_bytes() == BODY
+    assert server.seen[0][0] == "/copies/of/DiT/weights.bin"
     server.content.clear()
-    with pytest.raises(UserError, match=f"{server.url}/copies/of/DiT/weights.pt cannot be fetched .* fetch {url} where"):
+    with pytest.raises(UserError, match=f"{server.url}/copies/of/DiT/weights.bin cannot be fetched .* fetch {url} where"):
         download(url, tmp_path / "other.pt")
     monkeypatch.setenv("FIDUCIAL_MIRROR", "ftp://somewhere")
     with pytest.raises(UserError, match="FIDUCIAL_MIRROR=ftp://somewhere: must begin with http"):

@@ -30,6 +30,7 @@ INSTEAD = {
     "--preset dit-xl-2-256": "--preset digits",
     "--ref adm-imagenet-256": "--ref digits",
     "--nproc_per_node=8": "--nproc_per_node=1",
+    "models fetch dit-xl-2-256": "models fetch dit-xl-2-256 --cache-dir {folder}/shared",
     ".sbatch RUN": ".sbatch JOB",
     '"1.0 1.25 1.5" "0 1 2"': '"1.25" "0 1"',
     "--nnodes=4": "--nnodes=1",

@@ -207,7 +207,10 @@ MISMATCHES = {
         lambda state: {key: value for key, value in state.items() if "blocks.5." not in key},
         ["expected model DiT-XS/8", "found model DiT-(160 wide, 5 deep)/8"],
     ),
-    "no learned variance": (lambda _: weights_like("DiT-XS/8", learn_sigma=False), ["final_layer.linear", "512", "256"]),
+    "no learned variance": (
+        lambda _: weights_like("DiT-XS/8", learn_sigma=False),
+        ["was trained without a variance (learn_sigma False)"],
+    ),
     "missing key": (without("blocks.3.mlp.fc1.bias"), ["lacks 1 of the keys of DiT-XS/8", "blocks.3.mlp.fc1.bias"]),
     "missing layers": (without("fc1.bias", "fc2.bias"), ["lacks 12 of the keys", "blocks.0.mlp.fc1.bias"]),
     "no label table": (without(LABELS), ["not a DiT checkpoint", LABELS]),

@@ -1,7 +1,9 @@
 """What is brought from the network before a run, by the commands that bring it; a server of this machine stands in for all."""
 
+import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def in_hub_cache(folder: Path, repository: str, **files: Path) -> Path:
     return snapshot
 
 
+def zipped(content: bytes) -> bytes:
+    """A zip archive, as files of torch's and numpy's are."""
+    with zipfile.ZipFile(archive := io.BytesIO(), "w") as file:
+        file.writestr("a", content)
+    return archive.getvalue()
+
+
+WEIGHTS, STATISTICS = zipped(b"weights" * 1000), zipped(b"statistics" * 1000)
+
+
 @pytest.fixture
 def cache(tmp_path) -> Path:
     """A cache folder that has the VAE already: the hub is not what is tested here."""
@@ -51,17 +63,17 @@ def cache(tmp_path) -> Path:
 
 
 def test_fetch_brings_all_and_says_what_then_runs(mirror, cache):
-    mirror.content = {CHECKPOINT: b"weights" * 1000, REFERENCE: b"reference" * 1000}
+    mirror.content = {CHECKPOINT: WEIGHTS, REFERENCE: STATISTICS}
     mirror.moods = ["cut", "well"]
     (cache / "checkpoints").mkdir()
     (cache / "checkpoints" / INCEPTION).write_bytes(b"brought by hand")
     fetch = "-m", "models", "fetch", "dit-xl-2-256", "--cache-dir", cache
     done = run_command(*fetch, FIDUCIAL_MIRROR=mirror.url)
     assert done.returncode == 0, done.stderr
-    assert (cache / "checkpoints" / "DiT-XL-2-256x256.pt").read_bytes() == b"weights" * 1000
-    assert (cache / "references" / "adm-imagenet-256.npz").read_bytes() == b"reference" * 1000
+    assert (cache / "checkpoints" / "DiT-XL-2-256x256.pt").read_bytes() == WEIGHTS
+    assert (cache / "references" / "adm-imagenet-256.npz").read_bytes() == STATISTICS
     assert [path for path, _ in mirror.seen] == [CHECKPOINT, CHECKPOINT, REFERENCE]
-    assert mirror.ranges() == [None, "bytes=3500-", None]
+    assert mirror.ranges() == [None, f"bytes={len(WEIGHTS) // 2}-", None]
     for name in ("checkpoint", "VAE ema", "Inception", "adm-imagenet-256"):
         assert f"{name}: {cache}" in done.stdout
     command = done.stdout.splitlines()[-1]
@@ -71,10 +83,10 @@ def test_fetch_brings_all_and_says_what_then_runs(mirror, cache):
 
 
 def test_fetch_tries_the_rest_and_says_what_failed(mirror, cache):
-    mirror.content = {REFERENCE: b"reference"}
+    mirror.content = {REFERENCE: STATISTICS}
     done = run_command("-m", "models", "fetch", "dit-xl-2-256", "--vae", "mse", "--cache-dir", cache, FIDUCIAL_MIRROR=mirror.url)
     assert done.returncode == 2
-    assert (cache / "references" / "adm-imagenet-256.npz").read_bytes() == b"reference"
+    assert (cache / "references" / "adm-imagenet-256.npz").read_bytes() == STATISTICS
     said = [line for line in done.stderr.splitlines() if "%|" not in line]
     assert f"put it at {cache}/checkpoints/DiT-XL-2-256x256.pt" in said[0]
     assert f"copy {cache}/hub/models--stabilityai--sd-vae-ft-mse" in said[1]
@@ -84,7 +96,7 @@ def test_fetch_tries_the_rest_and_says_what_failed(mirror, cache):
     assert "sample_ddp.py" not in done.stdout
 
 
-@pytest.mark.parametrize("body", [pytest.param(b"a page of a proxy", marks=pytest.mark.long), None], ids=["another file", "404"])
+@pytest.mark.parametrize("body", [WEIGHTS, pytest.param(None, marks=pytest.mark.long)], ids=["another file", "404"])
 def test_two_ranks_without_a_checkpoint_fetch_it_once(body, mirror, cache, tmp_path):
     if body:
         mirror.content[CHECKPOINT] = body
@@ -130,10 +142,14 @@ def test_hub_ids_are_told_from_paths(tmp_path, monkeypatch):
     ):
         catalogue.find(Path("facebook/DiT"), **given)
     in_hub_cache(tmp_path / "cache" / "hub", "facebook/DiT").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"--ckpt facebook/DiT: that hub repository has no diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(UserError, match=r"which is what is here of facebook/DiT, has no config\.json with all of its"):
         catalogue.find(Path("facebook/DiT"), **given)
     snapshot = tmp_path / "cache" / "hub" / "models--facebook--DiT" / "snapshots" / "0123abcd"
     shutil.copytree(DIGITS / "vae", snapshot / "transformer")
+    (snapshot / "transformer" / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(UserError, match="which is what is here of facebook/DiT"):
+        catalogue.find(Path("facebook/DiT"), **given)
+    (tmp_path / "config.json").rename(snapshot / "transformer" / "config.json")
     assert catalogue.find(Path("facebook/DiT"), **given) == snapshot
     assert SamplingConfig(snapshot).named_run("0" * 64).startswith("DiT-XL-2-DiT-size-256")
     (tmp_path / "facebook" / "DiT").mkdir(parents=True)
@@ -163,6 +179,25 @@ def test_the_hub_is_asked_for_a_diffusers_model_only(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     catalogue.find(Path("facebook/DiT"), "DiT-XL/2", 256, 1000, tmp_path)
     assert came == [names[2], names[3], *names[5:8]]
+
+
+def test_an_older_repository_has_its_weights_in_another_form(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(_, allow_patterns, **__):
+        asked.append(allow_patterns)
+        if any(pattern.endswith(".bin") for pattern in allow_patterns):
+            (tmp_path / "transformer").mkdir()
+            for name in ("config.json", "diffusion_pytorch_model.bin"):
+                (tmp_path / "transformer" / name).touch()
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert catalogue.find(Path("facebook/DiT"), "DiT-XL/2", 256, 1000) == tmp_path
+    assert len(asked) == 2
+    shutil.rmtree(tmp_path / "transformer")
+    with pytest.raises(UserError, match="give the same command where there is internet"):
+        hub.snapshot("owner/vae", "--vae owner/vae")
 
 
 def test_the_cache_is_no_part_of_a_run(tmp_path, cache):

@@ -152,7 +152,7 @@ def of_many_channels(_state):
 UNSAMPLED = {
     "SiT": (sit, "predicts velocity", {"family": "SiT", "step": 7}),
     "no null label": (without_null_label, "without a null label", {"num_classes": 11}),
-    "no variance": (without_variance, "final_layer.linear", {"learn_sigma": False}),
+    "no variance": (without_variance, "was trained without a variance", {"learn_sigma": False}),
     "16 channels": (of_many_channels, "--vae ema: has 4 latent channels, but", {"in_channels": 16}),
     "a key is missing": (lambda s: {k: v for k, v in s.items() if k != "blocks.2.attn.proj.bias"}, "lacks 1", {}),
     "5 blocks": (lambda s: {k: v for k, v in s.items() if "blocks.5" not in k}, "(160 wide, 5 deep)", {}),
@@ -315,6 +315,13 @@ def test_what_classes_are_called_is_kept_where_there_is_a_place(state, tmp_path,
     kept = read_class_to_idx(tmp_path / ENDINGS[again])
     assert (kept is not None and json.loads(kept) == mapping) == (again == "safetensors")
     assert ("stays behind" in out) == (kept is None)
+
+
+def test_a_mapping_beside_the_source_is_beside_what_comes_of_it(state, tmp_path):
+    save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors.classes.json").write_text('["b", "c"]')
+    command("convert", tmp_path / "a.safetensors", tmp_path / "out", "--to", "diffusers")
+    assert (tmp_path / "out.classes.json").read_text() == '["b", "c"]'
 
 
 def test_a_class_mapping_that_is_none_is_no_failure_of_the_disk(state, tmp_path, capsys):

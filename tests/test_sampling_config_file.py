@@ -109,6 +109,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
     ("text", "argument", "expected"),
     [
         ("precision: bf16", "--tf32", ("tf32", False, None)),
+        ("precision: bf16", "--no-tf32", ("fp32", False, None)),
         ("tf32: true", "--precision=bf16", ("bf16", False, None)),
         ("precision: bf16\ncompile: true", "--exact", ("auto", True, None)),
         ("precision: bf16\ncompile: true", "--no-exact", ("bf16", False, True)),

@@ -5,6 +5,7 @@ import socket
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_command
@@ -111,6 +112,10 @@ def test_weights_are_found_where_a_run_looks_for_them(tmp_path):
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("abc")
+    damaged = only(doctor.weights(tmp_path), PROBLEM)
+    assert [finding.text for finding in damaged] == [f"{path} is damaged" for path in (files[0], files[2])]
+    for path in (files[0], files[2]):
+        np.savez(path.open("wb"), mu=np.zeros(2))
     found = list(doctor.weights(tmp_path))
     assert [finding.text for finding in only(found, OK)] == [*map(str, files[:3]), f"--vae ema: {files[3].parent}"]
     assert [finding.text.split(":")[0] for finding in only(found, NOTE)] == ["--vae mse"]

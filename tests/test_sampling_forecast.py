@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import options, run_command
+from conftest import DIGITS, options, run_command
 
 import distributed
 import sample_ddp
@@ -119,11 +119,14 @@ def test_a_batch_of_auto_is_found_and_a_mistake_is_that_of_the_run(tiny_checkpoi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_neither_writes_nor_downloads(tmp_path):
-    arguments = options(tmp_path / "absent.pt", tmp_path / "samples", vae="someone/something")
-    done = run_command("sample_ddp.py", *arguments, "--dry-run", HF_HUB_OFFLINE="0")
-    assert done.returncode == 2
-    assert "absent.pt: no such checkpoint file" in done.stderr
+def test_the_command_neither_writes_nor_downloads(tiny_checkpoint, mirror, tmp_path):
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": mirror.url, "FIDUCIAL_MIRROR": mirror.url}
+    published = ["--preset", "dit-xl-2-256", "--vae", str(DIGITS / "vae"), "--cache-dir", str(tmp_path)]
+    for arguments in (options(tiny_checkpoint, tmp_path / "samples", vae="someone/something"), published):
+        done = run_command("sample_ddp.py", *arguments, "--dry-run", **hub)
+        assert done.returncode == 2
+        assert "nothing is downloaded now" in done.stderr
+    assert mirror.seen == []
     text = "import os, distributed, pathlib\ndistributed.download_nothing()\n"
     text += f"distributed.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"
     done = run_command("-c", text)
