@@ -20,7 +20,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="write a checkpoint in another form",
         description="Writes the weights of a checkpoint, of a training checkpoint its ema, in another form, bit for bit and in "
-        "the same dtype. Of what was saved beside the weights only class_to_idx is kept, and only in safetensors; a mapping in CKPT.classes.json is copied.",
+        "the same dtype. Of what was saved beside the weights only class_to_idx is kept, and only in safetensors; a mapping in "
+        "CKPT.classes.json is copied.",
         allow_abbrev=False,
     )
     command.add_argument("source", type=Path, help="whatever sample_ddp.py --ckpt takes")

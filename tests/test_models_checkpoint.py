@@ -209,7 +209,7 @@ MISMATCHES = {
     ),
     "no learned variance": (
         lambda _: weights_like("DiT-XS/8", learn_sigma=False),
-        ["was trained without a variance (learn_sigma False)"],
+        ["was trained without a variance"],
     ),
     "missing key": (without("blocks.3.mlp.fc1.bias"), ["lacks 1 of the keys of DiT-XS/8", "blocks.3.mlp.fc1.bias"]),
     "missing layers": (without("fc1.bias", "fc2.bias"), ["lacks 12 of the keys", "blocks.0.mlp.fc1.bias"]),
