@@ -102,7 +102,7 @@ def test_the_asked_digit_is_drawn(count, tmp_path):
     assert (np.bincount(labels) == count // 10).all()
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [pytest.param(count, marks=pytest.mark.long) for count in (100, 1000)])
 def test_without_labels_all_digits_appear(count, tmp_path):
     images, labels = draw(tmp_path, count, "--labels", "null")
     assert (labels == 10).all()

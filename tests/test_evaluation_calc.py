@@ -139,7 +139,7 @@ def test_a_channel_first_sfid_would_show(folders, inception_weights, alone, monk
     assert evaluate(folders / "a", tmp_path / "adm.npz", inception_weights, metrics=("sfid",))["sfid"] > 1.05 * expected
 
 
-@pytest.mark.parametrize("batch_size", [17, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 64))])
+@pytest.mark.parametrize("batch_size", [64, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 17))])
 def test_numbers_do_not_depend_on_the_batch_size(batch_size, folders, inception_weights):
     expected = evaluate(folders / "a", folders / "b", inception_weights, batch_size=5)
     found = evaluate(folders / "a", folders / "b", inception_weights, batch_size=batch_size)

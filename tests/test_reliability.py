@@ -531,6 +531,7 @@ def test_pngs_that_are_not_wanted_any_more_are_not_missed(finished, tiny_checkpo
     assert not list(verify(tmp_path / "run", lambda _: None))
 
 
+@pytest.mark.long
 def test_images_lost_on_a_second_node_are_redrawn_there(tiny_checkpoint, finished, tmp_path):
     """By a rank that had nothing to draw, and so no weights, while its node's first waits for it."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
