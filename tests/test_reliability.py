@@ -206,7 +206,9 @@ def test_a_signal_to_the_launcher(number, tiny_checkpoint, undisturbed, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_without_a_launcher(number, tiny_checkpoint, undisturbed, tmp_path):
     arguments = options(tiny_checkpoint, tmp_path)
-    process = subprocess.Popen([sys.executable, "sample_ddp.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as here, or the fast path's pixels may differ
+    command = [sys.executable, "sample_ddp.py", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "000007.png").exists() and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(number)
