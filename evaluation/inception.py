@@ -142,7 +142,7 @@ def fetch(cache_dir: Path | None = None) -> Path:
 
 
 def find_weights(given: Path | None, group: Group, cache_dir: Path | None = None) -> Path:
-    """The file of weights: the one given, else the published one, which is fetched once a node.
+    """The file of weights: the one given, else the published one, which rank 0 fetches first, then nodes that do not see it.
 
     Raises:
         UserError: if there is none and it cannot be fetched.

@@ -100,7 +100,7 @@ class Reference:
 
 
 def find_reference(name: str, group: Group, cache_dir: Path | None = None, image_size: int | None = None) -> Reference:
-    """What `--ref` names: `digits` is the embedded reference, a name in `PUBLISHED` is fetched once a node, else it is a path.
+    """What `--ref` names: `digits` is the embedded reference, a name in `PUBLISHED` is fetched, else it is a path.
 
     Args:
         image_size: of the samples that it is for, so that a published file of another size is not fetched.

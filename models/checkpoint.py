@@ -246,15 +246,15 @@ def check(
     check_shape(state, path, expected)
     if learn_sigma and not learns_sigma(state):
         raise UserError(f"{path} was trained without a variance (learn_sigma False), which the samplers here take from a network")
-    with torch.device("meta"):
-        network = DiT_models[model](
-            input_size=input_size,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            learn_sigma=learn_sigma,
-            own_embedders=has_own_embedders(state),
-        )
+    shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
+    network = _without_weights(state, model, **shape, learn_sigma=learn_sigma)
     hold_against(state, network.state_dict(), path, model)
+
+
+def _without_weights(state: State, model: str, **options: int | str) -> DiT:
+    """The network that `state` is for, on the meta device."""
+    with torch.device("meta"):
+        return DiT_models[model](**options, own_embedders=has_own_embedders(state))
 
 
 def check_shape(state: State, path: Path, expected: dict[str, str | int]) -> None:
@@ -339,13 +339,7 @@ def load_dit(
         network: of `dit.NETWORKS`: whose arithmetic.
     """
     state, _ = read_weights(path)
-    with torch.device("meta"):
-        dit = DiT_models[model](
-            input_size=input_size,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            network=network,
-            own_embedders=has_own_embedders(state),
-        )
+    shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
+    dit = _without_weights(state, model, **shape, network=network)
     dit.to_empty(device=device).load_state_dict(state)
     return dit.eval().requires_grad_(False)

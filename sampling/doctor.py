@@ -230,8 +230,10 @@ def weights(cache_dir: Path | None) -> Iterator[Finding]:
     """What of the published files is on this machine. None is needed for --preset digits."""
     from huggingface_hub import try_to_load_from_cache
 
-    where = f" --cache-dir {cache_dir}" if cache_dir else ""
-    remedy = f"python -m models fetch dit-xl-2-256{where} brings it where there is internet"
+    def remedy(vae: str = "") -> str:
+        options = vae + (f" --cache-dir {cache_dir}" if cache_dir else "")
+        return f"python -m models fetch dit-xl-2-256{options} brings it where there is internet"
+
     own = cache_dir or default_cache()
     places = {
         "checkpoint": (own / CHECKPOINTS, "DiT-*.pt"),
@@ -243,19 +245,17 @@ def weights(cache_dir: Path | None) -> Iterator[Finding]:
             whole = [path for path in files if path.suffix not in ZIPPED or zipfile.is_zipfile(path)]
             if whole:
                 yield Finding(OK, name, ", ".join(map(str, whole)))
-            for path in set(files).difference(whole):
+            for path in (path for path in files if path not in whole):
                 yield Finding(PROBLEM, name, f"{path} is damaged", "delete it, and fetch it again")
         else:
-            yield Finding(NOTE, name, f"no {pattern} in {folder}", remedy)
+            yield Finding(NOTE, name, f"no {pattern} in {folder}", remedy())
     kept = hub.cache_folder(cache_dir)
     for name, repository in autoencoder.NAMED_VAES.items():
         file = try_to_load_from_cache(repository, autoencoder.WEIGHTS_FILE, cache_dir=kept)
         if isinstance(file, str):
             yield Finding(OK, "vae", f"--vae {name}: {Path(file).parent}")
         else:
-            yield Finding(
-                NOTE, "vae", f"--vae {name}: {repository} is not in {kept}", remedy.replace("256", f"256 --vae {name}", 1)
-            )
+            yield Finding(NOTE, "vae", f"--vae {name}: {repository} is not in {kept}", remedy(f" --vae {name}"))
 
 
 def surroundings() -> Iterator[Finding]:
