@@ -17,9 +17,14 @@ LABELS = {
     "precision": "precision",
     "recall": "recall",
     "kid": "KID",
+    "density": "density",
+    "coverage": "coverage",
+    "fid-infinity": "FID-infinity",
+    "vendi": "Vendi score",
 }
 METRICS = tuple(name for name in LABELS if name != "is-shuffled")  # which comes with IS
-FROM_FEATURES = ("precision", "recall", "kid")  # these need the reference's images, statistics are not enough
+SHARES = ("precision", "recall", "density", "coverage")  # by neighbours, all from one pass over the distances
+FROM_FEATURES = (*SHARES, "kid")  # these need the reference's images, statistics are not enough
 
 FID = "Fréchet distance on {features}, covariance with n - 1"
 SFID = "Fréchet distance on 7 channels of Mixed_6d's first branch, 17 x 17, flattened as height, width, channel (2,023)"
@@ -27,6 +32,17 @@ IS = "on {logits}"
 PRECISION = "share of samples within a reference image's distance to its 3rd neighbour, on {features}"
 RECALL = "share of reference images within a sample's distance to its 3rd neighbour, on {features}"
 KID = f"unbiased squared MMD on {{features}}, kernel (x.y / D + 1)^3, {KID_SUBSETS} subsets by RandomState({FIDELITY_SEED})"
+
+# Metrics that no protocol defines, by their papers. All but Vendi are computed unless others are asked for.
+COMMON = {
+    "density": "mean number, over 5, of reference images with the sample nearer than their 5th neighbour, on {features} "
+    "(arXiv 2002.09797)",
+    "coverage": "share of reference images with a sample nearer than their 5th neighbour, on {features} (arXiv 2002.09797)",
+    "fid-infinity": "Fréchet distance on {features} at infinitely many samples, by a line in 1 / N through those of all samples, "
+    "of halves and of thirds (arXiv 1911.07023, which draws random subsets)",
+    "vendi": "exp of the entropy of the eigenvalues of cosine similarities, on {features} (arXiv 2210.02410)",
+}
+BY_DEFAULT = ("density", "coverage", "fid-infinity")
 
 # What the extractors' outputs are called in these sentences.
 OUTPUTS = {
@@ -47,7 +63,7 @@ class Protocol:
     borrowed: dict[str, str]
 
     def definition(self, metric: str, extractor: str) -> str:
-        return (self.own | self.borrowed)[metric].format(**OUTPUTS[extractor])
+        return (COMMON | self.own | self.borrowed)[metric].format(**OUTPUTS[extractor])
 
 
 PROTOCOLS = {

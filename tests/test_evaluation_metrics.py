@@ -7,8 +7,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from evaluation import metrics
-from evaluation.metrics import Pairs, frechet_distance, inception_score, kernel_distance, nearest, precision_recall
+from evaluation import neighbours
+from evaluation.metrics import frechet_distance, inception_score, kernel_distance
+from evaluation.neighbours import Pairs, nearest, neighbourhoods
 from evaluation.statistics import FeatureStatistics, mean_divergence
 
 
@@ -154,8 +155,8 @@ def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
 @pytest.fixture
 def _small_tiles(monkeypatch):
     """So that a hundred rows make many tiles, ragged ones among them, in several of ADM's blocks."""
-    monkeypatch.setattr(metrics, "TILE", 7)
-    monkeypatch.setattr(metrics, "ADM_BLOCK", 40)
+    monkeypatch.setattr(neighbours, "TILE", 7)
+    monkeypatch.setattr(neighbours, "ADM_BLOCK", 40)
 
 
 def precision_recall_oracle(reference: np.ndarray, samples: np.ndarray, smallest: int = 4) -> tuple[float, float]:
