@@ -41,7 +41,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of Inception's convolutions; bfloat16 prints what it does to FID; not run on a GPU yet (default %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="(default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="images read at once; features do not depend on it (default %(default)s)"
+    )
     parser.add_argument(
         "--device",
         choices=["auto", "cuda", "cpu"],

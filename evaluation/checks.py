@@ -62,7 +62,6 @@ class Settings:
             "protocol": self.protocol,
             "precision_recall_distances": "float16 as ADM's" if self.fp16_compat else "float32",
             "dtype": self.dtype,
-            "batch_size": self.batch_size,
             "kid_subset_size": self.kid_subset_size,
         }
 

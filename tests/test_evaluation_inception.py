@@ -60,7 +60,7 @@ def test_a_wrong_network_would_show(wrong, inception_weights, alone, monkeypatch
     images = tensor(64)
     expected = theirs(inception_weights, images.contiguous())
     if wrong == "half-pixel resize":
-        monkeypatch.setattr(inception, "resize", half_pixel)
+        monkeypatch.setattr(inception, "tensorflow_resize", half_pixel)
     elif wrong == "padding counted in the average pool":
         average = F.avg_pool2d
         monkeypatch.setattr(F, "avg_pool2d", lambda *args, **options: average(*args, **options | {"count_include_pad": True}))
@@ -100,7 +100,7 @@ def test_the_resize_is_tensorflows(shape, monkeypatch):
     monkeypatch.setattr(inception, "RESOLUTION", 19)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255
     expected = tf1_resize_oracle(image, 19)
-    assert (inception.resize(image[None, None])[0, 0] - expected).abs().max() < 1e-3
+    assert (inception.tensorflow_resize(image[None, None])[0, 0] - expected).abs().max() < 1e-3
     assert (F.interpolate(image[None, None], size=(19, 19), mode="bilinear")[0, 0] - expected).abs().max() > 1
 
 
