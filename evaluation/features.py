@@ -19,14 +19,27 @@ from distributed import Group, UserError, file_sha256
 from evaluation import dinov2, inception
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-EXTRACTORS = {  # and how many features they give, so that a reference can be refused before weights are fetched
-    "inception": inception.POOL_DIMENSION,
-    "inception-clean": inception.POOL_DIMENSION,
-    "dinov2": dinov2.DIMENSION,
-    "digits": 64,
-}
 CUDA_CHUNK = 64  # images at once on a GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an extractor gives, known before its weights are fetched, so that a mistake is told before. As in `Extractor`."""
+
+    name: str
+    dimension: int
+    spatial_dimension: int = 0
+    logits: bool = True
+
+
+KNOWN = (
+    Outputs("inception", inception.POOL_DIMENSION, inception.SPATIAL_DIMENSION),
+    Outputs("inception-clean", inception.POOL_DIMENSION),
+    Outputs("dinov2", dinov2.DIMENSION, logits=False),
+    Outputs("digits", 64),
+)
+EXTRACTORS = {outputs.name: outputs for outputs in KNOWN}
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,7 @@ def load_extractor(
     Raises:
         UserError: if the weights are missing, damaged, or not this network's.
     """
-    if name not in EXTRACTORS:
-        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
+    assert name in EXTRACTORS, name
     if dtype != "float32" and name in ("digits", "dinov2"):
         raise UserError(f"--dtype {dtype}: the extractor {name} runs in float32 only")
     if name == "digits":
@@ -141,6 +153,17 @@ def _load_dinov2(weights: Path | None, group: Group, cache_dir: Path | None) -> 
     )
 
 
+def weights_of(name: str, inception_weights: Path | None, dinov2_weights: Path | None) -> Path | None:
+    """The file that was given for the extractor called `name`, if one was.
+
+    Raises:
+        UserError: if one was given for DINOv2 only, which is not used.
+    """
+    if dinov2_weights and name != "dinov2":
+        raise UserError(f"--dinov2-weights {dinov2_weights}: the extractor is {name}, which does not take them")
+    return dinov2_weights if name == "dinov2" else inception_weights
+
+
 def keep_freed_memory() -> None:
     """Lets glibc reuse what convolutions free, instead of returning it to the system and getting it back zeroed.
 
@@ -164,7 +187,7 @@ def _load_digits(device: torch.device) -> Extractor:
     head = network.fc2
     return Extractor(
         "digits",
-        EXTRACTORS["digits"],
+        EXTRACTORS["digits"].dimension,
         digest,
         device,
         lambda images: (network(images.float()), None),
