@@ -14,9 +14,11 @@ import torch
 from distributed import Group, UserError, printable
 from evaluation.checks import (
     Settings,
+    check_protocol,
     check_reference,
     check_reference_images,
     check_samples,
+    choose_extractor,
     choose_metrics,
     deviations,
     looks_sorted,
@@ -24,7 +26,7 @@ from evaluation.checks import (
     warnings,
 )
 from evaluation.extraction import Features, extract, plain_float32
-from evaluation.features import Extractor, load_extractor
+from evaluation.features import Extractor, load_extractor, weights_of
 from evaluation.images import Images, open_images
 from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
 from evaluation.names import find_names
@@ -37,6 +39,7 @@ from evaluation.protocols import (
     LABELS,
     PROTOCOLS,
     SHUFFLE_SEED,
+    called,
 )
 from evaluation.references import Provenance, Reference, find_reference
 from evaluation.report import Grid, Metric, Result
@@ -47,6 +50,7 @@ GRID_ROWS, GRID_COLUMNS = 10, 10
 LOGITS_CHUNK = 1000  # images whose logits exist at once
 PROBE = 512  # images that are evaluated in float32 as well, to show what bfloat16 does
 FEATURES_SEED = 0
+WEIGHTS = {True: "as published", False: "not the published file", None: "the published file's hash is not known here"}
 
 Values = dict[str, tuple[float, float | None]]  # a metric's value and, where it has one, its standard deviation
 
@@ -76,6 +80,7 @@ class Evaluator:
         extractor: str | None = None,
         inception_weights: Path | None = None,
         image_size: int | None = None,
+        dinov2_weights: Path | None = None,
     ) -> "Evaluator":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
@@ -89,14 +94,17 @@ class Evaluator:
         needed = settings.metrics is None or set(settings.metrics) != {"is"}
         if ref is None and needed:
             raise UserError("--ref is missing: all metrics but is need a reference; without one, --metrics is alone can be had")
+        extractor = check_protocol(ref, extractor, settings)
         reference = find_reference(ref, group, settings.cache_dir, image_size) if ref is not None else None
-        network = extractor_for(reference, extractor, group, settings, inception_weights)
-        metrics, left_out = choose_metrics(reference, network, settings)
+        outputs = choose_extractor(reference, extractor, settings)
+        metrics, left_out = choose_metrics(reference, outputs, settings)
+        weights = weights_of(outputs.name, inception_weights, dinov2_weights)
+        network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
         lower = settings.dtype != "float32"
-        exact = load_extractor(network.name, inception_weights, group, cache_dir=settings.cache_dir) if lower else None
+        exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         return cls(reference, network, settings, group, metrics, left_out, exact)
 
     @torch.inference_mode()
@@ -138,53 +146,6 @@ class Evaluator:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
         return replace(reference, features=theirs.rows), theirs
 
-    def _values(self, metrics: tuple[str, ...], own: Features, reference: Reference | None) -> tuple[Values, bool]:
-        """All numbers, those of one matrix on rank 0 only; and whether the samples look sorted by class."""
-        values: Values = {}
-        sorted_by_class = False
-        if "fid" in metrics and self.group.is_main:
-            values["fid"] = _distance(own.statistics, reference.mu, reference.sigma), None
-        if "sfid" in metrics and self.group.is_main:
-            values["sfid"] = _distance(own.spatial, reference.mu_s, reference.sigma_s), None
-        if "is" in metrics:
-            scores, sorted_by_class = self._inception_scores(own)
-            values |= scores
-        if {"precision", "recall"} & set(metrics):
-            pair = precision_recall(reference.features, own.rows, self.group, self.settings.fp16_compat)
-            values |= {name: (value, None) for name, value in zip(("precision", "recall"), pair, strict=True) if name in metrics}
-        if "kid" in metrics:
-            size = self.settings.kid_subset_size
-            values["kid"] = kernel_distance(own.rows, reference.features, self.group, KID_SUBSETS, size, FIDELITY_SEED)
-        return {name: values[name] for name in LABELS if name in values}, sorted_by_class
-
-    def _inception_scores(self, own: Features) -> tuple[Values, bool]:
-        """IS in the protocol's order of images, ADM's after a shuffle as well; and whether the file looks sorted by class."""
-        count = len(own.rows)
-        if self.settings.protocol == "torch-fidelity":
-            order = np.random.RandomState(FIDELITY_SEED).permutation(count)
-            cuts = [split * count // FIDELITY_IS_SPLITS for split in range(1, FIDELITY_IS_SPLITS)]
-            return {"is": self._inception_score(own, np.split(order, cuts))[0]}, False
-        cuts = range(ADM_IS_BLOCK, count, ADM_IS_BLOCK)
-        score, predicted = self._inception_score(own, np.split(np.arange(count), cuts))
-        order = np.random.default_rng(SHUFFLE_SEED).permutation(count)
-        shuffled, _ = self._inception_score(own, np.split(order, cuts))
-        return {"is": score, "is-shuffled": shuffled}, looks_sorted(predicted)
-
-    def _inception_score(self, own: Features, blocks: list[np.ndarray]) -> tuple[tuple[float, float | None], np.ndarray]:
-        """The score over blocks of indices, shared out over the ranks, and each image's most likely class."""
-        divergences, predicted = np.zeros(len(blocks)), np.zeros(len(own.rows))
-
-        def logits(block: np.ndarray) -> Iterator[np.ndarray]:
-            for chunk in np.split(np.sort(block), range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
-                rows = torch.from_numpy(own.rows[chunk]).to(self.extractor.device)
-                found = self.extractor.logits(rows).cpu().numpy()
-                predicted[chunk] = found.argmax(1)
-                yield found
-
-        for number in range(self.group.rank, len(blocks), self.group.world_size):
-            divergences[number] = mean_divergence(logits(blocks[number]))
-        return inception_score(self.group.sum(divergences)), self.group.sum(predicted)
-
     def _effect_of_dtype(self, images: Images, own: Features, reference: Reference, theirs: Features | None) -> str:
         """What the network's precision does to FID, seen on the first images of either side; statistics stay as they are."""
         count = min(PROBE, images.count)
@@ -217,7 +178,7 @@ class Evaluator:
             old = json.loads(json_file.read_text())
             images = open_images(samples)
             too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
-            wanted = {name + self.extractor.suffix for name in self.metrics if name not in too_few}
+            wanted = {called(name, self.extractor)[0] for name in self.metrics if name not in too_few}
             return (
                 old["samples"]["content_sha256"] == images.content_sha256()
                 and (old["reference"] or {}).get("sha256") == (self.reference and self.reference.sha256)
@@ -239,9 +200,10 @@ class Evaluator:
     ) -> Result:
         extractor, settings = self.extractor, self.settings
         protocol = PROTOCOLS[settings.protocol]
+        names = {name: called(name, extractor) for name in (*values, *left_out)}
         metrics = {
-            name + extractor.suffix: Metric(
-                label=LABELS[name] + extractor.suffix,
+            names[name][0]: Metric(
+                label=names[name][1],
                 value=value,
                 std=std,
                 n=images.count,
@@ -257,14 +219,14 @@ class Evaluator:
         return Result(
             metrics=metrics,
             warnings=tuple(notes),
-            left_out={LABELS[name] + extractor.suffix: why for name, why in left_out.items()},
+            left_out={names[name][1]: why for name, why in left_out.items()},
             samples=_described_samples(images, own),
             reference=reference and _described_reference(reference),
             extractor={
                 "name": extractor.name,
                 "dimension": extractor.dimension,
                 "weights_sha256": extractor.weights_sha256,
-                "weights": "as published" if extractor.as_published else "not the published file",
+                "weights": WEIGHTS[extractor.as_published],
             },
             settings={
                 **settings.recorded(),
@@ -280,20 +242,6 @@ class Evaluator:
             grid=grid,
             class_names=find_names(images.path, own.pixels_sha256),
         )
-
-
-def extractor_for(
-    reference: Reference | None, name: str | None, group: Group, settings: Settings, weights: Path | None
-) -> Extractor:
-    """The extractor called `name`, else the one that the reference was made with, else Inception.
-
-    Raises:
-        UserError: if the two differ, or it cannot be loaded.
-    """
-    made_with = reference.provenance.extractor if reference else None
-    if name and made_with and name != made_with:
-        raise UserError(f"--extractor {name}: {reference.path} was made with {made_with}; numbers across extractors mean nothing")
-    return load_extractor(name or made_with or "inception", weights, group, settings.dtype, settings.cache_dir)
 
 
 def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference:

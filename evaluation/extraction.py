@@ -29,7 +29,7 @@ from evaluation.features import Extractor
 from evaluation.images import DAMAGED_ARCHIVE, Images, read_ahead
 from evaluation.statistics import FeatureStatistics
 
-FORMAT = "fiducial-features-2"
+FORMAT = "fiducial-features-3"
 FEATURES, SPATIAL, PIXELS = "features.f32", "spatial.f32", "pixels.sha256"
 STATISTICS, ABOUT = "statistics.npz", "about.json"
 DIGEST = 32  # bytes
@@ -69,7 +69,7 @@ def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
 def extract(images: Images, extractor: Extractor, group: Group, batch_size: int, cache: Path) -> Features:
     """The features of `images`: from the cache if they are there, else computed by all ranks and put there.
 
-    Each rank takes consecutive whole batches, so that an image is in the same batch for any number of ranks.
+    They do not depend on `batch_size`, which is how many images are read at once, nor on the number of ranks.
 
     Raises:
         UserError: if an image cannot be read, gives NaN, or the cache cannot be written.
@@ -84,8 +84,7 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         "weights": extractor.weights_sha256,
         "dtype": extractor.dtype,
         "device": extractor.device.type,
-        "batch_size": batch_size,
-        **{package: version(package) for package in ("torch", "torch-fidelity", "pillow")},
+        **{package: version(package) for package in ("torch", "pillow", *extractor.packages)},
     }
     entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     if reused := group.once(lambda: str(_is_whole(entry))) == "True":

@@ -1,6 +1,10 @@
-"""What each number is: the two protocols, in words and in the constants that differ."""
+"""What each number is: the protocols, in words and in the constants that differ."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evaluation.features import Extractor
 
 ADM_IS_BLOCK = 5000
 FIDELITY_IS_SPLITS = 10
@@ -47,6 +51,11 @@ BY_DEFAULT = ("density", "coverage", "fid-infinity")
 # What the extractors' outputs are called in these sentences.
 OUTPUTS = {
     "inception": {"features": "pool3 (2,048)", "logits": "1,008 logits without bias"},
+    "inception-clean": {
+        "features": "pool3 (2,048) of images resized by clean-fid's bicubic rule",
+        "logits": "1,008 logits without bias of images resized by clean-fid's bicubic rule",
+    },
+    "dinov2": {"features": "the class token of DINOv2's ViT-L/14 (1,024), images resized to 224", "logits": "no logits"},
     "digits": {
         "features": "the 64 features of the embedded digit classifier",
         "logits": "the 10 logits of the embedded digit classifier",
@@ -56,11 +65,15 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """`own` has the definitions of its metrics; `borrowed` those of metrics that only another protocol defines."""
+    """`own` has the definitions of its metrics; `borrowed` those of metrics that only another protocol defines.
+
+    `extractor` is the one that it stands for; None where the reference says, or else Inception.
+    """
 
     name: str
     own: dict[str, str]
     borrowed: dict[str, str]
+    extractor: str | None = None
 
     def definition(self, metric: str, extractor: str) -> str:
         return (COMMON | self.own | self.borrowed)[metric].format(**OUTPUTS[extractor])
@@ -93,3 +106,24 @@ PROTOCOLS = {
         {"sfid": SFID},
     ),
 }
+
+
+def _with_extractor(name: str, own: tuple[str, ...], extractor: str) -> Protocol:
+    """A protocol of another extractor than Inception: it defines `own` as the others do, and takes the rest from them."""
+    known = {metric: text for other in PROTOCOLS.values() for metric, text in (other.borrowed | other.own).items()}
+    known |= PROTOCOLS["adm"].own
+    rest = {metric: text for metric, text in known.items() if metric not in own}
+    return Protocol(name, {metric: known[metric] for metric in own}, rest, extractor)
+
+
+PROTOCOLS |= {
+    "clean": _with_extractor("clean", ("fid", "kid"), "inception-clean"),
+    "dino": _with_extractor("dino", ("fid", "precision", "recall"), "dinov2"),
+}
+
+
+def called(metric: str, extractor: "Extractor") -> tuple[str, str]:
+    """The key and the label of a metric in a result: FID over other features than Inception's never goes by that name alone."""
+    key = metric.replace("fid", extractor.distance.lower())
+    label = LABELS[metric].replace("FID", extractor.distance)
+    return key + extractor.suffix.lower(), label + extractor.suffix

@@ -19,6 +19,7 @@ DIGITS = ASSETS / "digits" / "reference.npz"
 PROVENANCE = "provenance"  # our own files' extra array: a JSON text
 MAX_DIMENSION = 4096  # more than any extractor gives; a header that claims more is not believed
 LARGEST = 1e30
+ADM_KIND = "ADM's statistics and images"
 STATISTICS = {"mu.npy", "sigma.npy"}
 
 
@@ -146,7 +147,7 @@ def open_reference(path: Path) -> Reference:
     except (*DAMAGED_ARCHIVE, AttributeError) as error:
         raise UserError(f"{path} is a damaged reference ({one_line(error)})") from error
     images = open_images(path) if "arr_0.npy" in names else None
-    kind = "ADM's statistics and images" if images else "statistics without provenance"
+    kind = ADM_KIND if images else "statistics without provenance"
     if provenance.extractor:
         kind = "Fiducial's statistics"
     return Reference(path, file_sha256(path), kind, mu, sigma, *spatial, images, features, provenance)
