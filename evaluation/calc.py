@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,38 +21,32 @@ from evaluation.checks import (
     choose_extractor,
     choose_metrics,
     deviations,
-    looks_sorted,
     spread_of_labels,
     warnings,
 )
 from evaluation.extraction import Features, extract, plain_float32
 from evaluation.features import Extractor, load_extractor, weights_of
 from evaluation.images import Images, open_images
-from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
+from evaluation.metrics import frechet_distance
 from evaluation.names import find_names
 from evaluation.protocols import (
-    ADM_IS_BLOCK,
-    FIDELITY_IS_SPLITS,
     FIDELITY_SEED,
     FROM_FEATURES,
-    KID_SUBSETS,
-    LABELS,
     PROTOCOLS,
     SHUFFLE_SEED,
+    WITHOUT_REFERENCE,
     called,
 )
 from evaluation.references import Provenance, Reference, find_reference
 from evaluation.report import Grid, Metric, Result
-from evaluation.statistics import FeatureStatistics, mean_divergence
+from evaluation.scores import Scorer, Scores
+from evaluation.statistics import FeatureStatistics
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
-LOGITS_CHUNK = 1000  # images whose logits exist at once
 PROBE = 512  # images that are evaluated in float32 as well, to show what bfloat16 does
 FEATURES_SEED = 0
 WEIGHTS = {True: "as published", False: "not the published file", None: "the published file's hash is not known here"}
-
-Values = dict[str, tuple[float, float | None]]  # a metric's value and, where it has one, its standard deviation
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,10 @@ class Evaluator:
             UserError: in one sentence, if something is missing or does not fit.
         """
         settings.check()
-        needed = settings.metrics is None or set(settings.metrics) != {"is"}
+        needed = settings.metrics is None or not set(settings.metrics) <= set(WITHOUT_REFERENCE)
         if ref is None and needed:
-            raise UserError("--ref is missing: all metrics but is need a reference; without one, --metrics is alone can be had")
+            can = ",".join(WITHOUT_REFERENCE)
+            raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
         extractor = check_protocol(ref, extractor, settings)
         reference = find_reference(ref, group, settings.cache_dir, image_size) if ref is not None else None
         outputs = choose_extractor(reference, extractor, settings)
@@ -122,12 +117,13 @@ class Evaluator:
         with self.settings.cache(self.group) as cache:
             reference, theirs = self._extracted_reference(metrics, cache)
             own = self._extract(images, cache)
-            values, sorted_by_class = self._values(metrics, own, reference)
+            scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group)
+            scores = scorer.scores()
             if self.group.is_main:
-                notes = warnings(images, self.reference, self.extractor, values, sorted_by_class)
+                notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
                 if self.exact and "fid" in metrics:
                     notes.append(self._effect_of_dtype(images, own, reference, theirs))
-                result = self._result(images, own, reference, values, notes, self.left_out | too_few)
+                result = self._result(images, own, reference, scores, notes, self.left_out | too_few)
         return result
 
     def _extract(self, images: Images, cache: Path) -> Features:
@@ -144,7 +140,7 @@ class Evaluator:
         theirs = self._extract(reference.images, cache)
         if reference.mu is None:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
-        return replace(reference, features=theirs.rows), theirs
+        return replace(reference, features=theirs.rows, labels=reference.images.labels), theirs
 
     def _effect_of_dtype(self, images: Images, own: Features, reference: Reference, theirs: Features | None) -> str:
         """What the network's precision does to FID, seen on the first images of either side; statistics stay as they are."""
@@ -194,25 +190,24 @@ class Evaluator:
         images: Images,
         own: Features,
         reference: Reference | None,
-        values: Values,
+        scores: Scores,
         notes: list[str],
         left_out: dict[str, str],
     ) -> Result:
         extractor, settings = self.extractor, self.settings
         protocol = PROTOCOLS[settings.protocol]
-        names = {name: called(name, extractor) for name in (*values, *left_out)}
+        names = {name: called(name, extractor) for name in (*scores.values, *left_out)}
         metrics = {
             names[name][0]: Metric(
                 label=names[name][1],
-                value=value,
-                std=std,
+                **asdict(found),
                 n=images.count,
                 reference_n=reference and reference.count_for(name),
                 protocol=protocol.name,
                 definition=protocol.definition(name, extractor.name),
                 deviations=tuple(deviations(name, self.reference, extractor, settings)),
             )
-            for name, (value, std) in values.items()
+            for name, found in scores.values.items()
         }
         grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
         grid.fill(images.pick)
@@ -241,6 +236,8 @@ class Evaluator:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=grid,
             class_names=find_names(images.path, own.pixels_sha256),
+            curve=scores.curve,
+            classes=scores.classes,
         )
 
 
@@ -267,8 +264,11 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
         features=len(chosen),
         features_seed=FEATURES_SEED if len(chosen) < images.count else None,
     )
-    features = seen.rows[np.sort(chosen)] if keep else None
-    return Reference(images.path, None, "Fiducial's statistics", **_moments(seen), features=features, provenance=provenance)
+    chosen = np.sort(chosen)
+    features = seen.rows[chosen] if keep else None
+    labels = images.labels[chosen] if keep and images.labels is not None else None
+    kind = "Fiducial's statistics"
+    return Reference(images.path, None, kind, **_moments(seen), features=features, labels=labels, provenance=provenance)
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -290,10 +290,6 @@ def _moments(seen: Features) -> dict[str, np.ndarray | None]:
         "mu_s": spatial.mean if spatial else None,
         "sigma_s": spatial.covariance if spatial else None,
     }
-
-
-def _distance(own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray) -> float:
-    return frechet_distance(own.mean, own.covariance, mu, sigma)
 
 
 def _described_samples(images: Images, own: Features) -> dict:

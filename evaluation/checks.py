@@ -11,9 +11,11 @@ from distributed import Group, UserError, default_cache
 from evaluation.extraction import temporary_cache
 from evaluation.features import EXTRACTORS, Extractor, Outputs
 from evaluation.images import Images
-from evaluation.metrics import NEIGHBOURS
+from evaluation.metrics import PER_DIMENSION
+from evaluation.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS
 from evaluation.protocols import (
     ADM_IS_BLOCK,
+    BY_DEFAULT,
     FIDELITY_IS_SPLITS,
     FROM_FEATURES,
     KID_SUBSET_SIZE,
@@ -115,14 +117,13 @@ def choose_metrics(
     Raises:
         UserError: if one that was asked for by name cannot be had.
     """
-    wanted = settings.metrics or tuple(name for name in METRICS if name in PROTOCOLS[settings.protocol].own)
+    wanted = settings.metrics or tuple(name for name in METRICS if name in (*PROTOCOLS[settings.protocol].own, *BY_DEFAULT))
     left_out = {}
     for name in wanted:
         if name == "is":
             if not extractor.logits:
                 left_out[name] = f"the extractor {extractor.name} has no logits, which IS needs"
-            continue
-        if name == "sfid" and not extractor.spatial_dimension:
+        elif name == "sfid" and not extractor.spatial_dimension:
             left_out[name] = f"the extractor {extractor.name} has no spatial features, which sFID needs"
         elif name == "sfid" and reference.mu_s is None and reference.mu is not None:
             left_out[name] = f"{reference.path} has no mu_s and sigma_s, which sFID needs"
@@ -178,13 +179,18 @@ def check_samples(
     check_size(str(images.path), images.height, images.width, extractor, reference)
     pairs = images.count if reference is None else min(images.count, reference.comparable)
     splits = FIDELITY_IS_SPLITS if settings.protocol == "torch-fidelity" else 1
-    have = {"fid": images.count, "sfid": images.count, "is": images.count}
-    least = {"fid": 2, "sfid": 2, "is": splits, "kid": settings.kid_subset_size}
+    least = {
+        **{"fid": 2, "sfid": 2, "vendi": 2, "is": splits, "fid-infinity": PER_DIMENSION * extractor.dimension},
+        **dict.fromkeys(("precision", "recall"), NEIGHBOURS + 1),
+        **dict.fromkeys(("density", "coverage"), DENSITY_NEIGHBOURS + 1),
+        "kid": settings.kid_subset_size,
+    }
     short = {}
     for name in metrics:
-        count, needed = have.get(name, pairs), least.get(name, NEIGHBOURS + 1)
+        both, needed = name in FROM_FEATURES, least[name]
+        count = pairs if both else images.count
         if count < needed:
-            sides = "" if name in have else " on either side"
+            sides = " on either side" if both else ""
             short[name] = f"{LABELS[name]} needs at least {needed:,} images{sides}, and there are {count:,}"
     if short and (settings.metrics or "fid" in short):
         hint = "; --kid-subset-size makes do with fewer" if "kid" in short else ""

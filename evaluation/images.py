@@ -45,8 +45,9 @@ Item = TypeVar("Item")
 class Images:
     """A set of equally large RGB images, (height, width), in one order.
 
-    `labels`, where the source has them, are (count,) int64. `names` are the files of a folder or of a zip, `table` has those of
-    a dataset. Where `crop` is set, images of any size and colour are converted to RGB and cropped to it as ADM does.
+    `labels`, where the source has them, are (count,) int64; those of a tree are its outermost folders. `names` are the files
+    of a folder or of a zip, `table` has those of a dataset. Where `crop` is set, images of any size and colour are converted to
+    RGB and cropped to it as ADM does.
     """
 
     path: Path
@@ -190,7 +191,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
         if shards := [file for pattern in (f"*{PARQUET}", f"data/*{PARQUET}") for file in path.glob(pattern)]:
             raise UserError(f"{path} holds images ({names[0]!r} first) beside {shards[0].name}; give the folder of what is meant")
         height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
-        return Images(path, len(names), height, width, names=names, crop=crop)
+        return Images(path, len(names), height, width, labels_of_folders(names), names, crop)
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     try:
@@ -207,7 +208,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
                 raise UserError(f"{path} has no images: expected an array arr_0, or PNG or JPEG files; found {found}")
             where = f"{path}, {names[0]!r},"
             height, width, _ = read_image(member_file(archive, names[0], where), where, crop).shape
-            return Images(path, len(names), height, width, names=names, crop=crop)
+            return Images(path, len(names), height, width, labels_of_folders(names), names, crop)
     except DAMAGED_ARCHIVE as error:
         raise UserError(f"{path} cannot be read as an npz or zip ({one_line(error)})") from error
 
@@ -232,6 +233,15 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Paths sorted folder by folder, the same for a folder and for a zip of it."""
     return tuple(sorted(names, key=lambda name: PurePosixPath(name).parts))
+
+
+def labels_of_folders(names: tuple[str, ...]) -> np.ndarray | None:
+    """(N,) int64: classes are the outermost folders, counted in the order of their names, if every image lies in one of several."""
+    folders = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
+    classes = {folder: label for label, folder in enumerate(sorted(set(folders) - {None}))}
+    if None in folders or len(classes) < 2:
+        return None
+    return np.array([classes[folder] for folder in folders], dtype=np.int64)
 
 
 def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:

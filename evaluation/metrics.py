@@ -58,7 +58,9 @@ def transport(sigma1: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
     return (b @ vectors[:, kept] * values[kept] ** -0.25).T
 
 
-def frechet_error(rows: np.ndarray, own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group) -> float | None:
+def frechet_error(
+    rows: np.ndarray, own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
+) -> float | None:
     """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
 
     By the delta method: a sample at distance d from the mean m moves it by (2 (m - mu).d + d'(1 - T)d) / N and a constant, with
@@ -76,14 +78,15 @@ def frechet_error(rows: np.ndarray, own: FeatureStatistics, mu: np.ndarray, sigm
     return _error(rows, influences, group)
 
 
-def _error(rows: np.ndarray, influences: Callable[[np.ndarray], np.ndarray], group: Group) -> float:
-    """`error_of_mean` of what `influences` makes of all rows, which the ranks share out."""
+def _error(rows: np.ndarray, influences: Callable[[np.ndarray], np.ndarray], group: Group | None) -> float:
+    """`error_of_mean` of what `influences` makes of all rows, which the ranks share out if there is a group."""
     found = np.zeros(len(rows))
     for number, start in enumerate(range(0, len(rows), ROWS)):
-        if number % group.world_size == group.rank:
-            group.check()
+        if group is None or number % group.world_size == group.rank:
             found[start : start + ROWS] = influences(rows[start : start + ROWS])
-    return error_of_mean([group.sum(found)])
+            if group:
+                group.check()
+    return error_of_mean([group.sum(found) if group else found])
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ METRICS = tuple(name for name in LABELS if name != "is-shuffled")  # which comes
 SHARES = ("precision", "recall", "density", "coverage")  # by neighbours, all from one pass over the distances
 FROM_FEATURES = (*SHARES, "kid")  # these need the reference's images, statistics are not enough
 
+WITHOUT_REFERENCE = ("is", "vendi")
+
 FID = "Fréchet distance on {features}, covariance with n - 1"
 SFID = "Fréchet distance on 7 channels of Mixed_6d's first branch, 17 x 17, flattened as height, width, channel (2,023)"
 IS = "on {logits}"

@@ -12,9 +12,12 @@ import numpy as np
 from PIL import Image
 
 from distributed import UserError, say, write_whole
+from evaluation.metrics import Curve
 from evaluation.names import ClassNames
+from evaluation.scores import ClassScore
 
-OWN_FORM = ("grid", "metrics", "class_names")  # fields of a result that do not stand in JSON as they are
+OWN_FORM = ("grid", "metrics", "class_names", "curve", "classes")  # fields of a result that do not stand in JSON as they are
+FORMAT = "fiducial-result-3"
 THUMBNAIL = 96  # pixels; larger images are shown reduced
 
 
@@ -22,13 +25,18 @@ THUMBNAIL = 96  # pixels; larger images are shown reduced
 class Metric:
     """One number, and what it is.
 
-    `std` is over the blocks of an Inception score or the subsets of KID; `n` and `reference_n` count the images on either
-    side, where that is known; `definition` is a sentence, `deviations` say what differs from `protocol`.
+    `error`, `low` and `high` are the standard error and the 95 % interval over other samples of this model (see
+    `evaluation.intervals`); `spread` is over the blocks of an Inception score or the subsets of KID. `n` and `reference_n`
+    count the images on either side, where that is known; `definition` is a sentence, `deviations` say what differs from
+    `protocol`.
     """
 
     label: str
     value: float
-    std: float | None
+    error: float | None
+    low: float | None
+    high: float | None
+    spread: float | None
     n: int
     reference_n: int | None
     protocol: str
@@ -84,19 +92,23 @@ class Result:
     created: str
     grid: Grid
     class_names: ClassNames | None = None
+    curve: Curve | None = None
+    classes: list[ClassScore] = field(default_factory=list)
 
     def to_json(self) -> str:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in OWN_FORM}
         metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
         names = {"class_names": asdict(self.class_names)} if self.class_names else {}
-        return json.dumps({"format": "fiducial-result-2", "metrics": metrics, **fields, **names}, indent=2) + "\n"
+        more = {"curve": asdict(self.curve)} if self.curve else {}
+        more |= {"classes": [asdict(score) for score in self.classes]} if self.classes else {}
+        return json.dumps({"format": FORMAT, "metrics": metrics, **fields, **more, **names}, indent=2) + "\n"
 
     def table(self) -> str:
         """The numbers for a terminal; what is missing and warnings below."""
-        rows = [("metric", "value", "N", "reference")]
-        rows += [(m.label, shown(m), f"{m.n:,}", counted(m.reference_n)) for m in self.metrics.values()]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in (1, 2, 3)) for row in rows]
+        rows = [("metric", "value", "95 % interval", "N", "reference")]
+        rows += [(m.label, shown(m), interval(m), f"{m.n:,}", counted(m.reference_n)) for m in self.metrics.values()]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows]
         notes = [f"left out: {why}" for why in self.left_out.values()] + [f"warning: {text}" for text in self.warnings]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
 
@@ -182,8 +194,13 @@ class Result:
 
 def shown(metric: Metric) -> str:
     """A value as it is printed, with its spread over blocks or subsets where there is one."""
-    spread = "" if metric.std is None else f" ± {metric.std:.4f}"
+    spread = "" if metric.spread is None else f" ± {metric.spread:.4f}"
     return f"{metric.value:.4f}{spread}"
+
+
+def interval(metric: Metric) -> str:
+    """Its 95 % interval as it is printed; empty where it has none."""
+    return "" if metric.low is None else f"{metric.low:.4f} to {metric.high:.4f}"
 
 
 def counted(count: int | None) -> str:
