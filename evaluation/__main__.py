@@ -98,7 +98,14 @@ def build_parser() -> Parser:
     )
     calc.add_argument(
         "--metrics",
-        help="comma-separated: fid, sfid, is, precision, recall, kid (default: the protocol's, as far as --ref allows)",
+        help="comma-separated: fid, sfid, is, precision, recall, kid, density, coverage, fid-infinity, vendi (default: the "
+        "protocol's, density, coverage and fid-infinity, as far as --ref and the number of samples allow)",
+    )
+    calc.add_argument(
+        "--train",
+        type=Path,
+        metavar="IMAGES",
+        help="training images, as for samples: how many samples are copies of one (AuthPct), and the closest pairs",
     )
     calc.add_argument(
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
@@ -168,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     outputs = [path for name in ("json", "html", "out") if (path := getattr(args, name, None))]
     inputs = [
         Path(path)
-        for name in ("samples", "images", "ref", "inception_weights", "dinov2_weights")
+        for name in ("samples", "images", "ref", "train", "inception_weights", "dinov2_weights")
         if (path := getattr(args, name, None))
     ]
     check_outputs(outputs, inputs)
@@ -198,7 +205,9 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     from evaluation.images import open_images
 
     size = open_images(args.samples).height  # before the weights, which take longer
-    evaluator = Evaluator.prepare(args.ref, group, settings, args.extractor, args.inception_weights, size, args.dinov2_weights)
+    evaluator = Evaluator.prepare(
+        args.ref, group, settings, args.extractor, args.inception_weights, size, args.dinov2_weights, args.train
+    )
     result = evaluator.evaluate(args.samples)
     if result:
         result.write(args.json, args.html)

@@ -18,6 +18,7 @@ from evaluation.checks import (
     check_reference,
     check_reference_images,
     check_samples,
+    check_size,
     choose_extractor,
     choose_metrics,
     deviations,
@@ -27,8 +28,8 @@ from evaluation.checks import (
 from evaluation.extraction import Features, extract, plain_float32
 from evaluation.features import Extractor, load_extractor, weights_of
 from evaluation.images import Images, open_images
+from evaluation.memorisation import Memorisation, memorisation
 from evaluation.metrics import frechet_distance
-from evaluation.names import find_names
 from evaluation.protocols import (
     FIDELITY_SEED,
     FROM_FEATURES,
@@ -39,6 +40,7 @@ from evaluation.protocols import (
 )
 from evaluation.references import Provenance, Reference, find_reference
 from evaluation.report import Grid, Metric, Result
+from evaluation.runs import find_names, find_run
 from evaluation.scores import Scorer, Scores
 from evaluation.statistics import FeatureStatistics
 
@@ -54,7 +56,7 @@ class Evaluator:
     """A reference and an extractor that fit each other, both checked. Images of a reference are extracted when needed.
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
-    float32, where the one in use is not.
+    float32, where the one in use is not. `training` are the images that samples may be copies of.
     """
 
     reference: Reference | None
@@ -64,6 +66,7 @@ class Evaluator:
     metrics: tuple[str, ...]
     left_out: dict[str, str]
     exact: Extractor | None = None
+    training: Images | None = None
 
     @classmethod
     def prepare(
@@ -75,6 +78,7 @@ class Evaluator:
         inception_weights: Path | None = None,
         image_size: int | None = None,
         dinov2_weights: Path | None = None,
+        training: Path | None = None,
     ) -> "Evaluator":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
@@ -98,9 +102,10 @@ class Evaluator:
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
+        training = open_training(training, network) if training else None
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
-        return cls(reference, network, settings, group, metrics, left_out, exact)
+        return cls(reference, network, settings, group, metrics, left_out, exact, training)
 
     @torch.inference_mode()
     @plain_float32()
@@ -118,12 +123,12 @@ class Evaluator:
             reference, theirs = self._extracted_reference(metrics, cache)
             own = self._extract(images, cache)
             scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group)
-            scores = scorer.scores()
+            scores, memorised = scorer.scores(), self._memorised(images, own, cache)
             if self.group.is_main:
                 notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
                 if self.exact and "fid" in metrics:
                     notes.append(self._effect_of_dtype(images, own, reference, theirs))
-                result = self._result(images, own, reference, scores, notes, self.left_out | too_few)
+                result = self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised)
         return result
 
     def _extract(self, images: Images, cache: Path) -> Features:
@@ -141,6 +146,18 @@ class Evaluator:
         if reference.mu is None:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
         return replace(reference, features=theirs.rows, labels=reference.images.labels), theirs
+
+    def _memorised(self, images: Images, own: Features, cache: Path) -> Memorisation | None:
+        """What the samples have of the training images, if those were given; with the pictures on rank 0."""
+        if self.training is None:
+            return None
+        theirs = self._extract(self.training, cache)
+        found = memorisation(own.rows, theirs.rows, self.group)
+        if self.group.is_main:
+            ours = images.pick([pair.sample for pair in found.pairs])
+            training = self.training.pick([pair.training for pair in found.pairs])
+            found.pictures.extend((ours[pair.sample], training[pair.training]) for pair in found.pairs)
+        return found
 
     def _effect_of_dtype(self, images: Images, own: Features, reference: Reference, theirs: Features | None) -> str:
         """What the network's precision does to FID, seen on the first images of either side; statistics stay as they are."""
@@ -193,6 +210,7 @@ class Evaluator:
         scores: Scores,
         notes: list[str],
         left_out: dict[str, str],
+        memorised: Memorisation | None,
     ) -> Result:
         extractor, settings = self.extractor, self.settings
         protocol = PROTOCOLS[settings.protocol]
@@ -238,7 +256,22 @@ class Evaluator:
             class_names=find_names(images.path, own.pixels_sha256),
             curve=scores.curve,
             classes=scores.classes,
+            memorisation=memorised,
+            run=find_run(images.path, own.pixels_sha256),
         )
+
+
+def open_training(path: Path, extractor: Extractor) -> Images:
+    """The images that samples may be copies of.
+
+    Raises:
+        UserError: if they are fewer than two, or cannot be read or extracted.
+    """
+    images = open_images(path)
+    check_size(f"--train {path}", images.height, images.width, extractor)
+    if images.count < 2:
+        raise UserError(f"--train {path}: holds {images.count} image, and at least 2 are needed")
+    return images
 
 
 def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference:

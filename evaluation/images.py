@@ -236,7 +236,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def labels_of_folders(names: tuple[str, ...]) -> np.ndarray | None:
-    """(N,) int64: classes are the outermost folders, counted in the order of their names, if every image lies in one of several."""
+    """(N,) int64: classes are the outermost folders, in the order of their names, if every image lies in one of several."""
     folders = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
     classes = {folder: label for label, folder in enumerate(sorted(set(folders) - {None}))}
     if None in folders or len(classes) < 2:

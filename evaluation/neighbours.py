@@ -33,7 +33,7 @@ class Neighbourhoods:
 
 
 def neighbourhoods(reference: np.ndarray, samples: np.ndarray, group: Group, half: bool = False) -> Neighbourhoods:
-    """Improved precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of features (R, D), (N, D) float32.
+    """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of features (R, D), (N, D) float32.
 
     Precision is the share of samples that lie within some reference image's distance to its 3rd neighbour, borders included;
     recall the share of reference images within some sample's. Density is the mean number of reference images that have a
@@ -147,6 +147,29 @@ def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = No
         everyone = torch.from_numpy(group.sum(everyone)).float()
         best = torch.cat(list(everyone), dim=2).topk(count, largest=False).values
     return best[:, 0] if member is None else best
+
+
+def closest(pairs: "Pairs", group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest squared distance from each row of `pairs.a` to the rows of `pairs.b`, and to which: (N,) float32, (N,) int64.
+
+    Of several as near, the first.
+    """
+    best, index = np.full(len(pairs.a), np.inf, dtype=np.float32), np.zeros(len(pairs.a), dtype=np.int64)
+    with progress_bar(len(pairs.a) * len(pairs.b), "nearest", "pair", delay=5) as bar:
+        for rows, columns in pairs.tiles(group):
+            group.check()
+            found, where = (values.cpu().numpy() for values in pairs.distances(rows, columns).min(1))
+            nearer = found < best[rows]
+            best[rows] = np.where(nearer, found, best[rows])
+            index[rows] = np.where(nearer, where + columns.start, index[rows])
+            bar.update(len(found) * (columns.stop - columns.start) * group.world_size)
+    if group.world_size > 1:
+        everyone = np.zeros((group.world_size, 2, len(best)))
+        everyone[group.rank] = np.where(np.isfinite(best), best, np.finfo(np.float32).max), index
+        everyone = group.sum(everyone)
+        winner = np.lexsort((everyone[:, 1], everyone[:, 0]), axis=0)[0]
+        best, index = (everyone[winner, part, np.arange(len(best))] for part in (0, 1))
+    return best.astype(np.float32), index.astype(np.int64)
 
 
 def _keep_smallest(best: Tensor, block: Tensor, member: Tensor | bool) -> None:

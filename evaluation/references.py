@@ -88,7 +88,7 @@ class Reference:
         """How many reference images went into this metric, where that is known."""
         if metric in FROM_FEATURES:
             return self.comparable
-        if metric not in ("fid", "sfid"):
+        if metric not in ("fid", "sfid", "fid-infinity"):
             return None
         return self.images.count if self.kind == "images" else self.provenance.count
 

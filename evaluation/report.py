@@ -12,11 +12,20 @@ import numpy as np
 from PIL import Image
 
 from distributed import UserError, say, write_whole
+from evaluation.memorisation import Memorisation
 from evaluation.metrics import Curve
-from evaluation.names import ClassNames
+from evaluation.runs import ClassNames, Run
 from evaluation.scores import ClassScore
 
-OWN_FORM = ("grid", "metrics", "class_names", "curve", "classes")  # fields of a result that do not stand in JSON as they are
+OWN_FORM = (
+    "grid",
+    "metrics",
+    "class_names",
+    "curve",
+    "classes",
+    "memorisation",
+    "run",
+)  # fields of a result that do not stand in JSON as they are
 FORMAT = "fiducial-result-3"
 THUMBNAIL = 96  # pixels; larger images are shown reduced
 
@@ -94,6 +103,8 @@ class Result:
     class_names: ClassNames | None = None
     curve: Curve | None = None
     classes: list[ClassScore] = field(default_factory=list)
+    memorisation: Memorisation | None = None
+    run: Run | None = None
 
     def to_json(self) -> str:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in OWN_FORM}
@@ -101,6 +112,9 @@ class Result:
         names = {"class_names": asdict(self.class_names)} if self.class_names else {}
         more = {"curve": asdict(self.curve)} if self.curve else {}
         more |= {"classes": [asdict(score) for score in self.classes]} if self.classes else {}
+        if self.memorisation:
+            more["memorisation"] = {name: value for name, value in asdict(self.memorisation).items() if name != "pictures"}
+        more |= {"run": asdict(self.run)} if self.run else {}
         return json.dumps({"format": FORMAT, "metrics": metrics, **fields, **more, **names}, indent=2) + "\n"
 
     def table(self) -> str:

@@ -146,6 +146,11 @@ def test_inception_score_is_torch_fidelitys_for_its_blocks():
     assert std == pytest.approx(expected["inception_score_std"], rel=1e-9)
 
 
+def precision_recall(reference: np.ndarray, samples: np.ndarray, group, half: bool = False) -> tuple[float, float]:
+    found = neighbourhoods(reference, samples, group, half)
+    return found.precision.value, found.recall.value
+
+
 def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
     """Non-negative and skewed, as pooled activations are."""
     random = np.random.default_rng(seed)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.names import ClassNames, find_names
 from evaluation.report import Grid, Result
+from evaluation.runs import ClassNames, find_names
 
 NAMES = ["tench", "<b>&'\"", "ä", "3"]
 KNOWN = {"names": NAMES, "sha256": "ab" * 32}
