@@ -20,7 +20,7 @@ from sampling.config import AUTO, PRESETS, SamplingConfig
 from sampling.config_file import given_options
 
 if TYPE_CHECKING:
-    from evaluation.calc import Evaluator
+    from evaluation.calc import Evaluation
 
 
 def build_parser() -> Parser:
@@ -254,11 +254,11 @@ def main() -> None:
             evaluator = None
             engine.check_given(config, group)
             if options.ref is not None:
-                from evaluation.calc import Evaluator
+                from evaluation.calc import Evaluation
                 from evaluation.checks import Settings, check_size
 
                 settings, size = Settings(cache_dir=config.cache_dir), config.image_size
-                evaluator = Evaluator.prepare(options.ref, group, settings, None, options.inception_weights, size)
+                evaluator = Evaluation.prepare(options.ref, group, settings, None, options.inception_weights, size)
                 check_size("--image-size", size, size, evaluator.extractor, evaluator.reference)
             if options.dry_run:
                 return forecast.forecast(config, group, not options.no_png, options.hang_timeout)
@@ -267,7 +267,7 @@ def main() -> None:
                 evaluate(evaluator, npz)
 
 
-def evaluate(evaluator: "Evaluator", npz: Path) -> None:
+def evaluate(evaluator: "Evaluation", npz: Path) -> None:
     """On all ranks: writes the result beside the npz, unless it is there."""
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
     if evaluator.group.once(lambda: str(html_file.exists() and evaluator.is_done(npz, json_file))) == "True":
