@@ -10,6 +10,7 @@ print(result.metrics["fid-digits"].value)
 evaluator.reset()
 """
 
+import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -57,6 +58,7 @@ class Evaluator:
         settings: protocol, metrics and the cache, which all ranks see.
         extractor, inception_weights, dinov2_weights: as the options of these names.
         name: what the result calls the samples.
+        evaluation: in the place of all these, where it is prepared already.
 
     Raises:
         UserError: if something is missing or does not fit.
@@ -64,20 +66,46 @@ class Evaluator:
 
     def __init__(
         self,
-        ref: str | None,
+        ref: str | None = None,
         group: Group | None = None,
         settings: Settings | None = None,
         extractor: str | None = None,
         inception_weights: Path | None = None,
         dinov2_weights: Path | None = None,
         name: str = "online",
+        evaluation: Evaluation | None = None,
     ):
-        settings, group = settings or Settings(), group or distributed.init()
-        if settings.dtype != "float32":
-            raise UserError(f"--dtype {settings.dtype}: online, its effect cannot be shown, so it is float32 only")
-        self.evaluation = Evaluation.prepare(ref, group, settings, extractor, inception_weights, None, dinov2_weights)
-        self.name = name
+        if evaluation is None:
+            settings, group = settings or Settings(), group or distributed.init()
+            evaluation = Evaluation.prepare(ref, group, settings, extractor, inception_weights, None, dinov2_weights)
+        if evaluation.exact:
+            raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
+        self.evaluation, self.name = evaluation, name
+        self._shown: frozenset[int] | None = None
         self.reset()
+
+    @property
+    def extractor(self) -> str:
+        """Name and hash of what the features hang on."""
+        extractor = self.evaluation.extractor
+        return f"{extractor.name}-{extractor.weights_sha256[:12]}"
+
+    @property
+    def bytes_of_image(self) -> int:
+        """What is kept of an image."""
+        extractor = self.evaluation.extractor
+        return 4 * (extractor.dimension + extractor.spatial_dimension) + DIGEST + 16
+
+    def expect(self, labels: np.ndarray) -> None:
+        """Tells the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
+        grid = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS)
+        self._shown = frozenset(index for _, row in grid.rows for index in row)
+
+    def fresh(self) -> "Evaluator":
+        """Another one with the same reference and extractor, which has seen nothing."""
+        other = copy.copy(self)
+        other.reset()
+        return other
 
     def reset(self) -> None:
         """Forgets all images."""
@@ -133,7 +161,11 @@ class Evaluator:
         return self
 
     def _keep_thumbnails(self, pixels: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> None:
-        """Keeps the first images of each of the first classes."""
+        """Keeps those that the report shows, or else the first images of each of the first classes."""
+        if self._shown is not None:
+            for row in np.flatnonzero(np.isin(indices, list(self._shown))):
+                self._thumbnails[int(indices[row])] = int(labels[row]), _thumbnail(pixels[row])
+            return
         kept: dict[int, int] = {}
         for label, _ in self._thumbnails.values():
             kept[label] = kept.get(label, 0) + 1
@@ -166,20 +198,20 @@ class Evaluator:
         self.reset()
         self._add(state)
 
-    def merge(self, other: "Evaluator") -> "Evaluator":
-        """Adds what another has seen in this process, which is left as it is.
+    def merge(self, other: "Evaluator | dict[str, Tensor | str]") -> "Evaluator":
+        """Adds what another has seen, given as it is or as its state, and leaves that alone.
 
         Raises:
-            ValueError: if it has another extractor, or its images are of another size.
+            ValueError: if it is no state, has another extractor, or its images are of another size.
         """
-        self._add(other.state_dict())
+        self._add(other.state_dict() if isinstance(other, Evaluator) else other)
         return self
 
     def _add(self, state: dict[str, Tensor | str]) -> None:
         extractor = self.evaluation.extractor
         try:
             arrays = {name: np.asarray(state[name]) for name in (*self._parts, "size", "kept", "thumbnails")}
-            theirs, size = state["extractor"], tuple(arrays["size"].tolist())
+            theirs, size = str(state["extractor"]), tuple(arrays["size"].tolist())
             lengths = {len(arrays[name]) for name in self._parts}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no state of an evaluator ({error})") from error
