@@ -91,7 +91,12 @@ def stand_ins(tmp_path_factory) -> Path:
         write_pngs(folder / "train" / name, pictures(2, number, 64))
     cache = folder / "shared"
     shutil.copytree(DIGITS / "vae", in_hub_cache(cache / "hub", "stabilityai/sd-vae-ft-ema"))
-    fetched = (CATALOGUE["dit-xl-2-256"].path(cache), cache / "references" / "adm-imagenet-256.npz", inception.kept_at(cache), dinov2.kept_at(cache))
+    fetched = (
+        CATALOGUE["dit-xl-2-256"].path(cache),
+        cache / "references" / "adm-imagenet-256.npz",
+        inception.kept_at(cache),
+        dinov2.kept_at(cache),
+    )
     for path in fetched:  # `fetch` asks no more than that they are there
         path.parent.mkdir(exist_ok=True)
         path.touch()
