@@ -264,7 +264,7 @@ class Evaluation:
                 "kid_seed": FIDELITY_SEED,
                 "features": own.origin,
             },
-            packages={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+            packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=grid,
             class_names=find_names(images.path, own.pixels_sha256),
