@@ -31,8 +31,8 @@ class Estimate:
 
 
 def estimate(value: float, error: float | None, least: float = -np.inf, most: float = np.inf, **more: float | None) -> Estimate:
-    """A value with a normal interval, cut off at what the metric can be."""
-    if error is None:
+    """A value with a normal interval, cut off at what the metric can be; without one if nothing varied, which bounds nothing."""
+    if not error:
         return Estimate(value, **more)
     low, high = (min(max(value + side * NORMAL * error, least), most) for side in (-1, 1))
     return Estimate(value, error, low, high, **more)

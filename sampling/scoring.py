@@ -211,7 +211,9 @@ def done_images(folder: Path, evaluator: Evaluator, size: int, count: int) -> np
     for start in range(0, count, size):
         try:
             with np.load(block_path(folder, evaluator, start), allow_pickle=False) as state:
-                done[start : start + size] = len(state["indices"]) >= min(size, count - start)
+                indices = dict(state)["indices"]  # all of it is read, so that checksums are held against it
+            wanted = np.arange(start, min(start + size, count))
+            done[start : start + size] = len(indices) >= len(wanted) and (indices[: len(wanted)] == wanted).all()
         except DAMAGED:
             continue
     return done
