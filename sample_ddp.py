@@ -214,7 +214,11 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         help="where what is downloaded is kept, and features (default ~/.cache/fiducial, and the caches of the hub and torch); "
         "python -m models fetch fills it where there is internet",
     )
+    where.add_argument(
+        "--protocol", choices=["adm", "torch-fidelity", "clean", "dino"], help="whose definitions --ref follows (default adm)"
+    )
     where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
+    where.add_argument("--dinov2-weights", type=Path, help="weights of DINOv2 for --ref of --protocol dino")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
@@ -223,7 +227,9 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     defaults = {
         "device": "auto",
         "ref": None,
+        "protocol": "adm",
         "inception_weights": None,
+        "dinov2_weights": None,
         "no_png": False,
         "hang_timeout": 600.0,
         "dry_run": False,
@@ -243,8 +249,9 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
-    if options["inception_weights"] and options["ref"] is None:
-        raise UserError("--inception-weights: only used with --ref, which is missing")
+    for name in ("inception_weights", "dinov2_weights", "protocol"):
+        if options[name] != defaults[name] and options["ref"] is None:
+            raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
     if options["ref"] is not None and config.num_fid_samples < 2:
         raise UserError(f"--num-fid-samples {config.num_fid_samples}: --ref needs at least 2 to evaluate")
     if options["evaluate_online"] and (options["ref"] is None or options["dry_run"]):
@@ -277,8 +284,9 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
     from evaluation.calc import Evaluation
     from evaluation.checks import Settings, check_size
 
-    settings, size = Settings(cache_dir=config.cache_dir), config.image_size
-    evaluation = Evaluation.prepare(options.ref, group, settings, None, options.inception_weights, size)
+    settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
+    weights = options.inception_weights, size, options.dinov2_weights
+    evaluation = Evaluation.prepare(options.ref, group, settings, None, *weights)
     check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
     return evaluation
 

@@ -142,6 +142,15 @@ def test_the_commands_of_a_page_work(page, place):
         assert done.returncode == 0, f"{command}\nrun as\n{line}\n{done.stdout}\n{done.stderr}"
 
 
+def test_the_python_of_a_page_works(place):
+    found = [text for page in PAGES for text in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)]
+    assert found
+    for text in found:
+        done = run_command("-c", text, PYTHONPATH=str(place))
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) > 100  # noise is no digit
+
+
 def test_every_page_is_read():
     """A change of how commands are set apart would leave none to run."""
     assert {page.stem for page in PAGES if commands(page)} >= {"README", "quickstart", "your-model", "protocol", "slurm"}
