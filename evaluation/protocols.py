@@ -32,8 +32,8 @@ FROM_FEATURES = (*SHARES, "kid")  # these need the reference's images, statistic
 
 # Metrics that people ask for and that are not offered, and what to take instead.
 REFUSED = {
-    "cmmd": "CMMD hangs on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models do not have it; "
-    "kid with --protocol dino is an unbiased MMD over another network than Inception as well",
+    "cmmd": "CMMD hangs on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "
+    "with --protocol dino is an unbiased MMD over another network than Inception as well",
 }
 WITHOUT_REFERENCE = ("is", "vendi")
 
