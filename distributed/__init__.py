@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
+from distributed.console import Parser, UserError, as_mistake, environment_rank, printable, progress_bar, say, tell_launcher
 from distributed.files import (
     CHECKPOINTS,
     CLASSES_BESIDE,
@@ -340,6 +340,15 @@ def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torc
 
 
 @contextmanager
+def _mistakes() -> Iterator[None]:
+    """Raises a `UserError` for what the system says of a path that nobody can use."""
+    try:
+        yield
+    except OSError as error:
+        raise as_mistake(error) from error
+
+
+@contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
 
@@ -349,7 +358,8 @@ def user_errors() -> Iterator[None]:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
     try:
-        yield
+        with _mistakes():
+            yield
     except Stopped as stopped:
         sys.exit(stopped.cause.exit_code)
     except UserError as error:

@@ -25,7 +25,7 @@ from distributed import Group, UserError, say, write_whole
 from sampling import disk, memory, output, plan
 from sampling.config import AUTO, SamplingConfig, fingerprint
 from sampling.config_file import recorded
-from sampling.engine import IMAGES_DRAWN, NodeDrawer, progress, say_ready, session
+from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session
 from sampling.lock import Lock
 from sampling.numerics import RESOLVED, Numerics
 from sampling.prepare import (
@@ -178,11 +178,20 @@ class Scoring:
         for start in range(self._group.rank * self._size, self._count, self._group.world_size * self._size):
             self._check()
             path = block_path(self._task.folder, self._evaluator, start)
+            self._await(path)
             try:
                 with np.load(path, allow_pickle=False) as state:
                     self._evaluator.merge(dict(state))
             except DAMAGED as error:
                 raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+
+    def _await(self, path: Path) -> None:
+        """A network file system may show late what other hosts have written."""
+        for _ in range(LATE_SECONDS):
+            if path.exists():
+                return
+            time.sleep(1)
+            self._check()
 
     def _finish(self, seconds: float) -> dict:
         """On rank 0, when all is drawn: what the session did."""
