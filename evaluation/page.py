@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.plots import Bar, bars_figure, curve_figure, pair_figure, svg
-from evaluation.wording import between, counted, number
+from evaluation.plots import Bar, bars_figure, curve_figure, dots_figure, pair_figure, svg
+from evaluation.wording import between, counted, number, signed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from evaluation.compare import Comparison, Row
     from evaluation.memorisation import Memorisation
     from evaluation.report import Grid, Metric, Result
     from evaluation.runs import ClassNames, Run
@@ -25,6 +26,11 @@ PAIRS = (("recall", "precision"), ("coverage", "density"))  # the horizontal and
 INTERVALS = (
     "95 % intervals: where the number of another draw of as many samples from the same model would lie, the reference held "
     "fixed. They do not cover training the model anew, which moves FID more than that (arXiv 2606.20536)."
+)
+
+VERDICTS = (
+    "Decided: the 95 % interval of the difference excludes 0. The runs are taken as independent, so errors add in quadrature. "
+    "Of so many numbers, one in twenty is decided by chance."
 )
 
 
@@ -201,6 +207,112 @@ def _facts_html(result: "Result") -> str:
     )
 
 
+def comparison_page(comparison: "Comparison") -> str:
+    """Results side by side: a plot and a column a metric, then what the differences decide."""
+    plots = [
+        figure_html(svg(dots_figure(_bars_of(comparison, key), label), f"metric-{position}", f"{label} of each run"))
+        for position, (key, label) in enumerate(comparison.labels.items())
+    ]
+    files = "".join(
+        f"<tr><th>{html.escape(row.title)}</th><td>{'<br>'.join(map(html.escape, row.files))}</td></tr>"
+        for row in comparison.rows
+    )
+    basis = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in comparison.basis.items()
+        if value is not None
+    )
+    body = [
+        f'<div class="plots">{"".join(plots)}</div>',
+        f'<p class="remarks">{html.escape(INTERVALS)} The line is the first run.</p>',
+        f"<h2>Numbers</h2>{_runs_html(comparison)}",
+        *(_spread_html(row) for row in comparison.rows if len(row.files) > 1),
+        _differences_html(comparison),
+        f'<h2>What they share</h2><table class="facts">{basis}</table>',
+        f'<h2>Results</h2><table class="facts">{files}</table>',
+    ]
+    title = f"{sum(len(row.files) for row in comparison.rows)} runs compared"
+    return document(title, " · ".join(row.title for row in comparison.rows), "\n".join(body), comparison.created, wide=True)
+
+
+def _bars_of(comparison: "Comparison", key: str) -> list[Bar]:
+    return [
+        Bar(row.name, row.cells[key].value, row.cells[key].low, row.cells[key].high)
+        for row in comparison.rows
+        if key in row.cells
+    ]
+
+
+def _row_html(name: str, cells: Iterable[tuple[str, str, str]]) -> str:
+    """A named row; each cell has what it is called where there is no head of the table, its HTML, and small text below it."""
+    return (
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(
+            f'<td data-name="{html.escape(called)}">{shown}{f"<small>{html.escape(below)}</small>" if below else ""}</td>'
+            if shown
+            else "<td></td>"
+            for called, shown, below in cells
+        )
+        + "</tr>"
+    )
+
+
+def _table_html(head: Sequence[str], rows: Iterable[str]) -> str:
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    return f'<table class="runs"><thead><tr>{names}</tr></thead>{"".join(rows)}</table>'
+
+
+def _runs_html(comparison: "Comparison") -> str:
+    rows = []
+    for row in comparison.rows:
+        found = [(label, row.cells.get(key)) for key, label in comparison.labels.items()]
+        cells = [(label, number(c.value, c.unit), between(c.low, c.high, c.unit)) if c else (label, "", "") for label, c in found]
+        rows.append(_row_html(row.title, cells))
+    return _table_html(["run", *comparison.labels.values()], rows)
+
+
+def _spread_html(row: "Row") -> str:
+    """Of runs that differ by their seeds, whether they differ by as much as their intervals say."""
+    rows = [
+        _row_html(
+            cell.label,
+            [("seen", number(cell.seen, cell.unit), ""), ("promised", _or_nothing(cell.promised, cell.unit), "")],
+        )
+        for cell in row.cells.values()
+    ]
+    return (
+        f"<h2>Between the seeds of {html.escape(row.name)}</h2>{_table_html(('metric', 'seen', 'promised'), rows)}"
+        f'<p class="remarks">Standard deviations: of the {len(row.files)} values, and as the intervals of each promise it.</p>'
+    )
+
+
+def _or_nothing(value: float | None, unit: str) -> str:
+    return "" if value is None else number(value, unit)
+
+
+def _differences_html(comparison: "Comparison") -> str:
+    parts = []
+    for row in comparison.rows[1:]:
+        rows = [
+            _row_html(
+                one.label,
+                [
+                    ("difference", signed(one.difference, one.unit), ""),
+                    ("95 % interval", between(one.low, one.high, one.unit), ""),
+                    ("relative", "" if one.relative is None else f"{100 * one.relative:+.1f} %", ""),
+                    ("verdict", f'<span class="{one.verdict.replace(" ", "-")}">{one.verdict}</span>', one.note),
+                ],
+            )
+            for one in comparison.differences
+            if one.row == row.name
+        ]
+        head = ("metric", "difference", "95 % interval", "relative", "verdict")
+        parts.append(f"<h2>{html.escape(row.title)} less {html.escape(comparison.rows[0].title)}</h2>{_table_html(head, rows)}")
+    if parts:
+        parts.append(f'<p class="remarks">{html.escape(VERDICTS)}</p>')
+    return "".join(parts)
+
+
 def picture(pixels: "Sequence") -> "Image":
     """Pixels (H, W, 3) uint8 as an image that is no larger than it is shown."""
     from PIL import Image
@@ -296,15 +408,18 @@ details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; } details l
 .runs td small, .runs th small { display: block; color: var(--faint); font-weight: normal; font-size: .75rem; }
 .runs td { font-variant-numeric: tabular-nums; } .decided { font-weight: 600; } .undecided { color: var(--faint); }
 @media (max-width: 40rem) {
-  .numbers tr, .runs tr { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .7rem; padding: .5rem 0; }
-  .numbers tr, .runs tr { border-bottom: 1px solid var(--line); }
+  .numbers thead, .runs thead { display: none; }
+  .numbers tr, .runs tr { padding: .5rem 0; border-bottom: 1px solid var(--line); align-items: baseline; }
   .numbers th, .numbers td, .runs th, .runs td { border: 0; padding: 0; }
-  .numbers thead, .runs thead { display: none; } .numbers .definition, .runs th { flex-basis: 100%; }
-  .count { color: var(--faint); font-size: .85rem; }
-  .numbers .interval { font-size: .85rem; flex-grow: 1; } .count::before { content: "N "; }
-  .count + .count:not(:empty)::before { content: "reference "; } .count:empty, .interval:empty { display: none; }
-  .runs td[data-name]::before { content: attr(data-name) " "; color: var(--faint); font-size: .75rem; display: block; }
-  .runs td { min-width: 6.5rem; margin-top: .3rem; } .runs td:empty { display: none; }
+  .numbers tr { display: grid; grid-template-columns: auto 1fr auto auto; column-gap: .6rem; }
+  .numbers th { grid-column: 1 / 3; white-space: normal; } .value { grid-column: 3 / 5; text-align: right; }
+  .numbers .definition { grid-column: 1 / 5; }
+  .interval, .count { grid-row: 2; font-size: .85rem; } .interval { grid-column: 1; white-space: normal; }
+  .count { grid-column: 3; color: var(--faint); } .count + .count { grid-column: 4; }
+  .count::before { content: "N "; } .count + .count:not(:empty)::before { content: "reference "; }
+  .runs tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .4rem .8rem; }
+  .runs th { grid-column: 1 / -1; } .runs td:empty { display: none; }
+  .runs td[data-name]::before { content: attr(data-name); color: var(--faint); font-size: .75rem; display: block; }
   .strips { grid-template-columns: repeat(5, 1fr); } .facts th { width: 8rem; }
   .grid th { width: 3.5rem; font-size: .85rem; }
   .named tr, .grid.named th, .named td { display: block; width: auto; } .grid.named th { padding-bottom: 0; }

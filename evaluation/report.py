@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, say, write_whole
 from evaluation.memorisation import Memorisation
 from evaluation.metrics import Curve
 from evaluation.page import picture, report_page
 from evaluation.protocols import UNITS
 from evaluation.runs import ClassNames, Run
 from evaluation.scores import ClassScore
-from evaluation.wording import RESULT_FORMAT, between, counted, number
+from evaluation.wording import RESULT_FORMAT, between, counted, deliver, number
 
 OWN_FORM = (
     "grid",
@@ -141,10 +140,4 @@ class Result:
 
     def write(self, json_file: Path | None, html_file: Path | None) -> None:
         """Writes the files that are asked for, prints the table, and says where they are."""
-        wanted = {path: text for path, text in ((json_file, self.to_json), (html_file, self.to_html)) if path is not None}
-        for path, text in wanted.items():
-            try:
-                write_whole(path.resolve(), lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
-            except OSError as error:
-                raise UserError(f"{path} cannot be written ({error.strerror})") from error
-        say("\n".join([self.table(), *map(str, wanted)]))
+        deliver(self.table(), {json_file: self.to_json, html_file: self.to_html})

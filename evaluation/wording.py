@@ -1,4 +1,9 @@
-"""How numbers are written, in tables as on pages, and what a file of them calls itself."""
+"""How numbers are written, in tables as on pages and into files."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from distributed import UserError, say, write_whole
 
 RESULT_FORMAT = "fiducial-result-3"
 
@@ -20,6 +25,21 @@ def counted(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
 
 
-def listed(words: list[str]) -> str:
-    """Words as a sentence has them."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def signed(value: float, unit: str = "") -> str:
+    """A difference with its sign."""
+    return f"{'+' if value >= 0 else '-'}{number(abs(value), unit)}"
+
+
+def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
+    """Writes the files that are asked for, prints the table, and says where they are.
+
+    Raises:
+        UserError: if one cannot be written.
+    """
+    wanted = {path: text for path, text in files.items() if path is not None}
+    for path, text in wanted.items():
+        try:
+            write_whole(path.resolve(), lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    say("\n".join([table, *map(str, wanted)]))
