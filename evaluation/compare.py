@@ -215,6 +215,8 @@ def _seeds(pool: list[Known]) -> tuple[Value, ...]:
 
 def _names(pools: list[list[Known]]) -> list[str]:
     """What differs between their configurations, or if that is nothing, too much, or not known, their files' names."""
+    if len(pools) == 1:
+        return ["all runs"]
     identities = [pool[0].identity for pool in pools]
     known = [identity for identity in identities if identity]
     fields = dict.fromkeys(field for identity in known for field in identity if field != SEED)

@@ -155,7 +155,8 @@ def _whiskers(axes: "Axes", place: float, bar: Bar, vertical: bool = False, mark
 
 def _name_rows(axes: "Axes", bars: Sequence[Bar], label: str) -> None:
     names = [printable(bar.name) for bar in bars]
-    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    half = LONGEST // 2  # what tells names of runs apart often stands at their ends
+    short = [name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}" for name in names]
     axes.set_yticks(range(len(bars)), short)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
