@@ -138,6 +138,7 @@ def difference(row: Row, against: Row, key: str) -> Difference:
     gap = ours.value - theirs.value
     relative = gap / abs(theirs.value) if theirs.value else None
     error, verdict, note = None, "without interval", ""
+    unit = "points" if ours.unit == "%" else ours.unit
     found = Estimate(gap)
     if ours.error is not None and theirs.error is not None:
         error = float(np.hypot(ours.error, theirs.error))
@@ -145,9 +146,7 @@ def difference(row: Row, against: Row, key: str) -> Difference:
         verdict = "decided" if found.low > 0 or found.high < 0 else "undecided"
     if verdict == "decided" and ours.name in FID_LIKE and relative is not None and abs(relative) < RETRAINING:
         note = f"a gap under {100 * RETRAINING:.1f} %, which training the same model anew moves FID by as well (arXiv 2606.20536)"
-    return Difference(
-        row.name, against.name, key, ours.label, gap, error, found.low, found.high, relative, verdict, note, ours.unit
-    )
+    return Difference(row.name, against.name, key, ours.label, gap, error, found.low, found.high, relative, verdict, note, unit)
 
 
 def _pooled(pool: list[Known]) -> dict[str, Cell]:

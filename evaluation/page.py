@@ -29,8 +29,8 @@ INTERVALS = (
 )
 
 VERDICTS = (
-    "Decided: the 95 % interval of the difference excludes 0. The runs are taken as independent, so errors add in quadrature. "
-    "Of so many numbers, one in twenty is decided by chance."
+    "Decided: the 95 % interval of the difference excludes 0. The runs are taken as independent, also where they share a seed, "
+    "so that errors add in quadrature. Where two runs do not differ at all, one in twenty numbers is decided by chance."
 )
 
 
@@ -210,7 +210,7 @@ def _facts_html(result: "Result") -> str:
 def comparison_page(comparison: "Comparison") -> str:
     """Results side by side: a plot and a column a metric, then what the differences decide."""
     plots = [
-        figure_html(svg(dots_figure(_bars_of(comparison, key), label), f"metric-{position}", f"{label} of each run"))
+        figure_html(svg(dots_figure(_bars_of(comparison, key), _axis(comparison, key)), f"metric-{position}", f"{label} by run"))
         for position, (key, label) in enumerate(comparison.labels.items())
     ]
     files = "".join(
@@ -241,6 +241,12 @@ def _bars_of(comparison: "Comparison", key: str) -> list[Bar]:
         for row in comparison.rows
         if key in row.cells
     ]
+
+
+def _axis(comparison: "Comparison", key: str) -> str:
+    """A metric's label with its unit."""
+    cell = next(row.cells[key] for row in comparison.rows if key in row.cells)
+    return f"{cell.label}, {cell.unit}" if cell.unit else cell.label
 
 
 def _row_html(name: str, cells: Iterable[tuple[str, str, str]]) -> str:
@@ -405,6 +411,7 @@ details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; } details l
 .grid img { max-width: 100%; display: block; }
 .facts, .sessions { font-size: .85rem; } .facts th { font-weight: normal; color: var(--faint); width: 14rem; }
 .sessions { width: auto; } .sessions th, .sessions td { font-variant-numeric: tabular-nums; border: 0; padding-block: .1rem; }
+.runs { table-layout: fixed; } .runs thead th:first-child { width: 13rem; }
 .runs td small, .runs th small { display: block; color: var(--faint); font-weight: normal; font-size: .75rem; }
 .runs td { font-variant-numeric: tabular-nums; } .decided { font-weight: 600; } .undecided { color: var(--faint); }
 @media (max-width: 40rem) {

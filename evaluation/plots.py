@@ -29,7 +29,7 @@ ROW = 20  # pixels of a row
 POINT = 72  # pixels of an SVG by matplotlib to an inch
 LONGEST = 20  # characters of a name beside a plot
 STYLE = {
-    **{"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"},
+    **{"font.size": 12, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"},
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LINE),
 }

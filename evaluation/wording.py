@@ -9,15 +9,15 @@ RESULT_FORMAT = "fiducial-result-3"
 
 
 def number(value: float, unit: str = "") -> str:
-    """A value; percentages have one decimal, all others four."""
-    return f"{value:.1f} %" if unit == "%" else f"{value:.4f}"
+    """A value; percentages, and points of them, have one decimal, all others four."""
+    return f"{value:.1f} {unit}" if unit else f"{value:.4f}"
 
 
 def between(low: float | None, high: float | None, unit: str = "") -> str:
     """An interval; empty where there is none."""
     if low is None or high is None:
         return ""
-    return f"{low:.1f} to {high:.1f} %" if unit == "%" else f"{low:.4f} to {high:.4f}"
+    return f"{low:.1f} to {high:.1f} {unit}" if unit else f"{low:.4f} to {high:.4f}"
 
 
 def counted(count: int | None) -> str:
