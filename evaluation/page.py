@@ -411,7 +411,7 @@ details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; } details l
 .grid img { max-width: 100%; display: block; }
 .facts, .sessions { font-size: .85rem; } .facts th { font-weight: normal; color: var(--faint); width: 14rem; }
 .sessions { width: auto; } .sessions th, .sessions td { font-variant-numeric: tabular-nums; border: 0; padding-block: .1rem; }
-.sessions :not(:last-child) { white-space: nowrap; }
+.sessions td:not(:last-child), .sessions th { white-space: nowrap; }
 .runs { table-layout: fixed; } .runs thead th:first-child { width: 13rem; }
 .runs td small, .runs th small { display: block; color: var(--faint); font-weight: normal; font-size: .75rem; }
 .runs td { font-variant-numeric: tabular-nums; } .decided { font-weight: 600; } .undecided { color: var(--faint); }
@@ -424,6 +424,7 @@ details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; } details l
   .numbers .definition { grid-column: 1 / 5; }
   .interval, .count { grid-row: 2; font-size: .85rem; } .interval { grid-column: 1; white-space: normal; }
   .count { grid-column: 3; color: var(--faint); } .count + .count { grid-column: 4; }
+  .count:has(+ .count:empty) { grid-column: 3 / 5; justify-self: end; } .sessions th, .sessions td { padding-right: .5rem; }
   .count:empty { display: none; } .count::before { content: "N "; } .count + .count::before { content: "reference "; }
   .runs tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .4rem .8rem; }
   .runs th { grid-column: 1 / -1; } .runs td:empty { display: none; }
