@@ -424,7 +424,8 @@ details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; } details l
   .numbers .definition { grid-column: 1 / 5; }
   .interval, .count { grid-row: 2; font-size: .85rem; } .interval { grid-column: 1; white-space: normal; }
   .count { grid-column: 3; color: var(--faint); } .count + .count { grid-column: 4; }
-  .count:has(+ .count:empty) { grid-column: 3 / 5; justify-self: end; } .sessions th, .sessions td { padding-right: .5rem; }
+  .count:has(+ .count:empty) { grid-column: 3 / 5; justify-self: end; }
+  .sessions tr { display: flex; flex-wrap: wrap; padding-bottom: .4rem; }
   .count:empty { display: none; } .count::before { content: "N "; } .count + .count::before { content: "reference "; }
   .runs tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .4rem .8rem; }
   .runs th { grid-column: 1 / -1; } .runs td:empty { display: none; }
