@@ -6,6 +6,7 @@ python -m evaluation calc samples/RUN.npz --ref digits --metrics fid,precision,r
 python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
 python -m evaluation ref ImageNet/train --image-size 256 --extractor dinov2 --out dinov2.npz
 python -m evaluation calc samples/RUN.npz --ref dinov2.npz --protocol dino
+python -m evaluation compare samples/RUN samples/OTHER samples/THIRD --html comparison.html
 python -m evaluation fetch adm-imagenet-256 dinov2
 
 References published by ADM are downloaded by name:
@@ -135,6 +136,19 @@ def build_parser() -> Parser:
         help="random images whose features are stored for precision, recall and KID; 0 for none (default %(default)s)",
     )
     add_common(ref)
+    compare = commands.add_parser(
+        "compare", help="results side by side, and which differences their intervals decide", allow_abbrev=False
+    )
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a result that calc wrote as JSON, or RUN.npz or the folder RUN beside its RUN.json; the others are held against "
+        "the first, and runs that differ by their seed alone are taken together",
+    )
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write it there as a page")
     fetch = commands.add_parser(
         "fetch", help="download Inception's weights, dinov2's, and references by name", allow_abbrev=False
     )
@@ -164,6 +178,8 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.command == "fetch":
         return fetch_all(args.names, args.cache_dir)
+    if args.command == "compare":
+        return compare_all(args)
     from evaluation.checks import Settings
 
     names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
@@ -198,6 +214,17 @@ def fetch_all(names: list[str], cache_dir: Path | None) -> None:
         wanted[name] = partial(dinov2.fetch, cache_dir) if name == "dinov2" else partial(published.fetch, name, cache_dir)
     if failed := fetch_each(wanted):
         raise UserError(f"not fetched: {', '.join(failed)}; what stands above says why and what to do")
+
+
+def compare_all(args: argparse.Namespace) -> None:
+    from evaluation.compare import compare
+    from evaluation.results import find_result, read_result
+    from evaluation.wording import deliver
+
+    files = [find_result(run) for run in args.runs]
+    check_outputs([path for path in (args.json, args.html) if path], [*files, *args.runs])
+    comparison = compare([read_result(file) for file in files])
+    deliver(comparison.table(), {args.json: comparison.to_json, args.html: comparison.to_html})
 
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:

@@ -167,7 +167,7 @@ class Evaluation:
         if self.training is None:
             return None
         theirs = self._extract(self.training, cache)
-        found = memorisation(own.rows, theirs.rows, self.group)
+        found = replace(memorisation(own.rows, theirs.rows, self.group), training_sha256=theirs.pixels_sha256)
         if self.group.is_main:
             ours = images.pick([pair.sample for pair in found.pairs])
             training = self.training.pick([pair.training for pair in found.pairs])
@@ -233,6 +233,7 @@ class Evaluation:
         names = {name: called(name, extractor) for name in (*scores.values, *left_out)}
         metrics = {
             names[name][0]: Metric(
+                name=name,
                 label=names[name][1],
                 **asdict(found),
                 n=images.count,
@@ -243,6 +244,8 @@ class Evaluation:
             )
             for name, found in scores.values.items()
         }
+        if memorised:
+            metrics |= self._authenticity(memorised)
         return Result(
             metrics=metrics,
             warnings=tuple(notes),
@@ -272,7 +275,25 @@ class Evaluation:
             classes=scores.classes,
             memorisation=memorised,
             run=find_run(images.path, own.pixels_sha256),
+            training=self.training and memorised and _described_training(self.training, memorised),
         )
+
+    def _authenticity(self, memorised: Memorisation) -> dict[str, Metric]:
+        """AuthPct by its key, in percent as its name says."""
+        key, label = called("authpct", self.extractor)
+        protocol = PROTOCOLS[self.settings.protocol]
+        return {
+            key: Metric(
+                name="authpct",
+                label=label,
+                **{name: value and 100 * value for name, value in asdict(memorised.authentic).items()},
+                n=memorised.n,
+                reference_n=memorised.training_n,
+                protocol=protocol.name,
+                definition=protocol.definition("authpct", self.extractor.name),
+                deviations=tuple(deviations("authpct", None, self.extractor, self.settings)),
+            )
+        }
 
 
 def _grid_of(images: Images) -> Grid:
@@ -356,6 +377,11 @@ def _described_samples(images: "Images | Seen", own: Features) -> dict:
         "content_sha256": own.content_sha256,
         "pixels_sha256": own.pixels_sha256,
     }
+
+
+def _described_training(images: Images, memorised: Memorisation) -> dict:
+    """The training images as the result records them."""
+    return {"path": printable(str(images.path)), "count": images.count, "pixels_sha256": memorised.training_sha256}
 
 
 def _described_reference(reference: Reference) -> dict:

@@ -25,7 +25,8 @@ class Pair:
 class Memorisation:
     """`authentic` is the share of samples that are no nearer to a training image than another training image is.
 
-    `pairs` are those with the smallest ratios, `pictures` their images (H, W, 3) uint8, the sample's and the training image's.
+    `pairs` are those with the smallest ratios, `pictures` their images (H, W, 3) uint8, the sample's and the training image's;
+    `training_sha256` is the hash of all training images' pixels.
     """
 
     authentic: Estimate
@@ -33,6 +34,7 @@ class Memorisation:
     training_n: int
     pairs: tuple[Pair, ...]
     pictures: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    training_sha256: str | None = None
 
 
 def memorisation(samples: np.ndarray, training: np.ndarray, group: Group) -> Memorisation:

@@ -25,8 +25,10 @@ LABELS = {
     "coverage": "coverage",
     "fid-infinity": "FID-infinity",
     "vendi": "Vendi score",
+    "authpct": "AuthPct",
 }
-METRICS = tuple(name for name in LABELS if name != "is-shuffled")  # which comes with IS
+METRICS = tuple(name for name in LABELS if name not in ("is-shuffled", "authpct"))  # which come with IS and training images
+UNITS = {"authpct": "%"}  # of the metrics that have one
 SHARES = ("precision", "recall", "density", "coverage")  # by neighbours, all from one pass over the distances
 FROM_FEATURES = (*SHARES, "kid")  # these need the reference's images, statistics are not enough
 
@@ -52,6 +54,8 @@ COMMON = {
     "fid-infinity": "Fréchet distance on {features} at infinitely many samples, by a line in 1 / N through those of all samples, "
     "of halves and of thirds (arXiv 1911.07023, which draws random subsets)",
     "vendi": "exp of the entropy of the eigenvalues of cosine similarities, on {features} (arXiv 2210.02410)",
+    "authpct": "share of samples that are farther from their nearest training image than that one is from its nearest fellow, "
+    "on {features} (arXiv 2102.08921)",
 }
 BY_DEFAULT = ("density", "coverage", "fid-infinity")
 
