@@ -16,12 +16,12 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import distributed
 from evaluation import __main__ as cli
-from evaluation import calc, checks, extraction
+from evaluation import calc, checks, extraction, scores
 from evaluation.calc import Evaluator
 from evaluation.checks import Settings, looks_sorted
 from evaluation.features import Extractor, load_extractor
 from evaluation.images import open_images
-from evaluation.metrics import precision_recall
+from evaluation.neighbours import neighbourhoods
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 24
@@ -70,12 +70,12 @@ def test_all_metrics_are_torch_fidelitys(folders, inception_weights, theirs):
     assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
     assert theirs["frechet_inception_distance"] > 1
     assert theirs["inception_score_mean"] > 1.2
-    assert set(ours) == {"fid", "is", "kid", "precision", "recall"}
+    assert set(ours) == {"fid", "is", "kid", "precision", "recall", "density", "coverage"}
 
 
 def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
     """An oracle in numpy over torch-fidelity's network, with blocks of 10 images in the place of 5,000."""
-    monkeypatch.setattr(calc, "ADM_IS_BLOCK", 10)
+    monkeypatch.setattr(scores, "ADM_IS_BLOCK", 10)
     network = fidelity.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
@@ -98,22 +98,22 @@ def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
     sfid = fid(*(spatial[name][:, :7].transpose(0, 2, 3, 1).reshape(COUNT, -1) for name in "ab"))
     blocks = [logits["a"][start : start + 10] for start in range(0, COUNT, 10)]
     p = [np.exp(block) / np.exp(block).sum(1, keepdims=True) for block in blocks]
-    scores = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in p]
+    expected = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in p]
 
     ours = evaluate(folders / "a", folders / "b", inception_weights)
     assert ours["sfid"] == pytest.approx(sfid, rel=1e-4)
-    assert ours["is"] == pytest.approx(np.mean(scores), rel=1e-4)
+    assert ours["is"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
-    assert set(ours) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall"}
+    assert set(ours) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall", "density", "coverage"}
     more = np.exp(logits["a"]) / np.exp(logits["a"]).sum(1, keepdims=True)
     order = np.random.default_rng(0).permutation(COUNT)
     shuffled = [more[order[start : start + 10]] for start in range(0, COUNT, 10)]
-    expected = np.mean([np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in shuffled])
-    assert ours["is-shuffled"] == pytest.approx(expected, rel=1e-4)
-    assert abs(expected - ours["is"]) > 1e-3
+    mixed = np.mean([np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in shuffled])
+    assert ours["is-shuffled"] == pytest.approx(mixed, rel=1e-4)
+    assert abs(mixed - ours["is"]) > 1e-3
     one_block = np.exp((more * (np.log(more) - np.log(more.mean(0)))).sum(1).mean())
-    assert abs(one_block - np.mean(scores)) > 1e-3  # other blocks would show
+    assert abs(one_block - np.mean(expected)) > 1e-3  # other blocks would show
 
 
 def test_a_channel_first_sfid_would_show(folders, inception_weights, alone, monkeypatch, tmp_path):
@@ -182,10 +182,16 @@ def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".partial"]
 
 
-PIECES = {"metrics.TILE": 7, "metrics.ADM_BLOCK": 40, "calc.ADM_IS_BLOCK": 10, "calc.LOGITS_CHUNK": 4}
+PIECES = {
+    "neighbours.TILE": 7,
+    "neighbours.ADM_BLOCK": 40,
+    "metrics.ROWS": 9,
+    "scores.ADM_IS_BLOCK": 10,
+    "scores.LOGITS_CHUNK": 4,
+}
 IN_PIECES = f"""
 import sys
-from evaluation import __main__ as cli, calc, metrics
+from evaluation import __main__ as cli, metrics, neighbours, scores
 {", ".join(PIECES)} = {tuple(PIECES.values())}
 cli.run(cli.build_parser().parse_args(sys.argv[1:]))
 """
@@ -216,9 +222,9 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     group = distributed.init("cpu")
     rows = [extracted(tmp_path / f"{name}.npz", group, tmp_path / "cache") for name in "ab"]
     for half in (False, True):
-        precision, recall = precision_recall(rows[1], rows[0], group, half)
-        assert values[3, half]["precision-digits"] == pytest.approx(precision)
-        assert values[3, half]["recall-digits"] == pytest.approx(recall)
+        found = vars(neighbourhoods(rows[1], rows[0], group, half))
+        for name, estimate in found.items():
+            assert values[3, half][f"{name}-digits"] == pytest.approx(estimate.value), name
     assert len(set(values[1, False].values())) == 6
 
 
@@ -291,7 +297,7 @@ def test_without_keeping_features_nothing_is_left(folders, tmp_path, alone, monk
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
     evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(calc, "precision_recall", lambda *_: 1 / 0)
+    monkeypatch.setattr(scores, "neighbourhoods", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())

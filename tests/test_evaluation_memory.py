@@ -12,7 +12,7 @@ import distributed
 from evaluation.calc import Evaluator
 from evaluation.checks import Settings, choose_metrics
 from evaluation.features import Extractor
-from evaluation.metrics import precision_recall
+from evaluation.neighbours import neighbourhoods
 from evaluation.references import Reference
 
 COUNT, SIZE = 50_000, 256
@@ -108,9 +108,9 @@ def test_precision_and_recall_of_50000_and_10000_take_less_than_2_gb(tmp_path, a
         del rows
         arrays.append(np.memmap(tmp_path / name, dtype=np.float32, mode="c", shape=(count, 2048)))
     before = forget_peak()
-    precision, recall = precision_recall(arrays[1], arrays[0], alone)
+    found = neighbourhoods(arrays[1], arrays[0], alone)
     used = peak() - before
     print(f"{used:.2f} GB above the start")
     assert used < 2.0
-    assert 0 < precision < 1
-    assert 0 < recall < 1
+    assert 0 < found.precision.value < 1
+    assert 0 < found.recall.value < 1

@@ -1,3 +1,5 @@
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,7 +12,7 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from evaluation import neighbours
 from evaluation.metrics import frechet_distance, inception_score, kernel_distance
 from evaluation.neighbours import Pairs, nearest, neighbourhoods
-from evaluation.statistics import FeatureStatistics, mean_divergence
+from evaluation.statistics import FeatureStatistics
 
 
 def gaussian(dimension: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,33 +119,38 @@ def entropy_oracle(logits: np.ndarray, block: int) -> list[float]:
     return scores
 
 
+def chunked(logits: np.ndarray, size: int) -> Callable[[], Iterator[np.ndarray]]:
+    """A block as `inception_score` takes it: gives its logits, `size` rows at a time, however often it is asked."""
+    return lambda: iter(np.split(logits, range(size, len(logits), size)))
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 10, 23])
-def test_inception_score_is_the_mean_over_blocks(chunk):
+def test_inception_score_is_the_mean_over_blocks(chunk, alone):
     logits = np.random.default_rng(2).normal(0, 3, size=(23, 6)).astype(np.float32)
     blocks = [logits[:10], logits[10:20], logits[20:]]
-    found = [mean_divergence(np.split(block, range(chunk, len(block), chunk))) for block in blocks]
+    found = inception_score([chunked(block, chunk) for block in blocks], alone)
     scores = entropy_oracle(logits, 10)
     assert len(scores) == 3  # the short last block counts like the others
-    value, std = inception_score(np.array(found))
-    assert value == pytest.approx(np.mean(scores), rel=1e-9)
-    assert std == pytest.approx(np.std(scores), rel=1e-9)
+    assert found.value == pytest.approx(np.mean(scores), rel=1e-9)
+    assert found.spread == pytest.approx(np.std(scores), rel=1e-9)
 
 
-def test_inception_score_of_certain_and_of_constant_predictions_is_known():
-    certain = mean_divergence([np.eye(5)[np.arange(50) % 5] * 1000])
-    constant = mean_divergence([np.zeros((50, 5))])
-    assert inception_score(np.array([certain])) == (pytest.approx(5), None)  # one block has no spread
-    assert inception_score(np.array([constant]))[0] == pytest.approx(1)
+def test_inception_score_of_certain_and_of_constant_predictions_is_known(alone):
+    certain = inception_score([chunked(np.eye(5)[np.arange(50) % 5] * 1000, 50)], alone)
+    constant = inception_score([chunked(np.zeros((50, 5)), 50)], alone)
+    assert certain.value == pytest.approx(5)
+    assert certain.spread is None  # of one block
+    assert constant.value == pytest.approx(1)
 
 
-def test_inception_score_is_torch_fidelitys_for_its_blocks():
+def test_inception_score_is_torch_fidelitys_for_its_blocks(alone):
     logits = np.random.default_rng(4).normal(0, 2, size=(57, 9)).astype(np.float32)
     order = np.random.RandomState(2020).permutation(57)
     blocks = np.split(order, [i * 57 // 10 for i in range(1, 10)])
-    value, std = inception_score(np.array([mean_divergence([logits[block]]) for block in blocks]))
+    found = inception_score([chunked(logits[block], 57) for block in blocks], alone)
     expected = isc_features_to_metric(torch.from_numpy(logits))
-    assert value == pytest.approx(expected["inception_score_mean"], rel=1e-9)
-    assert std == pytest.approx(expected["inception_score_std"], rel=1e-9)
+    assert found.value == pytest.approx(expected["inception_score_mean"], rel=1e-9)
+    assert found.spread == pytest.approx(expected["inception_score_std"], rel=1e-9)
 
 
 def precision_recall(reference: np.ndarray, samples: np.ndarray, group, half: bool = False) -> tuple[float, float]:
@@ -271,10 +278,10 @@ def test_kernel_distance_is_torch_fidelitys(sizes, alone):
     expected = kid_features_to_metric(
         torch.from_numpy(x), torch.from_numpy(y), kid_subsets=20, kid_subset_size=sizes[2], verbose=False
     )
-    mean, std = kernel_distance(x, y, alone, subsets=20, size=sizes[2])
-    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
+    found = kernel_distance(x, y, alone, subsets=20, size=sizes[2])
+    assert found.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
     if sizes[0] > sizes[2]:
-        assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+        assert found.spread == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
 
 
 def test_kernel_distance_is_the_unbiased_estimate_by_a_double_loop(alone):
@@ -285,14 +292,14 @@ def test_kernel_distance_is_the_unbiased_estimate_by_a_double_loop(alone):
 
     within = sum(kernel(rows[i], rows[j]) for rows in (x, y) for i in range(9) for j in range(9) if i != j) / (9 * 8)
     between = sum(kernel(a, b) for a in x for b in y) / 81
-    assert kernel_distance(x, y, alone, subsets=3, size=9)[0] == pytest.approx(within - 2 * between, rel=1e-9)
+    assert kernel_distance(x, y, alone, subsets=3, size=9).value == pytest.approx(within - 2 * between, rel=1e-9)
     biased = sum(kernel(rows[i], rows[j]) for rows in (x, y) for i in range(9) for j in range(9)) / 81 - 2 * between
     assert abs(biased - (within - 2 * between)) > 1e-3
 
 
 def test_kernel_distance_of_one_distribution_is_about_zero(alone):
     both = features(400, 0)
-    mean, _ = kernel_distance(both[:200], both[200:], alone, subsets=50, size=100)
-    assert abs(mean) < 0.02
+    found = kernel_distance(both[:200], both[200:], alone, subsets=50, size=100)
+    assert abs(found.value) < 0.02
     with pytest.raises(ValueError, match="cannot be drawn"):
         kernel_distance(both[:50], both, alone, size=100)

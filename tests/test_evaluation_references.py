@@ -69,7 +69,7 @@ def test_pytorch_fids_files_give_fid_with_a_warning(samples, statistics, incepti
     np.savez(tmp_path / "pf.npz", mu=statistics.mu, sigma=statistics.sigma)
     result = result_of(samples, tmp_path / "pf.npz", inception_weights)
     assert set(result.metrics) == {"fid", "is", "is-shuffled"}
-    assert set(result.left_out) == {"sFID", "precision", "recall"}
+    assert set(result.left_out) == {"sFID", "precision", "recall", "density", "coverage", "FID-infinity"}
     assert any("pytorch-fid" in text for text in result.warnings)
     assert any("does not say" in text for text in result.metrics["fid"].deviations)
 
@@ -82,7 +82,7 @@ def test_our_own_files_carry_everything(samples, statistics, inception_weights, 
     assert read.provenance == statistics.provenance
     assert read.provenance.weights_sha256 == distributed.file_sha256(inception_weights)
     result = result_of(samples, tmp_path / "own.npz", inception_weights)
-    assert set(result.metrics) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall"}
+    assert set(result.metrics) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall", "density", "coverage"}
     assert result.metrics["precision"].reference_n == 8
     assert result.metrics["fid"].reference_n == 20
     assert any("20 images of b.npz; their covariance is singular" in text for text in result.warnings)
