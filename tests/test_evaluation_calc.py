@@ -36,9 +36,9 @@ def folders(tmp_path_factory):
     return root
 
 
-def evaluate(samples, reference, weights=None, group=None, **settings) -> dict[str, float]:
+def evaluate(samples, reference, weights=None, group=None, extractor=None, **settings) -> dict[str, float]:
     """The values of one evaluation by metric."""
-    evaluator = Evaluator.prepare(str(reference), group or distributed.init("cpu"), Settings(**settings), None, weights)
+    evaluator = Evaluator.prepare(str(reference), group or distributed.init("cpu"), Settings(**settings), extractor, weights)
     return {name: metric.value for name, metric in evaluator.evaluate(samples).metrics.items()}
 
 
@@ -205,7 +205,14 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     values = {}
     for ranks, half in ((1, False), (3, False), (1, True), (3, True)):
         arguments = [tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
-        options = ["--metrics", "fid,is,precision,recall,kid", "--kid-subset-size", 30, "--json", tmp_path / "r.json"]
+        options = [
+            "--metrics",
+            "fid,is,precision,recall,density,coverage,vendi,kid",
+            "--kid-subset-size",
+            30,
+            "--json",
+            tmp_path / "r.json",
+        ]
         options += ["--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
         if ranks == 1:
             with monkeypatch.context() as patch:
@@ -217,6 +224,7 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
             assert done.returncode == 0, done.stderr
         metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
         values[ranks, half] = {name: metric["value"] for name, metric in metrics.items()}
+        values[ranks, half] |= {f"{name}'s {end}": metric[end] for name, metric in metrics.items() for end in ("low", "high")}
     for half in (False, True):
         assert values[3, half] == pytest.approx(values[1, half], rel=1e-12)
     group = distributed.init("cpu")
@@ -225,7 +233,7 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
         found = vars(neighbourhoods(rows[1], rows[0], group, half))
         for name, estimate in found.items():
             assert values[3, half][f"{name}-digits"] == pytest.approx(estimate.value), name
-    assert len(set(values[1, False].values())) == 6
+    assert len({value for name, value in values[1, False].items() if "'s" not in name}) == 9
 
 
 def extracted(path, group, cache) -> np.ndarray:
@@ -234,23 +242,23 @@ def extracted(path, group, cache) -> np.ndarray:
 
 
 class Counting:
-    """An extractor that counts the images it has seen."""
+    """An extractor that counts the images it is given; those that fill its last chunk up are none."""
 
     def __init__(self, group):
         self.images = 0
-        real = load_extractor("digits", None, group)
 
-        def apply(pixels):
-            self.images += len(pixels)
-            return real.apply(pixels)
+        class Counted(Extractor):
+            def run(extractor, batch):
+                self.images += len(batch)
+                return super().run(batch)
 
-        self.extractor = Extractor(**vars(real) | {"apply": apply})
+        self.extractor = Counted(**vars(load_extractor("digits", None, group)))
 
 
 def test_a_further_metric_costs_no_second_pass(folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
-    settings = {"cache_dir": tmp_path, "kid_subset_size": 10}
+    settings = {"cache_dir": tmp_path, "kid_subset_size": 10, "extractor": "digits"}
     first = evaluate(folders / "a", folders / "b", group=alone, metrics=("fid", "is"), **settings)
     assert counting.images == 2 * COUNT
     second = evaluate(folders / "a", folders / "b", group=alone, metrics=("fid", "precision", "kid"), **settings)
@@ -270,7 +278,7 @@ def test_features_are_not_taken_for_those_of_other_settings(change, folders, tmp
     images = open_images(folders / "a", 16 if change == "crop" else 32)
     other = Extractor(**vars(stub) | ({change: "bfloat16"} if change in ("dtype", "weights_sha256") else {}))
     second = extraction.extract(images, other, alone, 5 if change == "batch_size" else 4, tmp_path)
-    assert second.reused == (change == "nothing")
+    assert second.reused == (change in ("nothing", "batch_size"))  # features do not depend on how many are read at once
     assert not first.reused
 
 
@@ -278,28 +286,28 @@ def test_features_are_not_taken_for_those_of_other_settings(change, folders, tmp
 def test_a_damaged_cache_is_computed_again(damage, folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
-    expected = evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path)
+    expected = evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path)
     names = {"about": "about.json", "pixels": "pixels.sha256", "statistics": "statistics.npz"}
     victim = next(tmp_path.glob(f"*/{names.get(damage, 'features.f32')}"))
     data = bytearray(victim.read_bytes())
     if damage != "cut" and damage != "about":
         data[100] ^= 1
     victim.write_bytes(data[: len(data) - 40 if damage in ("cut", "about") else None])
-    assert evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path) == expected
+    assert evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path) == expected
     assert counting.images == 3 * COUNT
     assert not list(tmp_path.glob("*.partial"))
-    evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path)
+    evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path)
     assert counting.images == 3 * COUNT
 
 
 def test_without_keeping_features_nothing_is_left(folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
-    evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
+    evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(scores, "neighbourhoods", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
+        evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
 
 

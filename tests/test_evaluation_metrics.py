@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import features
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from evaluation import neighbours
 from evaluation.metrics import frechet_distance, inception_score, kernel_distance
-from evaluation.neighbours import Pairs, nearest, neighbourhoods
 from evaluation.statistics import FeatureStatistics
 
 
@@ -151,125 +149,6 @@ def test_inception_score_is_torch_fidelitys_for_its_blocks(alone):
     expected = isc_features_to_metric(torch.from_numpy(logits))
     assert found.value == pytest.approx(expected["inception_score_mean"], rel=1e-9)
     assert found.spread == pytest.approx(expected["inception_score_std"], rel=1e-9)
-
-
-def precision_recall(reference: np.ndarray, samples: np.ndarray, group, half: bool = False) -> tuple[float, float]:
-    found = neighbourhoods(reference, samples, group, half)
-    return found.precision.value, found.recall.value
-
-
-def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
-    """Non-negative and skewed, as pooled activations are."""
-    random = np.random.default_rng(seed)
-    return np.abs(random.normal(0.4 + 0.02 * seed, 0.3, size=(count, dimension))).astype(np.float32)
-
-
-@pytest.fixture
-def _small_tiles(monkeypatch):
-    """So that a hundred rows make many tiles, ragged ones among them, in several of ADM's blocks."""
-    monkeypatch.setattr(neighbours, "TILE", 7)
-    monkeypatch.setattr(neighbours, "ADM_BLOCK", 40)
-
-
-def precision_recall_oracle(reference: np.ndarray, samples: np.ndarray, smallest: int = 4) -> tuple[float, float]:
-    """By its definition, a pair at a time in float64; the radius is the `smallest`-th smallest distance, itself included."""
-
-    def squared(x, y):
-        return ((x.astype(np.float64) - y.astype(np.float64)) ** 2).sum()
-
-    def radii(points):
-        return [sorted(squared(point, other) for other in points)[smallest - 1] for point in points]
-
-    radii_r, radii_s = radii(reference), radii(samples)
-    precision = np.mean([any(squared(s, r) <= radius for r, radius in zip(reference, radii_r, strict=True)) for s in samples])
-    recall = np.mean([any(squared(s, r) <= radius for s, radius in zip(samples, radii_s, strict=True)) for r in reference])
-    return float(precision), float(recall)
-
-
-@pytest.mark.usefixtures("_small_tiles")
-def test_precision_and_recall_are_those_of_the_definition(alone):
-    reference, samples = features(90, 0, 6), features(101, 8, 6)
-    expected = precision_recall_oracle(reference, samples)
-    assert precision_recall(reference, samples, alone) == expected
-    assert precision_recall_oracle(reference, samples, smallest=3) != expected  # the wrong radius would show
-    assert min(expected) > 0.05
-    assert max(expected) < 0.95
-    assert precision_recall(samples, reference, alone) == expected[::-1]
-
-
-@pytest.mark.usefixtures("_small_tiles")
-@pytest.mark.parametrize("seed", range(5))
-def test_precision_and_recall_are_torch_fidelitys(seed, alone):
-    reference, samples = features(120, seed), features(95, seed + 3)
-    expected = calculate_precision_recall_full(torch.from_numpy(samples), torch.from_numpy(reference))
-    assert precision_recall(reference, samples, alone) == pytest.approx(expected, abs=1e-6)
-
-
-def test_too_few_rows_for_a_third_neighbour_are_an_error(alone):
-    with pytest.raises(ValueError, match="no neighbour number 3"):
-        precision_recall(features(3, 0), features(50, 1), alone)
-
-
-def test_all_samples_equal_give_numbers(alone):
-    constant = np.full((20, 24), 0.5, dtype=np.float32)
-    assert precision_recall(constant, constant, alone) == (1.0, 1.0)
-    precision, recall = precision_recall(features(30, 0), constant, alone)
-    assert precision in (0.0, 1.0)
-    assert recall == 0.0
-
-
-def half_oracle(a: np.ndarray, b: np.ndarray, block: int) -> np.ndarray:
-    """ADM's distances, an operation at a time in numpy's float16; a block that overflows in float32."""
-    distances = np.empty((len(a), len(b)), dtype=np.float32)
-    for i in range(0, len(a), block):
-        for j in range(0, len(b), block):
-            x, y = a[i : i + block], b[j : j + block]
-            with np.errstate(over="ignore", invalid="ignore"):
-                u, v = x.astype(np.float16), y.astype(np.float16)
-                norm_u, norm_v = (np.square(w).astype(np.float32).sum(1).astype(np.float16) for w in (u, v))
-                product = (u.astype(np.float32) @ v.astype(np.float32).T).astype(np.float16)
-                part = np.maximum(norm_u[:, None] - np.float16(2) * product + norm_v[None], np.float16(0))
-            if not np.isfinite(part).all():
-                part = np.maximum((x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None], 0)
-            distances[i : i + block, j : j + block] = part
-    return distances
-
-
-@pytest.mark.usefixtures("_small_tiles")
-@pytest.mark.parametrize(("long_rows", "overflowing"), [([], 0), ([50, 55], 3), (range(90), 9), ("opposite", 1)])
-def test_half_distances_are_adms_with_its_fallback_by_the_block(long_rows, overflowing, alone):
-    """Parts of 64, whose squares float16 has to round but whose sums are exact in float32 in any order, so that every
-    rounding has to be the same. Opposite rows overflow though neither norm is near the limit."""
-    a, b = (np.round(features(count, seed) * 64) / 64 for count, seed in ((90, 0), (101, 1)))
-    if long_rows == "opposite":
-        a[0], b[0] = 32, -32
-    else:
-        a[list(long_rows)] *= 256
-    pairs = Pairs(a, b, alone, half=True)
-    found = np.empty((90, 101), dtype=np.float32)
-    for rows, columns in pairs.tiles(alone):
-        found[rows, columns] = pairs.distances(rows, columns)
-    assert (found == half_oracle(a, b, 40)).all()
-    assert len(pairs._in_float32) == overflowing
-
-
-def test_half_distances_change_precision_and_recall_slightly(alone):
-    reference, samples = features(400, 0, 64), features(400, 2, 64)
-    exact, half = (precision_recall(reference, samples, alone, half) for half in (False, True))
-    assert exact != half
-    assert half == pytest.approx(exact, abs=0.05)
-
-
-@pytest.mark.usefixtures("_small_tiles")
-def test_nearest_distances_are_the_smallest(alone):
-    rows = features(101, 0)
-    expected = np.sort(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(-1), axis=1)[:, :4]
-    found = nearest(Pairs(rows, rows, alone, False), 4, alone)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (found >= 0).all()  # each row's distance to itself, by the norm expansion
-    rows = np.round(rows * 64) / 64
-    expected = np.sort(half_oracle(rows, rows, 40), axis=1)[:, :4]
-    assert (nearest(Pairs(rows, rows, alone, True), 4, alone).numpy() == expected).all()
 
 
 @pytest.mark.parametrize("sizes", [(60, 45, 30), (30, 30, 30)])
