@@ -205,15 +205,8 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     values = {}
     for ranks, half in ((1, False), (3, False), (1, True), (3, True)):
         arguments = [tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
-        options = [
-            "--metrics",
-            "fid,is,precision,recall,density,coverage,vendi,kid",
-            "--kid-subset-size",
-            30,
-            "--json",
-            tmp_path / "r.json",
-        ]
-        options += ["--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
+        options = ["--metrics", "fid,is,precision,recall,density,coverage,vendi,kid", "--kid-subset-size", 30]
+        options += ["--json", tmp_path / "r.json", "--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
         if ranks == 1:
             with monkeypatch.context() as patch:
                 for name, value in PIECES.items():
