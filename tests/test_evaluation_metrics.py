@@ -1,15 +1,26 @@
+import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import ranks
 import scipy.linalg
 import torch
-from conftest import features
+from conftest import features, run_command
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from evaluation.metrics import frechet_distance, inception_score, kernel_distance
+from evaluation import metrics
+from evaluation.metrics import (
+    frechet_curve,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    transport,
+    vendi_score,
+)
 from evaluation.statistics import FeatureStatistics
 
 
@@ -182,3 +193,198 @@ def test_kernel_distance_of_one_distribution_is_about_zero(alone):
     assert abs(found.value) < 0.02
     with pytest.raises(ValueError, match="cannot be drawn"):
         kernel_distance(both[:50], both, alone, size=100)
+
+
+def statistics_of(rows: np.ndarray) -> FeatureStatistics:
+    statistics = FeatureStatistics.empty(rows.shape[1])
+    statistics.update(rows)
+    statistics.flush()
+    return statistics
+
+
+def infinitesimal_error(metric: Callable[[np.ndarray], float], count: int, step: float = 1e-5) -> float:
+    """Standard error by the infinitesimal jackknife: the spread of how `metric` of weights (N,) moves with each one of them."""
+    even, moves = np.full(count, 1 / count), []
+    for number in range(count):
+        towards = np.eye(count)[number] - even
+        moves.append((metric(even + step * towards) - metric(even - step * towards)) / (2 * step))
+    return float(np.std(moves, ddof=1) / count**0.5)
+
+
+def weighted_moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = weights @ rows
+    return mean, (weights[:, None] * (rows - mean)).T @ (rows - mean)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_error_of_the_frechet_distance_is_by_its_derivative(constant, monkeypatch):
+    """Finite differences of weighted moments. `constant` adds a feature that never fires, so that there is a singular covariance
+    of many samples. Without the transport, only the means' part would be left, or too much: that shows."""
+    monkeypatch.setattr(metrics, "ROWS", 9)
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(80, 5)) @ random.normal(size=(5, 5)) + 0.3
+    mu, sigma = gaussian(5, 50, 1)
+    if constant:
+        rows = np.concatenate([rows, np.full((80, 1), 0.7)], axis=1)
+        mu, sigma = np.append(mu, 0.7), np.pad(sigma, (0, 1))
+    own = statistics_of(rows)
+    expected = infinitesimal_error(lambda weights: frechet_distance(*weighted_moments(rows, weights), mu, sigma), 80)
+    biased = FeatureStatistics(81, own.mean, own.scatter)  # a covariance divided by n, as weights give it
+    assert frechet_error(rows, biased, mu, sigma) == pytest.approx(expected, rel=1e-5)
+    assert frechet_error(rows, own, mu, sigma) == pytest.approx(expected, rel=0.03)
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "transport", lambda s1, _: np.zeros((1, len(s1))))
+        assert abs(frechet_error(rows, biased, mu, sigma) / expected - 1) > 0.1
+
+
+def test_too_few_samples_for_a_covariance_of_full_rank_have_no_error():
+    mu, sigma = gaussian(5, 50, 1)
+    rows = np.random.default_rng(0).normal(size=(6, 5))
+    assert frechet_error(rows[:5], statistics_of(rows[:5]), mu, sigma) is None
+    assert frechet_error(rows, statistics_of(rows), mu, sigma) > 0
+
+
+def test_the_transport_takes_one_covariance_to_the_other():
+    (_, s1), (_, s2) = gaussian(12, 60, 0), gaussian(12, 60, 1)
+    w = transport(s1, s2)
+    np.testing.assert_allclose(w.T @ w @ s1 @ w.T @ w, s2, rtol=1e-8, atol=1e-9 * s2.max())
+    wrong = transport(s2, s1)
+    assert np.abs(wrong.T @ wrong @ s1 @ wrong.T @ wrong - s2).max() > 0.1 * s2.max()
+    np.testing.assert_allclose(transport(s1, s1).T @ transport(s1, s1), np.eye(12), atol=1e-8)
+
+
+def test_fid_at_infinity_is_where_a_known_line_goes(alone, monkeypatch):
+    """The last point is no part of the line. All points are of all samples, in the same order every time."""
+    blocks = []
+
+    def distance(_, block, *__):
+        blocks.append(block)
+        return 3.0 + 50 / len(block) + (len(block) == 30) * 7
+
+    monkeypatch.setattr(metrics, "_distance_of", distance)
+    rows = np.zeros((120, 2))
+    found = frechet_curve(rows, rows[0], np.eye(2), 0.5, alone)
+    assert found.counts == (120, 60, 40, 30)
+    assert found.values == pytest.approx([3 + 50 / count for count in (120, 60, 40)] + [3 + 50 / 30 + 7])
+    assert (found.at_infinity.value, found.slope, found.at(60)) == pytest.approx((3, 50, 3 + 50 / 60))
+    assert found.at_infinity.error == 0.5
+    assert len(blocks) == 10
+    for start, parts in ((0, 1), (1, 2), (3, 3), (6, 4)):
+        assert sorted(np.concatenate(blocks[start : start + parts])) == list(range(120))
+    assert (np.concatenate(blocks[1:3]) != np.arange(120)).any()  # a file in the order of its classes is shuffled
+    known = frechet_curve(rows, rows[0], np.eye(2), 0.5, alone, whole=3 + 50 / 120)
+    assert len(blocks) == 19
+    assert known == found
+    assert all(map(np.array_equal, blocks[1:10], blocks[10:]))
+
+
+def test_the_points_of_the_curve_are_frechet_distances(alone, monkeypatch):
+    monkeypatch.setattr(metrics, "ROWS", 9)
+    rows, (mu, sigma) = features(101, 0, 4), gaussian(4, 50, 1)
+    found = frechet_curve(rows, mu, sigma, 0.1, alone)
+    order = np.random.default_rng(0).permutation(101)
+    for parts, value in zip((1, 2, 3, 4), found.values, strict=True):
+        cut = [order[: 101 % parts * (101 // parts + 1)], order[101 % parts * (101 // parts + 1) :]]
+        sizes = (101 // parts + 1, 101 // parts)
+        blocks = [rest[i : i + size] for rest, size in zip(cut, sizes, strict=True) for i in range(0, len(rest), size)]
+        assert len(blocks) == parts
+        distances = [frechet_distance(rows[b].mean(0, np.float64), np.cov(rows[b], rowvar=False), mu, sigma) for b in blocks]
+        assert value == pytest.approx(np.mean(distances), rel=1e-5)
+
+
+def test_the_error_of_the_inception_score_is_by_its_derivative(alone):
+    """Block by block. Without the score as a factor, for one, it would be another."""
+    logits = np.random.default_rng(2).normal(0, 3, size=(43, 6))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    cuts, errors, scores = [20, 40], [], []
+    for q in np.split(p, cuts):
+
+        def score(weights, q=q):
+            return np.exp(weights @ (q * np.log(q / (weights @ q))).sum(1))
+
+        errors.append(infinitesimal_error(score, len(q)))
+        scores.append(score(np.full(len(q), 1 / len(q))))
+    expected = np.sqrt(np.square(errors).sum()) / 3
+    found = inception_score([chunked(block, 4) for block in np.split(logits, cuts)], alone)
+    assert found.error == pytest.approx(expected, rel=1e-6)
+    assert found.low == pytest.approx(max(np.mean(scores) - 1.959964 * expected, 1), rel=1e-6)
+    assert np.sqrt(np.square(np.array(errors) / scores).sum()) / 3 < 0.8 * expected
+
+
+def test_a_last_block_of_one_image_has_a_score_of_one_and_no_error(alone):
+    """Whatever the image: it is its own average. So is 5,001 images' last block."""
+    logits = np.random.default_rng(2).normal(0, 3, size=(21, 6))
+    whole, with_one = (inception_score([chunked(b, 9) for b in np.split(logits[:n], [20][: n - 20])], alone) for n in (20, 21))
+    assert with_one.value == pytest.approx((whole.value + 1) / 2)
+    assert with_one.error == pytest.approx(whole.error / 2)
+    assert inception_score([chunked(logits[:1], 9)], alone).error == 0
+
+
+def vendi_oracle(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """exp of the entropy of the eigenvalues of the N x N cosine similarities, over N or weighted."""
+    weights = np.full(len(rows), 1 / len(rows)) if weights is None else weights
+    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    similarities = np.array([[a @ b for b in unit] for a in unit]) * np.sqrt(np.outer(weights, weights))
+    values = np.linalg.eigvalsh(similarities)
+    values = values[values > 1e-14]
+    return float(np.exp(-(values * np.log(values)).sum()))
+
+
+@pytest.mark.parametrize("count", [6, 40])  # fewer rows than features, and more
+def test_vendi_score_is_that_of_the_similarities(count, alone, monkeypatch):
+    """Rows that keep their lengths, for one, would give another."""
+    monkeypatch.setattr(metrics, "ROWS", 9)
+    rows = features(count, 0, 8)
+    rows[::2] *= 3
+    found = vendi_score(rows, alone)
+    assert found.value == pytest.approx(vendi_oracle(rows), rel=1e-9)
+    assert vendi_score(rows * 5, alone).value == pytest.approx(found.value, rel=1e-6)
+    values = np.linalg.eigvalsh(rows.astype(np.float64) @ rows.T)
+    values = values[values > 1e-9] / values.sum()
+    assert abs(np.exp(-(values * np.log(values)).sum()) / found.value - 1) > 0.01
+    if count > 8:
+        error = infinitesimal_error(lambda weights: vendi_oracle(rows, weights), count)
+        assert found.error == pytest.approx(error, rel=1e-5)
+
+
+def test_vendi_score_counts_what_is_different(alone):
+    same = vendi_score(np.tile(features(1, 0, 8), (20, 1)), alone)
+    assert (same.value, same.error) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert vendi_score(np.eye(8, dtype=np.float32) * 3, alone).value == pytest.approx(8)
+    assert vendi_score(np.eye(8, dtype=np.float32)[np.arange(40) % 4], alone).value == pytest.approx(4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_row_of_zeros_has_no_vendi_score(alone):
+    rows = features(20, 0, 8)
+    rows[3] = 0
+    assert vendi_score(rows, alone) is None
+
+
+def test_the_error_of_kid_is_by_its_derivative_and_of_the_subsets_drawn(alone, monkeypatch):
+    x, y = features(60, 0, 6), features(45, 3, 6)
+    kernels = [[(float(a.astype(np.float64) @ b) / 6 + 1) ** 3 for b in np.concatenate([x, y])] for a in x]
+    influences = []
+    for i, row in enumerate(kernels):
+        within = sum(value for j, value in enumerate(row[:60]) if j != i) / 59
+        influences.append(2 * (within - sum(row[60:]) / 45))
+    variance = np.var(influences, ddof=1) / 60
+    found = kernel_distance(x, y, alone, subsets=10, size=30)
+    assert found.error == pytest.approx(np.sqrt(variance + found.spread**2 / 10 / 2), rel=1e-9)
+    assert kernel_distance(x[:45], y, alone, subsets=1, size=45).spread == 0
+    monkeypatch.setattr(metrics, "KID_PROBE", 30)
+    assert kernel_distance(x, y, alone, subsets=10, size=30).error == pytest.approx(found.error, rel=0.4)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_every_rank_has_the_numbers_of_one(count, alone, monkeypatch, tmp_path):
+    for (module, name), value in ranks.SMALL.items():
+        monkeypatch.setattr(module, name, value)
+    expected = ranks.everything(alone)
+    done = run_command("tests/ranks.py", tmp_path, ranks=count)
+    assert done.returncode == 0, done.stderr
+    for rank in range(count):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert found[name] == [value if value is None else pytest.approx(value, rel=1e-9) for value in values], name
