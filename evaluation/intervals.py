@@ -47,11 +47,11 @@ def share(hits: float, count: int) -> Estimate:
 
 
 def error_of_mean(influences: Iterable[np.ndarray]) -> float:
-    """Standard error of a mean over samples of values, which come in parts."""
+    """Standard error of a mean over samples of values, which come in parts; 0 of a single one."""
     count, total, squares = 0, 0.0, 0.0
     for part in influences:
         count, total, squares = count + len(part), total + part.sum(), squares + np.square(part).sum()
-    return float(np.sqrt(max(squares - total**2 / count, 0.0) / (count - 1) / count))
+    return float(np.sqrt(max(squares - total**2 / count, 0.0) / max(count - 1, 1) / count))
 
 
 def groups_of(count: int) -> np.ndarray:

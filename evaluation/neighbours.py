@@ -137,7 +137,7 @@ def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = No
     """
     best = torch.full((len(pairs.a), 1 if member is None else GROUPS, count), torch.inf)
     with progress_bar(len(pairs.a) * len(pairs.b), "neighbours", "pair", delay=5) as bar:
-        for rows, columns in pairs.tiles(group):
+        for rows, columns in pairs.tiles(group, mirrored=pairs.symmetric):
             group.check()
             block = pairs.distances(rows, columns)
             _keep_smallest(best[rows], block, None if member is None else member[columns])
@@ -199,10 +199,10 @@ class Pairs:
         self.symmetric = a is b and not half  # in float16, the order of the additions shows
         self._in_float32 = self._overflowing_blocks(group) if half else frozenset()
 
-    def tiles(self, group: Group) -> Iterator[tuple[slice, slice]]:
-        """This rank's share of the tiles; of two symmetric ones, only one is there."""
+    def tiles(self, group: Group, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
+        """This rank's share of the tiles; with `mirrored`, only one of two that are each other's mirror image."""
         everything = ((rows, columns) for rows in _ranges(len(self.a)) for columns in _ranges(len(self.b)))
-        wanted = (tile for tile in everything if not self.symmetric or tile[0].start <= tile[1].start)
+        wanted = (tile for tile in everything if not mirrored or tile[0].start <= tile[1].start)
         return islice(wanted, group.rank, None, group.world_size)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:

@@ -227,7 +227,7 @@ def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, caps
     found = SimpleNamespace(
         extractor=SimpleNamespace(image_size=None), reference=SimpleNamespace(path="r.npz", image_size=(32, 32))
     )
-    monkeypatch.setattr("evaluation.calc.Evaluator.prepare", lambda *_: found)
+    monkeypatch.setattr("evaluation.calc.Evaluation.prepare", lambda *_: found)
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--ref", "r.npz"])
     with pytest.raises(SystemExit):
         sample_ddp.main()
