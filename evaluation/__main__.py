@@ -228,14 +228,14 @@ def compare_all(args: argparse.Namespace) -> None:
 
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
-    from evaluation.calc import Evaluator
+    from evaluation.calc import Evaluation
     from evaluation.images import open_images
 
     size = open_images(args.samples).height  # before the weights, which take longer
-    evaluator = Evaluator.prepare(
+    evaluation = Evaluation.prepare(
         args.ref, group, settings, args.extractor, args.inception_weights, size, args.dinov2_weights, args.train
     )
-    result = evaluator.evaluate(args.samples)
+    result = evaluation.evaluate(args.samples)
     if result:
         result.write(args.json, args.html)
 

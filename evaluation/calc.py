@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ from evaluation.runs import find_names, find_run
 from evaluation.scores import Scorer, Scores
 from evaluation.statistics import FeatureStatistics
 
+if TYPE_CHECKING:
+    from evaluation.online import Seen
+
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
 PROBE = 512  # images that are evaluated in float32 as well, to show what bfloat16 does
@@ -52,7 +56,7 @@ WEIGHTS = {True: "as published", False: "not the published file", None: "the pub
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class Evaluation:
     """A reference and an extractor that fit each other, both checked. Images of a reference are extracted when needed.
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
@@ -79,7 +83,7 @@ class Evaluator:
         image_size: int | None = None,
         dinov2_weights: Path | None = None,
         training: Path | None = None,
-    ) -> "Evaluator":
+    ) -> "Evaluation":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
         Args:
@@ -107,8 +111,6 @@ class Evaluator:
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         return cls(reference, network, settings, group, metrics, left_out, exact, training)
 
-    @torch.inference_mode()
-    @plain_float32()
     def evaluate(self, samples: Path) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
 
@@ -116,20 +118,33 @@ class Evaluator:
             UserError: if they cannot be read or do not fit the extractor or the reference.
         """
         images = open_images(samples)
-        too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
-        metrics = tuple(name for name in self.metrics if name not in too_few)
-        result = None
+        self.check(images)
         with self.settings.cache(self.group) as cache:
-            reference, theirs = self._extracted_reference(metrics, cache)
-            own = self._extract(images, cache)
-            scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group)
-            scores, memorised = scorer.scores(), self._memorised(images, own, cache)
-            if self.group.is_main:
-                notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
-                if self.exact and "fid" in metrics:
-                    notes.append(self._effect_of_dtype(images, own, reference, theirs))
-                result = self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised)
-        return result
+            return self.result_of(images, self._extract(images, cache), cache)
+
+    def check(self, images: "Images | Seen") -> dict[str, str]:
+        """Which metrics cannot be had of so many samples, and why; raises UserError if the samples fit nothing."""
+        return check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
+
+    @torch.inference_mode()
+    @plain_float32()
+    def result_of(self, images: "Images | Seen", own: Features, cache: Path, grid: Grid | None = None) -> Result | None:
+        """The result of samples with these features, on rank 0; to be called by all ranks.
+
+        Args:
+            grid: the report's pictures, of images that are not in files.
+        """
+        too_few = self.check(images)
+        metrics = tuple(name for name in self.metrics if name not in too_few)
+        reference, theirs = self._extracted_reference(metrics, cache)
+        scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group)
+        scores, memorised = scorer.scores(), self._memorised(images, own, cache)
+        if not self.group.is_main:
+            return None
+        notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
+        if self.exact and "fid" in metrics:
+            notes.append(self._effect_of_dtype(images, own, reference, theirs))
+        return self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised, grid or _grid_of(images))
 
     def _extract(self, images: Images, cache: Path) -> Features:
         return extract(images, self.extractor, self.group, self.settings.batch_size, cache)
@@ -147,7 +162,7 @@ class Evaluator:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
         return replace(reference, features=theirs.rows, labels=reference.images.labels), theirs
 
-    def _memorised(self, images: Images, own: Features, cache: Path) -> Memorisation | None:
+    def _memorised(self, images: "Images | Seen", own: Features, cache: Path) -> Memorisation | None:
         """What the samples have of the training images, if those were given; with the pictures on rank 0."""
         if self.training is None:
             return None
@@ -204,13 +219,14 @@ class Evaluator:
 
     def _result(
         self,
-        images: Images,
+        images: "Images | Seen",
         own: Features,
         reference: Reference | None,
         scores: Scores,
         notes: list[str],
         left_out: dict[str, str],
         memorised: Memorisation | None,
+        grid: Grid,
     ) -> Result:
         extractor, settings = self.extractor, self.settings
         protocol = PROTOCOLS[settings.protocol]
@@ -230,8 +246,6 @@ class Evaluator:
         }
         if memorised:
             metrics |= self._authenticity(memorised)
-        grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
-        grid.fill(images.pick)
         return Result(
             metrics=metrics,
             warnings=tuple(notes),
@@ -251,9 +265,9 @@ class Evaluator:
                 "world_size": self.group.world_size,
                 "shuffle_seed": FIDELITY_SEED if settings.protocol == "torch-fidelity" else SHUFFLE_SEED,
                 "kid_seed": FIDELITY_SEED,
-                "features": "from the cache" if own.reused else "computed",
+                "features": own.origin,
             },
-            packages={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+            packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=grid,
             class_names=find_names(images.path, own.pixels_sha256),
@@ -280,6 +294,13 @@ class Evaluator:
                 deviations=tuple(deviations("authpct", None, self.extractor, self.settings)),
             )
         }
+
+
+def _grid_of(images: Images) -> Grid:
+    """The report's pictures."""
+    grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
+    grid.fill(images.pick)
+    return grid
 
 
 def open_training(path: Path, extractor: Extractor) -> Images:
@@ -346,7 +367,7 @@ def _moments(seen: Features) -> dict[str, np.ndarray | None]:
     }
 
 
-def _described_samples(images: Images, own: Features) -> dict:
+def _described_samples(images: "Images | Seen", own: Features) -> dict:
     """Samples as the result records them."""
     return {
         "path": printable(str(images.path)),

@@ -23,6 +23,7 @@ from evaluation.protocols import (
     METRICS,
     PROTOCOLS,
     PUBLISHED_COUNT,
+    REFUSED,
     called,
 )
 from evaluation.published import PUBLISHED
@@ -52,6 +53,8 @@ class Settings:
             raise UserError(f"--kid-subset-size {self.kid_subset_size}: must be at least 2")
         if self.metrics is not None and not self.metrics:
             raise UserError(f"--metrics names none: choose from {', '.join(METRICS)}")
+        if refused := [name for name in self.metrics or () if name in REFUSED]:
+            raise UserError(f"--metrics {refused[0]}: {REFUSED[refused[0]]}")
         if unknown := [name for name in self.metrics or () if name not in METRICS]:
             raise UserError(f"--metrics {unknown[0]}: no such metric; choose from {', '.join(METRICS)}")
         if self.fp16_compat and self.protocol != "adm":

@@ -49,9 +49,9 @@ class Features:
     statistics: FeatureStatistics
     spatial_rows: np.ndarray | None
     spatial: FeatureStatistics | None
-    content_sha256: str
+    content_sha256: str | None
     pixels_sha256: str
-    reused: bool
+    origin: str  # in words: whether they were computed for this, or how else they came to be
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         **{package: version(package) for package in ("torch", "pillow", *extractor.packages)},
     }
     entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    if reused := group.once(lambda: str(_is_whole(entry))) == "True":
-        return _open(entry, reused, extractor)
+    if group.once(lambda: str(_is_whole(entry))) == "True":
+        return _open(entry, extractor, "from the cache")
     with _in_the_making(entry, images.count, extractor, group) as folder:
         statistics, spatial = _run(images, extractor, group, batch_size, folder)
         statistics = statistics.merged(group)
@@ -97,7 +97,35 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         if group.is_main:
             _complete(folder, entry, parts, statistics, spatial)
         group.wait()
-    return _open(entry, reused, extractor)
+    return _open(entry, extractor, "computed")
+
+
+def gathered(
+    count: int, positions: np.ndarray, parts: dict[str, np.ndarray], extractor: Extractor, group: Group, cache: Path
+) -> Features:
+    """The features of `count` images that the ranks have extracted between them, as `extract` would give them.
+
+    Args:
+        positions: where in the order of all images this rank's are.
+        parts: this rank's rows of `FEATURES`, `PIXELS` and, where there are spatial features, `SPATIAL`, by these names.
+        cache: a folder that all ranks see.
+    """
+    entry = Path(group.once(lambda: str(cache / uuid.uuid4().hex)))
+    with _in_the_making(entry, count, extractor, group) as folder:
+        sums = {}
+        for name, rows in parts.items():
+            mapped = np.memmap(folder / name, dtype=rows.dtype, mode="r+", shape=(count, *rows.shape[1:]))
+            mapped[positions] = rows
+            mapped.flush()
+            if name != PIXELS:
+                sums[name] = FeatureStatistics.empty(rows.shape[1])
+                sums[name].update(rows)
+                sums[name] = sums[name].merged(group)
+        group.wait()
+        if group.is_main:
+            _complete(folder, entry, {"content": None, "count": count}, sums[FEATURES], sums.get(SPATIAL))
+        group.wait()
+    return _open(entry, extractor, "gathered as the images were made")
 
 
 @contextmanager
@@ -228,7 +256,7 @@ def _is_whole(entry: Path) -> bool:
         return False
 
 
-def _open(entry: Path, reused: bool, extractor: Extractor) -> Features:
+def _open(entry: Path, extractor: Extractor, origin: str) -> Features:
     try:
         about = json.loads((entry / ABOUT).read_text())
         count = about["count"]
@@ -242,7 +270,7 @@ def _open(entry: Path, reused: bool, extractor: Extractor) -> Features:
     except DAMAGED_ARCHIVE as error:
         raise UserError(f"{entry} cannot be read ({error}); remove it") from error
     pixels_sha256 = file_sha256(entry / PIXELS)
-    return Features(entry, rows, statistics, spatial_rows, spatial, about["content"], pixels_sha256, reused)
+    return Features(entry, rows, statistics, spatial_rows, spatial, about["content"], pixels_sha256, origin)
 
 
 def _mapped(path: Path, count: int, dimension: int) -> np.ndarray:

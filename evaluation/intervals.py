@@ -31,8 +31,8 @@ class Estimate:
 
 
 def estimate(value: float, error: float | None, least: float = -np.inf, most: float = np.inf, **more: float | None) -> Estimate:
-    """A value with a normal interval, cut off at what the metric can be."""
-    if error is None:
+    """A value with a normal interval, cut off at what the metric can be; without one if nothing varied, which bounds nothing."""
+    if not error:
         return Estimate(value, **more)
     low, high = (min(max(value + side * NORMAL * error, least), most) for side in (-1, 1))
     return Estimate(value, error, low, high, **more)
@@ -47,11 +47,11 @@ def share(hits: float, count: int) -> Estimate:
 
 
 def error_of_mean(influences: Iterable[np.ndarray]) -> float:
-    """Standard error of a mean over samples of values, which come in parts."""
+    """Standard error of a mean over samples of values, which come in parts; 0 of a single one."""
     count, total, squares = 0, 0.0, 0.0
     for part in influences:
         count, total, squares = count + len(part), total + part.sum(), squares + np.square(part).sum()
-    return float(np.sqrt(max(squares - total**2 / count, 0.0) / (count - 1) / count))
+    return float(np.sqrt(max(squares - total**2 / count, 0.0) / max(count - 1, 1) / count))
 
 
 def groups_of(count: int) -> np.ndarray:

@@ -65,7 +65,8 @@ def frechet_error(
     """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
 
     By the delta method: a sample at distance d from the mean m moves it by (2 (m - mu).d + d'(1 - T)d) / N and a constant, with
-    T the `transport` from the samples' covariance. None where that is singular, so that there is no such map.
+    T the `transport` from the samples' covariance. None where they are too few for one of full rank, so that there is no such
+    map; a feature that is the same in all of many samples does no harm.
     """
     count, dimension = rows.shape
     if count <= dimension:
@@ -174,9 +175,10 @@ def vendi_score(rows: np.ndarray, group: Group) -> Estimate | None:
             group.check()
             part = _directions(rows[start : start + ROWS])
             moment += part.T @ part
-    values, vectors = scipy.linalg.eigh(group.sum(moment) / len(rows), driver="evd")
-    if not np.isfinite(values).all():
+    moment = group.sum(moment) / len(rows)
+    if moment.trace() < 1 - 0.5 / len(rows):
         return None
+    values, vectors = scipy.linalg.eigh(moment, driver="evd")
     kept = values > 1e-15
     values, vectors = values[kept], vectors[:, kept]
     score = float(np.exp(-(values * np.log(values)).sum()))
@@ -186,9 +188,10 @@ def vendi_score(rows: np.ndarray, group: Group) -> Estimate | None:
 
 
 def _directions(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64."""
+    """Rows of length 1, float64; those of zeros stay as they are."""
     rows = rows.astype(np.float64)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
 
 
 def kernel_distance(

@@ -87,6 +87,7 @@ class _Counts:
         """Goes through this rank's tiles."""
         group, device = pairs.group, pairs.group.device
         radii3, radii5, radii_s = (radii.to(device) for radii in (radii3, radii5, radii_s))
+        largest = radii_s.amax(0)
         with progress_bar(len(pairs.a) * len(pairs.b), "neighbourhoods", "pair", delay=5) as bar:
             for r, s in pairs.tiles(group):
                 group.check()
@@ -94,10 +95,13 @@ class _Counts:
                 self.inside[s] += (block <= radii3[r, None]).sum(0).cpu()
                 near = block < radii5[r, None]
                 self.near[s] += near.sum(0).cpu()
-                for number in range(GROUPS):
-                    self.covered[r, number] |= near[:, (member[s] == number).to(device)].any(1).cpu()
-                for number, radii in enumerate(radii_s):
-                    self.recalled[r, number] |= (block <= radii[s]).any(1).cpu()
+                rows, columns = near.nonzero().T.cpu()
+                self.covered[r][rows, member[s][columns]] = True
+                rows, columns = hits = (block <= largest[s]).nonzero().T  # few, and all that any set of samples has
+                recalling = block[rows, columns] <= radii_s[:, s][:, columns]
+                rows = hits[0].cpu()
+                for number, found in enumerate(recalling.cpu()):
+                    self.recalled[r, number][rows[found]] = True
                 bar.update(block.numel() * group.world_size)
 
     def summed(self, group: Group) -> "_Counts":
@@ -133,13 +137,13 @@ def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = No
     """
     best = torch.full((len(pairs.a), 1 if member is None else GROUPS, count), torch.inf)
     with progress_bar(len(pairs.a) * len(pairs.b), "neighbours", "pair", delay=5) as bar:
-        for rows, columns in pairs.tiles(group):
+        for rows, columns in pairs.tiles(group, mirrored=pairs.symmetric):
             group.check()
             block = pairs.distances(rows, columns)
-            _keep_smallest(best[rows], block, member is not None and member[columns])
+            _keep_smallest(best[rows], block, None if member is None else member[columns])
             mirrored = pairs.symmetric and rows != columns
             if mirrored:
-                _keep_smallest(best[columns], block.T.contiguous(), member is not None and member[rows])
+                _keep_smallest(best[columns], block.T.contiguous(), None if member is None else member[rows])
             bar.update(block.numel() * (1 + mirrored) * group.world_size)
     if group.world_size > 1:
         everyone = np.full((group.world_size, *best.shape), 0.0)
@@ -172,11 +176,13 @@ def closest(pairs: "Pairs", group: Group) -> tuple[np.ndarray, np.ndarray]:
     return best.astype(np.float32), index.astype(np.int64)
 
 
-def _keep_smallest(best: Tensor, block: Tensor, member: Tensor | bool) -> None:
+def _keep_smallest(best: Tensor, block: Tensor, member: Tensor | None) -> None:
     """Merges the distances in `block` (rows, columns) into the smallest so far (rows, groups, count), in place."""
-    count = best.shape[2]
-    for number in range(best.shape[1]):
-        part = block if best.shape[1] == 1 else block[:, (member == number).to(block.device)]
+    count, parts = best.shape[2], [block]
+    if member is not None:
+        block = block[:, member.argsort(stable=True).to(block.device)]
+        parts = block.split(member.bincount(minlength=GROUPS).tolist(), dim=1)
+    for number, part in enumerate(parts):
         found = part.topk(min(count, part.shape[1]), largest=False).values.cpu()
         best[:, number] = torch.cat([best[:, number], found], dim=1).topk(count, largest=False).values
 
@@ -193,10 +199,10 @@ class Pairs:
         self.symmetric = a is b and not half  # in float16, the order of the additions shows
         self._in_float32 = self._overflowing_blocks(group) if half else frozenset()
 
-    def tiles(self, group: Group) -> Iterator[tuple[slice, slice]]:
-        """This rank's share of the tiles; of two symmetric ones, only one is there."""
+    def tiles(self, group: Group, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
+        """This rank's share of the tiles; with `mirrored`, only one of two that are each other's mirror image."""
         everything = ((rows, columns) for rows in _ranges(len(self.a)) for columns in _ranges(len(self.b)))
-        wanted = (tile for tile in everything if not self.symmetric or tile[0].start <= tile[1].start)
+        wanted = (tile for tile in everything if not mirrored or tile[0].start <= tile[1].start)
         return islice(wanted, group.rank, None, group.world_size)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:

@@ -32,6 +32,11 @@ UNITS = {"authpct": "%"}  # of the metrics that have one
 SHARES = ("precision", "recall", "density", "coverage")  # by neighbours, all from one pass over the distances
 FROM_FEATURES = (*SHARES, "kid")  # these need the reference's images, statistics are not enough
 
+# Metrics that people ask for and that are not offered, and what to take instead.
+REFUSED = {
+    "cmmd": "CMMD hangs on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "
+    "with --protocol dino is an unbiased MMD over another network than Inception as well",
+}
 WITHOUT_REFERENCE = ("is", "vendi")
 
 FID = "Fréchet distance on {features}, covariance with n - 1"

@@ -45,8 +45,18 @@ def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
 
     Nobody vouches for what stands beside a file, so whatever is not as expected counts as absent.
     """
+    return names_in(_manifest_of(samples, pixels_sha256))
+
+
+def find_run(samples: Path, pixels_sha256: str) -> Run | None:
+    """The run that drew these very pixels, by the same file and with the same care."""
+    return as_run(_manifest_of(samples, pixels_sha256))
+
+
+def names_in(manifest: dict) -> ClassNames | None:
+    """The class names that a manifest has."""
     try:
-        known = _manifest_of(samples, pixels_sha256)["class_names"]
+        known = manifest["class_names"]
         names, sha256 = known["names"], known["sha256"]
         if not isinstance(names, list) or not all(_is_text(name) for name in (*names, sha256)):
             return None
@@ -55,10 +65,9 @@ def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
         return None
 
 
-def find_run(samples: Path, pixels_sha256: str) -> Run | None:
-    """The run that drew these very pixels, by the same file and with the same care."""
+def as_run(manifest: dict) -> Run | None:
+    """The run that a manifest is of."""
     try:
-        manifest = _manifest_of(samples, pixels_sha256)
         identity, fingerprint = manifest["identity"], manifest["fingerprint"]
         plain = all(isinstance(value, str | int | float | bool | list | None) for value in identity.values())
         if not (plain and _is_text(fingerprint) and all(map(_is_text, identity)) and len(json.dumps(identity)) < 1 << 16):
@@ -79,14 +88,15 @@ def find_run(samples: Path, pixels_sha256: str) -> Run | None:
 
 
 def _manifest_of(samples: Path, pixels_sha256: str) -> dict:
-    """Raises one of `NOT_AS_EXPECTED` if there is none of these pixels."""
+    """Empty if there is none of these pixels."""
     path = samples.parent / samples.name.removesuffix(".npz") / MANIFEST
-    if not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
-        raise ValueError("no manifest")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["npz"]["pixels_sha256"] != pixels_sha256:
-        raise ValueError("of other pixels")
-    return manifest
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
+            return {}
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return manifest if manifest["npz"]["pixels_sha256"] == pixels_sha256 else {}
+    except NOT_AS_EXPECTED:
+        return {}
 
 
 def _is_text(value: object) -> bool:

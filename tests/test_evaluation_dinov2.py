@@ -5,6 +5,7 @@ A network of one narrow block stands in for ViT-L/14, whose published weights ar
 
 import hashlib
 import math
+import os
 import sys
 
 import numpy as np
@@ -210,6 +211,16 @@ def test_the_published_shapes_are_vit_l_14s(form, tmp_path):
     assert not network.training
 
 
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
 @pytest.mark.parametrize("damage", ["absent", "cut", "other", "code", "nan", "list", "shape", "small", "cut safetensors"])
 def test_unsuitable_weights_are_refused_in_a_sentence(damage, state, weights, tmp_path, alone):
     path = tmp_path / ("weights.safetensors" if "safetensors" in damage else "weights.pth")
@@ -220,7 +231,7 @@ def test_unsuitable_weights_are_refused_in_a_sentence(damage, state, weights, tm
     elif damage == "other":
         torch.save({"weight": torch.zeros(1)}, path)
     elif damage == "code":
-        torch.save({"weight": print}, path)
+        torch.save({"weight": Code(tmp_path / "was run")}, path)
     elif damage == "nan":
         torch.save(state | {"norm.bias": state["norm.bias"] * torch.nan}, path)
     elif damage == "list":
@@ -232,6 +243,7 @@ def test_unsuitable_weights_are_refused_in_a_sentence(damage, state, weights, tm
     with pytest.raises(UserError, match="--dinov2-weights") as error:
         load_extractor("dinov2", path, alone)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "was run").exists()
 
 
 @pytest.mark.usefixtures("real")

@@ -61,6 +61,7 @@ def test_fd_dinov2_from_images_to_a_number(images, state, monkeypatch, capsys):
     assert "FID" not in json.dumps(result["metrics"])
     assert "the extractor is dinov2, where adm's is inception" in result["metrics"]["fd-dinov2"]["deviations"]
     assert result["extractor"]["weights_sha256"] == provenance["weights_sha256"]
+    assert "timm" in result["packages"]
     small = {**state, "pos_embed": positions(state["pos_embed"])}
     rows = [forward(small, pil_prepared(pictures(COUNT, seed))).numpy() for seed in (0, 1)]
     assert result["metrics"]["fd-dinov2"]["value"] == pytest.approx(distance(*rows), rel=1e-4)
