@@ -58,7 +58,7 @@ def test_calc_says_what_the_number_is(samples, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"FID-digits\s+\d+\.\d{4}\s+40", done.stdout)
     result = json.loads((tmp_path / "r.json").read_text())
-    names = ("fid", "is", "is-shuffled", "precision", "recall")
+    names = ("fid", "is", "is-shuffled", "precision", "recall", "density", "coverage")
     assert set(result["metrics"]) == {f"{name}-digits" for name in names}  # never plain FID
     fid = result["metrics"]["fid-digits"]
     assert fid["label"] == "FID-digits"
