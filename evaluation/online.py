@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import distributed
@@ -25,7 +24,8 @@ from distributed import Group, UserError, default_cache
 from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
 from evaluation.checks import Settings, check_size
 from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
-from evaluation.report import THUMBNAIL, Grid, Result
+from evaluation.page import picture
+from evaluation.report import Grid, Result
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
 NO_LABEL = -1
@@ -329,6 +329,4 @@ def _as_numbers(numbers: Tensor | np.ndarray | None, count: int, what: str) -> n
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     """An image (H, W, 3) uint8 as small as the report shows it."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return np.array(image)
+    return np.array(picture(pixels))
