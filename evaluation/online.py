@@ -226,8 +226,8 @@ class Evaluator:
         self._size = size
         for name, parts in self._parts.items():
             parts.append(arrays[name])
-        for (index, label), picture in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
-            self._thumbnails[index] = label, picture
+        for (index, label), pixels in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
+            self._thumbnails[index] = label, pixels
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """What this rank has seen, in one piece."""

@@ -12,6 +12,7 @@ from distributed import UserError
 from evaluation import Evaluator
 from evaluation.calc import Evaluation
 from evaluation.checks import Settings
+from evaluation.page import grid_html
 from scripts.stand_ins import pictures
 
 COUNT = 90
@@ -63,7 +64,7 @@ def test_the_result_is_that_of_an_npz_for_any_batches(size, samples, arrays, tmp
     assert result.samples["pixels_sha256"] == expected.samples["pixels_sha256"]
     assert result.samples["labels"] == expected.samples["labels"]
     assert [(label, list(row)) for label, row in result.grid.rows] == [(label, list(row)) for label, row in expected.grid.rows]
-    assert result._grid_html() == expected._grid_html()
+    assert grid_html(result.grid, result.class_names) == grid_html(expected.grid, expected.class_names)
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +142,7 @@ def test_states_are_saved_loaded_and_merged(arrays, samples, tmp_path):
     assert restored.count == COUNT - 40
     result, expected = merged.compute(), from_npz(samples)
     assert same(numbers(result), numbers(expected))
-    assert result._grid_html() == expected._grid_html()
+    assert grid_html(result.grid, result.class_names) == grid_html(expected.grid, expected.class_names)
     merged.reset()
     assert merged.count == 0
     with pytest.raises(UserError, match="no image was given"):

@@ -12,7 +12,7 @@ from test_evaluation_dinov2 import forward, narrow, official, pil_prepared, posi
 from test_evaluation_inception import clean_oracle
 
 from evaluation import dinov2, features, inception
-from evaluation.protocols import OUTPUTS, PROTOCOLS, called
+from evaluation.protocols import BY_DEFAULT, OUTPUTS, PROTOCOLS, called
 from scripts.stand_ins import pictures
 
 COUNT = 12
@@ -55,8 +55,9 @@ def test_fd_dinov2_from_images_to_a_number(images, state, monkeypatch, capsys):
         code, out, err = evaluate(monkeypatch, capsys, "calc", images / "a.npz", *given, *weights)
         assert code == 0, err
         result = json.loads((images / "r.json").read_text())
-        assert set(result["metrics"]) == {"fd-dinov2", "precision-dinov2", "recall-dinov2"}
-        assert set(result["left_out"]) == expected
+        names = ("fd", "precision", "recall", "density", "coverage")
+        assert set(result["metrics"]) == {f"{name}-dinov2" for name in names}
+        assert set(result["left_out"]) == {"FD-infinity-DINOv2", *expected}  # of which there are too few images
     assert "FD-DINOv2" in out
     assert "FID" not in json.dumps(result["metrics"])
     assert "the extractor is dinov2, where adm's is inception" in result["metrics"]["fd-dinov2"]["deviations"]
@@ -83,7 +84,8 @@ def test_clean_fid_and_kid(images, inception_weights, monkeypatch, capsys):
     code, out, err = evaluate(monkeypatch, capsys, "calc", images / "a.npz", "--protocol", "clean", *given)
     assert code == 0, err
     metrics = json.loads((images / "r.json").read_text())["metrics"]
-    assert {key: metric["label"] for key, metric in metrics.items()} == {"fid-clean": "FID-clean", "kid-clean": "KID-clean"}
+    labels = {key: metric["label"] for key, metric in metrics.items() if metric["name"] not in BY_DEFAULT}
+    assert labels == {"fid-clean": "FID-clean", "kid-clean": "KID-clean"}
     network = inception.Inception(inception.load_inception(inception_weights))
     with torch.inference_mode():
         rows = [network(clean_oracle(pictures(COUNT, seed)))[0].double().numpy() for seed in (0, 1)]
