@@ -160,7 +160,7 @@ class Evaluation:
         theirs = self._extract(reference.images, cache)
         if reference.mu is None:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
-        return replace(reference, features=theirs.rows, labels=reference.images.labels), theirs
+        return replace(reference, features=theirs.rows, labels=reference.images.classes), theirs
 
     def _memorised(self, images: "Images | Seen", own: Features, cache: Path) -> Memorisation | None:
         """What the samples have of the training images, if those were given; with the pictures on rank 0."""
@@ -341,7 +341,7 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
     )
     chosen = np.sort(chosen)
     features = seen.rows[chosen] if keep else None
-    labels = images.labels[chosen] if keep and images.labels is not None else None
+    labels = images.classes[chosen] if keep and images.classes is not None else None
     kind = "Fiducial's statistics"
     return Reference(images.path, None, kind, **_moments(seen), features=features, labels=labels, provenance=provenance)
 

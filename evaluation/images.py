@@ -45,9 +45,8 @@ Item = TypeVar("Item")
 class Images:
     """A set of equally large RGB images, (height, width), in one order.
 
-    `labels`, where the source has them, are (count,) int64; those of a tree are its outermost folders. `names` are the files
-    of a folder or of a zip, `table` has those of a dataset. Where `crop` is set, images of any size and colour are converted to
-    RGB and cropped to it as ADM does.
+    `labels`, where the source has them, are (count,) int64. `names` are the files of a folder or of a zip, `table` has those of
+    a dataset. Where `crop` is set, images of any size and colour are converted to RGB and cropped to it as ADM does.
     """
 
     path: Path
@@ -58,6 +57,11 @@ class Images:
     names: tuple[str, ...] = ()
     crop: int | None = None
     table: "Table | None" = None
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """`labels`, or else those of a tree of folders, a class each: for training sets, as samples may lie in folders too."""
+        return self.labels if self.labels is not None else labels_of_folders(self.names)
 
     @property
     def has_jpeg(self) -> bool:
@@ -191,7 +195,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
         if shards := [file for pattern in (f"*{PARQUET}", f"data/*{PARQUET}") for file in path.glob(pattern)]:
             raise UserError(f"{path} holds images ({names[0]!r} first) beside {shards[0].name}; give the folder of what is meant")
         height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
-        return Images(path, len(names), height, width, labels_of_folders(names), names, crop)
+        return Images(path, len(names), height, width, names=names, crop=crop)
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     try:
@@ -208,7 +212,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
                 raise UserError(f"{path} has no images: expected an array arr_0, or PNG or JPEG files; found {found}")
             where = f"{path}, {names[0]!r},"
             height, width, _ = read_image(member_file(archive, names[0], where), where, crop).shape
-            return Images(path, len(names), height, width, labels_of_folders(names), names, crop)
+            return Images(path, len(names), height, width, names=names, crop=crop)
     except DAMAGED_ARCHIVE as error:
         raise UserError(f"{path} cannot be read as an npz or zip ({one_line(error)})") from error
 
@@ -239,7 +243,7 @@ def labels_of_folders(names: tuple[str, ...]) -> np.ndarray | None:
     """(N,) int64: classes are the outermost folders, in the order of their names, if every image lies in one of several."""
     folders = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
     classes = {folder: label for label, folder in enumerate(sorted(set(folders) - {None}))}
-    if None in folders or len(classes) < 2:
+    if not folders or None in folders or len(classes) < 2:
         return None
     return np.array([classes[folder] for folder in folders], dtype=np.int64)
 

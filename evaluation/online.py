@@ -164,7 +164,7 @@ class Evaluator:
         """Keeps those that the report shows, or else the first images of each of the first classes."""
         if self._shown is not None:
             for row in np.flatnonzero(np.isin(indices, list(self._shown))):
-                self._thumbnails[int(indices[row])] = int(labels[row]), _thumbnail(pixels[row])
+                self._thumbnails[int(indices[row])] = int(labels[row]), np.array(picture(pixels[row]))
             return
         kept: dict[int, int] = {}
         for label, _ in self._thumbnails.values():
@@ -173,7 +173,7 @@ class Evaluator:
             most = GRID_COLUMNS * (GRID_ROWS if label == NO_LABEL else 1)
             if kept.get(label, 0) < most and (label in kept or len(kept) < KEPT_CLASSES):
                 kept[label] = kept.get(label, 0) + 1
-                self._thumbnails[index] = label, _thumbnail(image)
+                self._thumbnails[index] = label, np.array(picture(image))
 
     def state_dict(self) -> dict[str, Tensor | str]:
         """What this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
@@ -226,8 +226,8 @@ class Evaluator:
         self._size = size
         for name, parts in self._parts.items():
             parts.append(arrays[name])
-        for (index, label), pixels in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
-            self._thumbnails[index] = label, pixels
+        for (index, label), image in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
+            self._thumbnails[index] = label, image
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """What this rank has seen, in one piece."""
@@ -292,7 +292,7 @@ class Evaluator:
         theirs = labels[np.searchsorted(indices, kept)]
         grid = Grid.choose(None if (theirs == NO_LABEL).any() else theirs, len(kept), GRID_ROWS, GRID_COLUMNS)
         grid = Grid([(label, kept[row].tolist()) for label, row in grid.rows])
-        shape = _thumbnail(np.zeros((*self._size_of_all(), 3), np.uint8)).shape
+        shape = np.array(picture(np.zeros((*self._size_of_all(), 3), np.uint8))).shape
 
         def pick(wanted: list[int]) -> dict[int, np.ndarray]:
             pictures = np.zeros((len(wanted), *shape))
@@ -325,8 +325,3 @@ def _as_numbers(numbers: Tensor | np.ndarray | None, count: int, what: str) -> n
     if found.shape != (count,) or (count and found.dtype.kind not in "iu") or (found < 0).any():
         raise ValueError(f"{what} expected as {count} integers from 0 on; got {found.dtype} {found.shape}")
     return found.astype(np.int64)
-
-
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) uint8 as small as the report shows it."""
-    return np.array(picture(pixels))

@@ -275,9 +275,7 @@ def test_features_are_not_taken_for_those_of_other_settings(change, folders, tmp
     images = open_images(folders / "a", 16 if change == "crop" else 32)
     other = Extractor(**vars(stub) | ({change: "bfloat16"} if change in ("dtype", "weights_sha256") else {}))
     second = extraction.extract(images, other, alone, 5 if change == "batch_size" else 4, tmp_path)
-    assert (second.origin == "from the cache") == (
-        change in ("nothing", "batch_size")
-    )  # features do not depend on how many are read at once
+    assert (second.origin == "from the cache") == (change in ("nothing", "batch_size"))  # of which features are free
     assert first.origin == "computed"
 
 

@@ -317,7 +317,7 @@ def test_a_last_block_of_one_image_has_a_score_of_one_and_no_error(alone):
     whole, with_one = (inception_score([chunked(b, 9) for b in np.split(logits[:n], [20][: n - 20])], alone) for n in (20, 21))
     assert with_one.value == pytest.approx((whole.value + 1) / 2)
     assert with_one.error == pytest.approx(whole.error / 2)
-    assert inception_score([chunked(logits[:1], 9)], alone).error == 0
+    assert inception_score([chunked(logits[:1], 9)], alone).error is None
 
 
 def vendi_oracle(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -349,7 +349,7 @@ def test_vendi_score_is_that_of_the_similarities(count, alone, monkeypatch):
 
 def test_vendi_score_counts_what_is_different(alone):
     same = vendi_score(np.tile(features(1, 0, 8), (20, 1)), alone)
-    assert (same.value, same.error) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert (same.value, same.error or 0) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
     assert vendi_score(np.eye(8, dtype=np.float32) * 3, alone).value == pytest.approx(8)
     assert vendi_score(np.eye(8, dtype=np.float32)[np.arange(40) % 4], alone).value == pytest.approx(4)
 

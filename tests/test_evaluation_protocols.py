@@ -12,7 +12,7 @@ from test_evaluation_dinov2 import forward, narrow, official, pil_prepared, posi
 from test_evaluation_inception import clean_oracle
 
 from evaluation import dinov2, features, inception
-from evaluation.protocols import BY_DEFAULT, OUTPUTS, PROTOCOLS, called
+from evaluation.protocols import OUTPUTS, PROTOCOLS, called
 from scripts.stand_ins import pictures
 
 COUNT = 12
@@ -50,14 +50,14 @@ def test_fd_dinov2_from_images_to_a_number(images, state, monkeypatch, capsys):
         provenance = json.loads(str(arrays["provenance"]))
         assert arrays["mu"].shape == (1024,)
     assert provenance["extractor"] == "dinov2"
-    for protocol, expected in (("dino", set()), ("adm", {"IS-DINOv2", "sFD-DINOv2"})):
+    for protocol, expected in (("dino", {"FD-infinity-DINOv2"}), ("adm", {"IS-DINOv2", "sFD-DINOv2", "FD-infinity-DINOv2"})):
         given = "--ref", images / "r.npz", "--protocol", protocol, "--json", images / "r.json"
         code, out, err = evaluate(monkeypatch, capsys, "calc", images / "a.npz", *given, *weights)
         assert code == 0, err
         result = json.loads((images / "r.json").read_text())
         names = ("fd", "precision", "recall", "density", "coverage")
         assert set(result["metrics"]) == {f"{name}-dinov2" for name in names}
-        assert set(result["left_out"]) == {"FD-infinity-DINOv2", *expected}  # of which there are too few images
+        assert set(result["left_out"]) == expected
     assert "FD-DINOv2" in out
     assert "FID" not in json.dumps(result["metrics"])
     assert "the extractor is dinov2, where adm's is inception" in result["metrics"]["fd-dinov2"]["deviations"]
@@ -83,9 +83,9 @@ def test_clean_fid_and_kid(images, inception_weights, monkeypatch, capsys):
     given += "--kid-subset-size", COUNT, "--json", images / "r.json"
     code, out, err = evaluate(monkeypatch, capsys, "calc", images / "a.npz", "--protocol", "clean", *given)
     assert code == 0, err
-    metrics = json.loads((images / "r.json").read_text())["metrics"]
-    labels = {key: metric["label"] for key, metric in metrics.items() if metric["name"] not in BY_DEFAULT}
-    assert labels == {"fid-clean": "FID-clean", "kid-clean": "KID-clean"}
+    metrics, common = json.loads((images / "r.json").read_text())["metrics"], ("density", "coverage")
+    labels = {"fid-clean": "FID-clean", "kid-clean": "KID-clean"} | {f"{name}-clean": f"{name}-clean" for name in common}
+    assert {key: metric["label"] for key, metric in metrics.items()} == labels
     network = inception.Inception(inception.load_inception(inception_weights))
     with torch.inference_mode():
         rows = [network(clean_oracle(pictures(COUNT, seed)))[0].double().numpy() for seed in (0, 1)]

@@ -122,8 +122,8 @@ def test_labels_of_folders_are_torchvisions(tree, zipped, tmp_path):
     if zipped:
         path = Path(shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path / "t"))
     images = open_images(path)
-    assert dict(zip(images.names, images.labels.tolist(), strict=True)) == theirs
-    assert images.labels.dtype == np.int64
+    assert dict(zip(images.names, images.classes.tolist(), strict=True)) == theirs
+    assert images.classes.dtype == np.int64
     in_order_of_appearance = {name: i for i, name in enumerate(dict.fromkeys(n.split("/")[0] for n in tree))}
     assert {name: in_order_of_appearance[name.split("/")[0]] for name in theirs} != theirs
 
@@ -133,7 +133,7 @@ def test_images_that_are_not_in_folders_of_classes_have_no_labels(tree, tmp_path
     for name in tree:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pictures(1, 0)[0]).save(tmp_path / name)
-    assert open_images(tmp_path).labels is None
+    assert open_images(tmp_path).classes is None
 
 
 WHOLE = {"mu": np.zeros(3), "sigma": np.eye(3), "features": np.ones((5, 3), dtype=np.float32), "labels": np.arange(5)}
