@@ -13,7 +13,7 @@ from evaluation.statistics import FeatureStatistics, divergences_from, mean_dive
 ROWS = 4096  # that are worked on at once
 BLOCK_COUNTS = (1, 2, 3, 4)  # FID against N: of all samples, of halves, of thirds, of quarters
 FITTED = 3  # of these, the largest, that the line goes through
-CURVE_SEED = 0
+CURVE_SEED, SHUFFLES = 0, 4
 PER_DIMENSION = 10  # samples for FID-infinity; with fewer, the line misses what Gaussians are known to have
 KID_PROBE = 4000  # rows of either side that show how much KID varies
 
@@ -104,34 +104,31 @@ class Curve:
         return self.at_infinity.value + self.slope / count
 
 
-def frechet_curve(
-    rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, error: float, group: Group, whole: float | None = None
-) -> Curve:
+def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Estimate, group: Group) -> Curve:
     """FID-infinity (arXiv 1911.07023): the Fréchet distance is biased by a multiple of 1 / N, which a straight line takes away.
 
-    Each point is the mean over blocks that hold all samples between them, after a seeded shuffle: all at once, halves, thirds
-    and quarters. So all points see the same samples, and what the line makes of them varies hardly more than the distance
-    itself, where random subsets, as in the paper, would add their own noise. The line goes through the first three, as the
-    bias of few samples bends; the last shows whether it does. The ranks share the blocks out.
+    Each point is the mean over blocks that hold all samples between them, after seeded shuffles: all at once, halves, thirds
+    and quarters. So all points see the same samples, where random subsets, as in the paper, would add their own noise; how far
+    the shuffles lie apart is part of the error. The line goes through the first three, as the bias of few samples bends; the
+    last shows whether it does. The ranks share the blocks out.
 
     Args:
         rows: features (N, D) of at least `PER_DIMENSION` samples a dimension.
-        error: of the distance of all samples, see `frechet_error`.
-        whole: that distance, if it is known.
+        whole: the distance of all samples, with its error.
     """
-    order = np.random.default_rng(CURVE_SEED).permutation(len(rows))
-    blocks = [block for parts in BLOCK_COUNTS for block in np.array_split(order, parts)]
-    distances = np.zeros(len(blocks))
-    for number, block in enumerate(blocks):
-        if number % group.world_size == group.rank:
-            known = whole is not None and len(block) == len(rows)
-            distances[number] = whole if known else _distance_of(rows, block, mu, sigma, group)
-    distances = group.sum(distances)
-    starts = np.cumsum((0, *BLOCK_COUNTS))
-    values = [float(distances[start : start + parts].mean()) for start, parts in zip(starts, BLOCK_COUNTS, strict=False)]
+    orders = [np.random.default_rng([CURVE_SEED, shuffle]).permutation(len(rows)) for shuffle in range(SHUFFLES)]
+    points = [np.full(SHUFFLES, whole.value)]
+    for parts in BLOCK_COUNTS[1:]:
+        blocks = [block for order in orders for block in np.array_split(order, parts)]
+        distances = np.zeros(len(blocks))
+        for number in range(group.rank, len(blocks), group.world_size):
+            distances[number] = _distance_of(rows, blocks[number], mu, sigma, group)
+        points.append(group.sum(distances).reshape(SHUFFLES, parts).mean(1))
     counts = [len(rows) // parts for parts in BLOCK_COUNTS]
-    slope, value = np.polyfit(1 / np.array(counts[:FITTED]), values[:FITTED], 1)
-    return Curve(tuple(counts), tuple(values), float(slope), estimate(float(value), error, 0))
+    slopes, values = np.polyfit(1 / np.array(counts[:FITTED]), np.array(points[:FITTED]), 1)  # a line a shuffle
+    error = float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES))
+    means = tuple(float(point.mean()) for point in points)
+    return Curve(tuple(counts), means, float(slopes.mean()), estimate(float(values.mean()), error, 0))
 
 
 def _distance_of(rows: np.ndarray, block: np.ndarray, mu: np.ndarray, sigma: np.ndarray, group: Group) -> float:

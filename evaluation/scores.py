@@ -86,8 +86,7 @@ class Scorer:
             values["fid"] = self._distance(own.statistics, own.rows, reference.mu, reference.sigma)
             classes = self._classes()
         if "fid-infinity" in self.metrics:
-            fid = values["fid"]
-            curve = frechet_curve(own.rows, reference.mu, reference.sigma, fid.error, group, fid.value)
+            curve = frechet_curve(own.rows, reference.mu, reference.sigma, values["fid"], group)
             values["fid-infinity"] = curve.at_infinity
         if "sfid" in self.metrics:
             values["sfid"] = self._distance(own.spatial, own.spatial_rows, reference.mu_s, reference.sigma_s)

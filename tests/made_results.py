@@ -11,7 +11,7 @@ from evaluation.report import Grid, Metric, Result
 from evaluation.runs import ClassNames, Run
 from evaluation.scores import ClassScore
 
-NASTY = "<script>alert('$x$')</script> & \"q\""
+NASTY = '$x$ <script>alert(1)</script> & "q"'  # formulas, too, are text
 VALUES = {  # value and standard error
     "fid": (2.5, 0.25),
     "precision": (0.75, 0.0625),

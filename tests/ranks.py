@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import distributed  # noqa: E402
 from evaluation import metrics, neighbours  # noqa: E402
+from evaluation.intervals import Estimate  # noqa: E402
 from evaluation.memorisation import memorisation  # noqa: E402
 from evaluation.statistics import FeatureStatistics  # noqa: E402
 
@@ -30,7 +31,7 @@ def everything(group: distributed.Group) -> dict[str, list]:
         statistics.update(rows)
         statistics.flush()
     error = metrics.frechet_error(x, own, theirs.mean, theirs.covariance, group)
-    curve = metrics.frechet_curve(x, theirs.mean, theirs.covariance, error, group)
+    curve = metrics.frechet_curve(x, theirs.mean, theirs.covariance, Estimate(1.0, error), group)
     logits = random.normal(0, 2, size=(101, 5))
     blocks = [lambda block=block: iter([block]) for block in np.array_split(logits, 7)]
     grid = random.integers(0, 3, size=(150, 3)).astype(np.float32)  # many ties

@@ -121,7 +121,7 @@ def test_the_interval_of_fid_at_infinity_holds_the_distance_of_the_distributions
     def infinite(random: np.random.Generator) -> Estimate:
         rows = drawn(random)
         whole = fid(rows)
-        return frechet_curve(rows, MU, SIGMA, whole.error, alone, whole.value).at_infinity
+        return frechet_curve(rows, MU, SIGMA, whole, alone).at_infinity
 
     holds(draws(infinite), truth)
 

@@ -12,7 +12,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from evaluation import metrics
+from evaluation.intervals import Estimate
 from evaluation.metrics import (
+    SHUFFLES,
     frechet_curve,
     frechet_distance,
     frechet_error,
@@ -263,33 +265,58 @@ def test_fid_at_infinity_is_where_a_known_line_goes(alone, monkeypatch):
 
     monkeypatch.setattr(metrics, "_distance_of", distance)
     rows = np.zeros((120, 2))
-    found = frechet_curve(rows, rows[0], np.eye(2), 0.5, alone)
+    whole = Estimate(3 + 50 / 120, 0.5)
+    found = frechet_curve(rows, rows[0], np.eye(2), whole, alone)
     assert found.counts == (120, 60, 40, 30)
     assert found.values == pytest.approx([3 + 50 / count for count in (120, 60, 40)] + [3 + 50 / 30 + 7])
     assert (found.at_infinity.value, found.slope, found.at(60)) == pytest.approx((3, 50, 3 + 50 / 60))
     assert found.at_infinity.error == 0.5
-    assert len(blocks) == 10
-    for start, parts in ((0, 1), (1, 2), (3, 3), (6, 4)):
-        assert sorted(np.concatenate(blocks[start : start + parts])) == list(range(120))
-    assert (np.concatenate(blocks[1:3]) != np.arange(120)).any()  # a file in the order of its classes is shuffled
-    known = frechet_curve(rows, rows[0], np.eye(2), 0.5, alone, whole=3 + 50 / 120)
-    assert len(blocks) == 19
-    assert known == found
-    assert all(map(np.array_equal, blocks[1:10], blocks[10:]))
+    assert len(blocks) == SHUFFLES * (2 + 3 + 4)
+    start = 0
+    for parts in (2, 3, 4):
+        for _ in range(SHUFFLES):
+            assert sorted(np.concatenate(blocks[start : start + parts])) == list(range(120))
+            start += parts
+    assert (np.concatenate(blocks[:2]) != np.arange(120)).any()  # a file in the order of its classes is shuffled
+    assert (np.concatenate(blocks[:2]) != np.concatenate(blocks[2:4])).any()  # in another way each time
+    again = frechet_curve(rows, rows[0], np.eye(2), whole, alone)
+    assert again == found
+    assert all(map(np.array_equal, blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]))
+
+
+def test_the_error_at_infinity_has_that_of_the_shuffles(alone, monkeypatch):
+    """The halves of each shuffle say something else, which moves the line's end by -1.5 times as much at two thirds' weight."""
+    calls = iter([5.0, 5.0, 5.4, 5.4, 4.8, 4.8, 5.2, 5.2] + [6.0] * 3 * SHUFFLES + [7.0] * 4 * SHUFFLES)
+    monkeypatch.setattr(metrics, "_distance_of", lambda *_: next(calls))
+    rows = np.zeros((120, 2))
+    found = frechet_curve(rows, rows[0], np.eye(2), Estimate(4.5, 0.5), alone)
+    ends = [np.polyfit([1, 2, 3], [4.5, half, 6.0], 1)[1] for half in (5.0, 5.4, 4.8, 5.2)]
+    assert found.at_infinity.value == pytest.approx(np.mean(ends))
+    assert found.at_infinity.error == pytest.approx(np.sqrt(0.25 + np.var(ends, ddof=1) / 4))
+    assert found.at_infinity.error > 0.5
 
 
 def test_the_points_of_the_curve_are_frechet_distances(alone, monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", 9)
     rows, (mu, sigma) = features(101, 0, 4), gaussian(4, 50, 1)
-    found = frechet_curve(rows, mu, sigma, 0.1, alone)
-    order = np.random.default_rng(0).permutation(101)
-    for parts, value in zip((1, 2, 3, 4), found.values, strict=True):
-        cut = [order[: 101 % parts * (101 // parts + 1)], order[101 % parts * (101 // parts + 1) :]]
-        sizes = (101 // parts + 1, 101 // parts)
-        blocks = [rest[i : i + size] for rest, size in zip(cut, sizes, strict=True) for i in range(0, len(rest), size)]
-        assert len(blocks) == parts
-        distances = [frechet_distance(rows[b].mean(0, np.float64), np.cov(rows[b], rowvar=False), mu, sigma) for b in blocks]
+    found = frechet_curve(rows, mu, sigma, Estimate(7.0, 0.1), alone)
+    assert found.values[0] == 7
+    monkeypatch.setattr(metrics, "SHUFFLES", 2)
+    found = frechet_curve(rows, mu, sigma, Estimate(7.0, 0.1), alone)
+    for parts, value in zip((2, 3, 4), found.values[1:], strict=True):
+        distances = []
+        for order in (np.random.default_rng([0, shuffle]).permutation(101) for shuffle in range(2)):
+            distances += block_distances(rows, order, parts, mu, sigma)
         assert value == pytest.approx(np.mean(distances), rel=1e-5)
+
+
+def block_distances(rows, order, parts, mu, sigma) -> list[float]:
+    """By numpy, of blocks as equal as they go, the larger ones first."""
+    cut = [order[: 101 % parts * (101 // parts + 1)], order[101 % parts * (101 // parts + 1) :]]
+    sizes = (101 // parts + 1, 101 // parts)
+    blocks = [rest[i : i + size] for rest, size in zip(cut, sizes, strict=True) for i in range(0, len(rest), size)]
+    assert len(blocks) == parts
+    return [frechet_distance(rows[b].mean(0, np.float64), np.cov(rows[b], rowvar=False), mu, sigma) for b in blocks]
 
 
 def test_the_error_of_the_inception_score_is_by_its_derivative(alone):
@@ -317,7 +344,8 @@ def test_a_last_block_of_one_image_has_a_score_of_one_and_no_error(alone):
     whole, with_one = (inception_score([chunked(b, 9) for b in np.split(logits[:n], [20][: n - 20])], alone) for n in (20, 21))
     assert with_one.value == pytest.approx((whole.value + 1) / 2)
     assert with_one.error == pytest.approx(whole.error / 2)
-    assert inception_score([chunked(logits[:1], 9)], alone).error is None
+    alone_in_file = inception_score([chunked(logits[:1], 9)], alone)
+    assert (alone_in_file.value, alone_in_file.error, alone_in_file.low) == (1, None, None)
 
 
 def vendi_oracle(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -349,7 +377,8 @@ def test_vendi_score_is_that_of_the_similarities(count, alone, monkeypatch):
 
 def test_vendi_score_counts_what_is_different(alone):
     same = vendi_score(np.tile(features(1, 0, 8), (20, 1)), alone)
-    assert (same.value, same.error or 0) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert same.value == pytest.approx(1)
+    assert (same.error or 0) == pytest.approx(0, abs=1e-6)  # None if it is exactly 0
     assert vendi_score(np.eye(8, dtype=np.float32) * 3, alone).value == pytest.approx(8)
     assert vendi_score(np.eye(8, dtype=np.float32)[np.arange(40) % 4], alone).value == pytest.approx(4)
 

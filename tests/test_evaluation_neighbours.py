@@ -186,8 +186,8 @@ def test_the_reference_itself_is_covered_whether_it_is_one_array_or_two(alone):
 def test_samples_far_off_have_neither_density_nor_coverage(alone):
     found = neighbourhoods(features(50, 0, 6), features(40, 0, 6) + 100, alone)
     assert (found.precision.value, found.density.value, found.coverage.value) == (0, 0, 0)
-    assert (found.density.low, found.coverage.low) == (None, None)  # where nothing varied, nothing is bounded
-    assert 0 < found.precision.high < 0.15  # but counts are
+    assert (found.density.error, found.coverage.error, found.coverage.high) == (None, None, None)  # nothing varied
+    assert 0 < found.precision.high < 0.15  # where hits are counted, none of 40 bounds them
 
 
 def test_a_reference_without_a_fifth_neighbour_has_neither_density_nor_coverage(alone):

@@ -9,10 +9,13 @@ import pytest
 from conftest import run_command
 from made_results import NASTY, Page, made, whole
 
+from evaluation import __main__ as cli
 from evaluation import page, plots
 from evaluation.intervals import Estimate
+from evaluation.page import document
 from evaluation.plots import Bar
 from evaluation.scores import ClassScore
+from scripts.stand_ins import pictures
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,25 @@ def test_authpct_is_in_the_table_and_the_json():
     assert "pictures" not in written["memorisation"]
 
 
+def test_authpct_is_the_percentage_of_authentic_samples(tmp_path):
+    """Ten of forty samples are training images."""
+    np.savez(tmp_path / "train.npz", arr_0=pictures(50, 0, 64))
+    mixed = np.concatenate([pictures(50, 0, 64)[:10], pictures(30, 1, 64)])
+    np.savez(tmp_path / "samples.npz", arr_0=mixed)
+    files = ["--json", tmp_path / "r.json", "--html", tmp_path / "r.html", "--metrics", "fid"]
+    given = [tmp_path / "samples.npz", "--ref", "digits", "--train", tmp_path / "train.npz", *files]
+    cli.run(cli.build_parser().parse_args(["calc", *map(str, given)]))
+    written = json.loads((tmp_path / "r.json").read_text())
+    found, share = written["metrics"]["authpct-digits"], written["memorisation"]["authentic"]
+    assert found["value"] == 100 * share["value"] <= 75
+    assert (found["low"], found["high"]) == (100 * share["low"], 100 * share["high"])
+    assert (found["n"], found["reference_n"], found["label"]) == (40, 50, "AuthPct-digits")
+    assert written["training"]["count"] == 50
+    assert re.fullmatch(r"[0-9a-f]{64}", written["training"]["pixels_sha256"])
+    alts = {attributes.get("alt") for _, attributes in Page((tmp_path / "r.html").read_text()).attributes}
+    assert {f"sample {index}" for index in range(10)} < alts
+
+
 def test_the_page_is_one_small_file_that_loads_nothing(report):
     assert report.count("data:image/png;base64,") == 10 + 20  # rows of ten, and both sides of ten pairs
     assert len(report.encode()) < 5_000_000
@@ -54,6 +76,10 @@ def test_names_are_text_in_html_and_in_plots(report):
     assert NASTY in page.texts["bdi"]
     short = NASTY[:9] + "…" + NASTY[-10:]
     assert short in page.texts["text"]
+    titled = Page(document(NASTY, NASTY, "", NASTY))
+    assert titled.texts["h1"] == [NASTY]
+    assert titled.texts["p"] == [NASTY, f"Computed {NASTY} by Fiducial."]
+    assert "script" not in titled.tags
 
 
 def test_ids_are_of_one_plot_each(report):
