@@ -14,6 +14,7 @@ NORMAL = 1.959964  # 95 % of a normal distribution lie within so many standard d
 GROUPS = 12  # of samples, the smallest units that the jackknife leaves out
 SPLITS = 4  # of the groups into thirds
 SPLITS_SEED = 0
+ROUNDING = 1e-9  # of a value: an error as small shows that nothing varied
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Estimate:
 
 def estimate(value: float, error: float | None, least: float = -np.inf, most: float = np.inf, **more: float | None) -> Estimate:
     """A value with a normal interval, cut off at what the metric can be; without one if nothing varied, which bounds nothing."""
-    if not error:
+    if error is None or error <= ROUNDING * abs(value):
         return Estimate(value, **more)
     low, high = (min(max(value + side * NORMAL * error, least), most) for side in (-1, 1))
     return Estimate(value, error, low, high, **more)

@@ -58,6 +58,8 @@ def test_groups_are_even_and_thirds_are_left_out_once_a_split():
 def test_an_error_of_zero_gives_no_interval():
     """That nothing varied in the samples does not say that nothing would: a point would claim too much."""
     assert estimate(0.5, 0.0, 0, 1) == estimate(0.5, None, 0, 1) == Estimate(0.5)
+    assert estimate(0.5, 1e-11) == Estimate(0.5)  # which rounding makes of 0
+    assert estimate(0.5, 1e-7).low < 0.5
     assert estimate(0.9, 0.1, 0, 1) == Estimate(0.9, 0.1, pytest.approx(0.9 - 0.1959964), 1)
 
 
