@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=8 sample_ddp.py --ckpt DiT-XL-2-256x256.pt --cfg-scale 1.5
     torchrun --nproc_per_node=2 sample_ddp.py --preset digits --ref digits
     python sample_ddp.py --preset digits --num-fid-samples 100 --labels 7,7,3-5
+    torchrun --nproc_per_node=2 sample_ddp.py --preset digits --ref digits --evaluate-online
     python sample_ddp.py --config samples/RUN/manifest.json --global-seed 1 --dry-run
 
 The same command run again continues where the last one ended, with any number of processes.
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
-from distributed import Parser, UserError
+from distributed import Group, Parser, UserError
 from sampling.config import AUTO, PRESETS, SamplingConfig
 from sampling.config_file import given_options
 
 if TYPE_CHECKING:
-    from evaluation.calc import Evaluator
+    from evaluation.calc import Evaluation
 
 
 def build_parser() -> Parser:
@@ -202,13 +203,22 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         "python -m evaluation --help)",
     )
     where.add_argument(
+        "--evaluate-online",
+        action=argparse.BooleanOptionalAction,
+        help="evaluate against --ref while drawing, and keep features instead of images: no PNGs, no npz",
+    )
+    where.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
         help="where what is downloaded is kept, and features (default ~/.cache/fiducial, and the caches of the hub and torch); "
         "python -m models fetch fills it where there is internet",
     )
+    where.add_argument(
+        "--protocol", choices=["adm", "torch-fidelity", "clean", "dino"], help="whose definitions --ref follows (default adm)"
+    )
     where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
+    where.add_argument("--dinov2-weights", type=Path, help="weights of DINOv2 for --ref of --protocol dino")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
@@ -217,10 +227,13 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     defaults = {
         "device": "auto",
         "ref": None,
+        "protocol": "adm",
         "inception_weights": None,
+        "dinov2_weights": None,
         "no_png": False,
         "hang_timeout": 600.0,
         "dry_run": False,
+        "evaluate_online": False,
     }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
     settings = PRESETS.get(given.pop("preset", None), {}) | given
@@ -236,10 +249,14 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
-    if options["inception_weights"] and options["ref"] is None:
-        raise UserError("--inception-weights: only used with --ref, which is missing")
+    for name in ("inception_weights", "dinov2_weights", "protocol"):
+        if options[name] != defaults[name] and options["ref"] is None:
+            raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
     if options["ref"] is not None and config.num_fid_samples < 2:
         raise UserError(f"--num-fid-samples {config.num_fid_samples}: --ref needs at least 2 to evaluate")
+    if options["evaluate_online"] and (options["ref"] is None or options["dry_run"]):
+        reason = "needs --ref" if options["ref"] is None else "--dry-run is for runs that keep their images, which take no less"
+        raise UserError(f"--evaluate-online: {reason}")
     return config, argparse.Namespace(**options)
 
 
@@ -251,30 +268,51 @@ def main() -> None:
         from sampling import engine, forecast
 
         with distributed.init(options.device) as group:
-            evaluator = None
             engine.check_given(config, group)
-            if options.ref is not None:
-                from evaluation.calc import Evaluator
-                from evaluation.checks import Settings, check_size
-
-                settings, size = Settings(cache_dir=config.cache_dir), config.image_size
-                evaluator = Evaluator.prepare(options.ref, group, settings, None, options.inception_weights, size)
-                check_size("--image-size", size, size, evaluator.extractor, evaluator.reference)
+            if options.evaluate_online:
+                return evaluate_online(config, options, group)
+            evaluation = prepare_evaluation(config, options, group) if options.ref is not None else None
             if options.dry_run:
                 return forecast.forecast(config, group, not options.no_png, options.hang_timeout)
             npz = engine.run(config, group, not options.no_png, options.hang_timeout, vars(options))
-            if evaluator:
-                evaluate(evaluator, npz)
+            if evaluation:
+                evaluate(evaluation, npz)
 
 
-def evaluate(evaluator: "Evaluator", npz: Path) -> None:
+def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, group: Group) -> "Evaluation":
+    """Everything that evaluating hangs on besides the samples, before any is drawn."""
+    from evaluation.calc import Evaluation
+    from evaluation.checks import Settings, check_size
+
+    settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
+    weights = options.inception_weights, size, options.dinov2_weights
+    evaluation = Evaluation.prepare(options.ref, group, settings, None, *weights)
+    check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
+    return evaluation
+
+
+def evaluate(evaluation: "Evaluation", npz: Path) -> None:
     """On all ranks: writes the result beside the npz, unless it is there."""
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
-    if evaluator.group.once(lambda: str(html_file.exists() and evaluator.is_done(npz, json_file))) == "True":
-        if evaluator.group.is_main:
+    if evaluation.group.once(lambda: str(html_file.exists() and evaluation.is_done(npz, json_file))) == "True":
+        if evaluation.group.is_main:
             print(f"{html_file}: evaluated before", flush=True)
-    elif result := evaluator.evaluate(npz):
+    elif result := evaluation.evaluate(npz):
         result.write(json_file, html_file)
+
+
+def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: Group) -> None:
+    """On all ranks: draws and evaluates without files of images, and writes the result."""
+    from evaluation import Evaluator
+    from evaluation.runs import as_run, names_in
+    from sampling import scoring
+
+    evaluator = Evaluator(evaluation=prepare_evaluation(config, options, group))
+    drawn = scoring.run(config, group, evaluator, options.hang_timeout, vars(options))
+    evaluator.name = str(drawn.folder)
+    if result := evaluator.compute():
+        result = replace(result, run=as_run(drawn.about), class_names=names_in(drawn.about))
+        result.write(*(drawn.folder.with_name(drawn.folder.name + ending) for ending in (".json", ".html")))
 
 
 if __name__ == "__main__":

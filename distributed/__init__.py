@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from distributed.console import Parser, UserError, environment_rank, printable, progress_bar, say, tell_launcher
+from distributed.console import Parser, UserError, as_mistake, environment_rank, printable, progress_bar, say, tell_launcher
 from distributed.files import (
     CHECKPOINTS,
     CLASSES_BESIDE,
@@ -89,6 +89,7 @@ class Group:
     store: "torch.distributed.Store"
     _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
     _watch: list["Watch"] = field(default_factory=list, repr=False)  # at most one
+    _gloo: list["torch.distributed.ProcessGroup | None"] = field(default_factory=list, repr=False)  # None is torch's default
 
     @property
     def is_main(self) -> bool:
@@ -210,7 +211,10 @@ class Group:
         import torch.distributed as dist
 
         self.wait()
-        if not dist.is_initialized():
+        if not self._gloo and dist.is_initialized():
+            # Somebody else's, such as a training loop's over NCCL, which takes no arrays of the host's memory.
+            self._gloo.append(self._ask(lambda: dist.new_group(backend="gloo")))
+        elif not self._gloo:
             # A connection of its own, because gloo's waiting would hold up this rank's beats.
             store = dist.PrefixStore("gloo", self.store.clone())
             try:
@@ -220,15 +224,17 @@ class Group:
                 raise UserError(
                     f"the ranks cannot connect to each other ({str(error).splitlines()[0][:120]}); {remedy}"
                 ) from error
+            self._gloo.append(None)
         total = torch.from_numpy(array.copy())
-        self._ask(lambda: dist.all_reduce(total))
+        self._ask(lambda: dist.all_reduce(total, group=self._gloo[0]))
         return total.numpy()
 
     def close(self) -> None:
         import torch.distributed as dist
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if self._gloo and dist.is_initialized():
+            dist.destroy_process_group(self._gloo[0])
+            self._gloo.clear()
 
     def _ask(self, question: Callable[[], object]) -> object:
         """What the store or another rank answers. Where they are gone, work ends."""
@@ -334,6 +340,15 @@ def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torc
 
 
 @contextmanager
+def _mistakes() -> Iterator[None]:
+    """Raises a `UserError` for what the system says of a path that nobody can use."""
+    try:
+        yield
+    except OSError as error:
+        raise as_mistake(error) from error
+
+
+@contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
 
@@ -343,7 +358,8 @@ def user_errors() -> Iterator[None]:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
     try:
-        yield
+        with _mistakes():
+            yield
     except Stopped as stopped:
         sys.exit(stopped.cause.exit_code)
     except UserError as error:

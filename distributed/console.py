@@ -1,6 +1,7 @@
 """What every command says, and how: one sentence for a mistake, once for all ranks."""
 
 import argparse
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -8,9 +9,20 @@ from functools import partial
 
 from tqdm import tqdm
 
+SHOWN = 200  # characters of a path in a message
+# A path that nobody can use, whatever it was given as.
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 class UserError(Exception):
     """A mistake that its one-sentence message lets the person correct: what was given, what was expected."""
+
+
+def as_mistake(error: BaseException) -> BaseException:
+    """A `UserError` in the place of what the system says of a path that nobody can use; everything else as it is."""
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+        return UserError(f"{str(error.filename)[:SHOWN]}: {error.strerror or error}")
+    return error
 
 
 class Parser(argparse.ArgumentParser):

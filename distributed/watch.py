@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed.console import UserError, printable, tell_launcher
+from distributed.console import UserError, as_mistake, printable, tell_launcher
 
 if TYPE_CHECKING:
     from distributed import Group
@@ -57,6 +57,7 @@ class Cause:
 
     @classmethod
     def of(cls, error: BaseException, rank: int) -> "Cause":
+        error = as_mistake(error)
         if isinstance(error, UserError):
             return cls("failed", str(error), rank, socket.gethostname(), 2)
         words = "; ".join([f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", [])])

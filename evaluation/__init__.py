@@ -1,1 +1,17 @@
 """The evaluator: images in, numbers that say what they are out. Usable alone: it knows nothing of how images were drawn."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evaluation.online import Evaluator
+
+__all__ = ["Evaluator"]
+
+
+def __getattr__(name: str) -> object:
+    """`Evaluator`, imported when it is asked for: commands show their help without torch."""
+    if name == "Evaluator":
+        from evaluation.online import Evaluator
+
+        return Evaluator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,13 @@
-"""Evaluates images: FID, sFID, Inception score, precision, recall, KID; as a table, JSON and an HTML page.
+"""Evaluates images: FID, sFID, Inception score, precision, recall, KID, FD-DINOv2; as a table, JSON and an HTML page.
 
 python -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz --json result.json --html report.html
 torchrun --nproc_per_node=8 -m evaluation calc samples/RUN.npz --ref adm-imagenet-256
 python -m evaluation calc samples/RUN.npz --ref digits --metrics fid,precision,recall
 python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
-python -m evaluation fetch adm-imagenet-256
+python -m evaluation ref ImageNet/train --image-size 256 --extractor dinov2 --out dinov2.npz
+python -m evaluation calc samples/RUN.npz --ref dinov2.npz --protocol dino
+python -m evaluation compare samples/RUN samples/OTHER samples/THIRD --html comparison.html
+python -m evaluation fetch adm-imagenet-256 dinov2
 
 References published by ADM are downloaded by name:
 {references}
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--extractor", choices=["inception", "digits"], help="default: what the reference was made with, or inception"
+        "--extractor",
+        choices=["inception", "inception-clean", "dinov2", "digits"],
+        help="default: the protocol's, or what the reference was made with, or inception",
     )
     parser.add_argument(
         "--inception-weights",
@@ -36,12 +41,20 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="the TF-ported Inception weights of torch-fidelity (default: downloaded, see --cache-dir)",
     )
     parser.add_argument(
+        "--dinov2-weights",
+        type=Path,
+        metavar="FILE",
+        help="DINOv2's ViT-L/14, the official file or timm's (default: downloaded, 1.2 GB, see --cache-dir)",
+    )
+    parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
         help="of Inception's convolutions; bfloat16 prints what it does to FID; not run on a GPU yet (default %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="(default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="images read at once; features do not depend on it (default %(default)s)"
+    )
     parser.add_argument(
         "--device",
         choices=["auto", "cuda", "cpu"],
@@ -57,7 +70,7 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="where features, references fetched by name and Inception's weights are kept, seen by all ranks "
+        help="where features, references fetched by name and the extractors' weights are kept, seen by all ranks "
         "(default ~/.cache/fiducial, and torch's hub cache for the weights)",
     )
 
@@ -78,11 +91,22 @@ def build_parser() -> Parser:
         "embedded ones",
     )
     calc.add_argument(
-        "--protocol", choices=["adm", "torch-fidelity"], default="adm", help="whose definitions to follow (default %(default)s)"
+        "--protocol",
+        choices=["adm", "torch-fidelity", "clean", "dino"],
+        default="adm",
+        help="whose definitions to follow: ADM's evaluator's, torch-fidelity's, clean-fid's (with its resize), or EDM2's and "
+        "dgm-eval's FD-DINOv2 (default %(default)s)",
     )
     calc.add_argument(
         "--metrics",
-        help="comma-separated: fid, sfid, is, precision, recall, kid (default: the protocol's, as far as --ref allows)",
+        help="comma-separated: fid, sfid, is, precision, recall, kid, density, coverage, fid-infinity, vendi (default: the "
+        "protocol's, density, coverage and fid-infinity, as far as --ref and the number of samples allow)",
+    )
+    calc.add_argument(
+        "--train",
+        type=Path,
+        metavar="IMAGES",
+        help="training images, as for samples: how many samples are copies of one (AuthPct), and the closest pairs",
     )
     calc.add_argument(
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
@@ -112,8 +136,25 @@ def build_parser() -> Parser:
         help="random images whose features are stored for precision, recall and KID; 0 for none (default %(default)s)",
     )
     add_common(ref)
-    fetch = commands.add_parser("fetch", help="download Inception's weights and references by name", allow_abbrev=False)
-    fetch.add_argument("names", nargs="*", metavar="NAME", help="references from the list that --help of all commands gives")
+    compare = commands.add_parser(
+        "compare", help="results side by side, and which differences their intervals decide", allow_abbrev=False
+    )
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a result that calc wrote as JSON, or RUN.npz or the folder RUN beside its RUN.json; the others are held against "
+        "the first, and runs that differ by their seed alone are taken together",
+    )
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write it there as a page")
+    fetch = commands.add_parser(
+        "fetch", help="download Inception's weights, dinov2's, and references by name", allow_abbrev=False
+    )
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="dinov2, or references from the list that --help of all commands gives"
+    )
     add_cache_dir(fetch)
     return parser
 
@@ -137,6 +178,8 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.command == "fetch":
         return fetch_all(args.names, args.cache_dir)
+    if args.command == "compare":
+        return compare_all(args)
     from evaluation.checks import Settings
 
     names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
@@ -146,42 +189,60 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(**settings)
     settings.check()
     outputs = [path for name in ("json", "html", "out") if (path := getattr(args, name, None))]
-    inputs = [Path(path) for name in ("samples", "images", "ref", "inception_weights") if (path := getattr(args, name, None))]
+    inputs = [
+        Path(path)
+        for name in ("samples", "images", "ref", "train", "inception_weights", "dinov2_weights")
+        if (path := getattr(args, name, None))
+    ]
     check_outputs(outputs, inputs)
     with distributed.init(args.device) as group:
         (calculate if args.command == "calc" else make)(args, settings, group)
 
 
 def fetch_all(names: list[str], cache_dir: Path | None) -> None:
-    """Downloads Inception's weights and the references; what fails is said, and the rest is tried.
+    """Downloads Inception's weights, DINOv2's if they are named, and the references; what fails is said, and the rest is tried.
 
     Raises:
         UserError: if a name is unknown, or in the end, if some failed.
     """
-    if unknown := [name for name in names if name not in PUBLISHED]:
-        raise UserError(f"fetch {unknown[0]}: no such reference; choose from {', '.join(PUBLISHED)}")
-    from evaluation import inception, published
+    if unknown := [name for name in names if name not in (*PUBLISHED, "dinov2")]:
+        raise UserError(f"fetch {unknown[0]}: no such reference; choose from {', '.join(PUBLISHED)}, or dinov2 for its weights")
+    from evaluation import dinov2, inception, published
 
     wanted = {"Inception": partial(inception.fetch, cache_dir)}
-    wanted |= {name: partial(published.fetch, name, cache_dir) for name in names}
+    for name in names:
+        wanted[name] = partial(dinov2.fetch, cache_dir) if name == "dinov2" else partial(published.fetch, name, cache_dir)
     if failed := fetch_each(wanted):
         raise UserError(f"not fetched: {', '.join(failed)}; what stands above says why and what to do")
 
 
+def compare_all(args: argparse.Namespace) -> None:
+    from evaluation.compare import compare
+    from evaluation.results import find_result, read_result
+    from evaluation.wording import deliver
+
+    files = [find_result(run) for run in args.runs]
+    check_outputs([path for path in (args.json, args.html) if path], [*files, *args.runs])
+    comparison = compare([read_result(file) for file in files])
+    deliver(comparison.table(), {args.json: comparison.to_json, args.html: comparison.to_html})
+
+
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
-    from evaluation.calc import Evaluator
+    from evaluation.calc import Evaluation
     from evaluation.images import open_images
 
     size = open_images(args.samples).height  # before the weights, which take longer
-    evaluator = Evaluator.prepare(args.ref, group, settings, args.extractor, args.inception_weights, size)
-    result = evaluator.evaluate(args.samples)
+    evaluation = Evaluation.prepare(
+        args.ref, group, settings, args.extractor, args.inception_weights, size, args.dinov2_weights, args.train
+    )
+    result = evaluation.evaluate(args.samples)
     if result:
         result.write(args.json, args.html)
 
 
 def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.calc import make_reference
-    from evaluation.features import load_extractor
+    from evaluation.features import load_extractor, weights_of
     from evaluation.images import open_images
     from evaluation.references import holds_statistics, write_reference
 
@@ -193,7 +254,8 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         raise UserError(f"{args.images} holds statistics, so it is a reference already; give it to calc as --ref")
     images = open_images(args.images, args.image_size)
     name = args.extractor or "inception"
-    extractor = load_extractor(name, args.inception_weights, group, settings.dtype, settings.cache_dir)
+    weights = weights_of(name, args.inception_weights, args.dinov2_weights)
+    extractor = load_extractor(name, weights, group, settings.dtype, settings.cache_dir)
     made = make_reference(images, extractor, group, settings, args.features)
     if group.is_main:
         write_reference(made, args.out)

@@ -3,10 +3,11 @@
 import json
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,49 +15,52 @@ import torch
 from distributed import Group, UserError, printable
 from evaluation.checks import (
     Settings,
+    check_protocol,
     check_reference,
     check_reference_images,
     check_samples,
+    check_size,
+    choose_extractor,
     choose_metrics,
     deviations,
-    looks_sorted,
     spread_of_labels,
     warnings,
 )
 from evaluation.extraction import Features, extract, plain_float32
-from evaluation.features import Extractor, load_extractor
+from evaluation.features import Extractor, load_extractor, weights_of
 from evaluation.images import Images, open_images
-from evaluation.metrics import frechet_distance, inception_score, kernel_distance, precision_recall
-from evaluation.names import find_names
+from evaluation.memorisation import Memorisation, memorisation
+from evaluation.metrics import frechet_distance
 from evaluation.protocols import (
-    ADM_IS_BLOCK,
-    FIDELITY_IS_SPLITS,
     FIDELITY_SEED,
     FROM_FEATURES,
-    KID_SUBSETS,
-    LABELS,
     PROTOCOLS,
     SHUFFLE_SEED,
+    WITHOUT_REFERENCE,
+    called,
 )
 from evaluation.references import Provenance, Reference, find_reference
 from evaluation.report import Grid, Metric, Result
-from evaluation.statistics import FeatureStatistics, mean_divergence
+from evaluation.runs import find_names, find_run
+from evaluation.scores import Scorer, Scores
+from evaluation.statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from evaluation.online import Seen
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
-LOGITS_CHUNK = 1000  # images whose logits exist at once
 PROBE = 512  # images that are evaluated in float32 as well, to show what bfloat16 does
 FEATURES_SEED = 0
-
-Values = dict[str, tuple[float, float | None]]  # a metric's value and, where it has one, its standard deviation
+WEIGHTS = {True: "as published", False: "not the published file", None: "the published file's hash is not known here"}
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class Evaluation:
     """A reference and an extractor that fit each other, both checked. Images of a reference are extracted when needed.
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
-    float32, where the one in use is not.
+    float32, where the one in use is not. `training` are the images that samples may be copies of.
     """
 
     reference: Reference | None
@@ -66,6 +70,7 @@ class Evaluator:
     metrics: tuple[str, ...]
     left_out: dict[str, str]
     exact: Extractor | None = None
+    training: Images | None = None
 
     @classmethod
     def prepare(
@@ -76,7 +81,9 @@ class Evaluator:
         extractor: str | None = None,
         inception_weights: Path | None = None,
         image_size: int | None = None,
-    ) -> "Evaluator":
+        dinov2_weights: Path | None = None,
+        training: Path | None = None,
+    ) -> "Evaluation":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
         Args:
@@ -86,21 +93,24 @@ class Evaluator:
             UserError: in one sentence, if something is missing or does not fit.
         """
         settings.check()
-        needed = settings.metrics is None or set(settings.metrics) != {"is"}
+        needed = settings.metrics is None or not set(settings.metrics) <= set(WITHOUT_REFERENCE)
         if ref is None and needed:
-            raise UserError("--ref is missing: all metrics but is need a reference; without one, --metrics is alone can be had")
+            can = ",".join(WITHOUT_REFERENCE)
+            raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
+        extractor = check_protocol(ref, extractor, settings)
         reference = find_reference(ref, group, settings.cache_dir, image_size) if ref is not None else None
-        network = extractor_for(reference, extractor, group, settings, inception_weights)
-        metrics, left_out = choose_metrics(reference, network, settings)
+        outputs = choose_extractor(reference, extractor, settings)
+        metrics, left_out = choose_metrics(reference, outputs, settings)
+        weights = weights_of(outputs.name, inception_weights, dinov2_weights)
+        network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
+        training = open_training(training, network) if training else None
         lower = settings.dtype != "float32"
-        exact = load_extractor(network.name, inception_weights, group, cache_dir=settings.cache_dir) if lower else None
-        return cls(reference, network, settings, group, metrics, left_out, exact)
+        exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
+        return cls(reference, network, settings, group, metrics, left_out, exact, training)
 
-    @torch.inference_mode()
-    @plain_float32()
     def evaluate(self, samples: Path) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
 
@@ -108,19 +118,33 @@ class Evaluator:
             UserError: if they cannot be read or do not fit the extractor or the reference.
         """
         images = open_images(samples)
-        too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
-        metrics = tuple(name for name in self.metrics if name not in too_few)
-        result = None
+        self.check(images)
         with self.settings.cache(self.group) as cache:
-            reference, theirs = self._extracted_reference(metrics, cache)
-            own = self._extract(images, cache)
-            values, sorted_by_class = self._values(metrics, own, reference)
-            if self.group.is_main:
-                notes = warnings(images, self.reference, self.extractor, values, sorted_by_class)
-                if self.exact and "fid" in metrics:
-                    notes.append(self._effect_of_dtype(images, own, reference, theirs))
-                result = self._result(images, own, reference, values, notes, self.left_out | too_few)
-        return result
+            return self.result_of(images, self._extract(images, cache), cache)
+
+    def check(self, images: "Images | Seen") -> dict[str, str]:
+        """Which metrics cannot be had of so many samples, and why; raises UserError if the samples fit nothing."""
+        return check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
+
+    @torch.inference_mode()
+    @plain_float32()
+    def result_of(self, images: "Images | Seen", own: Features, cache: Path, grid: Grid | None = None) -> Result | None:
+        """The result of samples with these features, on rank 0; to be called by all ranks.
+
+        Args:
+            grid: the report's pictures, of images that are not in files.
+        """
+        too_few = self.check(images)
+        metrics = tuple(name for name in self.metrics if name not in too_few)
+        reference, theirs = self._extracted_reference(metrics, cache)
+        scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group)
+        scores, memorised = scorer.scores(), self._memorised(images, own, cache)
+        if not self.group.is_main:
+            return None
+        notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
+        if self.exact and "fid" in metrics:
+            notes.append(self._effect_of_dtype(images, own, reference, theirs))
+        return self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised, grid or _grid_of(images))
 
     def _extract(self, images: Images, cache: Path) -> Features:
         return extract(images, self.extractor, self.group, self.settings.batch_size, cache)
@@ -136,54 +160,19 @@ class Evaluator:
         theirs = self._extract(reference.images, cache)
         if reference.mu is None:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
-        return replace(reference, features=theirs.rows), theirs
+        return replace(reference, features=theirs.rows, labels=reference.images.classes), theirs
 
-    def _values(self, metrics: tuple[str, ...], own: Features, reference: Reference | None) -> tuple[Values, bool]:
-        """All numbers, those of one matrix on rank 0 only; and whether the samples look sorted by class."""
-        values: Values = {}
-        sorted_by_class = False
-        if "fid" in metrics and self.group.is_main:
-            values["fid"] = _distance(own.statistics, reference.mu, reference.sigma), None
-        if "sfid" in metrics and self.group.is_main:
-            values["sfid"] = _distance(own.spatial, reference.mu_s, reference.sigma_s), None
-        if "is" in metrics:
-            scores, sorted_by_class = self._inception_scores(own)
-            values |= scores
-        if {"precision", "recall"} & set(metrics):
-            pair = precision_recall(reference.features, own.rows, self.group, self.settings.fp16_compat)
-            values |= {name: (value, None) for name, value in zip(("precision", "recall"), pair, strict=True) if name in metrics}
-        if "kid" in metrics:
-            size = self.settings.kid_subset_size
-            values["kid"] = kernel_distance(own.rows, reference.features, self.group, KID_SUBSETS, size, FIDELITY_SEED)
-        return {name: values[name] for name in LABELS if name in values}, sorted_by_class
-
-    def _inception_scores(self, own: Features) -> tuple[Values, bool]:
-        """IS in the protocol's order of images, ADM's after a shuffle as well; and whether the file looks sorted by class."""
-        count = len(own.rows)
-        if self.settings.protocol == "torch-fidelity":
-            order = np.random.RandomState(FIDELITY_SEED).permutation(count)
-            cuts = [split * count // FIDELITY_IS_SPLITS for split in range(1, FIDELITY_IS_SPLITS)]
-            return {"is": self._inception_score(own, np.split(order, cuts))[0]}, False
-        cuts = range(ADM_IS_BLOCK, count, ADM_IS_BLOCK)
-        score, predicted = self._inception_score(own, np.split(np.arange(count), cuts))
-        order = np.random.default_rng(SHUFFLE_SEED).permutation(count)
-        shuffled, _ = self._inception_score(own, np.split(order, cuts))
-        return {"is": score, "is-shuffled": shuffled}, looks_sorted(predicted)
-
-    def _inception_score(self, own: Features, blocks: list[np.ndarray]) -> tuple[tuple[float, float | None], np.ndarray]:
-        """The score over blocks of indices, shared out over the ranks, and each image's most likely class."""
-        divergences, predicted = np.zeros(len(blocks)), np.zeros(len(own.rows))
-
-        def logits(block: np.ndarray) -> Iterator[np.ndarray]:
-            for chunk in np.split(np.sort(block), range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
-                rows = torch.from_numpy(own.rows[chunk]).to(self.extractor.device)
-                found = self.extractor.logits(rows).cpu().numpy()
-                predicted[chunk] = found.argmax(1)
-                yield found
-
-        for number in range(self.group.rank, len(blocks), self.group.world_size):
-            divergences[number] = mean_divergence(logits(blocks[number]))
-        return inception_score(self.group.sum(divergences)), self.group.sum(predicted)
+    def _memorised(self, images: "Images | Seen", own: Features, cache: Path) -> Memorisation | None:
+        """What the samples have of the training images, if those were given; with the pictures on rank 0."""
+        if self.training is None:
+            return None
+        theirs = self._extract(self.training, cache)
+        found = replace(memorisation(own.rows, theirs.rows, self.group), training_sha256=theirs.pixels_sha256)
+        if self.group.is_main:
+            ours = images.pick([pair.sample for pair in found.pairs])
+            training = self.training.pick([pair.training for pair in found.pairs])
+            found.pictures.extend((ours[pair.sample], training[pair.training]) for pair in found.pairs)
+        return found
 
     def _effect_of_dtype(self, images: Images, own: Features, reference: Reference, theirs: Features | None) -> str:
         """What the network's precision does to FID, seen on the first images of either side; statistics stay as they are."""
@@ -217,7 +206,7 @@ class Evaluator:
             old = json.loads(json_file.read_text())
             images = open_images(samples)
             too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
-            wanted = {name + self.extractor.suffix for name in self.metrics if name not in too_few}
+            wanted = {called(name, self.extractor)[0] for name in self.metrics if name not in too_few}
             return (
                 old["samples"]["content_sha256"] == images.content_sha256()
                 and (old["reference"] or {}).get("sha256") == (self.reference and self.reference.sha256)
@@ -230,41 +219,44 @@ class Evaluator:
 
     def _result(
         self,
-        images: Images,
+        images: "Images | Seen",
         own: Features,
         reference: Reference | None,
-        values: Values,
+        scores: Scores,
         notes: list[str],
         left_out: dict[str, str],
+        memorised: Memorisation | None,
+        grid: Grid,
     ) -> Result:
         extractor, settings = self.extractor, self.settings
         protocol = PROTOCOLS[settings.protocol]
+        names = {name: called(name, extractor) for name in (*scores.values, *left_out)}
         metrics = {
-            name + extractor.suffix: Metric(
-                label=LABELS[name] + extractor.suffix,
-                value=value,
-                std=std,
+            names[name][0]: Metric(
+                name=name,
+                label=names[name][1],
+                **asdict(found),
                 n=images.count,
                 reference_n=reference and reference.count_for(name),
                 protocol=protocol.name,
                 definition=protocol.definition(name, extractor.name),
                 deviations=tuple(deviations(name, self.reference, extractor, settings)),
             )
-            for name, (value, std) in values.items()
+            for name, found in scores.values.items()
         }
-        grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
-        grid.fill(images.pick)
+        if memorised:
+            metrics |= self._authenticity(memorised)
         return Result(
             metrics=metrics,
             warnings=tuple(notes),
-            left_out={LABELS[name] + extractor.suffix: why for name, why in left_out.items()},
+            left_out={names[name][1]: why for name, why in left_out.items()},
             samples=_described_samples(images, own),
             reference=reference and _described_reference(reference),
             extractor={
                 "name": extractor.name,
                 "dimension": extractor.dimension,
                 "weights_sha256": extractor.weights_sha256,
-                "weights": "as published" if extractor.as_published else "not the published file",
+                "weights": WEIGHTS[extractor.as_published],
             },
             settings={
                 **settings.recorded(),
@@ -273,27 +265,55 @@ class Evaluator:
                 "world_size": self.group.world_size,
                 "shuffle_seed": FIDELITY_SEED if settings.protocol == "torch-fidelity" else SHUFFLE_SEED,
                 "kid_seed": FIDELITY_SEED,
-                "features": "from the cache" if own.reused else "computed",
+                "features": own.origin,
             },
-            packages={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+            packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=grid,
             class_names=find_names(images.path, own.pixels_sha256),
+            curve=scores.curve,
+            classes=scores.classes,
+            memorisation=memorised,
+            run=find_run(images.path, own.pixels_sha256),
+            training=self.training and memorised and _described_training(self.training, memorised),
         )
 
+    def _authenticity(self, memorised: Memorisation) -> dict[str, Metric]:
+        """AuthPct by its key, in percent as its name says."""
+        key, label = called("authpct", self.extractor)
+        protocol = PROTOCOLS[self.settings.protocol]
+        return {
+            key: Metric(
+                name="authpct",
+                label=label,
+                **{name: value and 100 * value for name, value in asdict(memorised.authentic).items()},
+                n=memorised.n,
+                reference_n=memorised.training_n,
+                protocol=protocol.name,
+                definition=protocol.definition("authpct", self.extractor.name),
+                deviations=tuple(deviations("authpct", None, self.extractor, self.settings)),
+            )
+        }
 
-def extractor_for(
-    reference: Reference | None, name: str | None, group: Group, settings: Settings, weights: Path | None
-) -> Extractor:
-    """The extractor called `name`, else the one that the reference was made with, else Inception.
+
+def _grid_of(images: Images) -> Grid:
+    """The report's pictures."""
+    grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
+    grid.fill(images.pick)
+    return grid
+
+
+def open_training(path: Path, extractor: Extractor) -> Images:
+    """The images that samples may be copies of.
 
     Raises:
-        UserError: if the two differ, or it cannot be loaded.
+        UserError: if they are fewer than two, or cannot be read or extracted.
     """
-    made_with = reference.provenance.extractor if reference else None
-    if name and made_with and name != made_with:
-        raise UserError(f"--extractor {name}: {reference.path} was made with {made_with}; numbers across extractors mean nothing")
-    return load_extractor(name or made_with or "inception", weights, group, settings.dtype, settings.cache_dir)
+    images = open_images(path)
+    check_size(f"--train {path}", images.height, images.width, extractor)
+    if images.count < 2:
+        raise UserError(f"--train {path}: holds {images.count} image, and at least 2 are needed")
+    return images
 
 
 def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference:
@@ -319,8 +339,11 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
         features=len(chosen),
         features_seed=FEATURES_SEED if len(chosen) < images.count else None,
     )
-    features = seen.rows[np.sort(chosen)] if keep else None
-    return Reference(images.path, None, "Fiducial's statistics", **_moments(seen), features=features, provenance=provenance)
+    chosen = np.sort(chosen)
+    features = seen.rows[chosen] if keep else None
+    labels = images.classes[chosen] if keep and images.classes is not None else None
+    kind = "Fiducial's statistics"
+    return Reference(images.path, None, kind, **_moments(seen), features=features, labels=labels, provenance=provenance)
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -344,11 +367,7 @@ def _moments(seen: Features) -> dict[str, np.ndarray | None]:
     }
 
 
-def _distance(own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray) -> float:
-    return frechet_distance(own.mean, own.covariance, mu, sigma)
-
-
-def _described_samples(images: Images, own: Features) -> dict:
+def _described_samples(images: "Images | Seen", own: Features) -> dict:
     """Samples as the result records them."""
     return {
         "path": printable(str(images.path)),
@@ -358,6 +377,11 @@ def _described_samples(images: Images, own: Features) -> dict:
         "content_sha256": own.content_sha256,
         "pixels_sha256": own.pixels_sha256,
     }
+
+
+def _described_training(images: Images, memorised: Memorisation) -> dict:
+    """The training images as the result records them."""
+    return {"path": printable(str(images.path)), "count": images.count, "pixels_sha256": memorised.training_sha256}
 
 
 def _described_reference(reference: Reference) -> dict:

@@ -9,11 +9,13 @@ import numpy as np
 
 from distributed import Group, UserError, default_cache
 from evaluation.extraction import temporary_cache
-from evaluation.features import Extractor
+from evaluation.features import EXTRACTORS, Extractor, Outputs
 from evaluation.images import Images
-from evaluation.metrics import NEIGHBOURS
+from evaluation.metrics import PER_DIMENSION
+from evaluation.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS
 from evaluation.protocols import (
     ADM_IS_BLOCK,
+    BY_DEFAULT,
     FIDELITY_IS_SPLITS,
     FROM_FEATURES,
     KID_SUBSET_SIZE,
@@ -21,8 +23,13 @@ from evaluation.protocols import (
     METRICS,
     PROTOCOLS,
     PUBLISHED_COUNT,
+    REFUSED,
+    called,
 )
-from evaluation.references import Reference
+from evaluation.published import PUBLISHED
+from evaluation.references import ADM_KIND, Reference
+
+OTHERS_THAN_ADM = ("inception-clean", "dinov2")  # extractors whose features are not those of ADM's statistics
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Settings:
             raise UserError(f"--kid-subset-size {self.kid_subset_size}: must be at least 2")
         if self.metrics is not None and not self.metrics:
             raise UserError(f"--metrics names none: choose from {', '.join(METRICS)}")
+        if refused := [name for name in self.metrics or () if name in REFUSED]:
+            raise UserError(f"--metrics {refused[0]}: {REFUSED[refused[0]]}")
         if unknown := [name for name in self.metrics or () if name not in METRICS]:
             raise UserError(f"--metrics {unknown[0]}: no such metric; choose from {', '.join(METRICS)}")
         if self.fp16_compat and self.protocol != "adm":
@@ -62,25 +71,62 @@ class Settings:
             "protocol": self.protocol,
             "precision_recall_distances": "float16 as ADM's" if self.fp16_compat else "float32",
             "dtype": self.dtype,
-            "batch_size": self.batch_size,
             "kid_subset_size": self.kid_subset_size,
         }
 
 
+def check_protocol(ref: str | None, extractor: str | None, settings: Settings) -> str | None:
+    """The extractor that was asked for, by name or by the protocol; None if the reference is to say which.
+
+    Raises:
+        UserError: if the two differ, or `ref` is published and made with another.
+    """
+    own = PROTOCOLS[settings.protocol].extractor
+    if own and extractor not in (None, own):
+        raise UserError(f"--extractor {extractor}: --protocol {settings.protocol} is of {own}")
+    wanted = own or extractor
+    if ref in PUBLISHED and not Path(ref).exists() and wanted in OTHERS_THAN_ADM:
+        raise UserError(f"--ref {ref}: was made with inception, and {wanted} is wanted; python -m evaluation ref makes one")
+    return wanted
+
+
+def choose_extractor(reference: Reference | None, wanted: str | None, settings: Settings) -> Outputs:
+    """The extractor to load: `wanted`, else the one that the reference was made with, else Inception.
+
+    Raises:
+        UserError: if the reference was made with another, as far as that can be seen before its weights are loaded.
+    """
+    made_with = reference.provenance.extractor if reference else None
+    if reference and reference.kind == ADM_KIND and wanted in OTHERS_THAN_ADM:
+        made_with = "inception"
+    if wanted and made_with and wanted != made_with:
+        own = PROTOCOLS[settings.protocol].extractor
+        asked = f"--protocol {settings.protocol} is of the extractor {wanted}" if own else f"--extractor {wanted}"
+        raise UserError(f"{asked}: {reference.path} was made with {made_with}; numbers across extractors mean nothing")
+    name = wanted or made_with or "inception"
+    if name not in EXTRACTORS:
+        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
+    found = EXTRACTORS[name]
+    if reference and reference.mu is not None and len(reference.mu) != found.dimension:
+        raise UserError(f"{reference.path} has {len(reference.mu)} features, but {name} gives {found.dimension}")
+    return found
+
+
 def choose_metrics(
-    reference: Reference | None, extractor: Extractor, settings: Settings
+    reference: Reference | None, extractor: Extractor | Outputs, settings: Settings
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The metrics that can be had of this reference, and for each other one of the protocol, why not.
 
     Raises:
         UserError: if one that was asked for by name cannot be had.
     """
-    wanted = settings.metrics or tuple(name for name in METRICS if name in PROTOCOLS[settings.protocol].own)
+    wanted = settings.metrics or tuple(name for name in METRICS if name in (*PROTOCOLS[settings.protocol].own, *BY_DEFAULT))
     left_out = {}
     for name in wanted:
         if name == "is":
-            continue
-        if name == "sfid" and not extractor.spatial_dimension:
+            if not extractor.logits:
+                left_out[name] = f"the extractor {extractor.name} has no logits, which IS needs"
+        elif name == "sfid" and not extractor.spatial_dimension:
             left_out[name] = f"the extractor {extractor.name} has no spatial features, which sFID needs"
         elif name == "sfid" and reference.mu_s is None and reference.mu is not None:
             left_out[name] = f"{reference.path} has no mu_s and sigma_s, which sFID needs"
@@ -92,9 +138,7 @@ def choose_metrics(
 
 
 def check_reference(reference: Reference, extractor: Extractor) -> None:
-    """Raises UserError if the reference was made with another extractor than this one, or cannot be extracted with it."""
-    if reference.mu is not None and len(reference.mu) != extractor.dimension:
-        raise UserError(f"{reference.path} has {len(reference.mu)} features, but {extractor.name} gives {extractor.dimension}")
+    """Raises UserError if the reference was made with other weights than these, or cannot be extracted with them."""
     if reference.mu_s is not None and extractor.spatial_dimension not in (0, len(reference.mu_s)):
         raise UserError(
             f"{reference.path} has {len(reference.mu_s)} spatial features, "
@@ -138,13 +182,18 @@ def check_samples(
     check_size(str(images.path), images.height, images.width, extractor, reference)
     pairs = images.count if reference is None else min(images.count, reference.comparable)
     splits = FIDELITY_IS_SPLITS if settings.protocol == "torch-fidelity" else 1
-    have = {"fid": images.count, "sfid": images.count, "is": images.count}
-    least = {"fid": 2, "sfid": 2, "is": splits, "kid": settings.kid_subset_size}
+    least = {
+        **{"fid": 2, "sfid": 2, "vendi": 2, "is": splits, "fid-infinity": PER_DIMENSION * extractor.dimension},
+        **dict.fromkeys(("precision", "recall"), NEIGHBOURS + 1),
+        **dict.fromkeys(("density", "coverage"), DENSITY_NEIGHBOURS + 1),
+        "kid": settings.kid_subset_size,
+    }
     short = {}
     for name in metrics:
-        count, needed = have.get(name, pairs), least.get(name, NEIGHBOURS + 1)
+        both, needed = name in FROM_FEATURES, least[name]
+        count = pairs if both else images.count
         if count < needed:
-            sides = "" if name in have else " on either side"
+            sides = " on either side" if both else ""
             short[name] = f"{LABELS[name]} needs at least {needed:,} images{sides}, and there are {count:,}"
     if short and (settings.metrics or "fid" in short):
         hint = "; --kid-subset-size makes do with fewer" if "kid" in short else ""
@@ -156,10 +205,11 @@ def deviations(metric: str, reference: Reference | None, extractor: Extractor, s
     """How one number's making differs from its protocol's."""
     found = []
     if metric in PROTOCOLS[settings.protocol].borrowed and metric != "is-shuffled":
-        owner = "torch-fidelity" if settings.protocol == "adm" else "adm"
+        owner = next(name for name, protocol in PROTOCOLS.items() if metric in protocol.own)
         found.append(f"{settings.protocol} defines no {LABELS[metric]}; this is {owner}'s")
-    if extractor.name == "inception":
-        if settings.protocol == "adm":
+    found += _deviations_of_extractor(metric, extractor, settings)
+    if extractor.name in ("inception", "inception-clean"):
+        if settings.protocol in ("adm", "clean"):
             found.append("the network is torch-fidelity's port of the TensorFlow graph")
         if not extractor.as_published:
             found.append("the Inception weights are not the published file")
@@ -175,8 +225,25 @@ def deviations(metric: str, reference: Reference | None, extractor: Extractor, s
         found.append("distances are float32; ADM's are float16, which --fp16-compat gives")
     if metric in ("precision", "recall") and settings.fp16_compat:
         found.append("float16 in ADM's order of operations, which was not compared with TensorFlow's kernels")
+    if metric == "kid" and settings.protocol == "clean":
+        found.append("subsets are drawn with a seed; clean-fid's have none, and are smaller where there are few images")
     if metric == "kid" and settings.kid_subset_size != KID_SUBSET_SIZE:
         found.append(f"subsets of {settings.kid_subset_size:,} instead of {KID_SUBSET_SIZE:,}")
+    return found
+
+
+def _deviations_of_extractor(metric: str, extractor: Extractor, settings: Settings) -> list[str]:
+    """What a protocol is not known for: another extractor, or what its own differs in."""
+    own = PROTOCOLS[settings.protocol].extractor
+    if own is None and extractor.name in OTHERS_THAN_ADM:
+        return [f"the extractor is {extractor.name}, where {settings.protocol}'s is inception"]
+    if own != "dinov2":
+        return []
+    found = ["the network is timm's implementation of DINOv2"]
+    if metric == "fid":
+        found.append("the resize is EDM2's, in float32; dgm-eval's rounds to whole levels")
+    if metric in ("precision", "recall"):
+        found.append("EDM2 has none; dgm-eval takes the 5th neighbour, among 10,000 random images of either side")
     return found
 
 
@@ -184,26 +251,29 @@ def warnings(
     images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str], sorted_by_class: bool
 ) -> list[str]:
     """What a reader has to know before comparing these numbers with others."""
-    found, fid = [], f"FID{extractor.suffix}"
+    found, fid = [], called("fid", extractor)[1]
+    published = extractor.name != "digits"  # whether there are numbers of others to compare with
     if "fid" in metrics and images.count <= extractor.dimension:
         found.append(
             f"{fid} of {images.count:,} samples in {extractor.dimension:,} dimensions: the covariance is "
             "singular, and the value is far above that of many samples."
         )
-    if "fid" in metrics and not extractor.suffix and images.count != PUBLISHED_COUNT:
-        found.append(f"This is not FID-50K: it was computed on {images.count:,} samples, and FID depends on their number.")
+    if "fid" in metrics and published and images.count != PUBLISHED_COUNT:
+        found.append(f"This is not {fid}-50K: it was computed on {images.count:,} samples, and {fid} depends on their number.")
     made_of = reference.count_for("fid") if reference and {"fid", "sfid"} & set(metrics) else None
-    if made_of and made_of < PUBLISHED_COUNT and not extractor.suffix:
+    if made_of and made_of < PUBLISHED_COUNT and published:
         name = reference.provenance.source or reference.path.name
+        adms = "" if extractor.suffix else ", which ADM's files hold as mu and sigma"
         singular = "their covariance is singular, and " if made_of <= extractor.dimension else ""
         found.append(
             f"The reference statistics were computed on the {made_of:,} images of {name}; {singular}"
-            "published numbers use those of the whole training set, which ADM's files hold as mu and sigma."
+            f"published numbers use those of the whole training set{adms}."
         )
     if reference and reference.kind == "statistics without provenance" and "fid" in metrics:
+        whose = "clean-fid" if extractor.name == "inception-clean" else "ADM"
         found.append(
-            f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than ADM, "
-            "and its statistics give another FID."
+            f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
+            f"and its statistics give another {fid}."
         )
     for which, source in (("samples", images), ("reference's images", reference and reference.images)):
         if source and source.has_jpeg:

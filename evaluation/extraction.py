@@ -1,6 +1,7 @@
 """One pass of a network over images, shared out over the ranks; its features stay in a folder, so that there is no second.
 
 CACHE_DIR/KEY/features.f32     (N, D) float32, without a header, so that rows of pool3 begin on pages
+             /spatial.f32      (N, S) float32, where the extractor has spatial features
              /pixels.sha256    (N, 32) bytes: the hash of each image's pixels
              /statistics.npz   means and scatter matrices, float64
              /about.json       what it was made of; written last, with the hash of features.f32
@@ -14,8 +15,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +29,9 @@ from evaluation.features import Extractor
 from evaluation.images import DAMAGED_ARCHIVE, Images, read_ahead
 from evaluation.statistics import FeatureStatistics
 
-FORMAT = "fiducial-features-1"
-FEATURES, PIXELS, STATISTICS, ABOUT = "features.f32", "pixels.sha256", "statistics.npz", "about.json"
+FORMAT = "fiducial-features-3"
+FEATURES, SPATIAL, PIXELS = "features.f32", "spatial.f32", "pixels.sha256"
+STATISTICS, ABOUT = "statistics.npz", "about.json"
 DIGEST = 32  # bytes
 
 
@@ -37,17 +39,19 @@ DIGEST = 32  # bytes
 class Features:
     """What an extractor made of a set of images.
 
-    `rows` are the features (N, D) float32, mapped from the disk, in the order of the images; `pixels_sha256` is the hash of
-    the images' own hashes in that order, the same for an npz and for the PNGs that it was packed from.
+    `rows` are the features (N, D) float32, mapped from the disk, in the order of the images, `spatial_rows` (N, S) the spatial
+    ones; `pixels_sha256` is the hash of the images' own hashes in that order, the same for an npz and for the PNGs that it was
+    packed from.
     """
 
     folder: Path
     rows: np.ndarray
     statistics: FeatureStatistics
+    spatial_rows: np.ndarray | None
     spatial: FeatureStatistics | None
-    content_sha256: str
+    content_sha256: str | None
     pixels_sha256: str
-    reused: bool
+    origin: str  # in words: whether they were computed for this, or how else they came to be
 
 
 @contextmanager
@@ -65,7 +69,7 @@ def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
 def extract(images: Images, extractor: Extractor, group: Group, batch_size: int, cache: Path) -> Features:
     """The features of `images`: from the cache if they are there, else computed by all ranks and put there.
 
-    Each rank takes consecutive whole batches, so that an image is in the same batch for any number of ranks.
+    They do not depend on `batch_size`, which is how many images are read at once, nor on the number of ranks.
 
     Raises:
         UserError: if an image cannot be read, gives NaN, or the cache cannot be written.
@@ -80,12 +84,11 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         "weights": extractor.weights_sha256,
         "dtype": extractor.dtype,
         "device": extractor.device.type,
-        "batch_size": batch_size,
-        **{package: version(package) for package in ("torch", "torch-fidelity", "pillow")},
+        **{package: version(package) for package in ("torch", "pillow", *extractor.packages)},
     }
     entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    if reused := group.once(lambda: str(_is_whole(entry))) == "True":
-        return _open(entry, reused, extractor)
+    if group.once(lambda: str(_is_whole(entry))) == "True":
+        return _open(entry, extractor, "from the cache")
     with _in_the_making(entry, images.count, extractor, group) as folder:
         statistics, spatial = _run(images, extractor, group, batch_size, folder)
         statistics = statistics.merged(group)
@@ -94,7 +97,35 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         if group.is_main:
             _complete(folder, entry, parts, statistics, spatial)
         group.wait()
-    return _open(entry, reused, extractor)
+    return _open(entry, extractor, "computed")
+
+
+def gathered(
+    count: int, positions: np.ndarray, parts: dict[str, np.ndarray], extractor: Extractor, group: Group, cache: Path
+) -> Features:
+    """The features of `count` images that the ranks have extracted between them, as `extract` would give them.
+
+    Args:
+        positions: where in the order of all images this rank's are.
+        parts: this rank's rows of `FEATURES`, `PIXELS` and, where there are spatial features, `SPATIAL`, by these names.
+        cache: a folder that all ranks see.
+    """
+    entry = Path(group.once(lambda: str(cache / uuid.uuid4().hex)))
+    with _in_the_making(entry, count, extractor, group) as folder:
+        sums = {}
+        for name, rows in parts.items():
+            mapped = np.memmap(folder / name, dtype=rows.dtype, mode="r+", shape=(count, *rows.shape[1:]))
+            mapped[positions] = rows
+            mapped.flush()
+            if name != PIXELS:
+                sums[name] = FeatureStatistics.empty(rows.shape[1])
+                sums[name].update(rows)
+                sums[name] = sums[name].merged(group)
+        group.wait()
+        if group.is_main:
+            _complete(folder, entry, {"content": None, "count": count}, sums[FEATURES], sums.get(SPATIAL))
+        group.wait()
+    return _open(entry, extractor, "gathered as the images were made")
 
 
 @contextmanager
@@ -128,30 +159,39 @@ def _run(
     spatial_statistics = FeatureStatistics.empty(extractor.spatial_dimension) if extractor.spatial_dimension else None
     at, stop = share(images.count, batch_size, group)
     counter = f"extracted/{folder.name}"
-    with (
-        open(folder / FEATURES, "wb", opener=_without_truncating) as features_file,
-        open(folder / PIXELS, "wb", opener=_without_truncating) as pixels_file,
-        progress_bar(images.count, "evaluating") as bar,
-    ):
-        features_file.seek(at * extractor.dimension * 4)
-        pixels_file.seek(at * DIGEST)
+    with ExitStack() as files, progress_bar(images.count, "evaluating") as bar:
+        write = {name: files.enter_context(_at_row(folder / name, at, size)) for name, size in _row_bytes(extractor).items()}
         for batch in read_ahead(images.batches(batch_size, at, stop)):
-            features, spatial = extractor.run(batch)
-            features = features.cpu().numpy()
-            finite = np.isfinite(features).all(1) & (spatial is None or spatial.isfinite().all(1).cpu().numpy())
+            features, spatial = (made if made is None else made.cpu().numpy() for made in extractor.run(batch))
+            finite = np.isfinite(features).all(1) & (spatial is None or np.isfinite(spatial).all(1))
             if not finite.all():
                 bad = at + int(np.flatnonzero(~finite)[0])
                 raise UserError(f"{images.path}: the features of image {bad} are not finite; are the extractor's weights whole?")
             statistics.update(features)
+            write[FEATURES](features.tobytes())
             if spatial_statistics:
-                spatial_statistics.update(spatial.cpu().numpy())
-            features_file.write(features.tobytes())
-            pixels_file.write(b"".join(hashlib.sha256(image).digest() for image in batch))
+                spatial_statistics.update(spatial)
+                write[SPATIAL](spatial.tobytes())
+            write[PIXELS](b"".join(hashlib.sha256(image).digest() for image in batch))
             at += len(batch)
             bar.update(group.count(counter, len(batch)) - bar.n)
         group.wait()
         bar.update(images.count - bar.n)
     return statistics, spatial_statistics
+
+
+def _row_bytes(extractor: Extractor) -> dict[str, int]:
+    """The files that have a row for each image, and how long one is."""
+    spatial = {SPATIAL: extractor.spatial_dimension * 4} if extractor.spatial_dimension else {}
+    return {FEATURES: extractor.dimension * 4, **spatial, PIXELS: DIGEST}
+
+
+@contextmanager
+def _at_row(path: Path, row: int, size: int) -> Iterator[Callable[[bytes], int]]:
+    """What writes to a file that is there, from a row on."""
+    with open(path, "wb", opener=_without_truncating) as file:
+        file.seek(row * size)
+        yield file.write
 
 
 def _without_truncating(path: str, _: int) -> int:
@@ -166,9 +206,9 @@ def _in_the_making(entry: Path, count: int, extractor: Extractor, group: Group) 
     def make() -> str:
         folder = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}.partial")
         folder.mkdir(parents=True)
-        for name, size in ((FEATURES, count * extractor.dimension * 4), (PIXELS, count * DIGEST)):
+        for name, size in _row_bytes(extractor).items():
             with open(folder / name, "wb") as file:
-                file.truncate(size)
+                file.truncate(count * size)
         return str(folder)
 
     folder = None
@@ -193,7 +233,8 @@ def _complete(folder: Path, entry: Path, parts: dict, statistics: FeatureStatist
         arrays |= {"spatial_mean": spatial.mean, "spatial_scatter": spatial.scatter}
     with open(folder / STATISTICS, "wb") as file:
         np.savez(file, **arrays)
-    hashes = {name: file_sha256(folder / name) for name in (FEATURES, PIXELS, STATISTICS)}
+    rows = (FEATURES, *([SPATIAL] if spatial else []), PIXELS)
+    hashes = {name: file_sha256(folder / name) for name in (*rows, STATISTICS)}
     about = json.dumps({**parts, "sha256": hashes, "created": time.strftime("%Y-%m-%d %H:%M:%S")}, indent=2)
     write_whole(folder / ABOUT, lambda beside: beside.write_text(about + "\n"))
     try:
@@ -208,21 +249,30 @@ def _is_whole(entry: Path) -> bool:
     """Whether everything is there and as it was written."""
     try:
         hashes = json.loads((entry / ABOUT).read_text())["sha256"]
-        return all(file_sha256(entry / name) == hashes[name] for name in (FEATURES, PIXELS, STATISTICS))
-    except (OSError, ValueError, KeyError, TypeError):
+        return {FEATURES, PIXELS, STATISTICS} <= hashes.keys() and all(
+            file_sha256(entry / name) == digest for name, digest in hashes.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _open(entry: Path, reused: bool, extractor: Extractor) -> Features:
+def _open(entry: Path, extractor: Extractor, origin: str) -> Features:
     try:
         about = json.loads((entry / ABOUT).read_text())
-        shape = (about["count"], extractor.dimension)
-        rows = np.memmap(entry / FEATURES, dtype=np.float32, mode="c", shape=shape)  # private: torch wants it writable
+        count = about["count"]
+        rows = _mapped(entry / FEATURES, count, extractor.dimension)
         with np.load(entry / STATISTICS, allow_pickle=False) as arrays:
-            statistics = FeatureStatistics(shape[0], arrays["mean"], arrays["scatter"])
-            spatial = None
+            statistics = FeatureStatistics(count, arrays["mean"], arrays["scatter"])
+            spatial_rows = spatial = None
             if "spatial_mean" in arrays.files:
-                spatial = FeatureStatistics(shape[0], arrays["spatial_mean"], arrays["spatial_scatter"])
+                spatial_rows = _mapped(entry / SPATIAL, count, extractor.spatial_dimension)
+                spatial = FeatureStatistics(count, arrays["spatial_mean"], arrays["spatial_scatter"])
     except DAMAGED_ARCHIVE as error:
         raise UserError(f"{entry} cannot be read ({error}); remove it") from error
-    return Features(entry, rows, statistics, spatial, about["content"], file_sha256(entry / PIXELS), reused)
+    pixels_sha256 = file_sha256(entry / PIXELS)
+    return Features(entry, rows, statistics, spatial_rows, spatial, about["content"], pixels_sha256, origin)
+
+
+def _mapped(path: Path, count: int, dimension: int) -> np.ndarray:
+    """Rows of a file, read when they are needed."""
+    return np.memmap(path, dtype=np.float32, mode="c", shape=(count, dimension))  # private: torch wants it writable

@@ -59,6 +59,11 @@ class Images:
     table: "Table | None" = None
 
     @property
+    def classes(self) -> np.ndarray | None:
+        """`labels`, or else those of a tree of folders, a class each: for training sets, as samples may lie in folders too."""
+        return self.labels if self.labels is not None else labels_of_folders(self.names)
+
+    @property
     def has_jpeg(self) -> bool:
         if self.table:
             return self.table.has_jpeg()
@@ -232,6 +237,15 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Paths sorted folder by folder, the same for a folder and for a zip of it."""
     return tuple(sorted(names, key=lambda name: PurePosixPath(name).parts))
+
+
+def labels_of_folders(names: tuple[str, ...]) -> np.ndarray | None:
+    """(N,) int64: classes are the outermost folders, in the order of their names, if every image lies in one of several."""
+    folders = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
+    classes = {folder: label for label, folder in enumerate(sorted(set(folders) - {None}))}
+    if not folders or None in folders or len(classes) < 2:
+        return None
+    return np.array([classes[folder] for folder in folders], dtype=np.int64)
 
 
 def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """The Inception network of FID, in inference form: torch-fidelity's port of the TensorFlow graph, made to run fast.
 
 Its numbers are those of the port to rounding: batch norm is folded into the convolutions, tensors lie channels last, and the
-resize is one call. In bfloat16 they are not, which is why that is an option.
+resize is one call. Beside TensorFlow's resize there is clean-fid's. In bfloat16 they are not, which is why that is an option.
 """
 
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,23 +44,20 @@ class Inception(nn.Module):
     Args:
         network: torch-fidelity's FeatureExtractorInceptionV3 with its weights.
         dtype: of the convolutions; the resize, the last pooling and all outputs are float32.
+        resize: float32 (N, 3, H, W), values 0 to 255, to 299 x 299; TensorFlow's unless given.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32):
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32, resize: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
         network = fold(copy.deepcopy(network)).to(memory_format=torch.channels_last)
         self.head = network.fc.weight.detach().clone()  # (1008, 2048): the Inception score takes no bias
         self.network = network.to(dtype)
         self.dtype = dtype
+        self.resize = resize or tensorflow_resize
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        chunks = images.split(CPU_CHUNK if images.device.type == "cpu" else len(images))
-        pool, spatial = zip(*(self._forward(chunk) for chunk in chunks), strict=True)
-        return torch.cat(pool), torch.cat(spatial)
-
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         net = self.network
-        x = ((resize(images.float()) - 128) / 128).to(self.dtype, memory_format=torch.channels_last)
+        x = ((self.resize(images.float()) - 128) / 128).to(self.dtype, memory_format=torch.channels_last)
         x = net.MaxPool_1(net.Conv2d_2b_3x3(net.Conv2d_2a_3x3(net.Conv2d_1a_3x3(x))))
         x = net.MaxPool_2(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(x)))
         for name in BLOCKS:
@@ -77,7 +75,7 @@ def fold(module: nn.Module) -> nn.Module:
     return module
 
 
-def resize(images: Tensor) -> Tensor:
+def tensorflow_resize(images: Tensor) -> Tensor:
     """TensorFlow 1's bilinear resize of (N, C, H, W) float32 to 299 x 299: pixel i samples position i * in / out.
 
     There is no half-pixel centre and no antialias; neighbours beyond the edge repeat it. That is an align-corners resize of
@@ -88,6 +86,14 @@ def resize(images: Tensor) -> Tensor:
     padded = F.pad(images, (0, 1, 0, 1), mode="replicate")
     large = F.interpolate(padded, size=(RESOLUTION + 1, RESOLUTION + 1), mode="bilinear", align_corners=True)
     return large[..., :RESOLUTION, :RESOLUTION]
+
+
+def clean_resize(images: Tensor) -> Tensor:
+    """clean-fid's resize of (N, C, H, W) float32 to 299 x 299: bicubic with antialias, clipped to 0..255, not rounded.
+
+    It is PIL's of single channels in mode F, to rounding.
+    """
+    return F.interpolate(images, size=(RESOLUTION, RESOLUTION), mode="bicubic", antialias=True).clamp(0, 255)
 
 
 def load_inception(path: Path) -> nn.Module:

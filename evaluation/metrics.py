@@ -1,19 +1,21 @@
-"""Metrics: arrays to floats, nothing else. Where work is split over ranks, a `Group` adds the parts."""
+"""Metrics of whole distributions: arrays to floats, nothing else. Where work is split over ranks, a `Group` adds the parts."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import torch
-from torch import Tensor
 
-from distributed import Group, progress_bar
+from distributed import Group
+from evaluation.intervals import Estimate, error_of_mean, estimate
+from evaluation.statistics import FeatureStatistics, divergences_from, mean_divergence
 
-NEIGHBOURS = 3  # k of precision and recall; an image is its own nearest neighbour, so the radius is the 4th smallest distance
-TILE = 2048  # rows and columns of the distances that exist at once
-ADM_BLOCK = 10_000  # rows and columns that ADM's evaluator works on at once; its float16 falls back to float32 by the block
-HALF_MAX = 65504.0
+ROWS = 4096  # that are worked on at once
+BLOCK_COUNTS = (1, 2, 3, 4)  # FID against N: of all samples, of halves, of thirds, of quarters
+FITTED = 3  # of these, the largest, that the line goes through
+CURVE_SEED, SHUFFLES = 0, 4
+PER_DIMENSION = 10  # samples for FID-infinity; with fewer, the line misses what Gaussians are known to have
+KID_PROBE = 4000  # rows of either side that show how much KID varies
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
@@ -49,19 +51,153 @@ def factor(sigma: np.ndarray) -> np.ndarray:
     return vectors * np.sqrt(values.clip(0))
 
 
-def inception_score(divergences: np.ndarray) -> tuple[float, float | None]:
-    """Mean and, over several blocks, standard deviation of exp(mean KL) (arXiv 1606.03498), from each block's KL in nats."""
-    scores = np.exp(divergences)
-    return float(scores.mean()), float(scores.std()) if len(scores) > 1 else None
+def transport(sigma1: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
+    """W (rank, D), where W'W = S2^1/2 (S2^1/2 S1 S2^1/2)^-1/2 S2^1/2 is the map that transports N(0, S1) to N(0, S2)."""
+    b = factor(np.asarray(sigma2, dtype=np.float64))
+    values, vectors = scipy.linalg.eigh(b.T @ np.asarray(sigma1, dtype=np.float64) @ b, driver="evd")
+    kept = values > 1e-14 * values[-1]
+    return (b @ vectors[:, kept] * values[kept] ** -0.25).T
+
+
+def frechet_error(
+    rows: np.ndarray, own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
+) -> float | None:
+    """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
+
+    By the delta method: a sample at distance d from the mean m moves it by (2 (m - mu).d + d'(1 - T)d) / N and a constant, with
+    T the `transport` from the samples' covariance. None where they are too few for one of full rank, so that there is no such
+    map; a feature that is the same in all of many samples does no harm.
+    """
+    count, dimension = rows.shape
+    if count <= dimension:
+        return None
+    w, gap = transport(own.covariance, sigma), own.mean - mu
+
+    def influences(part: np.ndarray) -> np.ndarray:
+        d = part.astype(np.float64) - own.mean
+        return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
+
+    return _error(rows, influences, group)
+
+
+def _error(rows: np.ndarray, influences: Callable[[np.ndarray], np.ndarray], group: Group | None) -> float:
+    """`error_of_mean` of what `influences` makes of all rows, which the ranks share out if there is a group."""
+    found = np.zeros(len(rows))
+    for number, start in enumerate(range(0, len(rows), ROWS)):
+        if group is None or number % group.world_size == group.rank:
+            found[start : start + ROWS] = influences(rows[start : start + ROWS])
+            if group:
+                group.check()
+    return error_of_mean([group.sum(found) if group else found])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The Fréchet distance against the number of samples, with the line through it in 1 / N and its value for infinitely many."""
+
+    counts: tuple[int, ...]
+    values: tuple[float, ...]
+    slope: float
+    at_infinity: Estimate
+
+    def at(self, count: float) -> float:
+        return self.at_infinity.value + self.slope / count
+
+
+def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Estimate, group: Group) -> Curve:
+    """FID-infinity (arXiv 1911.07023): the Fréchet distance is biased by a multiple of 1 / N, which a straight line takes away.
+
+    Each point is the mean over blocks that hold all samples between them, after seeded shuffles: all at once, halves, thirds
+    and quarters. So all points see the same samples, where random subsets, as in the paper, would add their own noise; how far
+    the shuffles lie apart is part of the error. The line goes through the first three, as the bias of few samples bends; the
+    last shows whether it does. The ranks share the blocks out.
+
+    Args:
+        rows: features (N, D) of at least `PER_DIMENSION` samples a dimension.
+        whole: the distance of all samples, with its error.
+    """
+    orders = [np.random.default_rng([CURVE_SEED, shuffle]).permutation(len(rows)) for shuffle in range(SHUFFLES)]
+    points = [np.full(SHUFFLES, whole.value)]
+    for parts in BLOCK_COUNTS[1:]:
+        blocks = [block for order in orders for block in np.array_split(order, parts)]
+        distances = np.zeros(len(blocks))
+        for number in range(group.rank, len(blocks), group.world_size):
+            distances[number] = _distance_of(rows, blocks[number], mu, sigma, group)
+        points.append(group.sum(distances).reshape(SHUFFLES, parts).mean(1))
+    counts = [len(rows) // parts for parts in BLOCK_COUNTS]
+    slopes, values = np.polyfit(1 / np.array(counts[:FITTED]), np.array(points[:FITTED]), 1)  # a line a shuffle
+    error = float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES))
+    means = tuple(float(point.mean()) for point in points)
+    return Curve(tuple(counts), means, float(slopes.mean()), estimate(float(values.mean()), error, 0))
+
+
+def _distance_of(rows: np.ndarray, block: np.ndarray, mu: np.ndarray, sigma: np.ndarray, group: Group) -> float:
+    statistics = FeatureStatistics.empty(rows.shape[1])
+    for part in np.split(np.sort(block), range(ROWS, len(block), ROWS)):
+        group.check()
+        statistics.update(rows[part])
+    statistics.flush()
+    return frechet_distance(statistics.mean, statistics.covariance, mu, sigma)
+
+
+def inception_score(blocks: list[Callable[[], Iterator[np.ndarray]]], group: Group) -> Estimate:
+    """Mean over blocks of exp(mean KL) (arXiv 1606.03498), with its standard deviation over several blocks.
+
+    The error is by the delta method: a sample moves the score of its block by that score times its own KL from the block's
+    average. The ranks share the blocks out.
+
+    Args:
+        blocks: each gives the logits (B, classes) of its images, in any cut, whenever it is called.
+    """
+    scores, variances = np.zeros(len(blocks)), np.zeros(len(blocks))
+    for number in range(group.rank, len(blocks), group.world_size):
+        divergence, average = mean_divergence(blocks[number]())
+        scores[number] = np.exp(divergence)
+        variances[number] = (scores[number] * error_of_mean(divergences_from(average, blocks[number]()))) ** 2
+    scores, variances = group.sum(scores), group.sum(variances)
+    spread = float(scores.std()) if len(scores) > 1 else None
+    return estimate(float(scores.mean()), float(np.sqrt(variances.sum())) / len(scores), 1, spread=spread)
+
+
+def vendi_score(rows: np.ndarray, group: Group) -> Estimate | None:
+    """Vendi score (arXiv 2210.02410) of features (N, D) with the cosine as similarity: as how many different images they count.
+
+    exp of the entropy of the eigenvalues of X'X / N with rows of length 1, which are those of the N x N similarities over N.
+    A sample x moves it by the score times -x' log(X'X / N) x - entropy. None if a row is all zeros, which has no direction.
+    """
+    dimension = rows.shape[1]
+    moment = np.zeros((dimension, dimension))
+    for number, start in enumerate(range(0, len(rows), ROWS)):
+        if number % group.world_size == group.rank:
+            group.check()
+            part = _directions(rows[start : start + ROWS])
+            moment += part.T @ part
+    moment = group.sum(moment) / len(rows)
+    if moment.trace() < 1 - 0.5 / len(rows):
+        return None
+    values, vectors = scipy.linalg.eigh(moment, driver="evd")
+    kept = values > 1e-15
+    values, vectors = values[kept], vectors[:, kept]
+    score = float(np.exp(-(values * np.log(values)).sum()))
+    root = vectors * np.sqrt(-np.log(np.minimum(values, 1.0)))
+    error = _error(rows, lambda part: np.square(_directions(part) @ root).sum(1), group)
+    return estimate(score, score * error, 1)
+
+
+def _directions(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64; those of zeros stay as they are."""
+    rows = rows.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
 
 
 def kernel_distance(
     x: np.ndarray, y: np.ndarray, group: Group, subsets: int = 100, size: int = 1000, seed: int = 2020
-) -> tuple[float, float]:
+) -> Estimate:
     """Kernel Inception Distance (arXiv 1801.01401) as torch-fidelity draws it: mean and standard deviation over subsets.
 
-    The unbiased squared MMD with the kernel (x.y / D + 1)^3 between `size` random rows of each of x (N, D) and y (M, D), in
-    float64. The ranks share the subsets out. It may be slightly negative.
+    The unbiased squared MMD with the kernel (x.y / D + 1)^3 between `size` random rows of each of the samples x (N, D) and the
+    reference y (M, D), in float64. The ranks share the subsets out. It may be slightly negative.
 
     Raises:
         ValueError: if N or M is below `size`, or `size` below 2.
@@ -76,141 +212,33 @@ def kernel_distance(
         if subset % group.world_size == group.rank:
             distances[subset] = _squared_mmd(x[rows_x].astype(np.float64), y[rows_y].astype(np.float64))
     distances = group.sum(distances)
-    return float(distances.mean()), float(distances.std())
+    value, spread = float(distances.mean()), float(distances.std())
+    drawing = spread**2 / subsets * (1 - size / len(x))  # what other subsets of the same samples would give
+    return estimate(value, float(np.sqrt(_kernel_variance(x, y) + drawing)), spread=spread)
+
+
+def _kernel_variance(x: np.ndarray, y: np.ndarray) -> float:
+    """How much KID varies with the samples x, by the delta method.
+
+    A sample moves it by 2 / N times the mean kernel to the others less that to the reference: seen on `KID_PROBE` of them.
+    """
+    random = np.random.default_rng(0)
+    rows, others = (
+        side[np.sort(random.choice(len(side), min(len(side), KID_PROBE), replace=False))].astype(np.float64) for side in (x, y)
+    )
+    within = _kernel(rows, rows)
+    influences = (within.sum(1) - within.diagonal()) / (len(rows) - 1) - _kernel(rows, others).mean(1)
+    return float(4 * influences.var(ddof=1) / len(x))
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """KID's kernel of all pairs of rows."""
+    base = a @ b.T / a.shape[1] + 1
+    return base * base * base
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD between equally many rows (m, D) each, with KID's kernel."""
-    count, dimension = x.shape
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        base = a @ b.T / dimension + 1
-        return base * base * base
-
-    within = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y))) / (count * (count - 1))
-    return float(within - 2 * kernel(x, y).mean())
-
-
-def precision_recall(reference: np.ndarray, samples: np.ndarray, group: Group, half: bool = False) -> tuple[float, float]:
-    """Improved precision and recall (arXiv 1904.06991) between reference features (R, D) and those of samples (N, D), float32.
-
-    Precision is the share of samples that lie within some reference image's distance to its 3rd neighbour, borders included;
-    recall the share of reference images within some sample's. The ranks share the tiles of the distances out.
-
-    Args:
-        half: distances as ADM's evaluator rounds them (see `half_distances`) in place of float32.
-
-    Raises:
-        ValueError: if either side has too few rows for a 3rd neighbour.
-    """
-    if min(len(reference), len(samples)) <= NEIGHBOURS:
-        raise ValueError(f"{len(reference)} and {len(samples)} images have no neighbour number {NEIGHBOURS}")
-    radii_r, radii_s = (
-        nearest(Pairs(features, features, group, half), NEIGHBOURS + 1, group)[:, -1].to(group.device)
-        for features in (reference, samples)
-    )
-    covered, inside = torch.zeros(len(reference), dtype=bool), torch.zeros(len(samples), dtype=bool)
-    pairs = Pairs(reference, samples, group, half)
-    with progress_bar(len(reference) * len(samples), "precision, recall", "pair", delay=5) as bar:
-        for r, s in pairs.tiles(group):
-            group.check()
-            block = pairs.distances(r, s)
-            covered[r] |= (block <= radii_s[s]).any(1).cpu()
-            inside[s] |= (block <= radii_r[r, None]).any(0).cpu()
-            bar.update(block.numel() * group.world_size)
-    recall, precision = ((group.sum(flags.numpy().astype(np.float64)) > 0).mean() for flags in (covered, inside))
-    return float(precision), float(recall)
-
-
-def nearest(pairs: "Pairs", count: int, group: Group) -> Tensor:
-    """The `count` smallest squared distances from each row of `pairs.a` to the rows of `pairs.b`, ascending: (N, count) float32.
-
-    Ranks share the tiles out; no more than one tile and the smallest so far exist at a time.
-    """
-    best = torch.full((len(pairs.a), count), torch.inf)
-    with progress_bar(len(pairs.a) * len(pairs.b), "neighbours", "pair", delay=5) as bar:
-        for rows, columns in pairs.tiles(group):
-            group.check()
-            block = pairs.distances(rows, columns)
-            _keep_smallest(best, rows, block)
-            mirrored = pairs.symmetric and rows != columns
-            if mirrored:
-                _keep_smallest(best, columns, block.T.contiguous())
-            bar.update(block.numel() * (1 + mirrored) * group.world_size)
-    if group.world_size == 1:
-        return best
-    everyone = np.full((group.world_size, *best.shape), 0.0)
-    everyone[group.rank] = best.numpy()
-    everyone = torch.from_numpy(group.sum(everyone)).float()
-    return everyone.transpose(0, 1).flatten(1).topk(count, largest=False).values
-
-
-def _keep_smallest(best: Tensor, rows: slice, block: Tensor) -> None:
-    """Merges the distances in `block` into the smallest so far of its rows, in place."""
-    count = best.shape[1]
-    found = block.topk(min(count, block.shape[1]), largest=False).values.cpu()
-    best[rows] = torch.cat([best[rows], found], dim=1).topk(count, largest=False).values
-
-
-class Pairs:
-    """All pairs of rows of a (M, D) and b (N, D), float32, and their squared distances, tile by tile.
-
-    With `half`, distances are ADM's (see `half_distances`). Its evaluator works in blocks of 10,000 x 10,000, and one that
-    overflows float16 is computed in float32; no tile crosses a border of those blocks.
-    """
-
-    def __init__(self, a: np.ndarray, b: np.ndarray, group: Group, half: bool):
-        self.a, self.b, self._device, self._half = a, b, group.device, half
-        self.symmetric = a is b and not half  # in float16, the order of the additions shows
-        self._in_float32 = self._overflowing_blocks(group) if half else frozenset()
-
-    def tiles(self, group: Group) -> Iterator[tuple[slice, slice]]:
-        """This rank's share of the tiles; of two symmetric ones, only one is there."""
-        everything = ((rows, columns) for rows in _ranges(len(self.a)) for columns in _ranges(len(self.b)))
-        wanted = (tile for tile in everything if not self.symmetric or tile[0].start <= tile[1].start)
-        return islice(wanted, group.rank, None, group.world_size)
-
-    def distances(self, rows: slice, columns: slice) -> Tensor:
-        """One tile of squared distances, float32."""
-        a, b = self._rows(rows, columns)
-        exact = not self._half or (rows.start // ADM_BLOCK, columns.start // ADM_BLOCK) in self._in_float32
-        return squared_distances(a, b) if exact else half_distances(a, b)
-
-    def _rows(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(self.a[rows]).to(self._device), torch.from_numpy(self.b[columns]).to(self._device)
-
-    def _overflowing_blocks(self, group: Group) -> frozenset[tuple[int, int]]:
-        """The blocks, by row and column number, in which some of the `half_distances` are not finite."""
-        if 2.1 * (_largest_norm(self.a) + _largest_norm(self.b)) < HALF_MAX:  # then no step can
-            return frozenset()
-        found = np.zeros([-(-len(x) // ADM_BLOCK) for x in (self.a, self.b)])
-        for rows, columns in self.tiles(group):
-            if not half_distances(*self._rows(rows, columns)).isfinite().all():
-                found[rows.start // ADM_BLOCK, columns.start // ADM_BLOCK] = 1
-        return frozenset(zip(*(axis.tolist() for axis in np.nonzero(group.sum(found))), strict=True))
-
-
-def _largest_norm(features: np.ndarray) -> float:
-    return max(float(np.square(features[rows], dtype=np.float64).sum(1).max()) for rows in _ranges(len(features)))
-
-
-def _ranges(count: int) -> Iterator[slice]:
-    for block in range(0, count, ADM_BLOCK):
-        end = min(block + ADM_BLOCK, count)
-        yield from (slice(start, min(start + TILE, end)) for start in range(block, end, TILE))
-
-
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b|^2 of all pairs of rows (M, D), (N, D) float32: the norm expansion, clamped at 0."""
-    norms_a, norms_b = a.square().sum(1), b.square().sum(1)
-    return torch.addmm(norms_b, a, b.T, alpha=-2).add_(norms_a[:, None]).clamp_min_(0)
-
-
-def half_distances(a: Tensor, b: Tensor) -> Tensor:
-    """`squared_distances` with every result rounded to float16, as in ADM's evaluator: features, squares, norms, products,
-    differences and sums. Sums over features are accumulated in float32 and rounded once. Float32; not finite where the last
-    step overflows float16."""
-    a, b = a.half(), b.half()
-    norms_a, norms_b = (x.square().float().sum(1).half() for x in (a, b))
-    products = (a.float() @ b.float().T).half()
-    return (norms_a[:, None] - 2 * products + norms_b).clamp_min(0).float()
+    count = len(x)
+    within = sum(k.sum() - k.trace() for k in (_kernel(x, x), _kernel(y, y))) / (count * (count - 1))
+    return float(within - 2 * _kernel(x, y).mean())

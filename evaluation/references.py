@@ -19,6 +19,7 @@ DIGITS = ASSETS / "digits" / "reference.npz"
 PROVENANCE = "provenance"  # our own files' extra array: a JSON text
 MAX_DIMENSION = 4096  # more than any extractor gives; a header that claims more is not believed
 LARGEST = 1e30
+ADM_KIND = "ADM's statistics and images"
 STATISTICS = {"mu.npy", "sigma.npy"}
 
 
@@ -61,8 +62,8 @@ class Reference:
     """What samples are compared with.
 
     Statistics are float64: `mu` (D,) and `sigma` (D, D), `mu_s` and `sigma_s` those of the spatial features, None where there
-    are none. `images` are to be extracted, for features; `features` (M, D) float32 are such, in the file. A reference of
-    images alone has no statistics of its own.
+    are none. `images` are to be extracted, for features; `features` (M, D) float32 are such, in the file, and `labels` (M,)
+    int64 their classes, where they are known. A reference of images alone has no statistics of its own.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Reference:
     sigma_s: np.ndarray | None = None
     images: Images | None = None
     features: np.ndarray | None = None
+    labels: np.ndarray | None = None
     provenance: Provenance = Provenance()
     url: str | None = None  # where it is published
 
@@ -86,7 +88,7 @@ class Reference:
         """How many reference images went into this metric, where that is known."""
         if metric in FROM_FEATURES:
             return self.comparable
-        if metric not in ("fid", "sfid"):
+        if metric not in ("fid", "sfid", "fid-infinity"):
             return None
         return self.images.count if self.kind == "images" else self.provenance.count
 
@@ -143,13 +145,14 @@ def open_reference(path: Path) -> Reference:
             text = str(read_array(archive, f"{PROVENANCE}.npy", 1 << 20)) if f"{PROVENANCE}.npy" in names else "{}"
             provenance = Provenance.parse(text)
             features = _read_features(archive, len(mu)) if "features.npy" in names else None
+            labels = _read_labels(archive, len(features)) if {"features.npy", "labels.npy"} <= names else None
     except (*DAMAGED_ARCHIVE, AttributeError) as error:
         raise UserError(f"{path} is a damaged reference ({one_line(error)})") from error
     images = open_images(path) if "arr_0.npy" in names else None
-    kind = "ADM's statistics and images" if images else "statistics without provenance"
+    kind = ADM_KIND if images else "statistics without provenance"
     if provenance.extractor:
         kind = "Fiducial's statistics"
-    return Reference(path, file_sha256(path), kind, mu, sigma, *spatial, images, features, provenance)
+    return Reference(path, file_sha256(path), kind, mu, sigma, *spatial, images, features, labels, provenance)
 
 
 def holds_statistics(path: Path) -> bool:
@@ -209,13 +212,25 @@ def _read_features(archive: zipfile.ZipFile, dimension: int) -> np.ndarray:
     return features
 
 
+def _read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray:
+    """The classes of stored features, (count,) int64.
+
+    Raises:
+        ValueError: if they are not that.
+    """
+    labels = read_array(archive, "labels.npy", count * 8)
+    if labels.dtype != np.int64 or labels.shape != (count,):
+        raise ValueError(f"its labels are {labels.dtype} {labels.shape}, and its features {count:,}")
+    return labels
+
+
 def write_reference(reference: Reference, path: Path) -> None:
     """Writes statistics, features and provenance; `mu` and `sigma` are where other tools look for them.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    arrays = {name: getattr(reference, name) for name in ("mu", "sigma", "mu_s", "sigma_s", "features")}
+    arrays = {name: getattr(reference, name) for name in ("mu", "sigma", "mu_s", "sigma_s", "features", "labels")}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     arrays[PROVENANCE] = np.array(json.dumps(asdict(reference.provenance)))
 

@@ -1,6 +1,6 @@
 """Streaming sums in float64: what metrics need of 50,000 images, kept in constant memory, and mergeable."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,23 +65,35 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
 
-def mean_divergence(chunks: Iterable[np.ndarray]) -> float:
-    """Mean KL divergence, in nats, of softmax predictions from their own average: the logarithm of an Inception score.
+def mean_divergence(chunks: Iterable[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Mean KL divergence, in nats, of softmax predictions from their own average, and that average (classes,).
 
     Args:
         chunks: logits (B, classes) of the images, in any cut.
     """
     count, negentropy, total = 0, 0.0, 0.0
     for logits in chunks:
-        shifted = logits.astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        p = np.exp(shifted)
-        norm = p.sum(axis=1, keepdims=True)
-        p /= norm
-        shifted -= np.log(norm)
+        p, log_p = _softmax(logits)
         count += len(p)
-        negentropy += float((p * shifted).sum())
+        negentropy += float((p * log_p).sum())
         total = total + p.sum(axis=0)
     average = total / count
-    average = average[average > 0]
-    return negentropy / count - float((average * np.log(average)).sum())
+    present = average[average > 0]
+    return negentropy / count - float((present * np.log(present)).sum()), average
+
+
+def divergences_from(average: np.ndarray, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The KL divergence of each image's softmax prediction from `average` (classes,), (B,) for each of `chunks`."""
+    log_average = np.log(np.where(average > 0, average, 1))
+    for logits in chunks:
+        p, log_p = _softmax(logits)
+        yield (p * (log_p - log_average)).sum(axis=1)
+
+
+def _softmax(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and their logarithms, float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    p = np.exp(shifted)
+    norm = p.sum(axis=1, keepdims=True)
+    return p / norm, shifted - np.log(norm)

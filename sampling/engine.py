@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
 )  # counters in the store
 POLL_SECONDS = 0.2
 LATE_SECONDS = 60
+Done = TypeVar("Done")  # what a session leaves
 COMPILING_SECONDS = 1800  # at most, on a busy machine; it cannot say how far it has come
 
 
@@ -52,6 +54,29 @@ def run(
     Raises:
         UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn or written.
     """
+
+    def begin(config: SamplingConfig, stack: ExitStack) -> tuple[Task, Lock]:
+        return prepare(config, group, with_png, stack, options or {})
+
+    def work(config: SamplingConfig, task: Task, held: Lock | None, started: float) -> Path:
+        return Work(config, group, task, with_png, held).do(started)
+
+    return session(config, group, hang_seconds, begin, work)
+
+
+def session(
+    config: SamplingConfig,
+    group: Group,
+    hang_seconds: float,
+    begin: Callable[[SamplingConfig, ExitStack], tuple[Task, Lock]],
+    work: Callable[[SamplingConfig, Task, Lock | None, float], Done],
+) -> Done:
+    """What `work` returns, on every rank, after rank 0 has found out by `begin` what is to be done.
+
+    Args:
+        begin: checks everything and claims a folder, until the stack closes; on rank 0 only.
+        work: has the configuration with what was found, the task, rank 0's lock, and when this began.
+    """
     started = time.monotonic()
     check_stream()
     config = fetch(config, group)  # before a rank that waits for a download could count as hung
@@ -60,7 +85,7 @@ def run(
         group.on_end(None, hang_seconds)
         try:
             if group.is_main:
-                task, held = prepare(config, group, with_png, stack, options or {})
+                task, held = begin(config, stack)
                 group.publish("task", task.to_json())
             else:
                 task, held = Task.from_json(group.receive("task")), None
@@ -68,9 +93,9 @@ def run(
                 numerics.apply(task.how, config, group.device)
             config = replace(config, per_proc_batch_size=task.batch_size, labels=task.labels)
             group.on_end(partial(keep_cause, task), hang_seconds)
-            path = Work(config, group, task, with_png, held).do(started)
+            done = work(config, task, held, started)
             group.on_end(None, hang_seconds)
-            return path
+            return done
         except OSError as error:
             raise disk.explained(error, config.sample_dir) from error
 
@@ -81,9 +106,7 @@ class Work:
     def __init__(self, config: SamplingConfig, group: Group, task: Task, with_png: bool, held: Lock | None):
         self._config, self._group, self._task, self._with_png, self._held = config, group, task, with_png, held
         self._recorder = records.Recorder(task.folder, task.session, group.rank)
-        self._vae = ""
-        latent = task.in_channels, task.input_size
-        self.drawer = Drawer(config, group.device, task.how, self._find_vae, latent, self._note)
+        self.drawer = NodeDrawer(config, group, task)
 
     def do(self, started: float) -> Path:
         """All of it. Returns the npz."""
@@ -91,15 +114,10 @@ class Work:
         blocks = plan.pending_blocks(task.done, self._config.per_proc_batch_size)
         checked = time.monotonic()
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
-            self._vae = vae_of_node(self._config, group, task)  # a node's first rank has work if any of its ranks has
-            with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
-                self.drawer.load()
+            self.drawer.load_on_node()
         group.wait()
         if task.missing and group.is_main:
-            seconds = checked - started, time.monotonic() - checked
-            compiling = " and compiling" if task.how.compile else ""
-            loading = f"{seconds[0]:.1f} s for checks, {seconds[1]:.1f} s for weights{compiling}"
-            say(f"ready on {group.world_size} rank(s), {task.how.precision}: {loading}")
+            say_ready(group, task.how, checked - started, time.monotonic() - checked)
         drawing = time.monotonic()
         with progress(task.missing, len(task.done), IMAGES_DRAWN, "sampling", group):
             self.draw(mine, ~task.done, lambda rows: group.tally(IMAGES_DRAWN, len(rows)))
@@ -109,19 +127,10 @@ class Work:
         group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
         return Path(group.once(lambda: str(self.finish(drawing))))
 
-    def _find_vae(self) -> Path:
-        return Path(self._vae or find_weights(self._config, self._task))
-
     def _check(self) -> None:
         self._group.check()
         if self._held:
             self._held.check()
-
-    def _note(self, **event: object) -> None:
-        """Keeps what happened to this rank, for the manifest."""
-        line = json.dumps({"rank": self._group.rank, "host": socket.gethostname(), **event})
-        with open(events_path(self._task.folder, self._task.session, self._group.rank), "a") as file:
-            file.write(line + "\n")
 
     def draw(self, blocks: np.ndarray, wanted: np.ndarray, on_written: Callable[[np.ndarray], object]) -> None:
         """Draws `blocks`, each whole and in its fixed composition, and writes what is `wanted` (N,) bool of them."""
@@ -214,6 +223,37 @@ class Work:
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
         say(f"{path}: {count:,} images{damage}; a rank held at most {disk.readable(peak)}")
         return path
+
+
+class NodeDrawer(Drawer):
+    """A drawer whose weights are those of this node, once rank 0's are known to be the same, and which notes for the manifest
+    what happened to this rank."""
+
+    def __init__(self, config: SamplingConfig, group: Group, task: Task):
+        self._group, self._task, self._vae = group, task, ""
+        latent = task.in_channels, task.input_size
+        super().__init__(config, group.device, task.how, self._find_vae, latent, self._keep_note)
+
+    def load_on_node(self) -> None:
+        """For all ranks that have blocks to draw: the first of a node, which has some if any has, sees to the node's files."""
+        self._vae = vae_of_node(self.config, self._group, self._task)
+        with self._group.allowing(COMPILING_SECONDS if self.how.compile else 0):
+            self.load()
+
+    def _find_vae(self) -> Path:
+        return Path(self._vae or find_weights(self.config, self._task))
+
+    def _keep_note(self, **event: object) -> None:
+        line = json.dumps({"rank": self._group.rank, "host": socket.gethostname(), **event})
+        with open(events_path(self._task.folder, self._task.session, self._group.rank), "a") as file:
+            file.write(line + "\n")
+
+
+def say_ready(group: Group, how: numerics.Numerics, checking: float, loading: float) -> None:
+    """How many seconds went by before drawing began."""
+    compiling = " and compiling" if how.compile else ""
+    seconds = f"{checking:.1f} s for checks, {loading:.1f} s for weights{compiling}"
+    say(f"ready on {group.world_size} rank(s), {how.precision}: {seconds}")
 
 
 @contextmanager

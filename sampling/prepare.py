@@ -240,17 +240,21 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         if output.png_path(folder, 0).exists() or (folder.is_dir() and any(folder.glob("*.png"))):
             raise UserError(f"{folder} holds images but no {output.MANIFEST}, so what they are is unknown; choose another folder")
     elif manifest["identity"] != identity:
-        old = manifest["identity"]
-        fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
-        said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
-        remedy = "give these options as they are there, or " if {*RESOLVED, "per_proc_batch_size"}.issuperset(fields) else ""
-        remedy += "choose another --run-name or --sample-dir"
-        raise UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
+        raise other_configuration(folder, manifest["identity"], identity)
     elif manifest["num_fid_samples"] > config.num_fid_samples:
         raise UserError(
             f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
             "but not shrink; choose another --run-name or --sample-dir"
         )
+
+
+def other_configuration(folder: Path, old: dict, identity: dict) -> UserError:
+    """What to say if `folder` has the identity `old`, and this is another."""
+    fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
+    said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
+    remedy = "give these options as they are there, or " if {*RESOLVED, "per_proc_batch_size"}.issuperset(fields) else ""
+    remedy += "choose another --run-name or --sample-dir"
+    return UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
 
 
 def tell_of_siblings(folder: Path, identity: dict) -> None:

@@ -152,10 +152,10 @@ def features(count: int, seed: int) -> np.ndarray:
 
 def precision_recall_ours(work: Work) -> Measured:
     import distributed
-    from evaluation.metrics import precision_recall
+    from evaluation.neighbours import neighbourhoods
 
     group, reference, samples = distributed.init("cpu"), features(work.reference, 0), features(work.samples, 1)
-    return memory_above(lambda: seconds(lambda: precision_recall(reference, samples, group)))
+    return memory_above(lambda: seconds(lambda: neighbourhoods(reference, samples, group)))
 
 
 def precision_recall_torch_fidelity(work: Work) -> Measured:

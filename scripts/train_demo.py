@@ -198,11 +198,11 @@ def train_dit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps
     (out / "dit.safetensors.classes.json").write_text(json.dumps([str(digit) for digit in range(NUM_CLASSES)]) + "\n")
 
 
-def write_reference_statistics(images: Tensor, held_out: Tensor, out: Path) -> None:
+def write_reference_statistics(images: Tensor, labels: Tensor, held_out: Tensor, out: Path) -> None:
     """Statistics of the scans that the models were trained on, as FID's reference is the training set."""
     with TemporaryDirectory() as folder:
         scans = Path(folder) / "digits-train.npz"
-        np.savez(scans, arr_0=images[~held_out].permute(0, 2, 3, 1).numpy())
+        np.savez(scans, arr_0=images[~held_out].permute(0, 2, 3, 1).numpy(), arr_1=labels[~held_out].numpy())
         group = distributed.init("cpu")
         settings = Settings(cache_dir=Path(folder) / "features")
         reference = make_reference(open_images(scans), load_extractor("digits", None, group), group, settings, keep=len(images))
@@ -223,7 +223,7 @@ def main() -> None:
         if stage == "extractor":
             train_extractor(images, labels, held_out, args.out)
         elif stage == "reference":
-            write_reference_statistics(images, held_out, args.out)
+            write_reference_statistics(images, labels, held_out, args.out)
         elif stage == "vae":
             train_autoencoder(images, held_out, args.out)
         else:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mirror import Mirror
@@ -41,6 +42,12 @@ def run_command(*arguments: str | Path, ranks: int = 0, timeout: float = 120, **
         text=True,
         timeout=timeout,
     )
+
+
+def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
+    """Non-negative and skewed, as pooled activations are."""
+    random = np.random.default_rng(seed)
+    return np.abs(random.normal(0.4 + 0.02 * seed, 0.3, size=(count, dimension))).astype(np.float32)
 
 
 PLAIN = ("--precision", "fp32", "--no-compile")  # on any processor the same, and nothing to wait for

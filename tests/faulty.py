@@ -82,9 +82,9 @@ def other_pixels():
 
 
 def hang_in_evaluation():
-    from evaluation.calc import Evaluator
+    from evaluation.calc import Evaluation
 
-    Evaluator.evaluate = hang
+    Evaluation.evaluate = hang
 
 
 def late():

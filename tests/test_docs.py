@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_custom_classes import write_checkpoint
 from test_models_fetch import in_hub_cache
 
-from evaluation import inception
+from evaluation import dinov2, inception
 from models.catalogue import CATALOGUE
 from scripts.stand_ins import pictures, write_pngs
 
@@ -38,6 +38,8 @@ INSTEAD = {
     "--model DiT-S/2": "--model DiT-XS/8",
     "/shared/fiducial": "{folder}/shared",
     "--image-size 256": "--image-size 64",
+    "--protocol dino": "--protocol adm",
+    "fetch dinov2": "fetch dinov2 --cache-dir {folder}/shared",
 }
 MORE = {
     r"sample_ddp\.py|\.sbatch RUN|submit_sweep": SIZES,
@@ -89,7 +91,12 @@ def stand_ins(tmp_path_factory) -> Path:
         write_pngs(folder / "train" / name, pictures(2, number, 64))
     cache = folder / "shared"
     shutil.copytree(DIGITS / "vae", in_hub_cache(cache / "hub", "stabilityai/sd-vae-ft-ema"))
-    fetched = (CATALOGUE["dit-xl-2-256"].path(cache), cache / "references" / "adm-imagenet-256.npz", inception.kept_at(cache))
+    fetched = (
+        CATALOGUE["dit-xl-2-256"].path(cache),
+        cache / "references" / "adm-imagenet-256.npz",
+        inception.kept_at(cache),
+        dinov2.kept_at(cache),
+    )
     for path in fetched:  # `fetch` asks no more than that they are there
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -133,6 +140,15 @@ def test_the_commands_of_a_page_work(page, place):
             ["bash", "-c", line], cwd=place, env=os.environ | quiet, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, f"{command}\nrun as\n{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_python_of_a_page_works(place):
+    found = [text for page in PAGES for text in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)]
+    assert found
+    for text in found:
+        done = run_command("-c", text, PYTHONPATH=str(place))
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) > 100  # noise is no digit
 
 
 def test_every_page_is_read():

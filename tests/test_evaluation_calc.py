@@ -16,12 +16,12 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import distributed
 from evaluation import __main__ as cli
-from evaluation import calc, checks, extraction
-from evaluation.calc import Evaluator
+from evaluation import calc, checks, extraction, scores
+from evaluation.calc import Evaluation
 from evaluation.checks import Settings, looks_sorted
 from evaluation.features import Extractor, load_extractor
 from evaluation.images import open_images
-from evaluation.metrics import precision_recall
+from evaluation.neighbours import neighbourhoods
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 24
@@ -36,9 +36,9 @@ def folders(tmp_path_factory):
     return root
 
 
-def evaluate(samples, reference, weights=None, group=None, **settings) -> dict[str, float]:
+def evaluate(samples, reference, weights=None, group=None, extractor=None, **settings) -> dict[str, float]:
     """The values of one evaluation by metric."""
-    evaluator = Evaluator.prepare(str(reference), group or distributed.init("cpu"), Settings(**settings), None, weights)
+    evaluator = Evaluation.prepare(str(reference), group or distributed.init("cpu"), Settings(**settings), extractor, weights)
     return {name: metric.value for name, metric in evaluator.evaluate(samples).metrics.items()}
 
 
@@ -70,12 +70,12 @@ def test_all_metrics_are_torch_fidelitys(folders, inception_weights, theirs):
     assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
     assert theirs["frechet_inception_distance"] > 1
     assert theirs["inception_score_mean"] > 1.2
-    assert set(ours) == {"fid", "is", "kid", "precision", "recall"}
+    assert set(ours) == {"fid", "is", "kid", "precision", "recall", "density", "coverage"}
 
 
 def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
     """An oracle in numpy over torch-fidelity's network, with blocks of 10 images in the place of 5,000."""
-    monkeypatch.setattr(calc, "ADM_IS_BLOCK", 10)
+    monkeypatch.setattr(scores, "ADM_IS_BLOCK", 10)
     network = fidelity.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
@@ -98,22 +98,22 @@ def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
     sfid = fid(*(spatial[name][:, :7].transpose(0, 2, 3, 1).reshape(COUNT, -1) for name in "ab"))
     blocks = [logits["a"][start : start + 10] for start in range(0, COUNT, 10)]
     p = [np.exp(block) / np.exp(block).sum(1, keepdims=True) for block in blocks]
-    scores = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in p]
+    expected = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in p]
 
     ours = evaluate(folders / "a", folders / "b", inception_weights)
     assert ours["sfid"] == pytest.approx(sfid, rel=1e-4)
-    assert ours["is"] == pytest.approx(np.mean(scores), rel=1e-4)
+    assert ours["is"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
-    assert set(ours) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall"}
+    assert set(ours) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall", "density", "coverage"}
     more = np.exp(logits["a"]) / np.exp(logits["a"]).sum(1, keepdims=True)
     order = np.random.default_rng(0).permutation(COUNT)
     shuffled = [more[order[start : start + 10]] for start in range(0, COUNT, 10)]
-    expected = np.mean([np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in shuffled])
-    assert ours["is-shuffled"] == pytest.approx(expected, rel=1e-4)
-    assert abs(expected - ours["is"]) > 1e-3
+    mixed = np.mean([np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in shuffled])
+    assert ours["is-shuffled"] == pytest.approx(mixed, rel=1e-4)
+    assert abs(mixed - ours["is"]) > 1e-3
     one_block = np.exp((more * (np.log(more) - np.log(more.mean(0)))).sum(1).mean())
-    assert abs(one_block - np.mean(scores)) > 1e-3  # other blocks would show
+    assert abs(one_block - np.mean(expected)) > 1e-3  # other blocks would show
 
 
 def test_a_channel_first_sfid_would_show(folders, inception_weights, alone, monkeypatch, tmp_path):
@@ -140,12 +140,16 @@ def test_a_channel_first_sfid_would_show(folders, inception_weights, alone, monk
 
 
 @pytest.mark.parametrize("batch_size", [64, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 17))])
-def test_numbers_do_not_depend_on_the_batch_size(batch_size, folders, inception_weights):
-    expected = evaluate(folders / "a", folders / "b", inception_weights, batch_size=5)
-    found = evaluate(folders / "a", folders / "b", inception_weights, batch_size=batch_size)
-    for name in ("fid", "sfid", "is"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-4)
-    assert found["precision"] == pytest.approx(expected["precision"], abs=1.5 / COUNT)
+def test_numbers_do_not_depend_on_the_batch_size(batch_size, folders, inception_weights, tmp_path):
+    """Features are the same bits; the sums over them are made in another order."""
+    expected, found = (
+        evaluate(folders / "a", folders / "b", inception_weights, batch_size=size, cache_dir=tmp_path / str(size))
+        for size in (5, batch_size)
+    )
+    assert found == pytest.approx(expected, rel=1e-10)
+    assert len(list(tmp_path.glob("*/*/features.f32"))) == 4
+    for path in (tmp_path / "5").glob("*/features.f32"):
+        assert path.read_bytes() == (tmp_path / str(batch_size) / path.relative_to(tmp_path / "5")).read_bytes()
 
 
 def calc_here(*arguments: object) -> None:
@@ -182,10 +186,16 @@ def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".partial"]
 
 
-PIECES = {"metrics.TILE": 7, "metrics.ADM_BLOCK": 40, "calc.ADM_IS_BLOCK": 10, "calc.LOGITS_CHUNK": 4}
+PIECES = {
+    "neighbours.TILE": 7,
+    "neighbours.ADM_BLOCK": 40,
+    "metrics.ROWS": 9,
+    "scores.ADM_IS_BLOCK": 10,
+    "scores.LOGITS_CHUNK": 4,
+}
 IN_PIECES = f"""
 import sys
-from evaluation import __main__ as cli, calc, metrics
+from evaluation import __main__ as cli, metrics, neighbours, scores
 {", ".join(PIECES)} = {tuple(PIECES.values())}
 cli.run(cli.build_parser().parse_args(sys.argv[1:]))
 """
@@ -199,8 +209,8 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     values = {}
     for ranks, half in ((1, False), (3, False), (1, True), (3, True)):
         arguments = [tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
-        options = ["--metrics", "fid,is,precision,recall,kid", "--kid-subset-size", 30, "--json", tmp_path / "r.json"]
-        options += ["--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
+        options = ["--metrics", "fid,is,precision,recall,density,coverage,vendi,kid", "--kid-subset-size", 30]
+        options += ["--json", tmp_path / "r.json", "--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
         if ranks == 1:
             with monkeypatch.context() as patch:
                 for name, value in PIECES.items():
@@ -211,15 +221,16 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
             assert done.returncode == 0, done.stderr
         metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
         values[ranks, half] = {name: metric["value"] for name, metric in metrics.items()}
+        values[ranks, half] |= {f"{name}'s {end}": metric[end] for name, metric in metrics.items() for end in ("low", "high")}
     for half in (False, True):
         assert values[3, half] == pytest.approx(values[1, half], rel=1e-12)
     group = distributed.init("cpu")
     rows = [extracted(tmp_path / f"{name}.npz", group, tmp_path / "cache") for name in "ab"]
     for half in (False, True):
-        precision, recall = precision_recall(rows[1], rows[0], group, half)
-        assert values[3, half]["precision-digits"] == pytest.approx(precision)
-        assert values[3, half]["recall-digits"] == pytest.approx(recall)
-    assert len(set(values[1, False].values())) == 6
+        found = vars(neighbourhoods(rows[1], rows[0], group, half))
+        for name, estimate in found.items():
+            assert values[3, half][f"{name}-digits"] == pytest.approx(estimate.value), name
+    assert len({value for name, value in values[1, False].items() if "'s" not in name}) == 9
 
 
 def extracted(path, group, cache) -> np.ndarray:
@@ -228,23 +239,23 @@ def extracted(path, group, cache) -> np.ndarray:
 
 
 class Counting:
-    """An extractor that counts the images it has seen."""
+    """An extractor that counts the images it is given; those that fill its last chunk up are none."""
 
     def __init__(self, group):
         self.images = 0
-        real = load_extractor("digits", None, group)
 
-        def apply(pixels):
-            self.images += len(pixels)
-            return real.apply(pixels)
+        class Counted(Extractor):
+            def run(extractor, batch):
+                self.images += len(batch)
+                return super().run(batch)
 
-        self.extractor = Extractor(**vars(real) | {"apply": apply})
+        self.extractor = Counted(**vars(load_extractor("digits", None, group)))
 
 
 def test_a_further_metric_costs_no_second_pass(folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
-    settings = {"cache_dir": tmp_path, "kid_subset_size": 10}
+    settings = {"cache_dir": tmp_path, "kid_subset_size": 10, "extractor": "digits"}
     first = evaluate(folders / "a", folders / "b", group=alone, metrics=("fid", "is"), **settings)
     assert counting.images == 2 * COUNT
     second = evaluate(folders / "a", folders / "b", group=alone, metrics=("fid", "precision", "kid"), **settings)
@@ -256,7 +267,7 @@ def test_a_further_metric_costs_no_second_pass(folders, tmp_path, alone, monkeyp
     assert third["fid-digits"] == first["fid-digits"]
 
 
-@pytest.mark.parametrize("change", ["crop", "batch_size", "dtype", "weights_sha256", "nothing"])
+@pytest.mark.parametrize("change", ["crop", "dtype", "weights_sha256", "batch_size", "nothing"])
 def test_features_are_not_taken_for_those_of_other_settings(change, folders, tmp_path, alone):
     counting = Counting(alone)
     stub = Extractor(**vars(counting.extractor) | {"apply": lambda x: (x.flatten(1)[:, :64].float(), None)})
@@ -264,36 +275,36 @@ def test_features_are_not_taken_for_those_of_other_settings(change, folders, tmp
     images = open_images(folders / "a", 16 if change == "crop" else 32)
     other = Extractor(**vars(stub) | ({change: "bfloat16"} if change in ("dtype", "weights_sha256") else {}))
     second = extraction.extract(images, other, alone, 5 if change == "batch_size" else 4, tmp_path)
-    assert second.reused == (change == "nothing")
-    assert not first.reused
+    assert (second.origin == "from the cache") == (change in ("nothing", "batch_size"))  # of which features are free
+    assert first.origin == "computed"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "about", "pixels", "statistics"])
 def test_a_damaged_cache_is_computed_again(damage, folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
-    expected = evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path)
+    expected = evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path)
     names = {"about": "about.json", "pixels": "pixels.sha256", "statistics": "statistics.npz"}
     victim = next(tmp_path.glob(f"*/{names.get(damage, 'features.f32')}"))
     data = bytearray(victim.read_bytes())
     if damage != "cut" and damage != "about":
         data[100] ^= 1
     victim.write_bytes(data[: len(data) - 40 if damage in ("cut", "about") else None])
-    assert evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path) == expected
+    assert evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path) == expected
     assert counting.images == 3 * COUNT
     assert not list(tmp_path.glob("*.partial"))
-    evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path)
+    evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path)
     assert counting.images == 3 * COUNT
 
 
 def test_without_keeping_features_nothing_is_left(folders, tmp_path, alone, monkeypatch):
     counting = Counting(alone)
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
-    evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
+    evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(calc, "precision_recall", lambda *_: 1 / 0)
+    monkeypatch.setattr(scores, "neighbourhoods", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate(folders / "a", folders / "b", group=alone, cache_dir=tmp_path, keep_features=False)
+        evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -362,7 +373,7 @@ def test_what_bfloat16_does_to_fid_is_said(kind, inception_weights, alone, tmp_p
         reference = tmp_path / "pf.npz"
         np.savez(reference, mu=np.zeros(2048), sigma=np.eye(2048))
     settings = {"metrics": ("fid",), "batch_size": 4}
-    evaluator = Evaluator.prepare(str(reference), alone, Settings(dtype="bfloat16", **settings), None, inception_weights)
+    evaluator = Evaluation.prepare(str(reference), alone, Settings(dtype="bfloat16", **settings), None, inception_weights)
     result = evaluator.evaluate(tmp_path / "a.npz")
     exact = evaluate(tmp_path / "a.npz", reference, inception_weights, **settings)["fid"]
     (note,) = [text for text in result.warnings if text.startswith("In bfloat16")]
@@ -395,9 +406,9 @@ def test_a_file_sorted_by_class_without_labels_is_noticed(tmp_path, alone, monke
     notes = []
     for name, chosen in (("sorted", pixels), ("shuffled", pixels[order])):
         np.savez(tmp_path / f"{name}.npz", arr_0=chosen)
-        evaluator = Evaluator.prepare(None, alone, Settings(metrics=("is",)), "digits")
+        evaluator = Evaluation.prepare(None, alone, Settings(metrics=("is",)), "digits")
         notes.append("".join(evaluator.evaluate(tmp_path / f"{name}.npz").warnings))
     assert "the IS is too low" in notes[0]
     assert "sorted by class" not in notes[1]
-    evaluator = Evaluator.prepare(None, alone, Settings(metrics=("is",), protocol="torch-fidelity"), "digits")
+    evaluator = Evaluation.prepare(None, alone, Settings(metrics=("is",), protocol="torch-fidelity"), "digits")
     assert not any("sorted" in text for text in evaluator.evaluate(tmp_path / "sorted.npz").warnings)

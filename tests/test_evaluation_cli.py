@@ -58,7 +58,7 @@ def test_calc_says_what_the_number_is(samples, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"FID-digits\s+\d+\.\d{4}\s+40", done.stdout)
     result = json.loads((tmp_path / "r.json").read_text())
-    names = ("fid", "is", "is-shuffled", "precision", "recall")
+    names = ("fid", "is", "is-shuffled", "precision", "recall", "density", "coverage")
     assert set(result["metrics"]) == {f"{name}-digits" for name in names}  # never plain FID
     fid = result["metrics"]["fid-digits"]
     assert fid["label"] == "FID-digits"
@@ -241,6 +241,13 @@ MISTAKES = [
     ("calc {}/samples.npz --ref {}/weights.npz", "made with other weights of digits"),
     ("calc {}/samples.npz --ref digits --extractor inception", "was made with digits"),
     ("calc {}/samples.npz --ref digits --metrics fid,vid", "--metrics vid: no such metric"),
+    ("calc {}/samples.npz --ref digits --metrics cmmd", "--metrics cmmd: CMMD hangs on CLIP's weights"),
+    ("calc {}/samples.npz --ref digits --metrics fid-infinity", "needs at least 640 images, and there are 40"),
+    ("calc {}/samples.npz --ref digits --train {}/one.npz", "--train {}/one.npz: holds 1 image, and at least 2 are needed"),
+    ("calc {}/samples.npz --ref digits --train {}/small.npz", "takes 64 x 64 only"),
+    ("calc {}/samples.npz --ref digits --train absent", "absent: no such file or folder"),
+    (f"calc {'x' * 300} --ref digits", "File name too long"),
+    (f"calc {{}}/samples.npz --ref {'x' * 300}", "File name too long"),
     ("calc {}/samples.npz --ref digits --metrics sfid", "no spatial features"),
     ("calc {}/samples.npz --ref digits --metrics kid", "KID needs at least 1,000 images on either side, and there are 40"),
     ("calc {}/samples.npz --ref {}/statistics.npz --metrics precision", "neither images nor features"),

@@ -40,6 +40,7 @@ def test_a_folder_is_read_with_its_subfolders_by_name(tmp_path):
     (tmp_path / ".000000.png.1.tmp").write_bytes(b"half")
     images = open_images(tmp_path)
     assert images.labels is None
+    assert images.classes.tolist() == [0] * 6 + [1] * 5
     assert (np.concatenate(list(images.batches(3))) == np.concatenate([PICTURES[0::2], PICTURES[1::2]])).all()
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from distributed import UserError
@@ -60,7 +62,7 @@ def test_a_wrong_network_would_show(wrong, inception_weights, alone, monkeypatch
     images = tensor(64)
     expected = theirs(inception_weights, images.contiguous())
     if wrong == "half-pixel resize":
-        monkeypatch.setattr(inception, "resize", half_pixel)
+        monkeypatch.setattr(inception, "tensorflow_resize", half_pixel)
     elif wrong == "padding counted in the average pool":
         average = F.avg_pool2d
         monkeypatch.setattr(F, "avg_pool2d", lambda *args, **options: average(*args, **options | {"count_include_pad": True}))
@@ -100,18 +102,46 @@ def test_the_resize_is_tensorflows(shape, monkeypatch):
     monkeypatch.setattr(inception, "RESOLUTION", 19)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255
     expected = tf1_resize_oracle(image, 19)
-    assert (inception.resize(image[None, None])[0, 0] - expected).abs().max() < 1e-3
+    assert (inception.tensorflow_resize(image[None, None])[0, 0] - expected).abs().max() < 1e-3
     assert (F.interpolate(image[None, None], size=(19, 19), mode="bilinear")[0, 0] - expected).abs().max() > 1
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
-def test_features_do_not_depend_on_the_batch(batch, inception_weights, alone):
-    images = tensor(64)
-    extractor = load_extractor("inception", inception_weights, alone)
+def clean_oracle(pixels: np.ndarray, clip: bool = True) -> torch.Tensor:
+    """clean-fid's resize: each channel by PIL in mode F. (N, H, W, 3) uint8 -> (N, 3, 299, 299)."""
+    resized = [
+        [np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize((299, 299), Image.BICUBIC)) for c in range(3)]
+        for image in pixels
+    ]
+    return torch.from_numpy(np.array(resized).clip(0, 255) if clip else np.array(resized))
+
+
+@pytest.mark.parametrize("size", [64, 256, 299, 512])
+def test_the_clean_resize_is_pils(size):
+    """On squares of black and white, at whose edges a bicubic resize overshoots."""
+    squares = 255 * np.random.default_rng(0).integers(0, 2, (2, 8, 8, 3), dtype=np.uint8)
+    pixels = squares.repeat(-(-size // 8), 1).repeat(-(-size // 8), 2)[:, :size, :size].copy()
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    found, expected = inception.clean_resize(images), clean_oracle(pixels)
+    assert (found - expected).abs().max() < 1e-2
+    if size == 299:
+        assert torch.equal(found, images)
+        return
+    without_antialias = F.interpolate(images, size=(299, 299), mode="bicubic").clamp(0, 255)
+    for wrong in (clean_oracle(pixels, clip=False), expected.round(), without_antialias, inception.tensorflow_resize(images)):
+        assert (found - wrong).abs().max() > 0.3
+
+
+def test_the_clean_features_are_those_of_images_resized_before(inception_weights, alone):
+    """The network on what PIL made of the images, which has their size, so that nothing resizes it."""
+    pixels = pictures(3, 1, 64)
+    network = inception.Inception(inception.load_inception(inception_weights))
     with torch.inference_mode():
-        whole, _ = extractor.apply(images)
-        parts = torch.cat([extractor.apply(part)[0] for part in images.split(batch)])
-    assert ((whole - parts).abs().max() / whole.abs().max()) < 1e-5
+        expected, _ = network(clean_oracle(pixels))
+        found, spatial = load_extractor("inception-clean", inception_weights, alone).run(pixels)
+        tensorflows, _ = load_extractor("inception", inception_weights, alone).run(pixels)
+    assert spatial is None
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-3
+    assert (tensorflows - expected).abs().max() / expected.abs().max() > 1e-2
 
 
 def test_bfloat16_is_near_but_not_equal(inception_weights, alone):

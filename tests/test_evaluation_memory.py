@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import distributed
-from evaluation.calc import Evaluator
+from evaluation.calc import Evaluation
 from evaluation.checks import Settings, choose_metrics
 from evaluation.features import Extractor
-from evaluation.metrics import precision_recall
+from evaluation.neighbours import neighbourhoods
 from evaluation.references import Reference
 
 COUNT, SIZE = 50_000, 256
@@ -86,7 +86,7 @@ def test_fid_sfid_and_is_of_50000_images_take_less_than_1_gb(tmp_path, alone):
     metrics, left_out = choose_metrics(reference, extractor, settings)
     assert metrics == ("fid", "sfid", "is")
     before = forget_peak()
-    result = Evaluator(reference, extractor, settings, alone, metrics, left_out).evaluate(samples)
+    result = Evaluation(reference, extractor, settings, alone, metrics, left_out).evaluate(samples)
     used = peak() - before
     print(f"{used:.2f} GB above the start")
     assert used < 1.0
@@ -108,9 +108,9 @@ def test_precision_and_recall_of_50000_and_10000_take_less_than_2_gb(tmp_path, a
         del rows
         arrays.append(np.memmap(tmp_path / name, dtype=np.float32, mode="c", shape=(count, 2048)))
     before = forget_peak()
-    precision, recall = precision_recall(arrays[1], arrays[0], alone)
+    found = neighbourhoods(arrays[1], arrays[0], alone)
     used = peak() - before
     print(f"{used:.2f} GB above the start")
     assert used < 2.0
-    assert 0 < precision < 1
-    assert 0 < recall < 1
+    assert 0 < found.precision.value < 1
+    assert 0 < found.recall.value < 1

@@ -1,15 +1,29 @@
+import json
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
+import ranks
 import scipy.linalg
 import torch
+from conftest import features, run_command
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from evaluation import metrics
-from evaluation.metrics import Pairs, frechet_distance, inception_score, kernel_distance, nearest, precision_recall
-from evaluation.statistics import FeatureStatistics, mean_divergence
+from evaluation.intervals import Estimate
+from evaluation.metrics import (
+    SHUFFLES,
+    frechet_curve,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    transport,
+    vendi_score,
+)
+from evaluation.statistics import FeatureStatistics
 
 
 def gaussian(dimension: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,147 +130,38 @@ def entropy_oracle(logits: np.ndarray, block: int) -> list[float]:
     return scores
 
 
+def chunked(logits: np.ndarray, size: int) -> Callable[[], Iterator[np.ndarray]]:
+    """A block as `inception_score` takes it: gives its logits, `size` rows at a time, however often it is asked."""
+    return lambda: iter(np.split(logits, range(size, len(logits), size)))
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 10, 23])
-def test_inception_score_is_the_mean_over_blocks(chunk):
+def test_inception_score_is_the_mean_over_blocks(chunk, alone):
     logits = np.random.default_rng(2).normal(0, 3, size=(23, 6)).astype(np.float32)
     blocks = [logits[:10], logits[10:20], logits[20:]]
-    found = [mean_divergence(np.split(block, range(chunk, len(block), chunk))) for block in blocks]
+    found = inception_score([chunked(block, chunk) for block in blocks], alone)
     scores = entropy_oracle(logits, 10)
     assert len(scores) == 3  # the short last block counts like the others
-    value, std = inception_score(np.array(found))
-    assert value == pytest.approx(np.mean(scores), rel=1e-9)
-    assert std == pytest.approx(np.std(scores), rel=1e-9)
+    assert found.value == pytest.approx(np.mean(scores), rel=1e-9)
+    assert found.spread == pytest.approx(np.std(scores), rel=1e-9)
 
 
-def test_inception_score_of_certain_and_of_constant_predictions_is_known():
-    certain = mean_divergence([np.eye(5)[np.arange(50) % 5] * 1000])
-    constant = mean_divergence([np.zeros((50, 5))])
-    assert inception_score(np.array([certain])) == (pytest.approx(5), None)  # one block has no spread
-    assert inception_score(np.array([constant]))[0] == pytest.approx(1)
+def test_inception_score_of_certain_and_of_constant_predictions_is_known(alone):
+    certain = inception_score([chunked(np.eye(5)[np.arange(50) % 5] * 1000, 50)], alone)
+    constant = inception_score([chunked(np.zeros((50, 5)), 50)], alone)
+    assert certain.value == pytest.approx(5)
+    assert certain.spread is None  # of one block
+    assert constant.value == pytest.approx(1)
 
 
-def test_inception_score_is_torch_fidelitys_for_its_blocks():
+def test_inception_score_is_torch_fidelitys_for_its_blocks(alone):
     logits = np.random.default_rng(4).normal(0, 2, size=(57, 9)).astype(np.float32)
     order = np.random.RandomState(2020).permutation(57)
     blocks = np.split(order, [i * 57 // 10 for i in range(1, 10)])
-    value, std = inception_score(np.array([mean_divergence([logits[block]]) for block in blocks]))
+    found = inception_score([chunked(logits[block], 57) for block in blocks], alone)
     expected = isc_features_to_metric(torch.from_numpy(logits))
-    assert value == pytest.approx(expected["inception_score_mean"], rel=1e-9)
-    assert std == pytest.approx(expected["inception_score_std"], rel=1e-9)
-
-
-def features(count: int, seed: int, dimension: int = 24) -> np.ndarray:
-    """Non-negative and skewed, as pooled activations are."""
-    random = np.random.default_rng(seed)
-    return np.abs(random.normal(0.4 + 0.02 * seed, 0.3, size=(count, dimension))).astype(np.float32)
-
-
-@pytest.fixture
-def _small_tiles(monkeypatch):
-    """So that a hundred rows make many tiles, ragged ones among them, in several of ADM's blocks."""
-    monkeypatch.setattr(metrics, "TILE", 7)
-    monkeypatch.setattr(metrics, "ADM_BLOCK", 40)
-
-
-def precision_recall_oracle(reference: np.ndarray, samples: np.ndarray, smallest: int = 4) -> tuple[float, float]:
-    """By its definition, a pair at a time in float64; the radius is the `smallest`-th smallest distance, itself included."""
-
-    def squared(x, y):
-        return ((x.astype(np.float64) - y.astype(np.float64)) ** 2).sum()
-
-    def radii(points):
-        return [sorted(squared(point, other) for other in points)[smallest - 1] for point in points]
-
-    radii_r, radii_s = radii(reference), radii(samples)
-    precision = np.mean([any(squared(s, r) <= radius for r, radius in zip(reference, radii_r, strict=True)) for s in samples])
-    recall = np.mean([any(squared(s, r) <= radius for s, radius in zip(samples, radii_s, strict=True)) for r in reference])
-    return float(precision), float(recall)
-
-
-@pytest.mark.usefixtures("_small_tiles")
-def test_precision_and_recall_are_those_of_the_definition(alone):
-    reference, samples = features(90, 0, 6), features(101, 8, 6)
-    expected = precision_recall_oracle(reference, samples)
-    assert precision_recall(reference, samples, alone) == expected
-    assert precision_recall_oracle(reference, samples, smallest=3) != expected  # the wrong radius would show
-    assert min(expected) > 0.05
-    assert max(expected) < 0.95
-    assert precision_recall(samples, reference, alone) == expected[::-1]
-
-
-@pytest.mark.usefixtures("_small_tiles")
-@pytest.mark.parametrize("seed", range(5))
-def test_precision_and_recall_are_torch_fidelitys(seed, alone):
-    reference, samples = features(120, seed), features(95, seed + 3)
-    expected = calculate_precision_recall_full(torch.from_numpy(samples), torch.from_numpy(reference))
-    assert precision_recall(reference, samples, alone) == pytest.approx(expected, abs=1e-6)
-
-
-def test_too_few_rows_for_a_third_neighbour_are_an_error(alone):
-    with pytest.raises(ValueError, match="no neighbour number 3"):
-        precision_recall(features(3, 0), features(50, 1), alone)
-
-
-def test_all_samples_equal_give_numbers(alone):
-    constant = np.full((20, 24), 0.5, dtype=np.float32)
-    assert precision_recall(constant, constant, alone) == (1.0, 1.0)
-    precision, recall = precision_recall(features(30, 0), constant, alone)
-    assert precision in (0.0, 1.0)
-    assert recall == 0.0
-
-
-def half_oracle(a: np.ndarray, b: np.ndarray, block: int) -> np.ndarray:
-    """ADM's distances, an operation at a time in numpy's float16; a block that overflows in float32."""
-    distances = np.empty((len(a), len(b)), dtype=np.float32)
-    for i in range(0, len(a), block):
-        for j in range(0, len(b), block):
-            x, y = a[i : i + block], b[j : j + block]
-            with np.errstate(over="ignore", invalid="ignore"):
-                u, v = x.astype(np.float16), y.astype(np.float16)
-                norm_u, norm_v = (np.square(w).astype(np.float32).sum(1).astype(np.float16) for w in (u, v))
-                product = (u.astype(np.float32) @ v.astype(np.float32).T).astype(np.float16)
-                part = np.maximum(norm_u[:, None] - np.float16(2) * product + norm_v[None], np.float16(0))
-            if not np.isfinite(part).all():
-                part = np.maximum((x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None], 0)
-            distances[i : i + block, j : j + block] = part
-    return distances
-
-
-@pytest.mark.usefixtures("_small_tiles")
-@pytest.mark.parametrize(("long_rows", "overflowing"), [([], 0), ([50, 55], 3), (range(90), 9), ("opposite", 1)])
-def test_half_distances_are_adms_with_its_fallback_by_the_block(long_rows, overflowing, alone):
-    """Parts of 64, whose squares float16 has to round but whose sums are exact in float32 in any order, so that every
-    rounding has to be the same. Opposite rows overflow though neither norm is near the limit."""
-    a, b = (np.round(features(count, seed) * 64) / 64 for count, seed in ((90, 0), (101, 1)))
-    if long_rows == "opposite":
-        a[0], b[0] = 32, -32
-    else:
-        a[list(long_rows)] *= 256
-    pairs = Pairs(a, b, alone, half=True)
-    found = np.empty((90, 101), dtype=np.float32)
-    for rows, columns in pairs.tiles(alone):
-        found[rows, columns] = pairs.distances(rows, columns)
-    assert (found == half_oracle(a, b, 40)).all()
-    assert len(pairs._in_float32) == overflowing
-
-
-def test_half_distances_change_precision_and_recall_slightly(alone):
-    reference, samples = features(400, 0, 64), features(400, 2, 64)
-    exact, half = (precision_recall(reference, samples, alone, half) for half in (False, True))
-    assert exact != half
-    assert half == pytest.approx(exact, abs=0.05)
-
-
-@pytest.mark.usefixtures("_small_tiles")
-def test_nearest_distances_are_the_smallest(alone):
-    rows = features(101, 0)
-    expected = np.sort(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(-1), axis=1)[:, :4]
-    found = nearest(Pairs(rows, rows, alone, False), 4, alone)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (found >= 0).all()  # each row's distance to itself, by the norm expansion
-    rows = np.round(rows * 64) / 64
-    expected = np.sort(half_oracle(rows, rows, 40), axis=1)[:, :4]
-    assert (nearest(Pairs(rows, rows, alone, True), 4, alone).numpy() == expected).all()
+    assert found.value == pytest.approx(expected["inception_score_mean"], rel=1e-9)
+    assert found.spread == pytest.approx(expected["inception_score_std"], rel=1e-9)
 
 
 @pytest.mark.parametrize("sizes", [(60, 45, 30), (30, 30, 30)])
@@ -265,10 +170,10 @@ def test_kernel_distance_is_torch_fidelitys(sizes, alone):
     expected = kid_features_to_metric(
         torch.from_numpy(x), torch.from_numpy(y), kid_subsets=20, kid_subset_size=sizes[2], verbose=False
     )
-    mean, std = kernel_distance(x, y, alone, subsets=20, size=sizes[2])
-    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
+    found = kernel_distance(x, y, alone, subsets=20, size=sizes[2])
+    assert found.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
     if sizes[0] > sizes[2]:
-        assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+        assert found.spread == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
 
 
 def test_kernel_distance_is_the_unbiased_estimate_by_a_double_loop(alone):
@@ -279,14 +184,236 @@ def test_kernel_distance_is_the_unbiased_estimate_by_a_double_loop(alone):
 
     within = sum(kernel(rows[i], rows[j]) for rows in (x, y) for i in range(9) for j in range(9) if i != j) / (9 * 8)
     between = sum(kernel(a, b) for a in x for b in y) / 81
-    assert kernel_distance(x, y, alone, subsets=3, size=9)[0] == pytest.approx(within - 2 * between, rel=1e-9)
+    assert kernel_distance(x, y, alone, subsets=3, size=9).value == pytest.approx(within - 2 * between, rel=1e-9)
     biased = sum(kernel(rows[i], rows[j]) for rows in (x, y) for i in range(9) for j in range(9)) / 81 - 2 * between
     assert abs(biased - (within - 2 * between)) > 1e-3
 
 
 def test_kernel_distance_of_one_distribution_is_about_zero(alone):
     both = features(400, 0)
-    mean, _ = kernel_distance(both[:200], both[200:], alone, subsets=50, size=100)
-    assert abs(mean) < 0.02
+    found = kernel_distance(both[:200], both[200:], alone, subsets=50, size=100)
+    assert abs(found.value) < 0.02
     with pytest.raises(ValueError, match="cannot be drawn"):
         kernel_distance(both[:50], both, alone, size=100)
+
+
+def statistics_of(rows: np.ndarray) -> FeatureStatistics:
+    statistics = FeatureStatistics.empty(rows.shape[1])
+    statistics.update(rows)
+    statistics.flush()
+    return statistics
+
+
+def infinitesimal_error(metric: Callable[[np.ndarray], float], count: int, step: float = 1e-5) -> float:
+    """Standard error by the infinitesimal jackknife: the spread of how `metric` of weights (N,) moves with each one of them."""
+    even, moves = np.full(count, 1 / count), []
+    for number in range(count):
+        towards = np.eye(count)[number] - even
+        moves.append((metric(even + step * towards) - metric(even - step * towards)) / (2 * step))
+    return float(np.std(moves, ddof=1) / count**0.5)
+
+
+def weighted_moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = weights @ rows
+    return mean, (weights[:, None] * (rows - mean)).T @ (rows - mean)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_error_of_the_frechet_distance_is_by_its_derivative(constant, monkeypatch):
+    """Finite differences of weighted moments. `constant` adds a feature that never fires, so that there is a singular covariance
+    of many samples. Without the transport, only the means' part would be left, or too much: that shows."""
+    monkeypatch.setattr(metrics, "ROWS", 9)
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(80, 5)) @ random.normal(size=(5, 5)) + 0.3
+    mu, sigma = gaussian(5, 50, 1)
+    if constant:
+        rows = np.concatenate([rows, np.full((80, 1), 0.7)], axis=1)
+        mu, sigma = np.append(mu, 0.7), np.pad(sigma, (0, 1))
+    own = statistics_of(rows)
+    expected = infinitesimal_error(lambda weights: frechet_distance(*weighted_moments(rows, weights), mu, sigma), 80)
+    biased = FeatureStatistics(81, own.mean, own.scatter)  # a covariance divided by n, as weights give it
+    assert frechet_error(rows, biased, mu, sigma) == pytest.approx(expected, rel=1e-5)
+    assert frechet_error(rows, own, mu, sigma) == pytest.approx(expected, rel=0.03)
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "transport", lambda s1, _: np.zeros((1, len(s1))))
+        assert abs(frechet_error(rows, biased, mu, sigma) / expected - 1) > 0.1
+
+
+def test_too_few_samples_for_a_covariance_of_full_rank_have_no_error():
+    mu, sigma = gaussian(5, 50, 1)
+    rows = np.random.default_rng(0).normal(size=(6, 5))
+    assert frechet_error(rows[:5], statistics_of(rows[:5]), mu, sigma) is None
+    assert frechet_error(rows, statistics_of(rows), mu, sigma) > 0
+
+
+def test_the_transport_takes_one_covariance_to_the_other():
+    (_, s1), (_, s2) = gaussian(12, 60, 0), gaussian(12, 60, 1)
+    w = transport(s1, s2)
+    np.testing.assert_allclose(w.T @ w @ s1 @ w.T @ w, s2, rtol=1e-8, atol=1e-9 * s2.max())
+    wrong = transport(s2, s1)
+    assert np.abs(wrong.T @ wrong @ s1 @ wrong.T @ wrong - s2).max() > 0.1 * s2.max()
+    np.testing.assert_allclose(transport(s1, s1).T @ transport(s1, s1), np.eye(12), atol=1e-8)
+
+
+def test_fid_at_infinity_is_where_a_known_line_goes(alone, monkeypatch):
+    """The last point is no part of the line. All points are of all samples, in the same order every time."""
+    blocks = []
+
+    def distance(_, block, *__):
+        blocks.append(block)
+        return 3.0 + 50 / len(block) + (len(block) == 30) * 7
+
+    monkeypatch.setattr(metrics, "_distance_of", distance)
+    rows = np.zeros((120, 2))
+    whole = Estimate(3 + 50 / 120, 0.5)
+    found = frechet_curve(rows, rows[0], np.eye(2), whole, alone)
+    assert found.counts == (120, 60, 40, 30)
+    assert found.values == pytest.approx([3 + 50 / count for count in (120, 60, 40)] + [3 + 50 / 30 + 7])
+    assert (found.at_infinity.value, found.slope, found.at(60)) == pytest.approx((3, 50, 3 + 50 / 60))
+    assert found.at_infinity.error == 0.5
+    assert len(blocks) == SHUFFLES * (2 + 3 + 4)
+    start = 0
+    for parts in (2, 3, 4):
+        for _ in range(SHUFFLES):
+            assert sorted(np.concatenate(blocks[start : start + parts])) == list(range(120))
+            start += parts
+    assert (np.concatenate(blocks[:2]) != np.arange(120)).any()  # a file in the order of its classes is shuffled
+    assert (np.concatenate(blocks[:2]) != np.concatenate(blocks[2:4])).any()  # in another way each time
+    again = frechet_curve(rows, rows[0], np.eye(2), whole, alone)
+    assert again == found
+    assert all(map(np.array_equal, blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]))
+
+
+def test_the_error_at_infinity_has_that_of_the_shuffles(alone, monkeypatch):
+    """The halves of each shuffle say something else, which moves the line's end by -1.5 times as much at two thirds' weight."""
+    calls = iter([5.0, 5.0, 5.4, 5.4, 4.8, 4.8, 5.2, 5.2] + [6.0] * 3 * SHUFFLES + [7.0] * 4 * SHUFFLES)
+    monkeypatch.setattr(metrics, "_distance_of", lambda *_: next(calls))
+    rows = np.zeros((120, 2))
+    found = frechet_curve(rows, rows[0], np.eye(2), Estimate(4.5, 0.5), alone)
+    ends = [np.polyfit([1, 2, 3], [4.5, half, 6.0], 1)[1] for half in (5.0, 5.4, 4.8, 5.2)]
+    assert found.at_infinity.value == pytest.approx(np.mean(ends))
+    assert found.at_infinity.error == pytest.approx(np.sqrt(0.25 + np.var(ends, ddof=1) / 4))
+    assert found.at_infinity.error > 0.5
+
+
+def test_the_points_of_the_curve_are_frechet_distances(alone, monkeypatch):
+    monkeypatch.setattr(metrics, "ROWS", 9)
+    rows, (mu, sigma) = features(101, 0, 4), gaussian(4, 50, 1)
+    found = frechet_curve(rows, mu, sigma, Estimate(7.0, 0.1), alone)
+    assert found.values[0] == 7
+    monkeypatch.setattr(metrics, "SHUFFLES", 2)
+    found = frechet_curve(rows, mu, sigma, Estimate(7.0, 0.1), alone)
+    for parts, value in zip((2, 3, 4), found.values[1:], strict=True):
+        distances = []
+        for order in (np.random.default_rng([0, shuffle]).permutation(101) for shuffle in range(2)):
+            distances += block_distances(rows, order, parts, mu, sigma)
+        assert value == pytest.approx(np.mean(distances), rel=1e-5)
+
+
+def block_distances(rows, order, parts, mu, sigma) -> list[float]:
+    """By numpy, of blocks as equal as they go, the larger ones first."""
+    cut = [order[: 101 % parts * (101 // parts + 1)], order[101 % parts * (101 // parts + 1) :]]
+    sizes = (101 // parts + 1, 101 // parts)
+    blocks = [rest[i : i + size] for rest, size in zip(cut, sizes, strict=True) for i in range(0, len(rest), size)]
+    assert len(blocks) == parts
+    return [frechet_distance(rows[b].mean(0, np.float64), np.cov(rows[b], rowvar=False), mu, sigma) for b in blocks]
+
+
+def test_the_error_of_the_inception_score_is_by_its_derivative(alone):
+    """Block by block. Without the score as a factor, for one, it would be another."""
+    logits = np.random.default_rng(2).normal(0, 3, size=(43, 6))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    cuts, errors, scores = [20, 40], [], []
+    for q in np.split(p, cuts):
+
+        def score(weights, q=q):
+            return np.exp(weights @ (q * np.log(q / (weights @ q))).sum(1))
+
+        errors.append(infinitesimal_error(score, len(q)))
+        scores.append(score(np.full(len(q), 1 / len(q))))
+    expected = np.sqrt(np.square(errors).sum()) / 3
+    found = inception_score([chunked(block, 4) for block in np.split(logits, cuts)], alone)
+    assert found.error == pytest.approx(expected, rel=1e-6)
+    assert found.low == pytest.approx(max(np.mean(scores) - 1.959964 * expected, 1), rel=1e-6)
+    assert np.sqrt(np.square(np.array(errors) / scores).sum()) / 3 < 0.8 * expected
+
+
+def test_a_last_block_of_one_image_has_a_score_of_one_and_no_error(alone):
+    """Whatever the image: it is its own average. So is 5,001 images' last block."""
+    logits = np.random.default_rng(2).normal(0, 3, size=(21, 6))
+    whole, with_one = (inception_score([chunked(b, 9) for b in np.split(logits[:n], [20][: n - 20])], alone) for n in (20, 21))
+    assert with_one.value == pytest.approx((whole.value + 1) / 2)
+    assert with_one.error == pytest.approx(whole.error / 2)
+    alone_in_file = inception_score([chunked(logits[:1], 9)], alone)
+    assert (alone_in_file.value, alone_in_file.error, alone_in_file.low) == (1, None, None)
+
+
+def vendi_oracle(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """exp of the entropy of the eigenvalues of the N x N cosine similarities, over N or weighted."""
+    weights = np.full(len(rows), 1 / len(rows)) if weights is None else weights
+    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    similarities = np.array([[a @ b for b in unit] for a in unit]) * np.sqrt(np.outer(weights, weights))
+    values = np.linalg.eigvalsh(similarities)
+    values = values[values > 1e-14]
+    return float(np.exp(-(values * np.log(values)).sum()))
+
+
+@pytest.mark.parametrize("count", [6, 40])  # fewer rows than features, and more
+def test_vendi_score_is_that_of_the_similarities(count, alone, monkeypatch):
+    """Rows that keep their lengths, for one, would give another."""
+    monkeypatch.setattr(metrics, "ROWS", 9)
+    rows = features(count, 0, 8)
+    rows[::2] *= 3
+    found = vendi_score(rows, alone)
+    assert found.value == pytest.approx(vendi_oracle(rows), rel=1e-9)
+    assert vendi_score(rows * 5, alone).value == pytest.approx(found.value, rel=1e-6)
+    values = np.linalg.eigvalsh(rows.astype(np.float64) @ rows.T)
+    values = values[values > 1e-9] / values.sum()
+    assert abs(np.exp(-(values * np.log(values)).sum()) / found.value - 1) > 0.01
+    if count > 8:
+        error = infinitesimal_error(lambda weights: vendi_oracle(rows, weights), count)
+        assert found.error == pytest.approx(error, rel=1e-5)
+
+
+def test_vendi_score_counts_what_is_different(alone):
+    same = vendi_score(np.tile(features(1, 0, 8), (20, 1)), alone)
+    assert same.value == pytest.approx(1)
+    assert (same.error or 0) == pytest.approx(0, abs=1e-6)  # None if it is exactly 0
+    assert vendi_score(np.eye(8, dtype=np.float32) * 3, alone).value == pytest.approx(8)
+    assert vendi_score(np.eye(8, dtype=np.float32)[np.arange(40) % 4], alone).value == pytest.approx(4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_row_of_zeros_has_no_vendi_score(alone):
+    rows = features(20, 0, 8)
+    rows[3] = 0
+    assert vendi_score(rows, alone) is None
+
+
+def test_the_error_of_kid_is_by_its_derivative_and_of_the_subsets_drawn(alone, monkeypatch):
+    x, y = features(60, 0, 6), features(45, 3, 6)
+    kernels = [[(float(a.astype(np.float64) @ b) / 6 + 1) ** 3 for b in np.concatenate([x, y])] for a in x]
+    influences = []
+    for i, row in enumerate(kernels):
+        within = sum(value for j, value in enumerate(row[:60]) if j != i) / 59
+        influences.append(2 * (within - sum(row[60:]) / 45))
+    variance = np.var(influences, ddof=1) / 60
+    found = kernel_distance(x, y, alone, subsets=10, size=30)
+    assert found.error == pytest.approx(np.sqrt(variance + found.spread**2 / 10 / 2), rel=1e-9)
+    assert kernel_distance(x[:45], y, alone, subsets=1, size=45).spread == 0
+    monkeypatch.setattr(metrics, "KID_PROBE", 30)
+    assert kernel_distance(x, y, alone, subsets=10, size=30).error == pytest.approx(found.error, rel=0.4)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_every_rank_has_the_numbers_of_one(count, alone, monkeypatch, tmp_path):
+    for (module, name), value in ranks.SMALL.items():
+        monkeypatch.setattr(module, name, value)
+    expected = ranks.everything(alone)
+    done = run_command("tests/ranks.py", tmp_path, ranks=count)
+    assert done.returncode == 0, done.stderr
+    for rank in range(count):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert found[name] == [value if value is None else pytest.approx(value, rel=1e-9) for value in values], name

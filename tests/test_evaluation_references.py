@@ -9,7 +9,7 @@ from PIL import Image
 
 import distributed
 from distributed import UserError, default_cache
-from evaluation.calc import Evaluator, make_reference
+from evaluation.calc import Evaluation, make_reference
 from evaluation.checks import Settings
 from evaluation.extraction import extract
 from evaluation.features import load_extractor
@@ -42,7 +42,7 @@ def statistics(samples, inception_weights):
 
 
 def result_of(samples, reference, weights, **settings):
-    return Evaluator.prepare(str(reference), distributed.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
+    return Evaluation.prepare(str(reference), distributed.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.long)])
@@ -69,7 +69,7 @@ def test_pytorch_fids_files_give_fid_with_a_warning(samples, statistics, incepti
     np.savez(tmp_path / "pf.npz", mu=statistics.mu, sigma=statistics.sigma)
     result = result_of(samples, tmp_path / "pf.npz", inception_weights)
     assert set(result.metrics) == {"fid", "is", "is-shuffled"}
-    assert set(result.left_out) == {"sFID", "precision", "recall"}
+    assert set(result.left_out) == {"sFID", "precision", "recall", "density", "coverage", "FID-infinity"}
     assert any("pytorch-fid" in text for text in result.warnings)
     assert any("does not say" in text for text in result.metrics["fid"].deviations)
 
@@ -82,7 +82,7 @@ def test_our_own_files_carry_everything(samples, statistics, inception_weights, 
     assert read.provenance == statistics.provenance
     assert read.provenance.weights_sha256 == distributed.file_sha256(inception_weights)
     result = result_of(samples, tmp_path / "own.npz", inception_weights)
-    assert set(result.metrics) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall"}
+    assert set(result.metrics) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall", "density", "coverage"}
     assert result.metrics["precision"].reference_n == 8
     assert result.metrics["fid"].reference_n == 20
     assert any("20 images of b.npz; their covariance is singular" in text for text in result.warnings)

@@ -83,6 +83,7 @@ def bad(tiny_checkpoint, tmp_path_factory) -> dict[str, str]:
 # What is given after `--preset digits --num-fid-samples 4`, and what the sentence must say.
 MISTAKES = [
     (["--no-such-option"], "--no-such-option"),
+    *((["--" + name, "x" * 300], "File name too long") for name in ("ckpt", "vae", "sample-dir", "class-names", "ref")),
     (["--num-fid-samples", "0"], "--num-fid-samples 0: must be at least 1"),
     (["--num-fid-samples", "many"], "--num-fid-samples: 'many' is not a whole number"),
     (["--per-proc-batch-size", "-3"], "--per-proc-batch-size -3"),
@@ -226,7 +227,7 @@ def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, caps
     found = SimpleNamespace(
         extractor=SimpleNamespace(image_size=None), reference=SimpleNamespace(path="r.npz", image_size=(32, 32))
     )
-    monkeypatch.setattr("evaluation.calc.Evaluator.prepare", lambda *_: found)
+    monkeypatch.setattr("evaluation.calc.Evaluation.prepare", lambda *_: found)
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--ref", "r.npz"])
     with pytest.raises(SystemExit):
         sample_ddp.main()

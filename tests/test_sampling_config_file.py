@@ -50,11 +50,13 @@ EVERY = {
     "hang-timeout": ("3.5", "3.5"),
     "ref": ("digits", "digits"),
     "inception-weights": ("w.pth", "w.pth"),
+    "dinov2-weights": ("d.pth", "d.pth"),
+    "protocol": ("dino", "dino"),
     "class-names": ("classes.txt", "classes.txt"),
     "cache-dir": ("/shared", "/shared"),
     "network": ("diffusers", "diffusers"),
 }
-FLAGS = ("compile", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png")
+FLAGS = ("compile", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
 
 
 def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):

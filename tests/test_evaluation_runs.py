@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.names import ClassNames, find_names
-from evaluation.report import Grid, Result
+from evaluation.page import grid_html, names_html
+from evaluation.report import Grid
+from evaluation.runs import ClassNames, find_names
 
 NAMES = ["tench", "<b>&'\"", "ä", "3"]
 KNOWN = {"names": NAMES, "sha256": "ab" * 32}
@@ -53,9 +54,7 @@ def page(labels: list[int], names: ClassNames | None) -> str:
     """The report's grid and list of names."""
     grid = Grid.choose(np.array(labels), len(labels), 10, 10)
     grid.fill(lambda indices: {index: np.zeros((8, 8, 3), dtype=np.uint8) for index in indices})
-    nothing = dict.fromkeys(("metrics", "warnings", "left_out", "samples", "reference", "extractor", "settings", "packages"))
-    result = Result(**nothing, created="", grid=grid, class_names=names)
-    return result._grid_html() + result._names_html()
+    return grid_html(grid, names) + names_html(names)
 
 
 def test_the_grid_shows_names_and_escapes_them():

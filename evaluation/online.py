@@ -1,0 +1,327 @@
+"""Scoring images as they are made: in a sampler, or in a training loop, without files of images.
+
+from evaluation import Evaluator
+
+evaluator = Evaluator("digits")
+for images, labels in batches:                   # (N, 3, H, W) uint8
+    evaluator.update(images, labels=labels)
+result = evaluator.compute()                     # on rank 0; None on the others
+print(result.metrics["fid-digits"].value)
+evaluator.reset()
+"""
+
+import copy
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import distributed
+from distributed import Group, UserError, default_cache
+from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
+from evaluation.checks import Settings, check_size
+from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
+from evaluation.page import picture
+from evaluation.report import Grid, Result
+
+KEPT_CLASSES = 100  # whose first images a rank keeps for the report
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images that are gone, as far as a result speaks of them, like `evaluation.images.Images`."""
+
+    path: Path
+    count: int
+    height: int
+    width: int
+    labels: np.ndarray | None
+    has_jpeg: bool = False
+
+    def content_sha256(self) -> None:
+        """There was no file."""
+
+
+class Evaluator:
+    """Metrics of images that are given batch by batch, on any number of ranks; the same numbers as from an npz of them.
+
+    Each rank gives its own images to `update`; `compute`, called by all, gathers what was made of them. Features are kept, not
+    images: some 16 kB an image for Inception.
+
+    Args:
+        ref: as `--ref` of `python -m evaluation calc`; None if no metric needs one.
+        group: the ranks, from `distributed.init()`, which is called if it is left out; several evaluators can share one.
+        settings: protocol, metrics and the cache, which all ranks see.
+        extractor, inception_weights, dinov2_weights: as the options of these names.
+        name: what the result calls the samples.
+        evaluation: in the place of all these, where it is prepared already.
+
+    Raises:
+        UserError: if something is missing or does not fit.
+    """
+
+    def __init__(
+        self,
+        ref: str | None = None,
+        group: Group | None = None,
+        settings: Settings | None = None,
+        extractor: str | None = None,
+        inception_weights: Path | None = None,
+        dinov2_weights: Path | None = None,
+        name: str = "online",
+        evaluation: Evaluation | None = None,
+    ):
+        if evaluation is None:
+            settings, group = settings or Settings(), group or distributed.init()
+            evaluation = Evaluation.prepare(ref, group, settings, extractor, inception_weights, None, dinov2_weights)
+        if evaluation.exact:
+            raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
+        self.evaluation, self.name = evaluation, name
+        self._shown: frozenset[int] | None = None
+        self.reset()
+
+    @property
+    def extractor(self) -> str:
+        """Name and hash of what the features hang on."""
+        extractor = self.evaluation.extractor
+        return f"{extractor.name}-{extractor.weights_sha256[:12]}"
+
+    @property
+    def bytes_of_image(self) -> int:
+        """What is kept of an image."""
+        extractor = self.evaluation.extractor
+        return 4 * (extractor.dimension + extractor.spatial_dimension) + DIGEST + 16
+
+    def expect(self, labels: np.ndarray) -> None:
+        """Tells the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
+        grid = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS)
+        self._shown = frozenset(index for _, row in grid.rows for index in row)
+
+    def fresh(self) -> "Evaluator":
+        """Another one with the same reference and extractor, which has seen nothing."""
+        other = copy.copy(self)
+        other.reset()
+        return other
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self._size: tuple[int, int] | None = None
+        self._parts: dict[str, list[np.ndarray]] = {"features": [], "spatial": [], "pixels": [], "indices": [], "labels": []}
+        self._thumbnails: dict[int, tuple[int, np.ndarray]] = {}  # by index, with the label
+
+    @property
+    def count(self) -> int:
+        """How many images this rank has seen."""
+        return sum(map(len, self._parts["indices"]))
+
+    @torch.inference_mode()
+    @plain_float32()
+    def update(
+        self,
+        images: Tensor | np.ndarray,
+        indices: Tensor | np.ndarray | None = None,
+        labels: Tensor | np.ndarray | None = None,
+    ) -> "Evaluator":
+        """Takes a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array.
+
+        Args:
+            indices: each image's place among those of all ranks, which IS and hashes hang on; without them, the ranks' images
+                take turns. No index may come twice.
+            labels: each image's class, for the report and FID by class.
+
+        Raises:
+            ValueError: if images, indices or labels are not that, or of another size than before.
+            UserError: if the extractor does not take images of this size, or gives what is not finite.
+        """
+        pixels = _as_pixels(images)
+        count, (height, width) = len(pixels), pixels.shape[1:3]
+        if self._size not in (None, (height, width)):
+            raise ValueError(f"images of {width} x {height} after others of {self._size[1]} x {self._size[0]}")
+        rank, world_size = self.evaluation.group.rank, self.evaluation.group.world_size
+        turns = (np.arange(self.count, self.count + count) * world_size + rank) if indices is None else indices
+        indices, labels = _as_numbers(turns, count, "indices"), _as_numbers(labels, count, "labels")
+        self._size = height, width
+        check_size("images", height, width, self.evaluation.extractor, self.evaluation.reference)
+        if not count:
+            return self
+        features, spatial = self.evaluation.extractor.run(pixels)
+        if not (features.isfinite().all() and (spatial is None or spatial.isfinite().all())):
+            raise UserError("the features of an image are not finite; are the extractor's weights whole?")
+        hashes = b"".join(sha256(image).digest() for image in pixels)
+        self._parts["features"].append(features.cpu().numpy())
+        self._parts["spatial"].append(np.empty((count, 0), np.float32) if spatial is None else spatial.cpu().numpy())
+        self._parts["pixels"].append(np.frombuffer(hashes, np.uint8).reshape(count, DIGEST))
+        self._parts["indices"].append(indices)
+        self._parts["labels"].append(labels)
+        self._keep_thumbnails(pixels, indices, labels)
+        return self
+
+    def _keep_thumbnails(self, pixels: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> None:
+        """Keeps those that the report shows, or else the first images of each of the first classes."""
+        if self._shown is not None:
+            for row in np.flatnonzero(np.isin(indices, list(self._shown))):
+                self._thumbnails[int(indices[row])] = int(labels[row]), np.array(picture(pixels[row]))
+            return
+        kept: dict[int, int] = {}
+        for label, _ in self._thumbnails.values():
+            kept[label] = kept.get(label, 0) + 1
+        for image, index, label in zip(pixels, indices.tolist(), labels.tolist(), strict=True):
+            most = GRID_COLUMNS * (GRID_ROWS if label == NO_LABEL else 1)
+            if kept.get(label, 0) < most and (label in kept or len(kept) < KEPT_CLASSES):
+                kept[label] = kept.get(label, 0) + 1
+                self._thumbnails[index] = label, np.array(picture(image))
+
+    def state_dict(self) -> dict[str, Tensor | str]:
+        """What this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
+        arrays = {name: torch.from_numpy(array) for name, array in self._arrays().items()}
+        extractor = self.evaluation.extractor
+        kept = sorted(self._thumbnails)
+        pictures = [self._thumbnails[index][1] for index in kept]
+        return {
+            **arrays,
+            "size": torch.tensor(self._size or (0, 0)),
+            "kept": torch.tensor([(index, self._thumbnails[index][0]) for index in kept], dtype=torch.int64).reshape(-1, 2),
+            "thumbnails": torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
+            "extractor": f"{extractor.name} {extractor.weights_sha256}",
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor | str]) -> None:
+        """Takes the place of all that this rank has seen.
+
+        Raises:
+            ValueError: if it is not a state, or of another extractor.
+        """
+        self.reset()
+        self._add(state)
+
+    def merge(self, other: "Evaluator | dict[str, Tensor | str]") -> "Evaluator":
+        """Adds what another has seen, given as it is or as its state, and leaves that alone.
+
+        Raises:
+            ValueError: if it is no state, has another extractor, or its images are of another size.
+        """
+        self._add(other.state_dict() if isinstance(other, Evaluator) else other)
+        return self
+
+    def _add(self, state: dict[str, Tensor | str]) -> None:
+        extractor = self.evaluation.extractor
+        try:
+            arrays = {name: np.asarray(state[name]) for name in (*self._parts, "size", "kept", "thumbnails")}
+            theirs, size = str(state["extractor"]), tuple(arrays["size"].tolist())
+            lengths = {len(arrays[name]) for name in self._parts}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no state of an evaluator ({error})") from error
+        if theirs != f"{extractor.name} {extractor.weights_sha256}":
+            raise ValueError(f"the state was made with the extractor {theirs}, and this is {extractor.name}")
+        if len(lengths) != 1 or arrays["features"].shape[1:] != (extractor.dimension,):
+            raise ValueError("this is no whole state of an evaluator")
+        if not len(arrays["indices"]):
+            return
+        if self._size not in (None, size):
+            raise ValueError(f"images of {size[1]} x {size[0]} after others of {self._size[1]} x {self._size[0]}")
+        self._size = size
+        for name, parts in self._parts.items():
+            parts.append(arrays[name])
+        for (index, label), image in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
+            self._thumbnails[index] = label, image
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """What this rank has seen, in one piece."""
+        extractor = self.evaluation.extractor
+        empty = {
+            "features": np.empty((0, extractor.dimension), np.float32),
+            "spatial": np.empty((0, extractor.spatial_dimension), np.float32),
+            "pixels": np.empty((0, DIGEST), np.uint8),
+            "indices": np.empty(0, np.int64),
+            "labels": np.empty(0, np.int64),
+        }
+        return {name: np.concatenate([*parts, empty[name]]) for name, parts in self._parts.items()}
+
+    def compute(self) -> Result | None:
+        """The result of all ranks' images, on rank 0; to be called by all of them. More images may follow.
+
+        Raises:
+            UserError: if they are too few, or two have the same index.
+        """
+        group, settings = self.evaluation.group, self.evaluation.settings
+        arrays = self._arrays()
+        indices, labels = self._of_all_ranks(arrays["indices"]), self._of_all_ranks(arrays["labels"])
+        order = np.argsort(indices, kind="stable")
+        indices, labels = indices[order], labels[order]
+        if len(twice := indices[1:][np.diff(indices) == 0]):
+            raise UserError(f"image {twice[0]} was given twice; every image of every rank needs an index of its own")
+        if not len(indices):
+            raise UserError("no image was given to be evaluated")
+        positions = np.searchsorted(indices, arrays["indices"])
+        known = None if (labels == NO_LABEL).any() else labels
+        seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known)
+        self.evaluation.check(seen)
+        grid = self._grid(indices, labels)
+        rows = {FEATURES: arrays["features"], PIXELS: arrays["pixels"]}
+        if self.evaluation.extractor.spatial_dimension:
+            rows[SPATIAL] = arrays["spatial"]
+        with temporary_cache(settings.cache_dir or default_cache(), group) as cache:
+            own = gathered(len(indices), positions, rows, self.evaluation.extractor, group, cache)
+            return self.evaluation.result_of(seen, own, cache, grid)
+
+    def _of_all_ranks(self, numbers: np.ndarray) -> np.ndarray:
+        """The ranks' integers (n,), one rank's after the other's."""
+        group = self.evaluation.group
+        counts = np.zeros(group.world_size)
+        counts[group.rank] = len(numbers)
+        ends = group.sum(counts).cumsum().astype(np.int64)
+        everyone = np.zeros(ends[-1])
+        everyone[ends[group.rank] - len(numbers) : ends[group.rank]] = numbers
+        return group.sum(everyone).astype(np.int64)
+
+    def _size_of_all(self) -> tuple[int, int]:
+        """Height and width of all images; raises UserError if ranks had different ones."""
+        sizes = {tuple(size) for size in self._of_all_ranks(np.array(self._size or (0, 0))).reshape(-1, 2).tolist()} - {(0, 0)}
+        if len(sizes) > 1:
+            raise UserError(f"the ranks gave images of different sizes: {', '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
+        return sizes.pop()
+
+    def _grid(self, indices: np.ndarray, labels: np.ndarray) -> Grid:
+        """The report's pictures, out of those that the ranks have kept."""
+        group = self.evaluation.group
+        kept = np.sort(self._of_all_ranks(np.array(list(self._thumbnails), dtype=np.int64)))
+        theirs = labels[np.searchsorted(indices, kept)]
+        grid = Grid.choose(None if (theirs == NO_LABEL).any() else theirs, len(kept), GRID_ROWS, GRID_COLUMNS)
+        grid = Grid([(label, kept[row].tolist()) for label, row in grid.rows])
+        shape = np.array(picture(np.zeros((*self._size_of_all(), 3), np.uint8))).shape
+
+        def pick(wanted: list[int]) -> dict[int, np.ndarray]:
+            pictures = np.zeros((len(wanted), *shape))
+            for place, index in enumerate(wanted):
+                if index in self._thumbnails:
+                    pictures[place] = self._thumbnails[index][1]
+            return dict(zip(wanted, group.sum(pictures).astype(np.uint8), strict=True))
+
+        grid.fill(pick)
+        return grid
+
+
+def _as_pixels(images: Tensor | np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) uint8 in C order, of a tensor (N, 3, H, W) or an array (N, H, W, 3)."""
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images expected as uint8 (N, 3, H, W), values 0 to 255; got {images.dtype} {tuple(images.shape)}")
+        return np.ascontiguousarray(images.detach().cpu().permute(0, 2, 3, 1).numpy())
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"images expected as a uint8 tensor (N, 3, H, W) or array (N, H, W, 3); got {what}")
+    return np.ascontiguousarray(images)
+
+
+def _as_numbers(numbers: Tensor | np.ndarray | None, count: int, what: str) -> np.ndarray:
+    """(count,) int64, not negative; `NO_LABEL` where None is given."""
+    if numbers is None:
+        return np.full(count, NO_LABEL, dtype=np.int64)
+    found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
+    if found.shape != (count,) or (count and found.dtype.kind not in "iu") or (found < 0).any():
+        raise ValueError(f"{what} expected as {count} integers from 0 on; got {found.dtype} {found.shape}")
+    return found.astype(np.int64)

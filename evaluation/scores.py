@@ -1,0 +1,166 @@
+"""All numbers that features give, with their intervals: which metric is computed from what, and in which order."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from distributed import Group
+from evaluation.checks import Settings, looks_sorted
+from evaluation.extraction import Features
+from evaluation.features import Extractor
+from evaluation.intervals import Estimate, estimate
+from evaluation.metrics import (
+    Curve,
+    frechet_curve,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kernel_distance,
+    vendi_score,
+)
+from evaluation.neighbours import neighbourhoods
+from evaluation.protocols import (
+    ADM_IS_BLOCK,
+    FIDELITY_IS_SPLITS,
+    FIDELITY_SEED,
+    KID_SUBSETS,
+    LABELS,
+    SHARES,
+    SHUFFLE_SEED,
+)
+from evaluation.references import Reference
+from evaluation.statistics import FeatureStatistics
+
+LOGITS_CHUNK = 1000  # images whose logits exist at once
+PER_DIMENSION_OF_CLASS = 2  # images of a class a dimension for an interval; with fewer, the delta method is too narrow
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The Fréchet distance within one class."""
+
+    label: int
+    distance: Estimate
+    n: int
+    reference_n: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`values` by metric, in the order of `LABELS`; `curve` is FID against N, `classes` FID by class, where they can be had."""
+
+    values: dict[str, Estimate]
+    sorted_by_class: bool = False
+    curve: Curve | None = None
+    classes: list[ClassScore] = field(default_factory=list)
+
+
+class Scorer:
+    """Computes `metrics` of samples, on all ranks together. Every rank has the same in the end.
+
+    `own` are their features and `labels` (N,) their classes, where these are known; `reference` has what the metrics need.
+    """
+
+    def __init__(
+        self,
+        metrics: tuple[str, ...],
+        own: Features,
+        labels: np.ndarray | None,
+        reference: Reference | None,
+        extractor: Extractor,
+        settings: Settings,
+        group: Group,
+    ):
+        self.metrics, self.own, self.labels, self.reference = metrics, own, labels, reference
+        self.extractor, self.settings, self.group = extractor, settings, group
+
+    def scores(self) -> Scores:
+        """All of them."""
+        values: dict[str, Estimate] = {}
+        own, reference, group = self.own, self.reference, self.group
+        sorted_by_class, curve, classes = False, None, []
+        if {"fid", "fid-infinity"} & set(self.metrics):
+            values["fid"] = self._distance(own.statistics, own.rows, reference.mu, reference.sigma)
+            classes = self._classes()
+        if "fid-infinity" in self.metrics:
+            curve = frechet_curve(own.rows, reference.mu, reference.sigma, values["fid"], group)
+            values["fid-infinity"] = curve.at_infinity
+        if "sfid" in self.metrics:
+            values["sfid"] = self._distance(own.spatial, own.spatial_rows, reference.mu_s, reference.sigma_s)
+        if "is" in self.metrics:
+            values["is"], sorted_by_class = self._inception_score()
+            if self.settings.protocol == "adm":
+                order = np.random.default_rng(SHUFFLE_SEED).permutation(len(own.rows))
+                values["is-shuffled"] = inception_score(self._blocks(order), group)
+        if set(SHARES) & set(self.metrics):
+            values |= vars(neighbourhoods(reference.features, own.rows, group, self.settings.fp16_compat))
+        if "kid" in self.metrics:
+            size = self.settings.kid_subset_size
+            values["kid"] = kernel_distance(own.rows, reference.features, group, KID_SUBSETS, size, FIDELITY_SEED)
+        if "vendi" in self.metrics:
+            values["vendi"] = vendi_score(own.rows, group)
+        wanted = {*self.metrics, *(["is-shuffled"] if "is" in self.metrics else [])}
+        values = {name: values[name] for name in LABELS if name in wanted and values.get(name) is not None}
+        return Scores(values, sorted_by_class, curve, classes)
+
+    def _distance(self, statistics: FeatureStatistics, rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> Estimate:
+        """One that costs too much for every rank to compute it."""
+        found = self.group.once(lambda: repr(frechet_distance(statistics.mean, statistics.covariance, mu, sigma)))
+        return estimate(float(found), frechet_error(rows, statistics, mu, sigma, self.group), 0)
+
+    def _classes(self) -> list[ClassScore]:
+        """The distance within each class of which both sides have more images than features have dimensions."""
+        ours, theirs = self.labels, self.reference.labels
+        if ours is None or theirs is None or self.reference.features is None:
+            return []
+        dimension, group = self.extractor.dimension, self.group
+        counts = {label: (int((ours == label).sum()), int((theirs == label).sum())) for label in np.unique(ours).tolist()}
+        labels = [label for label, sides in counts.items() if min(sides) > dimension]
+        found = np.zeros((len(labels), 2))
+        for number in range(group.rank, len(labels), group.world_size):
+            rows, others = self.own.rows[ours == labels[number]], self.reference.features[theirs == labels[number]]
+            found[number] = _distance_of_class(rows, others)
+        found = group.sum(found)
+        return [
+            ClassScore(label, estimate(value, error if np.isfinite(error) else None, 0), *counts[label])
+            for label, (value, error) in zip(labels, found.tolist(), strict=True)
+        ]
+
+    def _inception_score(self) -> tuple[Estimate, bool]:
+        """IS in the protocol's order of images, and whether the file looks sorted by class."""
+        count = len(self.own.rows)
+        if self.settings.protocol == "torch-fidelity":
+            order = np.random.RandomState(FIDELITY_SEED).permutation(count)
+            cuts = [split * count // FIDELITY_IS_SPLITS for split in range(1, FIDELITY_IS_SPLITS)]
+            return inception_score([partial(self._logits, block) for block in np.split(order, cuts)], self.group), False
+        score = inception_score(self._blocks(np.arange(count)), self.group)
+        predicted = np.concatenate([logits.argmax(1) for logits in self._logits(np.arange(count))])
+        return score, looks_sorted(predicted)
+
+    def _blocks(self, order: np.ndarray) -> list[Callable[[], Iterator[np.ndarray]]]:
+        """ADM's blocks of images in this order, each as what gives its logits."""
+        return [partial(self._logits, block) for block in np.split(order, range(ADM_IS_BLOCK, len(order), ADM_IS_BLOCK))]
+
+    def _logits(self, block: np.ndarray) -> Iterator[np.ndarray]:
+        """Of these images, by ascending index."""
+        for chunk in np.split(np.sort(block), range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
+            self.group.check()
+            rows = torch.from_numpy(self.own.rows[chunk]).to(self.extractor.device)
+            yield self.extractor.logits(rows).cpu().numpy()
+
+
+def _distance_of_class(rows: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """The Fréchet distance between features (N, D) and (M, D), and its standard error, NaN where there are too few."""
+    moments = []
+    for features in (rows, others):
+        statistics = FeatureStatistics.empty(features.shape[1])
+        statistics.update(features)
+        statistics.flush()
+        moments.append(statistics)
+    own, theirs = moments
+    enough = len(rows) >= PER_DIMENSION_OF_CLASS * rows.shape[1]
+    error = frechet_error(rows, own, theirs.mean, theirs.covariance) if enough else np.nan
+    return frechet_distance(own.mean, own.covariance, theirs.mean, theirs.covariance), error

@@ -1,0 +1,252 @@
+"""Scoring while sampling: features straight from the decoder; no image, and no npz, is ever written.
+
+SAMPLE_DIR/RUN-online/online.json          what the run is, and its history
+SAMPLE_DIR/RUN-online/lock                 while someone is drawing
+SAMPLE_DIR/RUN-online/NAME-SHA/00000064.npz   what the extractor of that name and weights made of the block that begins there
+SAMPLE_DIR/RUN-online.json, .html          the result
+
+A run that was killed goes on with the blocks that have no file.
+"""
+
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from distributed import Group, UserError, say, write_whole
+from sampling import disk, memory, output, plan
+from sampling.config import AUTO, SamplingConfig, fingerprint
+from sampling.config_file import recorded
+from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session
+from sampling.lock import Lock
+from sampling.numerics import RESOLVED, Numerics
+from sampling.prepare import (
+    Found,
+    Task,
+    check_folder,
+    check_names,
+    class_names,
+    describe_session,
+    find_batch_size,
+    inspect,
+    read_events,
+    remove_events,
+)
+
+SUFFIX, ABOUT, FORMAT = "-online", "online.json", "fiducial-online-1"
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class Evaluator(Protocol):
+    """What scoring needs of `evaluation.Evaluator`, which this package does not import."""
+
+    extractor: str
+    bytes_of_image: int
+
+    def fresh(self) -> "Evaluator": ...
+    def expect(self, labels: np.ndarray) -> None: ...
+    def update(self, images: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> object: ...
+    def state_dict(self) -> dict: ...
+    def merge(self, other: dict) -> object: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a result is told of the run: its folder, and `online.json`."""
+
+    folder: Path
+    about: dict
+
+
+def run(config: SamplingConfig, group: Group, evaluator: Evaluator, hang_seconds: float, options: Mapping) -> Drawn:
+    """Draws what is missing, and gives the evaluators of all ranks everything between them.
+
+    Raises:
+        UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn.
+    """
+
+    def begin(config: SamplingConfig, stack: ExitStack) -> tuple[Task, Lock]:
+        return prepare(config, group, evaluator, stack, options)
+
+    def work(config: SamplingConfig, task: Task, held: Lock | None, started: float) -> Drawn:
+        return Scoring(config, group, task, held, evaluator).do(started)
+
+    return session(config, group, hang_seconds, begin, work)
+
+
+def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: ExitStack, options: Mapping) -> tuple[Task, Lock]:
+    """Rank 0's part before anything is drawn: checks, claims the folder, and finds out which blocks have no file.
+
+    Raises:
+        UserError: before anything is written, if something given cannot be used.
+    """
+    identity, size, vae = inspect(config, group)
+    config = replace(config, labels=identity["labels"])  # without names
+    names, how = class_names(config), Numerics(**{name: identity[name] for name in RESOLVED})
+    folder = config.sample_dir / f"{config.named_run(fingerprint(identity))}{SUFFIX}"
+    about = read_about(folder)
+    if about and config.per_proc_batch_size == AUTO:
+        identity["per_proc_batch_size"] = about["identity"]["per_proc_batch_size"]
+    check_folder(folder, about, config, identity)
+    check_names(folder, about, names)
+    needed = config.num_fid_samples * evaluator.bytes_of_image
+    if (free := disk.room(folder)) < needed:
+        there, room = disk.nearest(folder), disk.readable(free)
+        raise UserError(f"{there} has {room} of room, and the features of the images need about {disk.readable(needed)}")
+    found = Found(identity, folder, None, np.zeros(0, bool), how, size, vae, names)
+    try:
+        (folder / "records").mkdir(parents=True, exist_ok=True)
+        (folder / evaluator.extractor).mkdir(exist_ok=True)
+        held = stack.enter_context(Lock(folder))
+        if identity["per_proc_batch_size"] == "auto":
+            identity["per_proc_batch_size"] = find_batch_size(config, group, found)
+        about = read_about(folder) or {"format": FORMAT, "sessions": []}
+        (folder / output.ENDED).unlink(missing_ok=True)
+        done = done_images(folder, evaluator, identity["per_proc_batch_size"], config.num_fid_samples)
+        about |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
+        about |= {"class_names": names.recorded()} if names else {}
+        about["options"] = recorded(config, identity, options)
+        about["sessions"].append(describe_session(group, int(done.sum()), with_png=False))
+        write_about(folder, about)
+    except OSError as error:
+        raise disk.explained(error, folder) from error
+    say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
+    return found.task(folder, len(about["sessions"]), held.token, done), held
+
+
+class Scoring:
+    """One rank's part of a session."""
+
+    def __init__(self, config: SamplingConfig, group: Group, task: Task, held: Lock | None, evaluator: Evaluator):
+        self._config, self._group, self._task, self._held, self._evaluator = config, group, task, held, evaluator
+        self._count, self._size = len(task.done), config.per_proc_batch_size
+        self._labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, self._count)
+
+    def do(self, started: float) -> Drawn:
+        """All of it. Returns what there is to say of the run, on every rank."""
+        task, group = self._task, self._group
+        drawer = NodeDrawer(self._config, group, task)
+        mine = plan.share(plan.pending_blocks(task.done, self._size), group.rank, group.world_size)
+        checked = time.monotonic()
+        if len(mine):
+            drawer.load_on_node()
+        group.wait()
+        if task.missing and group.is_main:
+            say_ready(group, task.how, checked - started, time.monotonic() - checked)
+        drawing = time.monotonic()
+        self._evaluator.expect(self._labels)
+        with progress(task.missing, len(task.done), IMAGES_DRAWN, "sampling", group):
+            if len(mine):
+                for start, pixels in drawer.blocks(mine * self._size, self._count, self._check):
+                    self._keep(start, pixels)
+            group.wait()
+        drawing = time.monotonic() - drawing
+        group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
+        about = json.loads(group.once(lambda: json.dumps(self._finish(drawing))))
+        self._gather()
+        return Drawn(task.folder, about)
+
+    def _check(self) -> None:
+        self._group.check()
+        if self._held:
+            self._held.check()
+
+    def _keep(self, start: int, pixels: np.ndarray) -> None:
+        """Leaves on the disk what the extractor makes of a block."""
+        indices = np.arange(start, min(start + self._size, self._count))
+        part = self._evaluator.fresh()
+        part.update(pixels[: len(indices)], indices, self._labels[indices])
+        arrays = {name: np.asarray(value) for name, value in part.state_dict().items()}
+
+        def write(beside: Path) -> None:
+            with open(beside, "wb") as file:
+                np.savez(file, **arrays)
+
+        write_whole(block_path(self._task.folder, self._evaluator, start), write)
+        self._group.tally(IMAGES_DRAWN, len(indices))
+
+    def _gather(self) -> None:
+        """Gives this rank's evaluator its share of the blocks."""
+        for start in range(self._group.rank * self._size, self._count, self._group.world_size * self._size):
+            self._check()
+            path = block_path(self._task.folder, self._evaluator, start)
+            self._await(path)
+            try:
+                with np.load(path, allow_pickle=False) as state:
+                    self._evaluator.merge(dict(state))
+            except DAMAGED as error:
+                raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+
+    def _await(self, path: Path) -> None:
+        """A network file system may show late what other hosts have written."""
+        for _ in range(LATE_SECONDS):
+            if path.exists():
+                return
+            time.sleep(1)
+            self._check()
+
+    def _finish(self, seconds: float) -> dict:
+        """On rank 0, when all is drawn: what the session did."""
+        task, group = self._task, self._group
+        about = read_about(task.folder)
+        about["sessions"][-1] |= {
+            "images_drawn": task.missing,
+            "seconds": round(seconds, 3),
+            "peak_memory": max(int(group.receive(f"peak/{rank}")) for rank in range(group.world_size)),
+            "events": read_events(task.folder, task.session, group.world_size),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_about(task.folder, about)
+        remove_events(task.folder, task.session, group.world_size)
+        return about
+
+
+def block_path(folder: Path, evaluator: Evaluator, start: int) -> Path:
+    """Where the features of the block that begins with image `start` are."""
+    return folder / evaluator.extractor / f"{start:08d}.npz"
+
+
+def done_images(folder: Path, evaluator: Evaluator, size: int, count: int) -> np.ndarray:
+    """(count,) bool: the images whose block has a whole file, which may be of a run that has grown since."""
+    done = np.zeros(count, dtype=bool)
+    for start in range(0, count, size):
+        try:
+            with np.load(block_path(folder, evaluator, start), allow_pickle=False) as state:
+                indices = dict(state)["indices"]  # all of it is read, so that checksums are held against it
+            wanted = np.arange(start, min(start + size, count))
+            done[start : start + size] = len(indices) >= len(wanted) and (indices[: len(wanted)] == wanted).all()
+        except DAMAGED:
+            continue
+    return done
+
+
+def read_about(folder: Path) -> dict | None:
+    """What `online.json` says, or None if there is none.
+
+    Raises:
+        UserError: if it is not one of ours.
+    """
+    path = folder / ABOUT
+    if not path.exists():
+        return None
+    try:
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT or about["fingerprint"] != fingerprint(dict(about["identity"])):
+            raise ValueError("it is of another format, or changed by hand")
+        if type(about["identity"]["per_proc_batch_size"]) is not int or not isinstance(about["sessions"], list):
+            raise ValueError("it was changed by hand")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not whole ({error}); move {folder} away, or choose another --run-name") from error
+    return about
+
+
+def write_about(folder: Path, about: dict) -> None:
+    write_whole(folder / ABOUT, lambda beside: beside.write_text(json.dumps(about, indent=2) + "\n"))

@@ -1,0 +1,59 @@
+"""What metrics give of the same features, as numbers by name: for one rank, and as a program for several.
+
+python -m torch.distributed.run --nproc_per_node=2 tests/ranks.py FOLDER writes FOLDER/RANK.json.
+"""
+
+import json
+import sys
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import distributed  # noqa: E402
+from evaluation import metrics, neighbours  # noqa: E402
+from evaluation.intervals import Estimate  # noqa: E402
+from evaluation.memorisation import memorisation  # noqa: E402
+from evaluation.statistics import FeatureStatistics  # noqa: E402
+
+SMALL = {(metrics, "ROWS"): 9, (neighbours, "TILE"): 7, (neighbours, "ADM_BLOCK"): 40}  # so that there are parts for every rank
+
+
+def everything(group: distributed.Group) -> dict[str, list]:
+    """Every metric that ranks share out, with errors and intervals."""
+    random = np.random.default_rng(0)
+    x, y = (np.abs(random.normal(0.4 + shift, 0.3, size=(count, 6))).astype(np.float32) for count, shift in ((101, 0), (90, 0.1)))
+    own, theirs = FeatureStatistics.empty(6), FeatureStatistics.empty(6)
+    for statistics, rows in ((own, x), (theirs, y)):
+        statistics.update(rows)
+        statistics.flush()
+    error = metrics.frechet_error(x, own, theirs.mean, theirs.covariance, group)
+    curve = metrics.frechet_curve(x, theirs.mean, theirs.covariance, Estimate(1.0, error), group)
+    logits = random.normal(0, 2, size=(101, 5))
+    blocks = [lambda block=block: iter([block]) for block in np.array_split(logits, 7)]
+    grid = random.integers(0, 3, size=(150, 3)).astype(np.float32)  # many ties
+    zero = x * (np.arange(101) != 50)[:, None]
+    found = {
+        "frechet error": [error],
+        "curve": [*curve.values, curve.slope, *astuple(curve.at_infinity)],
+        "is": astuple(metrics.inception_score(blocks, group)),
+        "vendi": astuple(metrics.vendi_score(x, group)),
+        "vendi with a row of zeros": [metrics.vendi_score(zero, group)],
+        "kid": astuple(metrics.kernel_distance(x, y, group, subsets=10, size=30)),
+        "memorisation": astuple(memorisation(x, y, group).authentic),
+    }
+    for half in (False, True):
+        shares = neighbours.neighbourhoods(y, x, group, half)
+        found |= {f"{name} {half}": astuple(value) for name, value in vars(shares).items()}
+    distances, indices = neighbours.closest(neighbours.Pairs(grid[:70], grid[70:], group, False), group)
+    return {name: list(values) for name, values in found.items()} | {"closest": [*distances.tolist(), *indices.tolist()]}
+
+
+if __name__ == "__main__":
+    for (module, name), value in SMALL.items():
+        setattr(module, name, value)
+    with distributed.init("cpu") as ranks:
+        (Path(sys.argv[1]) / f"{ranks.rank}.json").write_text(json.dumps(everything(ranks)))

@@ -1,0 +1,241 @@
+"""Scoring without files of images: the same numbers as from an npz, for any number of ranks and any batches."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_command
+
+import distributed
+from distributed import UserError
+from evaluation import Evaluator
+from evaluation.calc import Evaluation
+from evaluation.checks import Settings
+from evaluation.page import grid_html
+from scripts.stand_ins import pictures
+
+COUNT = 90
+CLOSE = 1e-9  # of a number of order one; only sums in another order differ
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """An npz of digit-sized images with labels."""
+    path = tmp_path_factory.mktemp("samples") / "samples.npz"
+    np.savez(path, arr_0=pictures(COUNT, 3), arr_1=np.arange(COUNT) % 7)
+    return path
+
+
+@pytest.fixture(scope="module")
+def arrays(samples):
+    with np.load(samples) as data:
+        return data["arr_0"], data["arr_1"]
+
+
+def numbers(result) -> dict:
+    """All that must be the same of two results, as JSON has it."""
+    data = json.loads(result.to_json())
+    return {name: data.get(name) for name in ("metrics", "warnings", "left_out", "reference", "extractor", "curve", "classes")}
+
+
+def same(one, other) -> bool:
+    """Whether two such are equal but for rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == (pytest.approx(other, rel=CLOSE, abs=CLOSE) if isinstance(one, float) else other)
+
+
+def from_npz(samples, ref="digits", weights=None, **settings):
+    return Evaluation.prepare(ref, distributed.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, COUNT])
+def test_the_result_is_that_of_an_npz_for_any_batches(size, samples, arrays, tmp_path):
+    images, labels = arrays
+    evaluator = Evaluator("digits", settings=Settings(cache_dir=tmp_path))
+    for start in range(0, COUNT, size):
+        batch = images[start : start + size]
+        evaluator.update(torch.from_numpy(batch).permute(0, 3, 1, 2) if start % 2 else batch, labels=labels[start : start + size])
+    result, expected = evaluator.compute(), from_npz(samples)
+    assert same(numbers(result), numbers(expected))
+    assert result.samples["pixels_sha256"] == expected.samples["pixels_sha256"]
+    assert result.samples["labels"] == expected.samples["labels"]
+    assert [(label, list(row)) for label, row in result.grid.rows] == [(label, list(row)) for label, row in expected.grid.rows]
+    assert grid_html(result.grid, None) == grid_html(expected.grid, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_image_or_order_would_show(arrays, samples):
+    images, _ = arrays
+    expected = from_npz(samples)
+    changed = images.copy()
+    changed[17, 0, 0, 0] ^= 255
+    result = Evaluator("digits").update(changed).compute()
+    assert not same(numbers(result)["metrics"], numbers(expected)["metrics"])
+    result = Evaluator("digits").update(images[::-1].copy()).compute()
+    assert result.samples["pixels_sha256"] != expected.samples["pixels_sha256"]
+
+
+ON_RANKS = """
+import sys
+import numpy as np
+from pathlib import Path
+import distributed
+from evaluation import Evaluator
+from evaluation.checks import Settings
+from evaluation.page import grid_html
+
+samples, ref, weights, out, metrics = sys.argv[1:]
+with distributed.init("cpu") as group:
+    images, labels = (np.load(samples)[name] for name in ("arr_0", "arr_1"))
+    settings = Settings(cache_dir=Path(out).parent / "cache", metrics=tuple(metrics.split(",")) if metrics else None)
+    evaluator = Evaluator(ref, group, settings, inception_weights=Path(weights) if weights else None)
+    for number, start in enumerate(range(0, len(images), 8)):
+        if number % group.world_size == group.rank:
+            indices = np.arange(start, min(start + 8, len(images)))
+            evaluator.update(images[indices], indices, labels[indices])
+    for _ in range(2):  # the second time from the same state
+        result = evaluator.compute()
+    if result:
+        Path(out).write_text(result.to_json())
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_score_together_what_one_would(ranks, samples, tmp_path):
+    (tmp_path / "script.py").write_text(ON_RANKS)
+    out = tmp_path / "result.json"
+    done = run_command(tmp_path / "script.py", samples, "digits", "", out, "", ranks=ranks, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    found, expected = json.loads(out.read_text()), from_npz(samples)
+    assert same({name: found.get(name) for name in numbers(expected)}, numbers(expected))
+    assert found["samples"]["pixels_sha256"] == expected.samples["pixels_sha256"]
+    assert found["settings"]["world_size"] == ranks
+
+
+def test_inception_and_its_spatial_features_on_two_ranks(inception_weights, tmp_path):
+    (tmp_path / "script.py").write_text(ON_RANKS)
+    np.savez(tmp_path / "a.npz", arr_0=pictures(20, 5), arr_1=np.arange(20) % 3)
+    np.savez(tmp_path / "b.npz", arr_0=pictures(20, 6))
+    out, metrics = tmp_path / "result.json", "fid,sfid,is,precision"
+    arguments = tmp_path / "a.npz", tmp_path / "b.npz", inception_weights, out, metrics
+    done = run_command(tmp_path / "script.py", *arguments, ranks=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    expected = from_npz(tmp_path / "a.npz", str(tmp_path / "b.npz"), inception_weights, metrics=tuple(metrics.split(",")))
+    assert same(json.loads(out.read_text())["metrics"], numbers(expected)["metrics"])
+    assert set(numbers(expected)["metrics"]) == {"fid", "sfid", "is", "is-shuffled", "precision"}
+
+
+def test_states_are_saved_loaded_and_merged(arrays, samples, tmp_path):
+    images, labels = arrays
+    first, second = Evaluator("digits"), Evaluator("digits")
+    first.update(images[:40], np.arange(40), labels[:40])
+    second.update(images[40:], np.arange(40, COUNT), labels[40:])
+    torch.save(second.state_dict(), tmp_path / "state.pt")
+    restored = Evaluator("digits").update(images[:3])
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert restored.count == COUNT - 40
+    merged = first.merge(restored)
+    assert merged.count == COUNT
+    assert restored.count == COUNT - 40
+    result, expected = merged.compute(), from_npz(samples)
+    assert same(numbers(result), numbers(expected))
+    assert grid_html(result.grid, None) == grid_html(expected.grid, None)
+    merged.reset()
+    assert merged.count == 0
+    with pytest.raises(UserError, match="no image was given"):
+        merged.compute()
+
+
+def test_images_go_on_after_a_result(arrays, samples):
+    images, labels = arrays
+    evaluator = Evaluator("digits").update(images[:50], labels=labels[:50])
+    assert evaluator.compute().samples["count"] == 50
+    evaluator.update(images[50:], labels=labels[50:])
+    assert same(numbers(evaluator.compute()), numbers(from_npz(samples)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((torch.zeros(2, 3, 64, 64),), "expected as uint8"),
+        ((torch.zeros(2, 64, 64, 3, dtype=torch.uint8),), "expected as uint8"),
+        ((np.zeros((2, 3, 64, 64), np.uint8),), "expected as a uint8"),
+        (([1, 2],), "got list"),
+        ((np.zeros((2, 64, 64, 3), np.uint8), np.array([0])), "indices expected as 2 integers"),
+        ((np.zeros((2, 64, 64, 3), np.uint8), np.array([0, -1])), "indices expected as 2 integers"),
+        ((np.zeros((2, 64, 64, 3), np.uint8), None, np.array([0.5, 1])), "labels expected as 2 integers"),
+        ((np.zeros((2, 32, 32, 3), np.uint8),), "images of 32 x 32 after others of 64 x 64"),
+    ],
+)
+def test_what_are_no_images_is_refused_and_nothing_is_kept(arguments, said, arrays):
+    evaluator = Evaluator("digits").update(arrays[0][:4])
+    with pytest.raises(ValueError, match=said):
+        evaluator.update(*arguments)
+    assert evaluator.count == 4
+
+
+def test_mistakes_are_told(arrays):
+    images, _ = arrays
+    with pytest.raises(UserError, match="takes 64 x 64 only"):
+        Evaluator("digits").update(np.zeros((2, 32, 32, 3), np.uint8))
+    evaluator = Evaluator("digits").update(images[:4], np.array([0, 1, 2, 1]))
+    with pytest.raises(UserError, match="image 1 was given twice"):
+        evaluator.compute()
+    with pytest.raises(UserError, match="FID needs at least 2 images"):
+        Evaluator("digits").update(images[:1]).compute()
+    state = Evaluator("digits").update(images[:4]).state_dict()
+    for broken in ({}, {**state, "features": state["features"][:2]}, {**state, "extractor": "dinov2 00"}, 7):
+        with pytest.raises(ValueError, match="state"):
+            Evaluator("digits").load_state_dict(broken)
+    with pytest.raises(UserError, match="--ref nothing: no such file"):
+        Evaluator("nothing")
+
+
+def test_only_what_the_report_shows_is_kept_of_the_images(arrays):
+    images, labels = arrays
+    evaluator = Evaluator("digits")
+    evaluator.expect(labels)
+    evaluator.update(images, labels=labels)
+    assert len(evaluator.state_dict()["kept"]) == 70  # ten of each of seven classes
+    many = Evaluator("digits").update(images, labels=np.arange(COUNT) * 3)
+    assert len(many.state_dict()["kept"]) == COUNT
+    few = Evaluator("digits").update(images)
+    assert len(few.state_dict()["kept"]) == 90
+    assert len(few.update(images).state_dict()["kept"]) == 100
+
+
+IN_A_LOOP = """
+import os, sys
+import numpy as np, torch, torch.distributed as dist
+import distributed
+from evaluation import Evaluator
+from pathlib import Path
+
+dist.init_process_group("gloo")  # as a training script does before
+rank, world_size = dist.get_rank(), dist.get_world_size()
+images = np.load(sys.argv[1])["arr_0"]
+evaluator = Evaluator("digits")
+for epoch in range(2):
+    evaluator.update(images[rank::world_size])  # the ranks' images take turns
+    result = evaluator.compute()
+    evaluator.reset()
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total == world_size  # the loop's own group is as it was
+if rank == 0:
+    Path(sys.argv[2]).write_text(result.to_json())
+dist.destroy_process_group()
+"""
+
+
+def test_it_serves_a_training_loop_with_a_process_group_of_its_own(samples, tmp_path):
+    (tmp_path / "loop.py").write_text(IN_A_LOOP)
+    done = run_command(tmp_path / "loop.py", samples, tmp_path / "result.json", ranks=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    found, expected = json.loads((tmp_path / "result.json").read_text()), from_npz(samples)
+    assert same(found["metrics"], numbers(expected)["metrics"])
+    assert found["samples"]["pixels_sha256"] == expected.samples["pixels_sha256"]
