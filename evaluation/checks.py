@@ -253,11 +253,12 @@ def warnings(
     """What a reader has to know before comparing these numbers with others."""
     found, fid = [], called("fid", extractor)[1]
     published = extractor.name != "digits"  # whether there are numbers of others to compare with
-    if "fid" in metrics and images.count <= extractor.dimension:
-        found.append(
-            f"{fid} of {images.count:,} samples in {extractor.dimension:,} dimensions: the covariance is "
-            "singular, and the value is far above that of many samples."
-        )
+    for metric, dimension in (("fid", extractor.dimension), ("sfid", extractor.spatial_dimension)):
+        if metric in metrics and images.count <= dimension:
+            found.append(
+                f"{called(metric, extractor)[1]} of {images.count:,} samples in {dimension:,} dimensions: the covariance is "
+                "singular, and the value is far above that of many samples."
+            )
     if "fid" in metrics and published and images.count != PUBLISHED_COUNT:
         found.append(f"This is not {fid}-50K: it was computed on {images.count:,} samples, and {fid} depends on their number.")
     made_of = reference.count_for("fid") if reference and {"fid", "sfid"} & set(metrics) else None

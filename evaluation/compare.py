@@ -128,6 +128,8 @@ def compare(results: list[Known]) -> Comparison:
         Row(name, tuple(printable(str(one.path)) for one in pool), _seeds(pool), _pooled(pool))
         for name, pool in zip(_names(list(pools.values())), pools.values(), strict=True)
     )
+    if nothing := [row for row in rows if not row.cells]:
+        raise UserError(f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their seeds, have no metric in common")
     differences = tuple(difference(row, rows[0], key) for row in rows[1:] for key in rows[0].cells if key in row.cells)
     return Comparison(rows, differences, results[0].basis, datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -143,6 +145,7 @@ def difference(row: Row, against: Row, key: str) -> Difference:
     if ours.error is not None and theirs.error is not None:
         error = float(np.hypot(ours.error, theirs.error))
         found = estimate(gap, error)
+    if found.low is not None:
         verdict = "decided" if found.low > 0 or found.high < 0 else "undecided"
     if verdict == "decided" and ours.name in FID_LIKE and relative is not None and abs(relative) < RETRAINING:
         note = f"a gap under {100 * RETRAINING:.1f} %, which training the same model anew moves FID by as well (arXiv 2606.20536)"

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -101,26 +101,36 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
 
 
 def gathered(
-    count: int, positions: np.ndarray, parts: dict[str, np.ndarray], extractor: Extractor, group: Group, cache: Path
+    count: int,
+    parts: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]],
+    extractor: Extractor,
+    group: Group,
+    cache: Path,
 ) -> Features:
     """The features of `count` images that the ranks have extracted between them, as `extract` would give them.
 
     Args:
-        positions: where in the order of all images this rank's are.
-        parts: this rank's rows of `FEATURES`, `PIXELS` and, where there are spatial features, `SPATIAL`, by these names.
+        parts: this rank's: the places of some images among all, and their rows of `FEATURES`, `PIXELS` and, where there are
+            spatial features, `SPATIAL`, by these names.
         cache: a folder that all ranks see.
     """
     entry = Path(group.once(lambda: str(cache / uuid.uuid4().hex)))
+    dimensions = {FEATURES: extractor.dimension, SPATIAL: extractor.spatial_dimension}
+    sums = {name: FeatureStatistics.empty(dimension) for name, dimension in dimensions.items() if dimension}
     with _in_the_making(entry, count, extractor, group) as folder:
-        sums = {}
-        for name, rows in parts.items():
-            mapped = np.memmap(folder / name, dtype=rows.dtype, mode="r+", shape=(count, *rows.shape[1:]))
-            mapped[positions] = rows
-            mapped.flush()
-            if name != PIXELS:
-                sums[name] = FeatureStatistics.empty(rows.shape[1])
-                sums[name].update(rows)
-                sums[name] = sums[name].merged(group)
+        mapped = {}
+        for positions, rows in parts:
+            group.check()
+            for name, values in rows.items():
+                if name not in mapped:
+                    shape = (count, *values.shape[1:])
+                    mapped[name] = np.memmap(folder / name, dtype=values.dtype, mode="r+", shape=shape)
+                mapped[name][positions] = values
+                if name in sums:
+                    sums[name].update(values)
+        for rows in mapped.values():
+            rows.flush()
+        sums = {name: statistics.merged(group) for name, statistics in sums.items()}
         group.wait()
         if group.is_main:
             _complete(folder, entry, {"content": None, "count": count}, sums[FEATURES], sums.get(SPATIAL))

@@ -99,6 +99,11 @@ def load_extractor(
         UserError: if the weights are missing, damaged, or not this network's.
     """
     assert name in EXTRACTORS, name
+    with torch.random.fork_rng(devices=[]):  # networks are made before their weights are read, which draws random numbers
+        return _load(name, weights, group, dtype, cache_dir)
+
+
+def _load(name: str, weights: Path | None, group: Group, dtype: str, cache_dir: Path | None) -> Extractor:
     if dtype != "float32" and name in ("digits", "dinov2"):
         raise UserError(f"--dtype {dtype}: the extractor {name} runs in float32 only")
     if name == "digits":

@@ -1,5 +1,6 @@
-"""Intervals: what another draw of as many samples from the same model would have given, the reference held fixed.
+"""Intervals: they hold what draws of as many samples from the same model give on average, the reference held fixed.
 
+A single other draw lies within one that is wider by the square root of 2.
 They say nothing of retraining, which moves FID more than resampling does. Standard errors are by the delta method where a
 metric is a smooth function of means over the samples, by binomial counting where it is a share of samples, and by a jackknife
 where it hangs on neighbours. No bootstrap: samples that repeat are neighbours at distance 0, and bias FID upwards.
@@ -14,6 +15,7 @@ NORMAL = 1.959964  # 95 % of a normal distribution lie within so many standard d
 GROUPS = 12  # of samples, the smallest units that the jackknife leaves out
 SPLITS = 4  # of the groups into thirds
 SPLITS_SEED = 0
+ENOUGH = 50  # samples for an interval by anything but counting; of fewer, the variances are not known well enough
 ROUNDING = 1e-9  # of a value: an error as small shows that nothing varied
 
 
@@ -37,6 +39,11 @@ def estimate(value: float, error: float | None, least: float = -np.inf, most: fl
         return Estimate(value, **more)
     low, high = (min(max(value + side * NORMAL * error, least), most) for side in (-1, 1))
     return Estimate(value, error, low, high, **more)
+
+
+def without_interval(found: Estimate | None) -> Estimate | None:
+    """The value and its spread alone."""
+    return found and Estimate(found.value, spread=found.spread)
 
 
 def share(hits: float, count: int) -> Estimate:

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.linalg
 
 from distributed import Group
-from evaluation.intervals import Estimate, error_of_mean, estimate
+from evaluation.intervals import ROUNDING, Estimate, error_of_mean, estimate
 from evaluation.statistics import FeatureStatistics, divergences_from, mean_divergence
 
 ROWS = 4096  # that are worked on at once
@@ -65,7 +65,8 @@ def frechet_error(
     """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
 
     By the delta method: a sample at distance d from the mean m moves it by (2 (m - mu).d + d'(1 - T)d) / N and a constant, with
-    T the `transport` from the samples' covariance. None where they are too few for one of full rank, so that there is no such
+    T the `transport` from the samples' covariance. Where the two distributions are nearly one, that is nearly 0, and the error is
+    rather too large. None where it is 0, and where samples are too few for a covariance of full rank, so that there is no such
     map; a feature that is the same in all of many samples does no harm.
     """
     count, dimension = rows.shape
@@ -77,7 +78,8 @@ def frechet_error(
         d = part.astype(np.float64) - own.mean
         return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
 
-    return _error(rows, influences, group)
+    error = _error(rows, influences, group)
+    return error if error > ROUNDING * own.covariance.trace() else None
 
 
 def _error(rows: np.ndarray, influences: Callable[[np.ndarray], np.ndarray], group: Group | None) -> float:
@@ -110,7 +112,7 @@ def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Es
     Each point is the mean over blocks that hold all samples between them, after seeded shuffles: all at once, halves, thirds
     and quarters. So all points see the same samples, where random subsets, as in the paper, would add their own noise; how far
     the shuffles lie apart is part of the error. The line goes through the first three, as the bias of few samples bends; the
-    last shows whether it does. The ranks share the blocks out.
+    last shows whether it does. Of a model as good as the reference it may come out below 0. The ranks share the blocks out.
 
     Args:
         rows: features (N, D) of at least `PER_DIMENSION` samples a dimension.
@@ -126,9 +128,9 @@ def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Es
         points.append(group.sum(distances).reshape(SHUFFLES, parts).mean(1))
     counts = [len(rows) // parts for parts in BLOCK_COUNTS]
     slopes, values = np.polyfit(1 / np.array(counts[:FITTED]), np.array(points[:FITTED]), 1)  # a line a shuffle
-    error = float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES))
+    error = whole.error and float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES))
     means = tuple(float(point.mean()) for point in points)
-    return Curve(tuple(counts), means, float(slopes.mean()), estimate(float(values.mean()), error, 0))
+    return Curve(tuple(counts), means, float(slopes.mean()), estimate(float(values.mean()), error))
 
 
 def _distance_of(rows: np.ndarray, block: np.ndarray, mu: np.ndarray, sigma: np.ndarray, group: Group) -> float:

@@ -146,10 +146,11 @@ def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = No
                 _keep_smallest(best[columns], block.T.contiguous(), None if member is None else member[rows])
             bar.update(block.numel() * (1 + mirrored) * group.world_size)
     if group.world_size > 1:
-        everyone = np.full((group.world_size, *best.shape), 0.0)
-        everyone[group.rank] = best.numpy()
-        everyone = torch.from_numpy(group.sum(everyone)).float()
-        best = torch.cat(list(everyone), dim=2).topk(count, largest=False).values
+        for number in range(best.shape[1]):  # in parts, of which each rank has every other's
+            everyone = np.zeros((group.world_size, len(best), count))
+            everyone[group.rank] = best[:, number].numpy()
+            everyone = torch.from_numpy(group.sum(everyone)).float()
+            best[:, number] = torch.cat(list(everyone), dim=1).topk(count, largest=False).values
     return best[:, 0] if member is None else best
 
 

@@ -11,6 +11,7 @@ evaluator.reset()
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +29,7 @@ from evaluation.page import picture
 from evaluation.report import Grid, Result
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
-NO_LABEL = -1
+NONE = -1  # as an index or a label: none was given
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Evaluator:
         """Forgets all images."""
         self._size: tuple[int, int] | None = None
         self._parts: dict[str, list[np.ndarray]] = {"features": [], "spatial": [], "pixels": [], "indices": [], "labels": []}
-        self._thumbnails: dict[int, tuple[int, np.ndarray]] = {}  # by index, with the label
+        self._thumbnails: dict[int, np.ndarray] = {}  # by the order in which images came
+        self._kept: dict[int, int] = {}  # thumbnails by label
 
     @property
     def count(self) -> int:
@@ -129,9 +131,9 @@ class Evaluator:
         """Takes a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array.
 
         Args:
-            indices: each image's place among those of all ranks, which IS and hashes hang on; without them, the ranks' images
+            indices: each image's place among those of all ranks, which IS and hashes hang on; without any, the ranks' images
                 take turns. No index may come twice.
-            labels: each image's class, for the report and FID by class.
+            labels: each image's class, for the report and FID by class; of all images or of none.
 
         Raises:
             ValueError: if images, indices or labels are not that, or of another size than before.
@@ -139,52 +141,58 @@ class Evaluator:
         """
         pixels = _as_pixels(images)
         count, (height, width) = len(pixels), pixels.shape[1:3]
-        if self._size not in (None, (height, width)):
-            raise ValueError(f"images of {width} x {height} after others of {self._size[1]} x {self._size[0]}")
-        rank, world_size = self.evaluation.group.rank, self.evaluation.group.world_size
-        turns = (np.arange(self.count, self.count + count) * world_size + rank) if indices is None else indices
-        indices, labels = _as_numbers(turns, count, "indices"), _as_numbers(labels, count, "labels")
-        self._size = height, width
+        self._check_size(height, width)
+        indices, labels = _as_numbers(indices, count, "indices"), _as_numbers(labels, count, "labels")
         check_size("images", height, width, self.evaluation.extractor, self.evaluation.reference)
+        self._check_kind(indices, labels)
         if not count:
             return self
         features, spatial = self.evaluation.extractor.run(pixels)
         if not (features.isfinite().all() and (spatial is None or spatial.isfinite().all())):
             raise UserError("the features of an image are not finite; are the extractor's weights whole?")
         hashes = b"".join(sha256(image).digest() for image in pixels)
+        self._keep_thumbnails(pixels, indices, labels)
+        self._size = height, width
         self._parts["features"].append(features.cpu().numpy())
         self._parts["spatial"].append(np.empty((count, 0), np.float32) if spatial is None else spatial.cpu().numpy())
         self._parts["pixels"].append(np.frombuffer(hashes, np.uint8).reshape(count, DIGEST))
         self._parts["indices"].append(indices)
         self._parts["labels"].append(labels)
-        self._keep_thumbnails(pixels, indices, labels)
         return self
+
+    def _check_size(self, height: int, width: int) -> None:
+        if self._size not in (None, (height, width)):
+            raise ValueError(f"images of {width} x {height} after others of {self._size[1]} x {self._size[0]}")
+
+    def _check_kind(self, indices: np.ndarray, labels: np.ndarray) -> None:
+        """Raises ValueError if only some of all images have an index, or a label."""
+        for what, numbers in (("indices", indices), ("labels", labels)):
+            before = self._parts[what]
+            if before and len(numbers) and (before[0][0] == NONE) != (numbers[0] == NONE):
+                raise ValueError(f"{what} are given for some images and not for others")
 
     def _keep_thumbnails(self, pixels: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> None:
         """Keeps those that the report shows, or else the first images of each of the first classes."""
+        start = self.count
         if self._shown is not None:
-            for row in np.flatnonzero(np.isin(indices, list(self._shown))):
-                self._thumbnails[int(indices[row])] = int(labels[row]), np.array(picture(pixels[row]))
+            for row in np.flatnonzero(np.isin(indices, list(self._shown))).tolist():
+                self._thumbnails[start + row] = np.array(picture(pixels[row]))
+                self._kept[int(labels[row])] = self._kept.get(int(labels[row]), 0) + 1
             return
-        kept: dict[int, int] = {}
-        for label, _ in self._thumbnails.values():
-            kept[label] = kept.get(label, 0) + 1
-        for image, index, label in zip(pixels, indices.tolist(), labels.tolist(), strict=True):
-            most = GRID_COLUMNS * (GRID_ROWS if label == NO_LABEL else 1)
-            if kept.get(label, 0) < most and (label in kept or len(kept) < KEPT_CLASSES):
-                kept[label] = kept.get(label, 0) + 1
-                self._thumbnails[index] = label, np.array(picture(image))
+        for row, label in enumerate(labels.tolist()):
+            most = GRID_COLUMNS * (GRID_ROWS if label == NONE else 1)
+            if self._kept.get(label, 0) < most and (label in self._kept or len(self._kept) < KEPT_CLASSES):
+                self._kept[label] = self._kept.get(label, 0) + 1
+                self._thumbnails[start + row] = np.array(picture(pixels[row]))
 
     def state_dict(self) -> dict[str, Tensor | str]:
         """What this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
-        arrays = {name: torch.from_numpy(array) for name, array in self._arrays().items()}
         extractor = self.evaluation.extractor
-        kept = sorted(self._thumbnails)
-        pictures = [self._thumbnails[index][1] for index in kept]
+        pictures = list(self._thumbnails.values())
         return {
-            **arrays,
+            **{name: torch.from_numpy(np.concatenate([*parts, self._empty(name)])) for name, parts in self._parts.items()},
             "size": torch.tensor(self._size or (0, 0)),
-            "kept": torch.tensor([(index, self._thumbnails[index][0]) for index in kept], dtype=torch.int64).reshape(-1, 2),
+            "kept": torch.tensor(list(self._thumbnails), dtype=torch.int64),
             "thumbnails": torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
             "extractor": f"{extractor.name} {extractor.weights_sha256}",
         }
@@ -193,16 +201,19 @@ class Evaluator:
         """Takes the place of all that this rank has seen.
 
         Raises:
-            ValueError: if it is not a state, or of another extractor.
+            ValueError: if it is not a state, or of another extractor; then all is as it was.
         """
-        self.reset()
-        self._add(state)
+        loaded = self.fresh()
+        loaded._add(state)
+        vars(self).update(vars(loaded))
 
     def merge(self, other: "Evaluator | dict[str, Tensor | str]") -> "Evaluator":
         """Adds what another has seen, given as it is or as its state, and leaves that alone.
 
+        Images without indices follow on those that are here.
+
         Raises:
-            ValueError: if it is no state, has another extractor, or its images are of another size.
+            ValueError: if it is no state, has another extractor, or its images are of another size; then all is as it was.
         """
         self._add(other.state_dict() if isinstance(other, Evaluator) else other)
         return self
@@ -211,35 +222,43 @@ class Evaluator:
         extractor = self.evaluation.extractor
         try:
             arrays = {name: np.asarray(state[name]) for name in (*self._parts, "size", "kept", "thumbnails")}
-            theirs, size = str(state["extractor"]), tuple(arrays["size"].tolist())
-            lengths = {len(arrays[name]) for name in self._parts}
-        except (KeyError, TypeError, AttributeError) as error:
+            theirs, (height, width) = str(state["extractor"]), arrays["size"].tolist()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"this is no state of an evaluator ({error})") from error
         if theirs != f"{extractor.name} {extractor.weights_sha256}":
             raise ValueError(f"the state was made with the extractor {theirs}, and this is {extractor.name}")
-        if len(lengths) != 1 or arrays["features"].shape[1:] != (extractor.dimension,):
-            raise ValueError("this is no whole state of an evaluator")
-        if not len(arrays["indices"]):
+        count = len(arrays["indices"])
+        for name in self._parts:
+            empty = self._empty(name)
+            if arrays[name].dtype != empty.dtype or arrays[name].shape != (count, *empty.shape[1:]):
+                raise ValueError(
+                    f"this is no whole state of an evaluator: its {name} are {arrays[name].dtype} {arrays[name].shape}"
+                )
+        if not (np.isfinite(arrays["features"]).all() and np.isfinite(arrays["spatial"]).all()):
+            raise ValueError("this is no whole state of an evaluator: its features hold NaN or infinity")
+        kept = arrays["kept"].tolist()
+        if len(kept) != len(arrays["thumbnails"]) or not all(0 <= place < count for place in kept):
+            raise ValueError("this is no whole state of an evaluator: its thumbnails are of other images")
+        if not count:
             return
-        if self._size not in (None, size):
-            raise ValueError(f"images of {size[1]} x {size[0]} after others of {self._size[1]} x {self._size[0]}")
-        self._size = size
+        self._check_size(height, width)
+        self._check_kind(arrays["indices"], arrays["labels"])
+        start, self._size = self.count, (height, width)
         for name, parts in self._parts.items():
             parts.append(arrays[name])
-        for (index, label), image in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
-            self._thumbnails[index] = label, image
+        for place, image in zip(kept, arrays["thumbnails"], strict=True):
+            label = int(arrays["labels"][place])
+            self._thumbnails[start + place], self._kept[label] = image, self._kept.get(label, 0) + 1
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """What this rank has seen, in one piece."""
+    def _empty(self, name: str) -> np.ndarray:
+        """No images' part of that name."""
         extractor = self.evaluation.extractor
-        empty = {
-            "features": np.empty((0, extractor.dimension), np.float32),
-            "spatial": np.empty((0, extractor.spatial_dimension), np.float32),
-            "pixels": np.empty((0, DIGEST), np.uint8),
-            "indices": np.empty(0, np.int64),
-            "labels": np.empty(0, np.int64),
-        }
-        return {name: np.concatenate([*parts, empty[name]]) for name, parts in self._parts.items()}
+        shape, dtype = {
+            "features": ((0, extractor.dimension), np.float32),
+            "spatial": ((0, extractor.spatial_dimension), np.float32),
+            "pixels": ((0, DIGEST), np.uint8),
+        }.get(name, ((0,), np.int64))
+        return np.empty(shape, dtype)
 
     def compute(self) -> Result | None:
         """The result of all ranks' images, on rank 0; to be called by all of them. More images may follow.
@@ -248,25 +267,31 @@ class Evaluator:
             UserError: if they are too few, or two have the same index.
         """
         group, settings = self.evaluation.group, self.evaluation.settings
-        arrays = self._arrays()
-        indices, labels = self._of_all_ranks(arrays["indices"]), self._of_all_ranks(arrays["labels"])
+        own, theirs = (np.concatenate([*self._parts[name], self._empty(name)]) for name in ("indices", "labels"))
+        if (own == NONE).all():  # the ranks' images take turns
+            own = np.arange(len(own)) * group.world_size + group.rank
+        indices, labels = self._of_all_ranks(own), self._of_all_ranks(theirs)
         order = np.argsort(indices, kind="stable")
         indices, labels = indices[order], labels[order]
         if len(twice := indices[1:][np.diff(indices) == 0]):
             raise UserError(f"image {twice[0]} was given twice; every image of every rank needs an index of its own")
         if not len(indices):
             raise UserError("no image was given to be evaluated")
-        positions = np.searchsorted(indices, arrays["indices"])
-        known = None if (labels == NO_LABEL).any() else labels
+        known = None if (labels == NONE).any() else labels
         seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known)
         self.evaluation.check(seen)
-        grid = self._grid(indices, labels)
-        rows = {FEATURES: arrays["features"], PIXELS: arrays["pixels"]}
-        if self.evaluation.extractor.spatial_dimension:
-            rows[SPATIAL] = arrays["spatial"]
+        grid = self._grid(indices, labels, own)
         with temporary_cache(settings.cache_dir or default_cache(), group) as cache:
-            own = gathered(len(indices), positions, rows, self.evaluation.extractor, group, cache)
-            return self.evaluation.result_of(seen, own, cache, grid)
+            found = gathered(len(indices), self._rows(np.searchsorted(indices, own)), self.evaluation.extractor, group, cache)
+            return self.evaluation.result_of(seen, found, cache, grid)
+
+    def _rows(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """This rank's parts, as they came, with the places of their images among all."""
+        start = 0
+        for features, spatial, pixels in zip(*(self._parts[name] for name in ("features", "spatial", "pixels")), strict=True):
+            rows = {FEATURES: features, PIXELS: pixels} | ({SPATIAL: spatial} if spatial.shape[1] else {})
+            yield positions[start : start + len(features)], rows
+            start += len(features)
 
     def _of_all_ranks(self, numbers: np.ndarray) -> np.ndarray:
         """The ranks' integers (n,), one rank's after the other's."""
@@ -285,20 +310,21 @@ class Evaluator:
             raise UserError(f"the ranks gave images of different sizes: {', '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
         return sizes.pop()
 
-    def _grid(self, indices: np.ndarray, labels: np.ndarray) -> Grid:
-        """The report's pictures, out of those that the ranks have kept."""
+    def _grid(self, indices: np.ndarray, labels: np.ndarray, own: np.ndarray) -> Grid:
+        """The report's pictures, out of those that the ranks have kept; `own` are the indices of this rank's images."""
         group = self.evaluation.group
-        kept = np.sort(self._of_all_ranks(np.array(list(self._thumbnails), dtype=np.int64)))
+        ours = {int(own[place]): image for place, image in self._thumbnails.items()}
+        kept = np.sort(self._of_all_ranks(np.array(list(ours), dtype=np.int64)))
         theirs = labels[np.searchsorted(indices, kept)]
-        grid = Grid.choose(None if (theirs == NO_LABEL).any() else theirs, len(kept), GRID_ROWS, GRID_COLUMNS)
+        grid = Grid.choose(None if (theirs == NONE).any() else theirs, len(kept), GRID_ROWS, GRID_COLUMNS)
         grid = Grid([(label, kept[row].tolist()) for label, row in grid.rows])
         shape = np.array(picture(np.zeros((*self._size_of_all(), 3), np.uint8))).shape
 
         def pick(wanted: list[int]) -> dict[int, np.ndarray]:
             pictures = np.zeros((len(wanted), *shape))
             for place, index in enumerate(wanted):
-                if index in self._thumbnails:
-                    pictures[place] = self._thumbnails[index][1]
+                if index in ours:
+                    pictures[place] = ours[index]
             return dict(zip(wanted, group.sum(pictures).astype(np.uint8), strict=True))
 
         grid.fill(pick)
@@ -318,9 +344,9 @@ def _as_pixels(images: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _as_numbers(numbers: Tensor | np.ndarray | None, count: int, what: str) -> np.ndarray:
-    """(count,) int64, not negative; `NO_LABEL` where None is given."""
+    """(count,) int64, not negative; `NONE` where None is given."""
     if numbers is None:
-        return np.full(count, NO_LABEL, dtype=np.int64)
+        return np.full(count, NONE, dtype=np.int64)
     found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
     if found.shape != (count,) or (count and found.dtype.kind not in "iu") or (found < 0).any():
         raise ValueError(f"{what} expected as {count} integers from 0 on; got {found.dtype} {found.shape}")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 BARS = 30  # classes that are shown
 PAIRS = (("recall", "precision"), ("coverage", "density"))  # the horizontal and the vertical axis
 INTERVALS = (
-    "95 % intervals: where the number of another draw of as many samples from the same model would lie, the reference held "
-    "fixed. They do not cover training the model anew, which moves FID more than that (arXiv 2606.20536)."
+    "95 % intervals hold what draws of as many samples from the same model give on average, the reference held fixed; a single "
+    "other draw varies by 1.4 times as much. They do not cover training the model anew, which moves FID more (arXiv 2606.20536)."
 )
 
 VERDICTS = (
@@ -218,7 +218,7 @@ def comparison_page(comparison: "Comparison") -> str:
         for row in comparison.rows
     )
     basis = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in comparison.basis.items()
         if value is not None
     )

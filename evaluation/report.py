@@ -31,10 +31,9 @@ OWN_FORM = (
 class Metric:
     """One number, and what it is; `name` is its metric's in `protocols.LABELS`, whatever the extractor.
 
-    `error`, `low` and `high` are the standard error and the 95 % interval over other samples of this model (see
-    `evaluation.intervals`); `spread` is over the blocks of an Inception score or the subsets of KID. `n` and `reference_n`
-    count the images on either side, where that is known; `definition` is a sentence, `deviations` say what differs from
-    `protocol`.
+    `error`, `low` and `high` are the standard error and the 95 % interval (see `evaluation.intervals`); `spread` is over the
+    blocks of an Inception score or the subsets of KID. `n` and `reference_n` count the images on either side, where that is
+    known; `definition` is a sentence, `deviations` say what differs from `protocol`.
     """
 
     name: str

@@ -52,6 +52,8 @@ class Known:
 def find_result(run: Path) -> Path:
     """The result of a run: a JSON file itself, or the one beside RUN.npz or the folder RUN.
 
+    One that was scored without images, as RUN-online, goes by the name of RUN too.
+
     Raises:
         UserError: if there is none.
     """
@@ -60,6 +62,9 @@ def find_result(run: Path) -> Path:
     else:
         whole = run if run.name else run.resolve()
         found = whole.with_name(whole.name.removesuffix(".npz") + ".json")
+        online = found.with_name(f"{found.stem}-online.json")  # of `sample_ddp.py --evaluate-online`
+        if online.is_file() and not found.exists():
+            return online
     if found.is_file():
         return found
     if found == run or not run.exists():

@@ -33,12 +33,6 @@ class Run:
     identity: dict[str, str | int | float | bool | list | None]
     sessions: tuple[dict[str, str | int | float], ...]
 
-    @property
-    def images_per_second(self) -> float | None:
-        """Over all sessions that drew images, without loading and compiling."""
-        images, seconds = (sum(session[name] for session in self.sessions) for name in ("images", "seconds"))
-        return images / seconds if seconds else None
-
 
 def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
     """The names in RUN/manifest.json for RUN.npz or RUN, if it is the manifest of these very pixels; else None.

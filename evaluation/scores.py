@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from distributed import Group
+from distributed import Group, UserError
 from evaluation.checks import Settings, looks_sorted
 from evaluation.extraction import Features
 from evaluation.features import Extractor
-from evaluation.intervals import Estimate, estimate
+from evaluation.intervals import ENOUGH, Estimate, estimate, without_interval
 from evaluation.metrics import (
     Curve,
     frechet_curve,
@@ -35,7 +35,6 @@ from evaluation.references import Reference
 from evaluation.statistics import FeatureStatistics
 
 LOGITS_CHUNK = 1000  # images whose logits exist at once
-PER_DIMENSION_OF_CLASS = 2  # images of a class a dimension for an interval; with fewer, the delta method is too narrow
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,19 @@ class Scorer:
             size = self.settings.kid_subset_size
             values["kid"] = kernel_distance(own.rows, reference.features, group, KID_SUBSETS, size, FIDELITY_SEED)
         if "vendi" in self.metrics:
-            values["vendi"] = vendi_score(own.rows, group)
+            values["vendi"] = self._vendi_score()
+        if len(own.rows) < ENOUGH:
+            values = {name: found if name == "precision" else without_interval(found) for name, found in values.items()}
         wanted = {*self.metrics, *(["is-shuffled"] if "is" in self.metrics else [])}
         values = {name: values[name] for name in LABELS if name in wanted and values.get(name) is not None}
         return Scores(values, sorted_by_class, curve, classes)
+
+    def _vendi_score(self) -> Estimate:
+        """Raises UserError if it is not defined."""
+        score = vendi_score(self.own.rows, self.group)
+        if score is None:
+            raise UserError("--metrics vendi: all features of an image are 0, so that it has no direction to be compared by")
+        return score
 
     def _distance(self, statistics: FeatureStatistics, rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> Estimate:
         """One that costs too much for every rank to compute it."""
@@ -153,7 +161,7 @@ class Scorer:
 
 
 def _distance_of_class(rows: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """The Fréchet distance between features (N, D) and (M, D), and its standard error, NaN where there are too few."""
+    """The Fréchet distance between features (N, D) and (M, D), and its standard error, NaN where there is none."""
     moments = []
     for features in (rows, others):
         statistics = FeatureStatistics.empty(features.shape[1])
@@ -161,6 +169,5 @@ def _distance_of_class(rows: np.ndarray, others: np.ndarray) -> tuple[float, flo
         statistics.flush()
         moments.append(statistics)
     own, theirs = moments
-    enough = len(rows) >= PER_DIMENSION_OF_CLASS * rows.shape[1]
-    error = frechet_error(rows, own, theirs.mean, theirs.covariance) if enough else np.nan
-    return frechet_distance(own.mean, own.covariance, theirs.mean, theirs.covariance), error
+    error = frechet_error(rows, own, theirs.mean, theirs.covariance)
+    return frechet_distance(own.mean, own.covariance, theirs.mean, theirs.covariance), np.nan if error is None else error

@@ -26,7 +26,7 @@ from sampling.classes import names_sha256
 from sampling.config import LIMITS, fingerprint
 from sampling.plan import parse_labels
 
-MANIFEST = "manifest.json"
+MANIFEST, ONLINE = "manifest.json", "online.json"
 MANIFEST_KIND = "fiducial-run-"
 MANIFEST_FORMAT = f"{MANIFEST_KIND}2"
 MANIFEST_BYTES = 1 << 28

@@ -41,7 +41,7 @@ from sampling.prepare import (
     remove_events,
 )
 
-SUFFIX, ABOUT, FORMAT = "-online", "online.json", "fiducial-online-1"
+SUFFIX, FORMAT = "-online", "fiducial-online-1"
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -234,7 +234,7 @@ def read_about(folder: Path) -> dict | None:
     Raises:
         UserError: if it is not one of ours.
     """
-    path = folder / ABOUT
+    path = folder / output.ONLINE
     if not path.exists():
         return None
     try:
@@ -249,4 +249,4 @@ def read_about(folder: Path) -> dict | None:
 
 
 def write_about(folder: Path, about: dict) -> None:
-    write_whole(folder / ABOUT, lambda beside: beside.write_text(json.dumps(about, indent=2) + "\n"))
+    write_whole(folder / output.ONLINE, lambda beside: beside.write_text(json.dumps(about, indent=2) + "\n"))

@@ -120,5 +120,7 @@ def as_named(folder: Path) -> Path:
 def require_manifest(folder: Path) -> dict:
     manifest = output.read_manifest(folder)
     if manifest is None:
+        if (folder / output.ONLINE).exists():
+            raise UserError(f"{folder} is of --evaluate-online, which keeps no images; the same command goes on where it ended")
         raise UserError(f"{folder} is not the folder of a run: it has no {output.MANIFEST}")
     return manifest
