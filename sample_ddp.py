@@ -217,6 +217,9 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument(
         "--protocol", choices=["adm", "torch-fidelity", "clean", "dino"], help="whose definitions --ref follows (default adm)"
     )
+    where.add_argument(
+        "--train", type=Path, metavar="IMAGES", help="training images for --ref: how many samples are copies of one"
+    )
     where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
     where.add_argument("--dinov2-weights", type=Path, help="weights of DINOv2 for --ref of --protocol dino")
 
@@ -228,6 +231,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "device": "auto",
         "ref": None,
         "protocol": "adm",
+        "train": None,
         "inception_weights": None,
         "dinov2_weights": None,
         "no_png": False,
@@ -249,7 +253,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
-    for name in ("inception_weights", "dinov2_weights", "protocol"):
+    for name in ("inception_weights", "dinov2_weights", "protocol", "train"):
         if options[name] != defaults[name] and options["ref"] is None:
             raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
     if options["ref"] is not None and config.num_fid_samples < 2:
@@ -285,8 +289,8 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
     from evaluation.checks import Settings, check_size
 
     settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
-    weights = options.inception_weights, size, options.dinov2_weights
-    evaluation = Evaluation.prepare(options.ref, group, settings, None, *weights)
+    files = options.inception_weights, size, options.dinov2_weights, options.train
+    evaluation = Evaluation.prepare(options.ref, group, settings, None, *files)
     check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
     return evaluation
 

@@ -106,7 +106,7 @@ class Evaluation:
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
-        training = open_training(training, network) if training else None
+        training = open_training(training, network, image_size) if training else None
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         return cls(reference, network, settings, group, metrics, left_out, exact, training)
@@ -142,6 +142,8 @@ class Evaluation:
         if not self.group.is_main:
             return None
         notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
+        if self.training and self.training.has_jpeg:
+            notes.append("The training images are JPEG files; what copies one lies a little away from it.")
         if self.exact and "fid" in metrics:
             notes.append(self._effect_of_dtype(images, own, reference, theirs))
         return self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised, grid or _grid_of(images))
@@ -163,12 +165,13 @@ class Evaluation:
         return replace(reference, features=theirs.rows, labels=reference.images.classes), theirs
 
     def _memorised(self, images: "Images | Seen", own: Features, cache: Path) -> Memorisation | None:
-        """What the samples have of the training images, if those were given; with the pictures on rank 0."""
+        """What the samples have of the training images, if those were given; on rank 0 with the pictures, if there are any."""
         if self.training is None:
             return None
         theirs = self._extract(self.training, cache)
-        found = replace(memorisation(own.rows, theirs.rows, self.group), training_sha256=theirs.pixels_sha256)
-        if self.group.is_main:
+        found = memorisation(own.rows, theirs.rows, self.group, theirs.first_of_each())
+        found = replace(found, training_sha256=theirs.pixels_sha256)
+        if self.group.is_main and isinstance(images, Images):
             ours = images.pick([pair.sample for pair in found.pairs])
             training = self.training.pick([pair.training for pair in found.pairs])
             found.pictures.extend((ours[pair.sample], training[pair.training]) for pair in found.pairs)
@@ -213,6 +216,7 @@ class Evaluation:
                 and old["extractor"]["weights_sha256"] == self.extractor.weights_sha256
                 and self.settings.recorded().items() <= old["settings"].items()
                 and wanted <= set(old["metrics"])
+                and (old["training"] or {}).get("path") == (self.training and printable(str(self.training.path)))
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
@@ -303,13 +307,13 @@ def _grid_of(images: Images) -> Grid:
     return grid
 
 
-def open_training(path: Path, extractor: Extractor) -> Images:
-    """The images that samples may be copies of.
+def open_training(path: Path, extractor: Extractor, image_size: int | None) -> Images:
+    """The images that samples may be copies of, cropped to the samples' size where they are files of any size.
 
     Raises:
         UserError: if they are fewer than two, or cannot be read or extracted.
     """
-    images = open_images(path)
+    images = open_images(path, None if path.suffix == ".npz" else image_size)
     check_size(f"--train {path}", images.height, images.width, extractor)
     if images.count < 2:
         raise UserError(f"--train {path}: holds {images.count} image, and at least 2 are needed")

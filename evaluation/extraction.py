@@ -53,6 +53,11 @@ class Features:
     pixels_sha256: str
     origin: str  # in words: whether they were computed for this, or how else they came to be
 
+    def first_of_each(self) -> np.ndarray:
+        """The images without those that an earlier one is equal to, pixel by pixel: their indices, ascending."""
+        hashes = np.fromfile(self.folder / PIXELS, dtype=f"S{DIGEST}")
+        return np.sort(np.unique(hashes, return_index=True)[1])
+
 
 @contextmanager
 def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from distributed import Group
 from evaluation.intervals import Estimate, share
-from evaluation.neighbours import Pairs, closest, nearest
+from evaluation.neighbours import Chosen, Pairs, closest, nearest
 
 SHOWN = 10  # pairs
 
@@ -37,20 +37,25 @@ class Memorisation:
     training_sha256: str | None = None
 
 
-def memorisation(samples: np.ndarray, training: np.ndarray, group: Group) -> Memorisation:
+def memorisation(samples: np.ndarray, training: np.ndarray, group: Group, different: np.ndarray | None = None) -> Memorisation:
     """AuthPct (arXiv 2102.08921) of features (N, D) against those of the training images (M, D), float32.
 
     A sample is authentic if it is farther from its nearest training image than that one is from its nearest fellow.
 
+    Args:
+        different: the training images that count, by index, where some are there several times: the distance to a fellow
+            that is the same image would be 0, and every sample authentic that is no exact copy.
+
     Raises:
-        ValueError: if there are not at least two training images.
+        ValueError: if there are not at least two different training images.
     """
-    if len(training) < 2:
+    kept = Chosen(training, np.arange(len(training)) if different is None else different)
+    if len(kept) < 2:
         raise ValueError("a training image needs another one to be compared with")
-    distances, indices = closest(Pairs(samples, training, group, False), group)
-    fellows = nearest(Pairs(training, training, group, False), 2, group)[:, 1].numpy()  # the nearest is the image itself
+    distances, indices = closest(Pairs(samples, kept, group, False), group)
+    fellows = nearest(Pairs(kept, kept, group, False), 2, group)[:, 1].numpy()  # the nearest is the image itself
     theirs = fellows[indices]
     ratios = np.sqrt(distances / np.maximum(theirs, np.finfo(np.float32).tiny))
     worst = np.argsort(ratios, kind="stable")[:SHOWN].tolist()
-    pairs = tuple(Pair(i, int(indices[i]), float(np.sqrt(distances[i])), float(ratios[i])) for i in worst)
+    pairs = tuple(Pair(i, int(kept.indices[indices[i]]), float(np.sqrt(distances[i])), float(ratios[i])) for i in worst)
     return Memorisation(share(int((distances > theirs).sum()), len(samples)), len(samples), len(training), pairs)

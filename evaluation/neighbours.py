@@ -154,6 +154,19 @@ def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = No
     return best[:, 0] if member is None else best
 
 
+class Chosen:
+    """Some rows of an array, in the order of `indices` (M,), copied only when a slice of them is read."""
+
+    def __init__(self, rows: np.ndarray, indices: np.ndarray):
+        self._rows, self.indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self._rows[self.indices[part]]
+
+
 def closest(pairs: "Pairs", group: Group) -> tuple[np.ndarray, np.ndarray]:
     """The smallest squared distance from each row of `pairs.a` to the rows of `pairs.b`, and to which: (N,) float32, (N,) int64.
 
@@ -195,7 +208,7 @@ class Pairs:
     overflows float16 is computed in float32; no tile crosses a border of those blocks.
     """
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, group: Group, half: bool):
+    def __init__(self, a: "np.ndarray | Chosen", b: "np.ndarray | Chosen", group: Group, half: bool):
         self.a, self.b, self.group, self._half = a, b, group, half
         self.symmetric = a is b and not half  # in float16, the order of the additions shows
         self._in_float32 = self._overflowing_blocks(group) if half else frozenset()

@@ -59,6 +59,7 @@ class Evaluator:
         settings: protocol, metrics and the cache, which all ranks see.
         extractor, inception_weights, dinov2_weights: as the options of these names.
         name: what the result calls the samples.
+        train: training images, to tell memorised samples; there will be no pictures of those.
         evaluation: in the place of all these, where it is prepared already.
 
     Raises:
@@ -74,11 +75,12 @@ class Evaluator:
         inception_weights: Path | None = None,
         dinov2_weights: Path | None = None,
         name: str = "online",
+        train: Path | None = None,
         evaluation: Evaluation | None = None,
     ):
         if evaluation is None:
             settings, group = settings or Settings(), group or distributed.init()
-            evaluation = Evaluation.prepare(ref, group, settings, extractor, inception_weights, None, dinov2_weights)
+            evaluation = Evaluation.prepare(ref, group, settings, extractor, inception_weights, None, dinov2_weights, train)
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         self.evaluation, self.name = evaluation, name
@@ -175,7 +177,8 @@ class Evaluator:
         """Keeps those that the report shows, or else the first images of each of the first classes."""
         start = self.count
         if self._shown is not None:
-            for row in np.flatnonzero(np.isin(indices, list(self._shown))).tolist():
+            places = self._turns(start, start + len(indices)) if (indices == NONE).all() else indices
+            for row in np.flatnonzero(np.isin(places, list(self._shown))).tolist():
                 self._thumbnails[start + row] = np.array(picture(pixels[row]))
                 self._kept[int(labels[row])] = self._kept.get(int(labels[row]), 0) + 1
             return
@@ -231,9 +234,8 @@ class Evaluator:
         for name in self._parts:
             empty = self._empty(name)
             if arrays[name].dtype != empty.dtype or arrays[name].shape != (count, *empty.shape[1:]):
-                raise ValueError(
-                    f"this is no whole state of an evaluator: its {name} are {arrays[name].dtype} {arrays[name].shape}"
-                )
+                what = f"{arrays[name].dtype} {arrays[name].shape}"
+                raise ValueError(f"this is no whole state of an evaluator: its {name} are {what}")
         if not (np.isfinite(arrays["features"]).all() and np.isfinite(arrays["spatial"]).all()):
             raise ValueError("this is no whole state of an evaluator: its features hold NaN or infinity")
         kept = arrays["kept"].tolist()
@@ -269,7 +271,7 @@ class Evaluator:
         group, settings = self.evaluation.group, self.evaluation.settings
         own, theirs = (np.concatenate([*self._parts[name], self._empty(name)]) for name in ("indices", "labels"))
         if (own == NONE).all():  # the ranks' images take turns
-            own = np.arange(len(own)) * group.world_size + group.rank
+            own = self._turns(0, len(own))
         indices, labels = self._of_all_ranks(own), self._of_all_ranks(theirs)
         order = np.argsort(indices, kind="stable")
         indices, labels = indices[order], labels[order]
@@ -284,6 +286,11 @@ class Evaluator:
         with temporary_cache(settings.cache_dir or default_cache(), group) as cache:
             found = gathered(len(indices), self._rows(np.searchsorted(indices, own)), self.evaluation.extractor, group, cache)
             return self.evaluation.result_of(seen, found, cache, grid)
+
+    def _turns(self, start: int, stop: int) -> np.ndarray:
+        """The indices of this rank's images of these numbers, where the ranks' images take turns."""
+        group = self.evaluation.group
+        return np.arange(start, stop) * group.world_size + group.rank
 
     def _rows(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """This rank's parts, as they came, with the places of their images among all."""

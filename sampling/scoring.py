@@ -41,7 +41,7 @@ from sampling.prepare import (
     remove_events,
 )
 
-SUFFIX, FORMAT = "-online", "fiducial-online-1"
+SUFFIX, FORMAT, RUN = "-online", "fiducial-online-1", "run"
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -110,7 +110,8 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         about = read_about(folder) or {"format": FORMAT, "sessions": []}
         (folder / output.ENDED).unlink(missing_ok=True)
-        done = done_images(folder, evaluator, identity["per_proc_batch_size"], config.num_fid_samples)
+        config = replace(config, per_proc_batch_size=identity["per_proc_batch_size"])
+        done = done_images(folder, evaluator, config, fingerprint(identity))
         about |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
         about |= {"class_names": names.recorded()} if names else {}
         about["options"] = recorded(config, identity, options)
@@ -128,7 +129,8 @@ class Scoring:
     def __init__(self, config: SamplingConfig, group: Group, task: Task, held: Lock | None, evaluator: Evaluator):
         self._config, self._group, self._task, self._held, self._evaluator = config, group, task, held, evaluator
         self._count, self._size = len(task.done), config.per_proc_batch_size
-        self._labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, self._count)
+        self._labels = labels_of(config)
+        self._fingerprint = read_about(task.folder)["fingerprint"]
 
     def do(self, started: float) -> Drawn:
         """All of it. Returns what there is to say of the run, on every rank."""
@@ -164,7 +166,7 @@ class Scoring:
         indices = np.arange(start, min(start + self._size, self._count))
         part = self._evaluator.fresh()
         part.update(pixels[: len(indices)], indices, self._labels[indices])
-        arrays = {name: np.asarray(value) for name, value in part.state_dict().items()}
+        arrays = {name: np.asarray(value) for name, value in part.state_dict().items()} | {RUN: np.array(self._fingerprint)}
 
         def write(beside: Path) -> None:
             with open(beside, "wb") as file:
@@ -214,15 +216,23 @@ def block_path(folder: Path, evaluator: Evaluator, start: int) -> Path:
     return folder / evaluator.extractor / f"{start:08d}.npz"
 
 
-def done_images(folder: Path, evaluator: Evaluator, size: int, count: int) -> np.ndarray:
-    """(count,) bool: the images whose block has a whole file, which may be of a run that has grown since."""
-    done = np.zeros(count, dtype=bool)
-    for start in range(0, count, size):
+def labels_of(config: SamplingConfig) -> np.ndarray:
+    """The classes of all images, (N,)."""
+    return plan.labels(config.labels, config.num_classes, config.global_seed, 0, config.num_fid_samples)
+
+
+def done_images(folder: Path, evaluator: Evaluator, config: SamplingConfig, run: str) -> np.ndarray:
+    """(N,) bool: the images whose block has a whole file of the run with that fingerprint."""
+    size, labels = config.per_proc_batch_size, labels_of(config)
+    done = np.zeros(config.num_fid_samples, dtype=bool)
+    for start in range(0, len(done), size):
+        wanted = np.arange(start, min(start + size, len(done)))
         try:
-            with np.load(block_path(folder, evaluator, start), allow_pickle=False) as state:
-                indices = dict(state)["indices"]  # all of it is read, so that checksums are held against it
-            wanted = np.arange(start, min(start + size, count))
-            done[start : start + size] = len(indices) >= len(wanted) and (indices[: len(wanted)] == wanted).all()
+            with np.load(block_path(folder, evaluator, start), allow_pickle=False) as file:
+                state = dict(file)  # all of it is read, so that checksums are held against it
+            evaluator.fresh().merge(state)
+            fits = str(state[RUN]) == run and np.array_equal(state["indices"], wanted)
+            done[wanted] = fits and np.array_equal(state["labels"], labels[wanted])
         except DAMAGED:
             continue
     return done

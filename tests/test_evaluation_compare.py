@@ -77,6 +77,22 @@ def test_pools_have_only_what_all_have_and_an_error_if_all_have_one(write):
     assert row.cells["fid"].low == 0
 
 
+def test_runs_of_several_seeds_without_a_common_metric_are_one_sentence(write, monkeypatch, capsys):
+    one, other = (write(name, {name: (3.0, 0.1)}, global_seed=seed) for seed, name in enumerate(("fid", "is")))
+    code, out, err = command(monkeypatch, capsys, one, other)
+    assert (code, out) == (2, "")
+    assert "have no metric in common" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-12])
+def test_errors_that_bound_nothing_decide_nothing(error, write):
+    found = compared(write("a", {"fid": (3.0, error)}, cfg_scale=1.0), write("b", {"fid": (4.0, error)}, cfg_scale=2.0))
+    assert [(one.verdict, one.low) for one in found.differences] == [("without interval", None)]
+    assert found.table()
+    assert found.to_html()
+
+
 def test_what_is_more_than_a_seed_apart_is_not_pooled(write):
     a = write("a", global_seed=0)
     b = write("b", global_seed=1, cfg_scale=1.25)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import ROOT, run_command
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+import distributed
 from distributed import UserError
 from evaluation import scores
 from evaluation.calc import Evaluation, make_reference
@@ -73,8 +75,7 @@ def test_fid_of_a_class_is_that_of_its_images(alone):
         assert score.distance.value == pytest.approx(expected, rel=1e-6)
         assert abs(sqrt_oracle(rows[labels == label], others) / expected - 1) > 0.1
         assert (score.n, score.reference_n) == ((labels == label).sum(), (theirs == label).sum())
-    assert found[3].distance.error is None  # 5 images in 4 dimensions
-    for label in (0, 7):
+    for label in (0, 3, 7):  # as the whole has an interval from one image more than dimensions on
         assert found[label].distance.low <= found[label].distance.value < found[label].distance.high
 
 
@@ -181,6 +182,7 @@ def test_damaged_labels_are_one_sentence(tmp_path):
 SPATIAL = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import distributed
 from test_evaluation_scores import cached
 with distributed.init("cpu") as group:
@@ -230,3 +232,78 @@ def test_the_interval_of_sfid_is_that_of_its_own_features(alone, tmp_path):
     expected = scores.frechet_error(np.array(own.spatial_rows), own.spatial, np.zeros(18), np.eye(18))
     assert found["sfid"].error == pytest.approx(expected, rel=1e-9)
     assert found["fid"].error != pytest.approx(expected, rel=0.1)
+
+
+def result_of(images: np.ndarray, tmp_path: Path, **settings):
+    """The digits' numbers of these images, from an npz."""
+    np.savez(tmp_path / "samples.npz", arr_0=images)
+    return Evaluation.prepare("digits", distributed.init("cpu"), Settings(cache_dir=tmp_path / "cache", **settings)).evaluate(
+        tmp_path / "samples.npz"
+    )
+
+
+def test_a_collapsed_model_has_numbers_and_no_intervals_of_what_did_not_vary(tmp_path):
+    metrics = result_of(np.full((700, 64, 64, 3), 100, np.uint8), tmp_path).metrics
+    assert metrics["fid-digits"].value > 1
+    assert metrics["fid-infinity-digits"].value == pytest.approx(metrics["fid-digits"].value)
+    for name in ("fid", "fid-infinity", "is", "recall"):
+        assert metrics[f"{name}-digits"].low is None, name
+    assert metrics["precision-digits"].low is not None  # which is counted
+
+
+def test_few_samples_have_intervals_only_of_what_is_counted(tmp_path):
+    few = result_of(pictures(49, 0), tmp_path).metrics
+    assert {name for name, metric in few.items() if metric.low is not None} == {"precision-digits"}
+    assert result_of(pictures(50, 0), tmp_path).metrics["is-digits"].low is not None
+
+
+def test_no_value_lies_outside_its_interval_where_samples_are_the_reference(tmp_path):
+    """There the first derivative is 0, and what the line in 1 / N gives is below 0."""
+    np.savez(tmp_path / "a.npz", arr_0=pictures(650, 0))
+    found = Evaluation.prepare(str(tmp_path / "a.npz"), distributed.init("cpu"), Settings(cache_dir=tmp_path), "digits").evaluate(
+        tmp_path / "a.npz"
+    )
+    for name, metric in found.metrics.items():
+        assert metric.low is None or metric.low <= metric.value <= metric.high, name
+    assert found.metrics["fid-digits"].low is None
+    assert found.metrics["fid-infinity-digits"].value < 0
+
+
+def test_a_vendi_score_that_is_not_defined_is_one_sentence(alone, monkeypatch):
+    monkeypatch.setattr("evaluation.scores.vendi_score", lambda *_: None)
+    rows, labels = in_classes(0, {0: 30})
+    with pytest.raises(UserError, match="all features of an image are 0"):
+        Scorer(("vendi",), SimpleNamespace(rows=rows), labels, None, None, Settings(metrics=("vendi",)), alone).scores()
+
+
+def test_loading_an_extractor_draws_no_random_numbers(alone, inception_weights):
+    """A training loop must go on as it would have without an evaluation."""
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    load_extractor("digits", None, alone)
+    load_extractor("inception", inception_weights, alone)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_training_images_are_cropped_and_count_once(tmp_path):
+    """Samples a bit away from images that are there twice: by distances to equal fellows, all would be authentic."""
+    scans = pictures(60, 0)
+    near = scans.copy()
+    near[:, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "near.npz", arr_0=near)
+    np.savez(tmp_path / "twice.npz", arr_0=np.concatenate([scans, scans]))
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    for number, scan in enumerate(scans):
+        wide = np.pad(scan, ((0, 0), (number % 3, number % 3), (0, 0)))
+        Image.fromarray(wide).save(tmp_path / "tree" / "a" / f"{number:02d}.png")
+    gray = Image.fromarray(scans[0]).convert("L")
+    gray.save(tmp_path / "tree" / "gray.png")
+    for training in ("twice.npz", "tree"):
+        evaluation = Evaluation.prepare(
+            "digits", distributed.init("cpu"), Settings(cache_dir=tmp_path / "cache"), image_size=64, training=tmp_path / training
+        )
+        result = evaluation.evaluate(tmp_path / "near.npz")
+        assert result.metrics["authpct-digits"].value < 10
+        assert len(result.memorisation.pairs) == len(result.memorisation.pictures) == 10
+        assert {pair.sample == pair.training for pair in result.memorisation.pairs} == {True}
+        assert all(pair.ratio < 0.5 for pair in result.memorisation.pairs)

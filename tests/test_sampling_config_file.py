@@ -52,6 +52,7 @@ EVERY = {
     "inception-weights": ("w.pth", "w.pth"),
     "dinov2-weights": ("d.pth", "d.pth"),
     "protocol": ("dino", "dino"),
+    "train": ("train", "train"),
     "class-names": ("classes.txt", "classes.txt"),
     "cache-dir": ("/shared", "/shared"),
     "network": ("diffusers", "diffusers"),

@@ -15,6 +15,8 @@ from conftest import ROOT, options, run_command
 
 import sample_ddp
 from distributed import UserError
+from evaluation.results import find_result
+from sampling.status import status
 
 ONLINE = ["--ref", "digits", "--evaluate-online"]
 
@@ -112,6 +114,31 @@ def test_a_finished_run_draws_nothing_and_can_grow(ordinary, tiny_checkpoint, tm
     assert all(path.read_bytes() == kept[path] for path in whole)
     with pytest.raises(SystemExit):
         score_here(few, monkeypatch)
+
+
+@pytest.mark.parametrize("change", ["run", "labels", "features"])
+def test_a_block_that_is_not_this_runs_is_drawn_again(change, ordinary, tiny_checkpoint, tmp_path, monkeypatch):
+    """One of another seed that was copied here, one with other labels, one whose features are not finite."""
+    arguments = [*options(tiny_checkpoint, tmp_path), *ONLINE]
+    score_here(arguments, monkeypatch)
+    path = next(tmp_path.glob("run-online/digits-*/00000008.npz"))
+    if change == "run":
+        score_here([*options(tiny_checkpoint, tmp_path, run_name="other", global_seed=1), *ONLINE], monkeypatch)
+        shutil.copy(next(tmp_path.glob("other-online/digits-*/00000008.npz")), path)
+    else:
+        with np.load(path) as state:
+            arrays = dict(state)
+        arrays[change] = arrays[change] * (np.float32("nan") if change == "features" else 0)
+        np.savez(path, **arrays)
+    score_here(arguments, monkeypatch)
+    assert close(result(tmp_path), ordinary)
+
+
+def test_status_and_compare_know_what_it_is(tiny_checkpoint, tmp_path, monkeypatch):
+    score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
+    with pytest.raises(UserError, match="is of --evaluate-online, which keeps no images"):
+        status(tmp_path / "run-online")
+    assert find_result(tmp_path / "run") == find_result(tmp_path / "run-online") == tmp_path / "run-online.json"
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "bits", "other"])
