@@ -83,6 +83,12 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (add_calc, add_ref, add_compare, add_fetch):
+        add(commands)
+    return parser
+
+
+def add_calc(commands: argparse._SubParsersAction) -> None:
     calc = commands.add_parser("calc", help="metrics of samples", allow_abbrev=False)
     calc.add_argument("samples", type=Path, help="npz with arr_0, or a folder, zip or Hugging Face dataset of images")
     calc.add_argument(
@@ -106,7 +112,8 @@ def build_parser() -> Parser:
         "--train",
         type=Path,
         metavar="IMAGES",
-        help="training images, as for samples: how many samples are copies of one (AuthPct), and the closest pairs",
+        help="training images, as for samples, files cropped to their size: how many samples are copies of one (AuthPct), and "
+        "the closest pairs",
     )
     calc.add_argument(
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
@@ -115,6 +122,9 @@ def build_parser() -> Parser:
     calc.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
     calc.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
     add_common(calc)
+
+
+def add_ref(commands: argparse._SubParsersAction) -> None:
     ref = commands.add_parser("ref", help="reference statistics of images", allow_abbrev=False)
     ref.add_argument(
         "images",
@@ -136,6 +146,9 @@ def build_parser() -> Parser:
         help="random images whose features are stored for precision, recall and KID; 0 for none (default %(default)s)",
     )
     add_common(ref)
+
+
+def add_compare(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser(
         "compare", help="results side by side, and which differences their intervals decide", allow_abbrev=False
     )
@@ -149,6 +162,9 @@ def build_parser() -> Parser:
     )
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there")
     compare.add_argument("--html", type=Path, metavar="FILE", help="write it there as a page")
+
+
+def add_fetch(commands: argparse._SubParsersAction) -> None:
     fetch = commands.add_parser(
         "fetch", help="download Inception's weights, dinov2's, and references by name", allow_abbrev=False
     )
@@ -156,7 +172,6 @@ def build_parser() -> Parser:
         "names", nargs="*", metavar="NAME", help="dinov2, or references from the list that --help of all commands gives"
     )
     add_cache_dir(fetch)
-    return parser
 
 
 def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:

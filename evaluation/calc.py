@@ -233,27 +233,10 @@ class Evaluation:
         grid: Grid,
     ) -> Result:
         extractor, settings = self.extractor, self.settings
-        protocol = PROTOCOLS[settings.protocol]
-        names = {name: called(name, extractor) for name in (*scores.values, *left_out)}
-        metrics = {
-            names[name][0]: Metric(
-                name=name,
-                label=names[name][1],
-                **asdict(found),
-                n=images.count,
-                reference_n=reference and reference.count_for(name),
-                protocol=protocol.name,
-                definition=protocol.definition(name, extractor.name),
-                deviations=tuple(deviations(name, self.reference, extractor, settings)),
-            )
-            for name, found in scores.values.items()
-        }
-        if memorised:
-            metrics |= self._authenticity(memorised)
         return Result(
-            metrics=metrics,
+            metrics=self._metrics(images.count, reference, scores) | (self._authenticity(memorised) if memorised else {}),
             warnings=tuple(notes),
-            left_out={names[name][1]: why for name, why in left_out.items()},
+            left_out={called(name, extractor)[1]: why for name, why in left_out.items()},
             samples=_described_samples(images, own),
             reference=reference and _described_reference(reference),
             extractor={
@@ -281,6 +264,23 @@ class Evaluation:
             run=find_run(images.path, own.pixels_sha256),
             training=self.training and memorised and _described_training(self.training, memorised),
         )
+
+    def _metrics(self, count: int, reference: Reference | None, scores: Scores) -> dict[str, Metric]:
+        """All numbers but AuthPct by their keys, with what they are."""
+        protocol, found = PROTOCOLS[self.settings.protocol], {}
+        for name, estimate in scores.values.items():
+            key, label = called(name, self.extractor)
+            found[key] = Metric(
+                name=name,
+                label=label,
+                **asdict(estimate),
+                n=count,
+                reference_n=reference and reference.count_for(name),
+                protocol=protocol.name,
+                definition=protocol.definition(name, self.extractor.name),
+                deviations=tuple(deviations(name, self.reference, self.extractor, self.settings)),
+            )
+        return found
 
     def _authenticity(self, memorised: Memorisation) -> dict[str, Metric]:
         """AuthPct by its key, in percent as its name says."""
