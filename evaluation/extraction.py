@@ -35,19 +35,35 @@ STATISTICS, ABOUT = "statistics.npz", "about.json"
 DIGEST = 32  # bytes
 
 
+class Rows:
+    """Rows (N, D) float32 of a file, read when a slice of them is asked for, and not kept in memory as mapped ones are."""
+
+    def __init__(self, path: Path, count: int, dimension: int):
+        self._path, self.shape = path, (count, dimension)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        size = self.shape[1]
+        values = np.fromfile(self._path, np.float32, count=max(stop - start, 0) * size, offset=start * size * 4)
+        return values.reshape(-1, size)
+
+
 @dataclass(frozen=True)
 class Features:
     """What an extractor made of a set of images.
 
     `rows` are the features (N, D) float32, mapped from the disk, in the order of the images, `spatial_rows` (N, S) the spatial
-    ones; `pixels_sha256` is the hash of the images' own hashes in that order, the same for an npz and for the PNGs that it was
-    packed from.
+    ones, read from there; `pixels_sha256` is the hash of the images' own hashes in that order, the same for an npz and for the
+    PNGs that it was packed from.
     """
 
     folder: Path
     rows: np.ndarray
     statistics: FeatureStatistics
-    spatial_rows: np.ndarray | None
+    spatial_rows: Rows | None
     spatial: FeatureStatistics | None
     content_sha256: str | None
     pixels_sha256: str
@@ -280,7 +296,7 @@ def _open(entry: Path, extractor: Extractor, origin: str) -> Features:
             statistics = FeatureStatistics(count, arrays["mean"], arrays["scatter"])
             spatial_rows = spatial = None
             if "spatial_mean" in arrays.files:
-                spatial_rows = _mapped(entry / SPATIAL, count, extractor.spatial_dimension)
+                spatial_rows = Rows(entry / SPATIAL, count, extractor.spatial_dimension)
                 spatial = FeatureStatistics(count, arrays["spatial_mean"], arrays["spatial_scatter"])
     except DAMAGED_ARCHIVE as error:
         raise UserError(f"{entry} cannot be read ({error}); remove it") from error

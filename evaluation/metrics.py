@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
@@ -10,7 +11,10 @@ from distributed import Group
 from evaluation.intervals import ROUNDING, Estimate, error_of_mean, estimate
 from evaluation.statistics import FeatureStatistics, divergences_from, mean_divergence
 
-ROWS = 4096  # that are worked on at once
+if TYPE_CHECKING:
+    from evaluation.extraction import Rows
+
+ROWS = 2048  # that are worked on at once
 BLOCK_COUNTS = (1, 2, 3, 4)  # FID against N: of all samples, of halves, of thirds, of quarters
 FITTED = 3  # of these, the largest, that the line goes through
 CURVE_SEED, SHUFFLES = 0, 4
@@ -60,7 +64,7 @@ def transport(sigma1: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
 
 
 def frechet_error(
-    rows: np.ndarray, own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
+    rows: "np.ndarray | Rows", own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
 ) -> float | None:
     """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
 
@@ -82,7 +86,7 @@ def frechet_error(
     return error if error > ROUNDING * own.covariance.trace() else None
 
 
-def _error(rows: np.ndarray, influences: Callable[[np.ndarray], np.ndarray], group: Group | None) -> float:
+def _error(rows: "np.ndarray | Rows", influences: Callable[[np.ndarray], np.ndarray], group: Group | None) -> float:
     """`error_of_mean` of what `influences` makes of all rows, which the ranks share out if there is a group."""
     found = np.zeros(len(rows))
     for number, start in enumerate(range(0, len(rows), ROWS)):
@@ -111,8 +115,9 @@ def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Es
 
     Each point is the mean over blocks that hold all samples between them, after seeded shuffles: all at once, halves, thirds
     and quarters. So all points see the same samples, where random subsets, as in the paper, would add their own noise; how far
-    the shuffles lie apart is part of the error. The line goes through the first three, as the bias of few samples bends; the
-    last shows whether it does. Of a model as good as the reference it may come out below 0. The ranks share the blocks out.
+    the shuffles lie apart is part of the error. The line goes through the first three, as the bias of few samples bends; how
+    far a parabola through all four would end from it is part of the error too. Of a model as good as the reference it may come
+    out below 0. The ranks share the blocks out.
 
     Args:
         rows: features (N, D) of at least `PER_DIMENSION` samples a dimension.
@@ -128,8 +133,9 @@ def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Es
         points.append(group.sum(distances).reshape(SHUFFLES, parts).mean(1))
     counts = [len(rows) // parts for parts in BLOCK_COUNTS]
     slopes, values = np.polyfit(1 / np.array(counts[:FITTED]), np.array(points[:FITTED]), 1)  # a line a shuffle
-    error = whole.error and float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES))
     means = tuple(float(point.mean()) for point in points)
+    bend = values.mean() - np.polyfit(1 / np.array(counts), means, 2)[-1]
+    error = whole.error and float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES + bend**2))
     return Curve(tuple(counts), means, float(slopes.mean()), estimate(float(values.mean()), error))
 
 

@@ -84,7 +84,7 @@ def test_fid_sfid_and_is_of_50000_images_take_less_than_1_gb(tmp_path, alone):
     statistics = {"mu": np.full(2048, 0.5), "sigma": np.eye(2048) / 12, "mu_s": np.full(2023, 0.5), "sigma_s": np.eye(2023) / 12}
     reference = Reference(tmp_path, "0", "ADM's statistics and images", **statistics)
     metrics, left_out = choose_metrics(reference, extractor, settings)
-    assert metrics == ("fid", "sfid", "is")
+    assert metrics == ("fid", "sfid", "is", "fid-infinity")
     before = forget_peak()
     result = Evaluation(reference, extractor, settings, alone, metrics, left_out).evaluate(samples)
     used = peak() - before
@@ -93,6 +93,9 @@ def test_fid_sfid_and_is_of_50000_images_take_less_than_1_gb(tmp_path, alone):
     # The features are uniform on [0, 1]: the distance is what the finite number of samples leaves.
     assert result.metrics["fid"].value < 2.5
     assert result.metrics["sfid"].value < 2.5
+    assert abs(result.metrics["fid-infinity"].value) < 0.1 * result.metrics["fid"].value
+    assert result.metrics["fid-infinity"].low < 0 < result.metrics["fid-infinity"].high
+    print({name: (metric.value, metric.error) for name, metric in result.metrics.items()})
     assert result.samples["count"] == COUNT
 
 

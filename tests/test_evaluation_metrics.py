@@ -270,7 +270,9 @@ def test_fid_at_infinity_is_where_a_known_line_goes(alone, monkeypatch):
     assert found.counts == (120, 60, 40, 30)
     assert found.values == pytest.approx([3 + 50 / count for count in (120, 60, 40)] + [3 + 50 / 30 + 7])
     assert (found.at_infinity.value, found.slope, found.at(60)) == pytest.approx((3, 50, 3 + 50 / 60))
-    assert found.at_infinity.error == 0.5
+    bend = 3 - np.polyfit([1 / 120, 1 / 60, 1 / 40, 1 / 30], found.values, 2)[-1]
+    assert found.at_infinity.error == pytest.approx(np.hypot(0.5, bend))
+    assert abs(bend) > 1
     assert len(blocks) == SHUFFLES * (2 + 3 + 4)
     start = 0
     for parts in (2, 3, 4):
@@ -292,8 +294,8 @@ def test_the_error_at_infinity_has_that_of_the_shuffles(alone, monkeypatch):
     found = frechet_curve(rows, rows[0], np.eye(2), Estimate(4.5, 0.5), alone)
     ends = [np.polyfit([1, 2, 3], [4.5, half, 6.0], 1)[1] for half in (5.0, 5.4, 4.8, 5.2)]
     assert found.at_infinity.value == pytest.approx(np.mean(ends))
-    assert found.at_infinity.error == pytest.approx(np.sqrt(0.25 + np.var(ends, ddof=1) / 4))
-    assert found.at_infinity.error > 0.5
+    bend = np.mean(ends) - np.polyfit([1, 2, 3, 4], [4.5, 5.1, 6.0, 7.0], 2)[-1]
+    assert found.at_infinity.error == pytest.approx(np.sqrt(0.25 + np.var(ends, ddof=1) / 4 + bend**2))
 
 
 def test_the_points_of_the_curve_are_frechet_distances(alone, monkeypatch):

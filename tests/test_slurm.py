@@ -38,6 +38,7 @@ PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=20
 MinJobAge=3600
+FirstJobId={first_job}
 NodeName=localhost CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=scavenge Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP GraceTime=20
 PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP PreemptMode=OFF
@@ -102,7 +103,9 @@ def cluster() -> Iterator[Cluster]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, ports=ports))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first_job = 100 * worker + 1  # of each worker's own: the port of a rendezvous is the job's number
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, ports=ports, first_job=first_job))
     cluster, daemons = Cluster(folder), []
     munge = folder / "munge"
     munge.mkdir()
