@@ -292,6 +292,7 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
     files = options.inception_weights, size, options.dinov2_weights, options.train
     evaluation = Evaluation.prepare(options.ref, group, settings, None, *files)
     check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
+    evaluation.check_training(size, size)
     return evaluation
 
 

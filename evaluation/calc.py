@@ -87,7 +87,8 @@ class Evaluation:
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
         Args:
-            image_size: of the samples, so that a published reference of another size is not fetched.
+            image_size: of the samples, so that a published reference of another size is not fetched, and training images are
+                cropped to it.
 
         Raises:
             UserError: in one sentence, if something is missing or does not fit.
@@ -106,7 +107,7 @@ class Evaluation:
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
-        training = open_training(training, network, image_size) if training else None
+        training = open_training(training, network, image_size or network.image_size) if training else None
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         return cls(reference, network, settings, group, metrics, left_out, exact, training)
@@ -124,7 +125,14 @@ class Evaluation:
 
     def check(self, images: "Images | Seen") -> dict[str, str]:
         """Which metrics cannot be had of so many samples, and why; raises UserError if the samples fit nothing."""
+        self.check_training(images.height, images.width)
         return check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
+
+    def check_training(self, height: int, width: int) -> None:
+        """Raises UserError if training images are of another size than samples of this one."""
+        if self.training and (self.training.height, self.training.width) != (height, width):
+            size = f"{self.training.width} x {self.training.height}"
+            raise UserError(f"--train {self.training.path}: images of {size}, but the samples are of {width} x {height}")
 
     @torch.inference_mode()
     @plain_float32()
@@ -203,8 +211,8 @@ class Evaluation:
 
     def is_done(self, samples: Path, json_file: Path) -> bool:
         """Whether `json_file` is the result of these settings on these samples, reference and extractor, byte for byte."""
-        if self.reference and self.reference.sha256 is None:
-            return False
+        if self.training or (self.reference and self.reference.sha256 is None):
+            return False  # what these images are is known only once all are read
         try:
             old = json.loads(json_file.read_text())
             images = open_images(samples)
@@ -216,7 +224,7 @@ class Evaluation:
                 and old["extractor"]["weights_sha256"] == self.extractor.weights_sha256
                 and self.settings.recorded().items() <= old["settings"].items()
                 and wanted <= set(old["metrics"])
-                and (old["training"] or {}).get("path") == (self.training and printable(str(self.training.path)))
+                and old["training"] is None
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
@@ -311,12 +319,15 @@ def open_training(path: Path, extractor: Extractor, image_size: int | None) -> I
     """The images that samples may be copies of, cropped to the samples' size where they are files of any size.
 
     Raises:
-        UserError: if they are fewer than two, or cannot be read or extracted.
+        UserError: if no two of them differ, or they cannot be read or extracted.
     """
     images = open_images(path, None if path.suffix == ".npz" else image_size)
     check_size(f"--train {path}", images.height, images.width, extractor)
     if images.count < 2:
         raise UserError(f"--train {path}: holds {images.count} image, and at least 2 are needed")
+    first = images.pick([0])[0]
+    if all((batch == first).all() for batch in images.batches(16)):  # ends at the first that differs
+        raise UserError(f"--train {path}: its {images.count} images are all the same, and at least 2 different ones are needed")
     return images
 
 

@@ -21,7 +21,7 @@ SEED = "global_seed"  # in a run's identity
 FID_LIKE = ("fid", "sfid", "fid-infinity")
 RETRAINING = 0.013  # arXiv 2606.20536: smaller relative gaps of FID come from training the same model anew
 AT_MOST = {"precision": 1, "recall": 1, "coverage": 1, "authpct": 100}
-BELOW_ZERO = ("kid",)  # metrics that can be
+BELOW_ZERO = ("kid", "fid-infinity")  # metrics that can be
 DIFFERING = 3  # fields that a name gives at most
 LONGEST_NAME = 60  # characters
 WIDTH = 130  # of the table where nothing says how wide the terminal is
@@ -131,7 +131,7 @@ def compare(results: list[Known]) -> Comparison:
     if nothing := [row for row in rows if not row.cells]:
         raise UserError(f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their seeds, have no metric in common")
     differences = tuple(difference(row, rows[0], key) for row in rows[1:] for key in rows[0].cells if key in row.cells)
-    return Comparison(rows, differences, results[0].basis, datetime.now(UTC).isoformat(timespec="seconds"))
+    return Comparison(rows, differences, _shared(results), datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def difference(row: Row, against: Row, key: str) -> Difference:
@@ -174,19 +174,25 @@ def _pooled(pool: list[Known]) -> dict[str, Cell]:
     return cells
 
 
+def _shared(results: list[Known]) -> dict[str, Value]:
+    """What they hang on; of training images what those know that have some."""
+    basis = dict(results[0].basis)
+    for other in results[1:]:
+        basis.update({field: value for field, value in other.basis.items() if basis[field] is None})
+    return basis
+
+
 def _check(results: list[Known]) -> None:
     """Raises UserError for results that cannot stand side by side, or are of one run."""
-    first = results[0]
-    for other in results[1:]:
-        for field, ours in first.basis.items():
+    for one, other in itertools.combinations(results, 2):
+        for field, ours in one.basis.items():
             theirs = other.basis[field]
             unknown = field.startswith("training") and None in (ours, theirs)  # then only one of them has AuthPct
             if ours != theirs and not unknown:
                 raise UserError(
-                    f"{first.path} and {other.path} cannot be compared: {field} is {shown_value(field, ours)} in the one and "
+                    f"{one.path} and {other.path} cannot be compared: {field} is {shown_value(field, ours)} in the one and "
                     f"{shown_value(field, theirs)} in the other"
                 )
-    for one, other in itertools.combinations(results, 2):
         if one.pixels_sha256 == other.pixels_sha256:
             raise UserError(f"{one.path} and {other.path} are results of the same images: name each run once")
         if one.identity and one.identity == other.identity:

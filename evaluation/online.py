@@ -60,6 +60,7 @@ class Evaluator:
         extractor, inception_weights, dinov2_weights: as the options of these names.
         name: what the result calls the samples.
         train: training images, to tell memorised samples; there will be no pictures of those.
+        image_size: to which files of training images are cropped; the one that the extractor takes, if it takes only one.
         evaluation: in the place of all these, where it is prepared already.
 
     Raises:
@@ -76,11 +77,13 @@ class Evaluator:
         dinov2_weights: Path | None = None,
         name: str = "online",
         train: Path | None = None,
+        image_size: int | None = None,
         evaluation: Evaluation | None = None,
     ):
         if evaluation is None:
             settings, group = settings or Settings(), group or distributed.init()
-            evaluation = Evaluation.prepare(ref, group, settings, extractor, inception_weights, None, dinov2_weights, train)
+            files = inception_weights, image_size, dinov2_weights, train
+            evaluation = Evaluation.prepare(ref, group, settings, extractor, *files)
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         self.evaluation, self.name = evaluation, name
@@ -146,6 +149,7 @@ class Evaluator:
         self._check_size(height, width)
         indices, labels = _as_numbers(indices, count, "indices"), _as_numbers(labels, count, "labels")
         check_size("images", height, width, self.evaluation.extractor, self.evaluation.reference)
+        self.evaluation.check_training(height, width)
         self._check_kind(indices, labels)
         if not count:
             return self
@@ -238,7 +242,12 @@ class Evaluator:
                 raise ValueError(f"this is no whole state of an evaluator: its {name} are {what}")
         if not (np.isfinite(arrays["features"]).all() and np.isfinite(arrays["spatial"]).all()):
             raise ValueError("this is no whole state of an evaluator: its features hold NaN or infinity")
+        labels, shape = arrays["labels"], arrays["thumbnails"].shape
+        if count and (min(height, width) < 1 or labels.min() < NONE or len(set((labels == NONE).tolist())) > 1):
+            raise ValueError("this is no whole state of an evaluator: its size or labels cannot be")
         kept = arrays["kept"].tolist()
+        if kept and shape[1:] != np.array(picture(np.zeros((height, width, 3), np.uint8))).shape:
+            raise ValueError("this is no whole state of an evaluator: its thumbnails are of another size")
         if len(kept) != len(arrays["thumbnails"]) or not all(0 <= place < count for place in kept):
             raise ValueError("this is no whole state of an evaluator: its thumbnails are of other images")
         if not count:

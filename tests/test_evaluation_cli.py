@@ -198,6 +198,7 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "objects.npz", mu=np.array([None, 1]), sigma=np.eye(2))
     np.savez(tmp_path / "small.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
     np.savez(tmp_path / "one.npz", arr_0=scans()[:1])
+    np.savez(tmp_path / "alike.npz", arr_0=scans()[:1].repeat(40, 0))
     np.savez(tmp_path / "three.npz", arr_0=scans()[:3])
     np.savez(tmp_path / "gray.npz", arr_0=scans()[..., 0])
     np.savez(tmp_path / "statistics.npz", mu=own["mu"], sigma=own["sigma"], provenance=own["provenance"])
@@ -245,6 +246,7 @@ MISTAKES = [
     ("calc {}/samples.npz --ref digits --metrics fid-infinity", "needs at least 640 images, and there are 40"),
     ("calc {}/samples.npz --ref digits --train {}/one.npz", "--train {}/one.npz: holds 1 image, and at least 2 are needed"),
     ("calc {}/samples.npz --ref digits --train {}/small.npz", "takes 64 x 64 only"),
+    ("calc {}/samples.npz --ref digits --train {}/alike.npz", "alike.npz: its 40 images are all the same"),
     ("calc {}/samples.npz --ref digits --train absent", "absent: no such file or folder"),
     (f"calc {'x' * 300} --ref digits", "File name too long"),
     (f"calc {{}}/samples.npz --ref {'x' * 300}", "File name too long"),

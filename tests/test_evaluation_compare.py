@@ -8,6 +8,7 @@ from conftest import run_command
 from made_results import IDENTITY, NASTY, Page, made
 
 import distributed
+from distributed import UserError
 from evaluation import __main__ as cli
 from evaluation.compare import compare
 from evaluation.results import find_result, read_result
@@ -64,13 +65,15 @@ SEEDS = [(0, 3.0, 0.2), (1, 4.0, 0.3), (2, 5.0, 0.6)]
 
 
 def test_pools_have_only_what_all_have_and_an_error_if_all_have_one(write):
-    first = write("a", {"fid": (3.0, 0.1), "is": (5.0, 0.1), "kid": (0.001, 0.01)}, global_seed=0)
-    second = write("b", {"fid": (3.0, None), "kid": (0.003, 0.01)}, global_seed=1)
+    below = {"kid": (0.001, 0.01), "fid-infinity": (-0.05, 0.01)}
+    first = write("a", {"fid": (3.0, 0.1), "is": (5.0, 0.1), **below}, global_seed=0)
+    second = write("b", {"fid": (3.0, None), **below}, global_seed=1)
     (row,) = compared(first, second).rows
-    assert list(row.cells) == ["fid", "kid"]
+    assert list(row.cells) == ["fid", "kid", "fid-infinity"]
     fid = row.cells["fid"]
     assert (fid.value, fid.error, fid.low, fid.promised, fid.seen) == (3.0, None, None, None, 0.0)
     assert row.cells["kid"].low < 0  # KID is unbiased, and can be
+    assert row.cells["fid-infinity"].low < -0.05 < row.cells["fid-infinity"].high < 0
     third, fourth = (write(f"c{n}", {"precision": (0.99, 0.02), "fid": (0.01, 0.1)}, global_seed=n) for n in (3, 4))
     (row,) = compared(third, fourth).rows
     assert row.cells["precision"].high == 1
@@ -192,6 +195,18 @@ def test_training_images_that_one_lacks_cost_its_authpct_alone(write):
     comparison = compared(a, b)
     assert [one.key for one in comparison.differences] == ["fid"]
     assert "AuthPct" in comparison.table()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_training_images_that_two_have_must_be_the_same(order, write):
+    """Also where the first has none."""
+    without = write("a", change=lambda data: data.pop("training"), cfg_scale=2.0)
+    first, same = (write(f"b{seed}", global_seed=seed) for seed in (0, 1))
+    other = write("c", change=put("ee" * 32, "training", "pixels_sha256"), global_seed=1)
+    with pytest.raises(UserError, match="training images SHA-256"):
+        compared(*([without, first, other][place] for place in order))
+    comparison = compared(*([without, first, same][place] for place in order))
+    assert comparison.basis["training images SHA-256"] == "dd" * 32
 
 
 STRANGE = [

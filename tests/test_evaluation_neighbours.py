@@ -183,6 +183,15 @@ def test_the_reference_itself_is_covered_whether_it_is_one_array_or_two(alone):
     assert neighbourhoods(rows, rows, alone) == found
 
 
+def test_the_error_of_density_is_that_of_a_mean(alone):
+    reference, samples = features(60, 0, 6), features(71, 3, 6)
+    radii = np.sort(np.linalg.norm(reference[:, None] - reference[None], axis=2), axis=1)[:, 5]
+    near = (np.linalg.norm(reference[:, None] - samples[None], axis=2) < radii[:, None]).sum(0) / 5
+    found = neighbourhoods(reference, samples, alone).density
+    assert found.value == pytest.approx(near.mean(), rel=1e-12)
+    assert found.error == pytest.approx(near.std(ddof=1) / len(samples) ** 0.5, rel=1e-9)
+
+
 def test_samples_far_off_have_neither_density_nor_coverage(alone):
     found = neighbourhoods(features(50, 0, 6), features(40, 0, 6) + 100, alone)
     assert (found.precision.value, found.density.value, found.coverage.value) == (0, 0, 0)

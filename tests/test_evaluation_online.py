@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_command
+from PIL import Image
 
 import distributed
 from distributed import UserError
@@ -257,6 +258,10 @@ def test_a_refused_batch_leaves_nothing_behind(arrays):
         "spatial": {"spatial": torch.zeros(4, 3)},
         "labels": {"labels": state["labels"].float()},
         "thumbnails": {"kept": state["kept"] + 9},
+        "pictures": {"thumbnails": state["thumbnails"][:, :3]},
+        "size": {"size": state["size"] * 0},
+        "labels below 0": {"labels": state["labels"] - 5},
+        "some labels": {"labels": state["labels"] * 0 + torch.tensor([0, 1, 2, -1])},
         "nothing": {"features": None},
     }
     for change in broken.values():
@@ -284,3 +289,16 @@ def test_copies_of_training_images_are_told_online(arrays, samples):
     assert result.metrics["authpct-digits"].value == 0
     assert [pair.sample == pair.training for pair in result.memorisation.pairs] == [True] * 10
     assert result.to_html()
+
+
+def test_training_images_are_cropped_to_the_samples(arrays, tmp_path):
+    images, labels = arrays
+    (tmp_path / "train").mkdir()
+    for number, image in enumerate(images[:8]):
+        Image.fromarray(np.pad(image, ((0, 0), (10, 10), (0, 0)))).save(tmp_path / "train" / f"{number}.png")
+    evaluator = Evaluator("digits", train=tmp_path / "train")
+    result = evaluator.update(images[:60], labels=labels[:60]).compute()
+    assert max(pair.ratio for pair in result.memorisation.pairs[:8]) < 0.01
+    evaluation = evaluator.evaluation
+    with pytest.raises(UserError, match="images of 64 x 64, but the samples are of 32 x 64"):
+        evaluation.check_training(64, 32)

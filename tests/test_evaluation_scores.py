@@ -307,3 +307,18 @@ def test_training_images_are_cropped_and_count_once(tmp_path):
         assert len(result.memorisation.pairs) == len(result.memorisation.pictures) == 10
         assert {pair.sample == pair.training for pair in result.memorisation.pairs} == {True}
         assert all(pair.ratio < 0.5 for pair in result.memorisation.pairs)
+
+
+def test_a_result_with_training_images_is_never_taken_for_done(alone, tmp_path):
+    """They may have changed where they lie; without any, the result of other samples is told from theirs."""
+    for name, seed in (("a", 0), ("b", 1)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pictures(60, seed, 64))
+    settings, result = Settings(cache_dir=tmp_path / "cache"), tmp_path / "a.json"
+    plain, trained = (
+        Evaluation.prepare("digits", alone, settings, image_size=64, training=path) for path in (None, tmp_path / "b.npz")
+    )
+    plain.evaluate(tmp_path / "a.npz").write(result, None)
+    assert [one.is_done(tmp_path / "a.npz", result) for one in (plain, trained)] == [True, False]
+    assert not plain.is_done(tmp_path / "b.npz", result)
+    trained.evaluate(tmp_path / "a.npz").write(result, None)
+    assert [one.is_done(tmp_path / "a.npz", result) for one in (plain, trained)] == [False, False]
