@@ -210,9 +210,12 @@ class Evaluation:
             yield features.cpu().numpy()
 
     def is_done(self, samples: Path, json_file: Path) -> bool:
-        """Whether `json_file` is the result of these settings on these samples, reference and extractor, byte for byte."""
+        """Whether `json_file` is the result of these settings on these samples, reference and extractor, byte for byte.
+
+        With a reference or training images that would have to be read first to be told from others, no.
+        """
         if self.training or (self.reference and self.reference.sha256 is None):
-            return False  # what these images are is known only once all are read
+            return False
         try:
             old = json.loads(json_file.read_text())
             images = open_images(samples)

@@ -226,6 +226,21 @@ class Evaluator:
         return self
 
     def _add(self, state: dict[str, Tensor | str]) -> None:
+        arrays = self._read(state)
+        if not len(arrays["indices"]):
+            return
+        height, width = arrays["size"].tolist()
+        self._check_size(height, width)
+        self._check_kind(arrays["indices"], arrays["labels"])
+        start, self._size = self.count, (height, width)
+        for name, parts in self._parts.items():
+            parts.append(arrays[name])
+        for place, image in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
+            label = int(arrays["labels"][place])
+            self._thumbnails[start + place], self._kept[label] = image, self._kept.get(label, 0) + 1
+
+    def _read(self, state: dict[str, Tensor | str]) -> dict[str, np.ndarray]:
+        """The arrays of a state; raises ValueError if it is not a whole one, or of another extractor."""
         extractor = self.evaluation.extractor
         try:
             arrays = {name: np.asarray(state[name]) for name in (*self._parts, "size", "kept", "thumbnails")}
@@ -234,32 +249,25 @@ class Evaluator:
             raise ValueError(f"this is no state of an evaluator ({error})") from error
         if theirs != f"{extractor.name} {extractor.weights_sha256}":
             raise ValueError(f"the state was made with the extractor {theirs}, and this is {extractor.name}")
-        count = len(arrays["indices"])
+
+        def require(holds: bool, but: str) -> None:
+            if not holds:
+                raise ValueError(f"this is no whole state of an evaluator: its {but}")
+
+        count, labels, kept, thumbnails = len(arrays["indices"]), arrays["labels"], arrays["kept"], arrays["thumbnails"]
         for name in self._parts:
-            empty = self._empty(name)
-            if arrays[name].dtype != empty.dtype or arrays[name].shape != (count, *empty.shape[1:]):
-                what = f"{arrays[name].dtype} {arrays[name].shape}"
-                raise ValueError(f"this is no whole state of an evaluator: its {name} are {what}")
-        if not (np.isfinite(arrays["features"]).all() and np.isfinite(arrays["spatial"]).all()):
-            raise ValueError("this is no whole state of an evaluator: its features hold NaN or infinity")
-        labels, shape = arrays["labels"], arrays["thumbnails"].shape
-        if count and (min(height, width) < 1 or labels.min() < NONE or len(set((labels == NONE).tolist())) > 1):
-            raise ValueError("this is no whole state of an evaluator: its size or labels cannot be")
-        kept = arrays["kept"].tolist()
-        if kept and shape[1:] != np.array(picture(np.zeros((height, width, 3), np.uint8))).shape:
-            raise ValueError("this is no whole state of an evaluator: its thumbnails are of another size")
-        if len(kept) != len(arrays["thumbnails"]) or not all(0 <= place < count for place in kept):
-            raise ValueError("this is no whole state of an evaluator: its thumbnails are of other images")
-        if not count:
-            return
-        self._check_size(height, width)
-        self._check_kind(arrays["indices"], arrays["labels"])
-        start, self._size = self.count, (height, width)
-        for name, parts in self._parts.items():
-            parts.append(arrays[name])
-        for place, image in zip(kept, arrays["thumbnails"], strict=True):
-            label = int(arrays["labels"][place])
-            self._thumbnails[start + place], self._kept[label] = image, self._kept.get(label, 0) + 1
+            empty, array = self._empty(name), arrays[name]
+            fits = array.dtype == empty.dtype and array.shape == (count, *empty.shape[1:])
+            require(fits, f"{name} are {array.dtype} {array.shape}")
+        require(all(np.isfinite(arrays[name]).all() for name in ("features", "spatial")), "features hold NaN or infinity")
+        require(not count or min(height, width) > 0, f"images are {width} x {height}")
+        require((labels == NONE).all() or (labels >= 0).all(), "labels are not those of all images")
+        fits = len(kept) == len(thumbnails) and all(0 <= place < count for place in kept.tolist())
+        require(fits, "thumbnails are of other images")
+        if count:
+            shape = np.array(picture(np.zeros((height, width, 3), np.uint8))).shape
+            require(not len(kept) or thumbnails.shape[1:] == shape, "thumbnails are of another size")
+        return arrays
 
     def _empty(self, name: str) -> np.ndarray:
         """No images' part of that name."""

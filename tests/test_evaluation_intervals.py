@@ -83,7 +83,7 @@ def covered(found: list[Estimate], truth: float | None = None) -> tuple[float, f
     return float(np.mean([one.low <= truth <= one.high for one in found])), float(np.mean(halves))
 
 
-def holds(found: list[Estimate], truth: float | None = None) -> None:
+def assert_covered(found: list[Estimate], truth: float | None = None) -> None:
     """Asserts that the intervals hold the truth as often as 95 % ones do, and that half as long ones do not."""
     whole, half = covered(found, truth)
     print(f"covered {whole:.3f}, half {half:.3f}")
@@ -114,7 +114,7 @@ def drawn(random: np.random.Generator, count: int = 400) -> np.ndarray:
 
 
 def test_fids_interval_holds_its_expectation():
-    holds(draws(lambda random: fid(drawn(random))))
+    assert_covered(draws(lambda random: fid(drawn(random))))
 
 
 def test_the_interval_of_fid_at_infinity_holds_the_distance_of_the_distributions(alone):
@@ -125,7 +125,7 @@ def test_the_interval_of_fid_at_infinity_holds_the_distance_of_the_distributions
         whole = fid(rows)
         return frechet_curve(rows, MU, SIGMA, whole, alone).at_infinity
 
-    holds(draws(infinite), truth)
+    assert_covered(draws(infinite), truth)
 
 
 def test_the_interval_of_fid_does_not_hold_the_distance_of_the_distributions():
@@ -140,18 +140,18 @@ def test_inception_scores_interval_holds_its_expectation(blocks, alone):
         parts = np.split(random.normal(0, 2, size=(500, 10)), blocks)
         return inception_score([lambda part=part: iter([part]) for part in parts], alone)
 
-    holds(draws(score))
+    assert_covered(draws(score))
 
 
 def test_vendi_scores_interval_holds_its_expectation(alone):
-    holds(draws(lambda random: vendi_score(drawn(random), alone)))
+    assert_covered(draws(lambda random: vendi_score(drawn(random), alone)))
 
 
 REFERENCE = np.random.default_rng(1).normal(size=(300, DIMENSION)).astype(np.float32)
 
 
 def test_kids_interval_holds_its_expectation(alone):
-    holds(draws(lambda random: kernel_distance(drawn(random), REFERENCE, alone, subsets=20, size=100)))
+    assert_covered(draws(lambda random: kernel_distance(drawn(random), REFERENCE, alone, subsets=20, size=100)))
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def neighbourhoods_of_draws() -> list[Neighbourhoods]:
 
 @pytest.mark.parametrize("name", ["precision", "recall", "density", "coverage"])
 def test_intervals_of_neighbourhoods_hold_their_expectation(name, neighbourhoods_of_draws):
-    holds([getattr(found, name) for found in neighbourhoods_of_draws])
+    assert_covered([getattr(found, name) for found in neighbourhoods_of_draws])
 
 
 def test_the_interval_of_authentic_samples_holds_its_expectation(alone):
-    holds(draws(lambda random: memorisation(drawn(random), REFERENCE, alone).authentic))
+    assert_covered(draws(lambda random: memorisation(drawn(random), REFERENCE, alone).authentic))
