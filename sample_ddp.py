@@ -145,7 +145,12 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
         action=yes_or_no,
         help="compile the network, which takes each process some seconds at its start (default on a CPU; not run on a GPU yet)",
     )
-    speed.add_argument("--attention", choices=["sdpa", "math"], help="torch's fastest kernel, or its plain one (default sdpa)")
+    speed.add_argument(
+        "--attention",
+        choices=["auto", "sdpa", "products", "math"],
+        help="torch's fastest kernel, two matrix products around a softmax, or torch's plain ones; auto: products with bf16 on "
+        "a CPU without AMX, else sdpa",
+    )
     speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default with bf16 on a CPU)")
     speed.add_argument("--vae-tiling", action=yes_or_no, help="decode large images in overlapping tiles, which shows at seams")
     speed.add_argument(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from distributed import UserError, file_sha256
 from models import hub
@@ -17,6 +18,7 @@ from models.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safete
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
+    from diffusers.models.upsampling import Upsample2D
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 LATENT_SCALE = 0.18215  # Stable Diffusion's, which a configuration of that time does not tell
@@ -139,14 +141,29 @@ def normalisation(config: Mapping) -> tuple[float, float]:
     return float(scale), float(shift)
 
 
+def merge_doubling(upsampler: "Upsample2D") -> None:
+    """Makes one transposed convolution of an upsampler's two steps, each pixel repeated twice both ways and a 3 x 3 convolution.
+
+    Of nine neighbours there but four differ, so weights that meet the same one are added up here, and 4/9 of the products remain.
+    """
+    convolution = upsampler.conv
+    flipped = convolution.weight.flip(2, 3).transpose(0, 1)
+    merged = nn.ConvTranspose2d(convolution.in_channels, convolution.out_channels, kernel_size=4, stride=2, padding=1)
+    sums = F.avg_pool2d(flipped, kernel_size=2, stride=1, padding=1, divisor_override=1)
+    merged.weight = nn.Parameter(sums, requires_grad=False)
+    merged.bias = convolution.bias
+    upsampler.conv, upsampler.use_conv_transpose = merged, True
+
+
 def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "AutoencoderKL | AutoencoderTiny":
     """The autoencoder, in evaluation mode; in half precision its images lie in memory pixel by pixel, as fast kernels want them,
-    and its last layer stays float32.
+    its last layer stays float32, and on a CPU doubling is merged (`merge_doubling`).
 
     Raises:
         UserError: if its weights do not fit its configuration.
     """
     import diffusers
+    from diffusers.models.upsampling import Upsample2D
     from diffusers.utils import logging
 
     config = read_config(folder)
@@ -162,8 +179,11 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
     vae = vae.eval().requires_grad_(False).to(device)
     if dtype != torch.float32:
-        vae.to(dtype, memory_format=torch.channels_last)
         decoder = vae.decoder
+        if device.type == "cpu":  # on a GPU it was not measured
+            for upsampler in [module for module in decoder.modules() if isinstance(module, Upsample2D)]:
+                merge_doubling(upsampler)
+        vae.to(dtype, memory_format=torch.channels_last)
         last = [decoder.layers[-1]] if config["_class_name"] == "AutoencoderTiny" else [decoder.conv_norm_out, decoder.conv_out]
         for module in last:  # in bfloat16 a pixel's last bit is half a grey level
             module.float()

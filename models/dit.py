@@ -23,6 +23,7 @@ DIT_SIZES = {
 PATCH_SIZES = (2, 4, 8)
 FREQUENCY_EMBEDDING_SIZE = 256
 MLP_RATIO = 4
+SCORES_AT_ONCE = 1 << 23  # of attention by products; more do not stay in a processor's caches, and take memory
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,28 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v by two matrix products, the softmax between them in float32; q, k, v (B, heads, T, d)."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+        return scores.softmax(-1).to(v.dtype) @ v
+
+    images = max(1, SCORES_AT_ONCE // (q.shape[1] * q.shape[2] ** 2))
+    return torch.cat([attend(*parts) for parts in zip(*(x.split(images) for x in (q, k, v)), strict=True)])
+
+
 class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
+        self.attend = F.scaled_dot_product_attention
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -208,6 +221,12 @@ class DiT(nn.Module):
         for block in self.blocks:
             for part in (block.attn, block.mlp, block.adaLN_modulation):
                 part.to(dtype)
+        return self
+
+    def attend_by_products(self) -> "DiT":
+        """Lets the blocks compute attention as `attention_by_products` does, not by torch's own kernel."""
+        for block in self.blocks:
+            block.attn.attend = attention_by_products
         return self
 
     def initialize_weights(self) -> None:

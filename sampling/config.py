@@ -81,7 +81,7 @@ class SamplingConfig:
     exact: bool = False
     precision: str = "auto"
     compile: bool | None = None  # None: where it was measured to pay
-    attention: str = "sdpa"
+    attention: str = "auto"
     vae_slicing: bool | None = None  # None: where it was measured to pay
     vae_tiling: bool = False
     offload: str = "none"

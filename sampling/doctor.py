@@ -49,7 +49,7 @@ class Finding:
 
 def doctor(group: Group, sample_dir: Path, cache_dir: Path | None) -> int:
     """Prints what is found, on rank 0. Returns, on every rank, the exit code: 1 if there is a problem."""
-    numerics.ready_compiler()
+    numerics.ready_torch()
     own = list(machine(group.device, cache_dir)) if group.local_rank == 0 else []
     own += shared_folder(group, sample_dir)
     told = [(socket.gethostname(), asdict(finding)) for finding in own]

@@ -73,6 +73,8 @@ class Drawer:
         config, shape = self.config, (self._input_size, self._channels)
         where = self._place("model")
         dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, where, config.network)
+        if how.attention == "products":
+            dit.attend_by_products()
         return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":

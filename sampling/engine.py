@@ -80,7 +80,7 @@ def session(
     started = time.monotonic()
     check_stream()
     config = fetch(config, group)  # before a rank that waits for a download could count as hung
-    numerics.ready_compiler()
+    numerics.ready_torch()
     with ExitStack() as stack:
         group.on_end(None, hang_seconds)
         try:

@@ -69,7 +69,7 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
     started = time.monotonic()
     check_stream()
     config = fetch(config, group)
-    numerics.ready_compiler()
+    numerics.ready_torch()
     group.on_end(None, hang_seconds)
     if group.is_main:
         found = examine(config, group, with_png)

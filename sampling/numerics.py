@@ -28,7 +28,7 @@ class Numerics:
 
     precision: str  # of DTYPES
     compile: bool
-    attention: str  # sdpa or math
+    attention: str  # sdpa, products or math
     vae_slicing: bool
 
     @property
@@ -52,7 +52,7 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
         if given and on_cpu:
             raise UserError(f"{option}: needs a GPU, and this runs on a CPU; leave it out")
     if config.exact:
-        return Numerics("fp32", False, config.attention, bool(config.vae_slicing))
+        return Numerics("fp32", False, "sdpa" if config.attention == "auto" else config.attention, bool(config.vae_slicing))
     precision = config.precision
     if precision == "auto":
         precision = ("bf16" if cpu_has_bf16() else "fp32") if on_cpu else ("tf32" if is_ampere(device) else "fp32")
@@ -62,7 +62,10 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
         raise UserError("--precision bf16: this GPU does not have it (compute capability 8.0 or later does); use fp16 or fp32")
     wanted = config.compile if config.compile is not None else on_cpu
     slicing = config.vae_slicing if config.vae_slicing is not None else on_cpu and precision == "bf16"
-    return Numerics(precision, wanted and can_compile(device), config.attention, slicing)
+    attention = config.attention
+    if attention == "auto":  # torch's kernel multiplies slowly there; with AMX nothing was measured
+        attention = "products" if on_cpu and precision == "bf16" and "amx_bf16" not in cpu_flags().split() else "sdpa"
+    return Numerics(precision, wanted and can_compile(device), attention, slicing)
 
 
 def cpu_has_bf16() -> bool:
@@ -94,11 +97,13 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
-def ready_compiler() -> None:
-    """Lets compiled kernels be found again by later processes, in the user's own cache, apart for each kind of processor.
+def ready_torch() -> None:
+    """Has torch take memory in huge pages, and keep compiled kernels in the user's own cache, apart for each kind of processor.
 
-    To be called before torch's compiler is loaded, which many things do: it then makes its folder, and fails if it cannot.
+    To be called before the first tensor is made, which settles the one, and before torch's compiler is loaded, which many things
+    do: it then makes its folder, and fails if it cannot.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # so that an autoencoder's values are not zeroed page by page
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache() / f"compiled-{kind}")

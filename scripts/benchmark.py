@@ -308,6 +308,7 @@ SAMPLING = {
         "One guided step of {images} images",
         {
             "Fiducial": sampling(drawing.denoise_ours),
+            "Fiducial, attention by torch's own kernel": sampling(drawing.denoise_ours, "--attention", "sdpa"),
             "Fiducial, not compiled": sampling(drawing.denoise_ours, "--no-compile"),
             "Fiducial, fp32": sampling(drawing.denoise_ours, "--precision", "fp32"),
             "Fiducial, fp32, not compiled": sampling(drawing.denoise_ours, "--precision", "fp32", "--no-compile"),

@@ -114,7 +114,7 @@ def ours(work: Drawing, *options: str) -> "Drawer":
         work.device,
     ]
     config, _ = sample_ddp.parse([str(part) for part in (*given, *(options or work.options))])
-    numerics.ready_compiler()
+    numerics.ready_torch()
     how = numerics.resolve(config, work.place)
     numerics.apply(how, config, work.place)
     drawer = drawing.Drawer(config, work.place, how, lambda: work.folder / "vae", (LATENT, work.side), lambda **_: None)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
 from distributed import UserError
-from models.autoencoder import WEIGHTS_FILE, decode, inspect, load, resolve, to_uint8
+from models.autoencoder import WEIGHTS_FILE, decode, inspect, load, merge_doubling, resolve, to_uint8
 
 CPU = torch.device("cpu")
 REPOSITORY = "fiducial-tests/no-such-vae"
@@ -310,6 +311,24 @@ def test_cached_hub_id_needs_no_internet(offline_cache, saved_vae):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     assert inspect(resolve(REPOSITORY)).folder == snapshot
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 6, 4, 4), (2, 6, 1, 7)])
+def test_merged_doubling_is_doubling_and_convolution(shape):
+    upsampler = Upsample2D(6, use_conv=True, out_channels=5)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    right = upsampler(x)
+    merge_doubling(upsampler)
+    assert isinstance(upsampler.conv, torch.nn.ConvTranspose2d)
+    assert (upsampler(x) - right).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "merged"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)])
+def test_doubling_is_merged_in_half_precision_only(saved_vae, dtype, merged):
+    """`--exact` draws what it always drew."""
+    upsamplers = [module for module in load(saved_vae, CPU, dtype).decoder.modules() if isinstance(module, Upsample2D)]
+    assert [(one.use_conv_transpose, one.conv.weight.dtype) for one in upsamplers] == [(merged, dtype)]
 
 
 @torch.no_grad()

@@ -46,6 +46,17 @@ def test_widths_of_large_models_agree_with_diffusers(hidden_size, heads):
     assert disagreement(randomised(DiT(num_classes=CLASSES, **shape)), 8) < FLOAT32
 
 
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * 16**2, 1 << 23], ids=["image by image", "in two parts", "at once"])
+def test_attention_by_products_is_attention(at_once, monkeypatch):
+    monkeypatch.setattr(dit, "SCORES_AT_ONCE", at_once)
+    q, k, v = 2 * torch.randn(3, 3, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    right = F.scaled_dot_product_attention(q, k, v)
+    assert (dit.attention_by_products(q, k, v) - right).abs().max() < FLOAT32
+    half = dit.attention_by_products(*(x.bfloat16() for x in (q, k, v)))
+    assert half.dtype == torch.bfloat16
+    assert (half - right).norm() / right.norm() < 0.02
+
+
 @pytest.fixture
 def small():
     """A network whose weights are large enough for every non-linearity to matter, and small enough not to saturate any."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ import distributed
 import sample_ddp
 from diffusion.prediction import is_guided
 from models import DiT_models, autoencoder, checkpoint
+from models.dit import attention_by_products
 from sampling import drawing, engine, memory, numerics, prepare
 from sampling.memory import SHARE, largest_batch
 from sampling.numerics import REFERENCE, Numerics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def draw(*arguments: str) -> tuple[dict, np.ndarray]:
@@ -36,8 +39,8 @@ def resolved(*given: str, device: torch.device = CPU) -> Numerics:
 def hardware(monkeypatch):
     """Any processor and GPU, on which compilation works."""
 
-    def pretend(bf16: bool = True, capability: tuple[int, int] = (9, 0)) -> None:
-        monkeypatch.setattr(numerics, "cpu_has_bf16", lambda: bf16)
+    def pretend(instructions: str = "avx512_bf16", capability: tuple[int, int] = (9, 0)) -> None:
+        monkeypatch.setattr(numerics, "cpu_flags", lambda: f"flags : fpu {instructions} sse2")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(numerics, "can_compile", lambda _: True)
 
@@ -45,25 +48,31 @@ def hardware(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "device", "bf16", "capability", "expected"),
+    ("given", "device", "instructions", "capability", "expected"),
     [
-        ([], CPU, True, None, ("bf16", True, True)),
-        ([], CPU, False, None, ("fp32", True, False)),
-        ([], CUDA, True, (9, 0), ("tf32", False, False)),
-        ([], CUDA, True, (7, 5), ("fp32", False, False)),
-        (["--exact"], CPU, True, None, ("fp32", False, False)),
-        (["--exact"], CUDA, True, (9, 0), ("fp32", False, False)),
-        (["--no-tf32"], CUDA, True, (9, 0), ("fp32", False, False)),
-        (["--tf32"], CUDA, True, (9, 0), ("tf32", False, False)),
-        (["--precision", "bf16", "--compile"], CUDA, False, (9, 0), ("bf16", True, False)),
-        (["--precision", "fp16", "--vae-slicing"], CUDA, False, (7, 5), ("fp16", False, True)),
-        (["--no-compile", "--no-vae-slicing"], CPU, True, None, ("bf16", False, False)),
+        ([], CPU, "avx512_bf16", None, ("bf16", True, "products", True)),
+        ([], CPU, "amx_bf16 avx512_bf16", None, ("bf16", True, "sdpa", True)),
+        ([], CPU, "avx2", None, ("fp32", True, "sdpa", False)),
+        ([], CUDA, "avx512_bf16", (9, 0), ("tf32", False, "sdpa", False)),
+        ([], CUDA, "avx512_bf16", (7, 5), ("fp32", False, "sdpa", False)),
+        (["--exact"], CPU, "avx512_bf16", None, ("fp32", False, "sdpa", False)),
+        (["--exact"], CUDA, "avx512_bf16", (9, 0), ("fp32", False, "sdpa", False)),
+        (["--exact", "--attention", "math"], CPU, "avx512_bf16", None, ("fp32", False, "math", False)),
+        (["--precision", "fp32"], CPU, "avx512_bf16", None, ("fp32", True, "sdpa", False)),
+        (["--precision", "bf16"], CPU, "avx2", None, ("bf16", True, "products", True)),
+        (["--no-tf32"], CUDA, "avx512_bf16", (9, 0), ("fp32", False, "sdpa", False)),
+        (["--tf32"], CUDA, "avx512_bf16", (9, 0), ("tf32", False, "sdpa", False)),
+        (["--precision", "bf16", "--compile"], CUDA, "avx512_bf16", (9, 0), ("bf16", True, "sdpa", False)),
+        (["--precision", "fp16", "--vae-slicing"], CUDA, "avx2", (7, 5), ("fp16", False, "sdpa", True)),
+        (["--attention", "sdpa"], CPU, "avx512_bf16", None, ("bf16", True, "sdpa", True)),
+        (["--attention", "products"], CPU, "amx_bf16", None, ("bf16", True, "products", True)),
+        (["--no-compile", "--no-vae-slicing"], CPU, "avx512_bf16", None, ("bf16", False, "products", False)),
     ],
 )
-def test_what_auto_means(hardware, given, device, bf16, capability, expected):
-    hardware(bf16, capability)
+def test_what_auto_means(hardware, given, device, instructions, capability, expected):
+    hardware(instructions, capability)
     found = resolved(*given, device=device)
-    assert (found.precision, found.compile, found.vae_slicing) == expected
+    assert (found.precision, found.compile, found.attention, found.vae_slicing) == expected
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -83,15 +92,23 @@ def test_tf32_is_on_only_where_it_was_asked_for(precision, tf32):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-@pytest.mark.parametrize(("how", "compiles", "slices"), [("--compile", True, False), ("--vae-slicing", False, True)])
-def test_networks_are_made_as_resolved(how, compiles, slices, tiny_checkpoint, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "compiles", "slices", "by_products"),
+    [
+        (["--compile"], True, False, False),
+        (["--vae-slicing"], False, True, False),
+        (["--attention", "products"], False, False, True),
+    ],
+)
+def test_networks_are_made_as_resolved(how, compiles, slices, by_products, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(drawing.Drawer, "guided", lambda *_: lambda *_: None)  # nothing is run
-    given = [*options(tiny_checkpoint, "unused"), "--no-vae-slicing", how]
+    given = [*options(tiny_checkpoint, "unused"), "--no-vae-slicing", *how]
     config, _ = sample_ddp.parse([str(argument) for argument in given])
     drawer = drawing.Drawer(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()
     dit, vae = drawer._networks
     assert (dit._compiled_call_impl is not None, vae.use_slicing) == (compiles, slices)
+    assert {block.attn.attend is attention_by_products for block in dit.blocks} == {by_products}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +159,25 @@ def test_one_timestep_is_embedded_once_but_for_exact(tiny_checkpoint, tmp_path, 
     assert set(rows) == {8}
 
 
+HUGE = """
+import re, sys
+from pathlib import Path
+import sample_ddp
+sys.argv = sys.argv[1:]
+sample_ddp.main()
+import torch
+kept = torch.zeros(16 << 20)
+print(sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/smaps").read_text()))))
+"""
+
+
+def test_a_run_takes_memory_in_huge_pages(tiny_checkpoint, tmp_path):
+    """Where the system gives them."""
+    done = run_command("-c", HUGE, "sample_ddp.py", *options(tiny_checkpoint, tmp_path, num_fid_samples=4, num_sampling_steps=1))
+    kilobytes = int(done.stdout.split()[-1])
+    assert kilobytes > 32_000 or not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), done.stderr
+
+
 @pytest.mark.parametrize(("attention", "fused"), [("math", False), ("sdpa", True)])
 def test_attention_is_by_the_kernel_asked_for(attention, fused, network):
     config, _ = sample_ddp.parse(["--preset", "digits"])
@@ -169,9 +205,11 @@ def digits(folder, **changes) -> list[str]:
         (["--precision", "bf16", "--no-compile"], 1.0, 40),
         (["--precision", "fp16", "--no-compile"], 0.2, 10),
         (["--precision", "fp32", "--no-compile", "--attention", "math"], 1e-3, 1),
+        (["--precision", "fp32", "--no-compile", "--attention", "products"], 1e-3, 1),
         (["--precision", "fp32", "--no-compile", "--vae-slicing"], 1e-3, 1),
         pytest.param(["--precision", "fp32", "--compile"], 1e-3, 1, marks=pytest.mark.long),
-        (["--precision", "bf16", "--compile"], 1.0, 40),
+        (["--precision", "bf16", "--compile", "--attention", "products"], 1.0, 40),
+        (["--precision", "bf16", "--compile", "--attention", "sdpa"], 1.0, 40),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -183,7 +221,8 @@ def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path)
     assert difference.max() <= most
     identity = manifest["identity"]
     assert [identity["precision"], identity["compile"]] == [given[1], "--compile" in given]
-    assert identity["attention"] == ("math" if "math" in given else "sdpa")
+    if "--attention" in given:
+        assert identity["attention"] == given[given.index("--attention") + 1]
     assert manifest["sessions"][0]["peak_memory"] > 1e8
     assert not manifest["sessions"][0]["events"]
 
