@@ -178,6 +178,9 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
     vae = vae.eval().requires_grad_(False).to(device)
+    for module in vae.decoder.modules():
+        if isinstance(module, nn.SiLU):  # of what a norm has made, which nothing else reads
+            module.inplace = True
     if dtype != torch.float32:
         decoder = vae.decoder
         if device.type == "cpu":  # on a GPU it was not measured
