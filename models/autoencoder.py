@@ -155,9 +155,14 @@ def merge_doubling(upsampler: "Upsample2D") -> None:
     upsampler.conv, upsampler.use_conv_transpose = merged, True
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> "AutoencoderKL | AutoencoderTiny":
+def load(
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, merge: bool = False
+) -> "AutoencoderKL | AutoencoderTiny":
     """The autoencoder, in evaluation mode; in half precision its images lie in memory pixel by pixel, as fast kernels want them,
-    its last layer stays float32, and on a CPU doubling is merged (`merge_doubling`).
+    and its last layer stays float32.
+
+    Args:
+        merge: in half precision, have doubling merged (`merge_doubling`).
 
     Raises:
         UserError: if its weights do not fit its configuration.
@@ -179,11 +184,11 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
     vae = vae.eval().requires_grad_(False).to(device)
     for module in vae.decoder.modules():
-        if isinstance(module, nn.SiLU):  # of what a norm has made, which nothing else reads
+        if isinstance(module, nn.SiLU):  # of what the layer before has made, which nothing else reads
             module.inplace = True
     if dtype != torch.float32:
         decoder = vae.decoder
-        if device.type == "cpu":  # on a GPU it was not measured
+        if merge:
             for upsampler in [module for module in decoder.modules() if isinstance(module, Upsample2D)]:
                 merge_doubling(upsampler)
         vae.to(dtype, memory_format=torch.channels_last)

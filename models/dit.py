@@ -23,7 +23,8 @@ DIT_SIZES = {
 PATCH_SIZES = (2, 4, 8)
 FREQUENCY_EMBEDDING_SIZE = 256
 MLP_RATIO = 4
-SCORES_AT_ONCE = 1 << 23  # of attention by products; more do not stay in a processor's caches, and take memory
+SCORES_AT_ONCE = 1 << 23  # of attention by products; more do not stay in a processor's caches
+SCORES_AT_MOST = 1 << 27  # beyond it, products take long to compile, and much memory
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,18 @@ class LabelEmbedder(nn.Module):
 
 
 def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d)) v by two matrix products, the softmax between them in float32; q, k, v (B, heads, T, d)."""
+    """softmax(q k' / sqrt(d)) v by two matrix products, the softmax between them in float32; q, k, v (B, heads, T, d).
+
+    By torch's own kernel where there are more than `SCORES_AT_MOST` scores.
+    """
+    if len(q) * (scores_each := q.shape[1] * q.shape[2] ** 2) > SCORES_AT_MOST:
+        return F.scaled_dot_product_attention(q, k, v)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
         return scores.softmax(-1).to(v.dtype) @ v
 
-    images = max(1, SCORES_AT_ONCE // (q.shape[1] * q.shape[2] ** 2))
+    images = max(1, SCORES_AT_ONCE // scores_each)
     return torch.cat([attend(*parts) for parts in zip(*(x.split(images) for x in (q, k, v)), strict=True)])
 
 

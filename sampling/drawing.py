@@ -78,7 +78,8 @@ class Drawer:
         return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":
-        vae = autoencoder.load(self._find_vae(), self._place("vae"), how.dtype)
+        on_cpu = self._device.type == "cpu"  # on a GPU merging was not measured
+        vae = autoencoder.load(self._find_vae(), self._place("vae"), how.dtype, merge=on_cpu)
         if how.vae_slicing:
             vae.enable_slicing()
         if self.config.vae_tiling:

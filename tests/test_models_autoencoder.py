@@ -324,10 +324,13 @@ def test_merged_doubling_is_doubling_and_convolution(shape):
     assert (upsampler(x) - right).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(("dtype", "merged"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, True)])
-def test_doubling_is_merged_in_half_precision_only(saved_vae, dtype, merged):
+@pytest.mark.parametrize(
+    ("dtype", "merge", "merged"),
+    [(torch.float32, True, False), (torch.bfloat16, True, True), (torch.float16, True, True), (torch.bfloat16, False, False)],
+)
+def test_doubling_is_merged_in_half_precision_only(saved_vae, dtype, merge, merged):
     """`--exact` draws what it always drew."""
-    upsamplers = [module for module in load(saved_vae, CPU, dtype).decoder.modules() if isinstance(module, Upsample2D)]
+    upsamplers = [one for one in load(saved_vae, CPU, dtype, merge).decoder.modules() if isinstance(one, Upsample2D)]
     assert [(one.use_conv_transpose, one.conv.weight.dtype) for one in upsamplers] == [(merged, dtype)]
 
 

@@ -57,6 +57,14 @@ def test_attention_by_products_is_attention(at_once, monkeypatch):
     assert (half - right).norm() / right.norm() < 0.02
 
 
+@pytest.mark.parametrize(("most", "fused"), [(2 * 3 * 16**2, False), (2 * 3 * 16**2 - 1, True)])
+def test_too_many_scores_are_left_to_torchs_kernel(most, fused, monkeypatch):
+    monkeypatch.setattr(dit, "SCORES_AT_MOST", most)
+    with torch.profiler.profile() as profile:
+        dit.attention_by_products(*torch.zeros(3, 2, 3, 16, 8))
+    assert any("flash" in event.key for event in profile.key_averages()) is fused
+
+
 @pytest.fixture
 def small():
     """A network whose weights are large enough for every non-linearity to matter, and small enough not to saturate any."""
