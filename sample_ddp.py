@@ -274,8 +274,9 @@ def main() -> None:
         config, options = parse()
         if options.dry_run:
             distributed.download_nothing()
-        from sampling import engine, forecast
+        from sampling import engine, forecast, numerics
 
+        numerics.ready_torch()  # before an evaluation makes tensors
         with distributed.init(options.device) as group:
             engine.check_given(config, group)
             if options.evaluate_online:
