@@ -229,11 +229,10 @@ class DiT(nn.Module):
                 part.to(dtype)
         return self
 
-    def attend_by_products(self) -> "DiT":
+    def attend_by_products(self) -> None:
         """Lets the blocks compute attention as `attention_by_products` does, not by torch's own kernel."""
         for block in self.blocks:
             block.attn.attend = attention_by_products
-        return self
 
     def initialize_weights(self) -> None:
         """The paper's initialisation: Xavier everywhere, zero for every gate and for the output (the network starts at 0)."""

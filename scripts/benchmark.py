@@ -37,154 +37,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from distributed import Parser, UserError, user_errors  # noqa: E402
+from scripts import benchmark_evaluation as evaluating  # noqa: E402
 from scripts import benchmark_runs as runs  # noqa: E402
 from scripts import benchmark_sampling as drawing  # noqa: E402
-
-IMAGE_SIZE = 256
-DIMENSION = 2048
-Measured = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a contestant needs: a folder with `a/` and `b/` full of PNGs and `weights.pth`, and how much to do."""
-
-    folder: Path
-    images: int
-    samples: int
-    reference: int
-    model: str = ""
-    steps: int = 0
-    device: str = "cpu"
-    image_size: int = IMAGE_SIZE
-    options: tuple[str, ...] = ()
-
-    @property
-    def weights(self) -> str:
-        return str(self.folder / "weights.pth")
-
-
-def seconds(work: Callable[[], object]) -> Measured:
-    started = time.perf_counter()
-    work()
-    return {"seconds": time.perf_counter() - started}
-
-
-def memory_above(work: Callable[[], Measured]) -> Measured:
-    """Adds the peak of resident memory during `work` above the level before it, in GB, where Linux tells."""
-    status = Path("/proc/self/status")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    except OSError:
-        return work()
-
-    def kilobytes(field: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
-
-    before = kilobytes("VmRSS")
-    measured = work()
-    return measured | {"peak_gb": (kilobytes("VmHWM") - before) / 1e6}
-
-
-def extract_ours(work: Work, dtype: str) -> Measured:
-    import distributed
-    from evaluation.extraction import extract
-    from evaluation.features import load_extractor
-    from evaluation.images import open_images
-
-    group = distributed.init("cpu")
-    extractor = load_extractor("inception", Path(work.weights), group, dtype)
-    with tempfile.TemporaryDirectory() as cache:
-        return seconds(lambda: extract(open_images(work.folder / "a"), extractor, group, 64, Path(cache)))
-
-
-def extract_torch_fidelity(work: Work) -> Measured:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    from torch_fidelity.utils import extract_featuresdict_from_input_id
-
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=work.weights)
-    return seconds(
-        lambda: extract_featuresdict_from_input_id(1, network, input1=str(work.folder / "a"), cuda=False, verbose=False)
-    )
-
-
-def extract_pytorch_fid(work: Work) -> Measured:
-    import torch
-    from pytorch_fid import fid_score, inception
-
-    inception.load_state_dict_from_url = lambda *_, **__: torch.load(work.weights, weights_only=True)
-    network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[DIMENSION]])
-    return seconds(lambda: fid_score.get_activations(sorted((work.folder / "a").iterdir()), network))
-
-
-def covariances() -> tuple[np.ndarray, np.ndarray, float]:
-    """Two commuting covariances (2048, 2048) with decaying spectra, and the trace of the root of their product."""
-    random = np.random.default_rng(0)
-    rotation = np.linalg.qr(random.normal(size=(DIMENSION, DIMENSION)))[0]
-    a, b = (np.logspace(0, -6, DIMENSION) * random.uniform(0.5, 2, DIMENSION) for _ in range(2))
-    s1, s2 = ((rotation * values) @ rotation.T for values in (a, b))
-    return s1, s2, float(((np.sqrt(a) - np.sqrt(b)) ** 2).sum())
-
-
-def fid_ours(_: Work) -> Measured:
-    from evaluation.metrics import frechet_distance
-
-    s1, s2, expected = covariances()
-    mean, found = np.zeros(DIMENSION), []
-    measured = seconds(lambda: found.append(frechet_distance(mean, s1, mean, s2)))
-    return measured | {"relative_error": abs(found[0] - expected) / expected}
-
-
-def fid_scipy(_: Work) -> Measured:
-    from scipy.linalg import sqrtm
-
-    s1, s2, expected = covariances()
-    found = []
-    measured = seconds(lambda: found.append(np.trace(s1 + s2) - 2 * np.trace(sqrtm(s1 @ s2).real)))
-    return measured | {"relative_error": abs(found[0] - expected) / expected}
-
-
-def features(count: int, seed: int) -> np.ndarray:
-    """Non-negative, as pool3 is."""
-    random = np.random.default_rng(seed)
-    return np.abs(random.normal(0.4 + 0.01 * seed, 0.3, size=(count, DIMENSION)).astype(np.float32))
-
-
-def precision_recall_ours(work: Work) -> Measured:
-    import distributed
-    from evaluation.neighbours import neighbourhoods
-
-    group, reference, samples = distributed.init("cpu"), features(work.reference, 0), features(work.samples, 1)
-    return memory_above(lambda: seconds(lambda: neighbourhoods(reference, samples, group)))
-
-
-def precision_recall_torch_fidelity(work: Work) -> Measured:
-    import torch
-    from torch_fidelity.metric_prc import calculate_precision_recall_full
-
-    reference, samples = (torch.from_numpy(features(count, seed)) for count, seed in ((work.reference, 0), (work.samples, 1)))
-    return memory_above(lambda: seconds(lambda: calculate_precision_recall_full(samples, reference)))
-
-
-def everything_ours(work: Work) -> Measured:
-    from evaluation.__main__ import build_parser, run
-
-    arguments = ["calc", "a", "--ref", "b", "--protocol", "torch-fidelity", "--kid-subset-size", str(work.images)]
-    options = ["--inception-weights", work.weights, "--no-cache", "--json", "ours.json"]
-    os.chdir(work.folder)
-    run(build_parser().parse_args([*arguments, *options]))
-    return {"fid": json.loads(Path("ours.json").read_text())["metrics"]["fid"]["value"]}
-
-
-def everything_torch_fidelity(work: Work) -> Measured:
-    import torch_fidelity
-
-    found = torch_fidelity.calculate_metrics(
-        **{"input1": str(work.folder / "a"), "input2": str(work.folder / "b"), "kid_subset_size": work.images},
-        **{"isc": True, "fid": True, "kid": True, "prc": True, "cuda": False, "cache": False, "verbose": False},
-        **{"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": work.weights},
-    )
-    return {"fid": found["frechet_inception_distance"]}
+from scripts.benchmark_work import IMAGE_SIZE, Measured, Work, memory_above, seconds  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -201,21 +57,24 @@ EVALUATION = {
     "extraction": Benchmark(
         "Features of {images} PNGs of 256 x 256 (Fiducial: sFID's too, hashes, and the cache on disk)",
         {
-            "Fiducial, float32": lambda work: extract_ours(work, "float32"),
-            "Fiducial, bfloat16": lambda work: extract_ours(work, "bfloat16"),
-            "torch-fidelity": extract_torch_fidelity,
-            "pytorch-fid": extract_pytorch_fid,
+            "Fiducial, float32": lambda work: evaluating.extract_ours(work, "float32"),
+            "Fiducial, bfloat16": lambda work: evaluating.extract_ours(work, "bfloat16"),
+            "torch-fidelity": evaluating.extract_torch_fidelity,
+            "pytorch-fid": evaluating.extract_pytorch_fid,
         },
         images=True,
     ),
-    "fid": Benchmark("Fréchet distance at 2,048 dimensions, known answer", {"Fiducial": fid_ours, "scipy's sqrtm": fid_scipy}),
+    "fid": Benchmark(
+        "Fréchet distance at 2,048 dimensions, known answer",
+        {"Fiducial": evaluating.fid_ours, "scipy's sqrtm": evaluating.fid_scipy},
+    ),
     "precision-recall": Benchmark(
         "Precision and recall of {samples} samples and {reference} reference images at 2,048 dimensions",
-        {"Fiducial": precision_recall_ours, "torch-fidelity": precision_recall_torch_fidelity},
+        {"Fiducial": evaluating.precision_recall_ours, "torch-fidelity": evaluating.precision_recall_torch_fidelity},
     ),
     "everything": Benchmark(
         "IS, FID, KID, precision and recall of {images} against {images} PNGs, the whole process",
-        {"Fiducial": everything_ours, "torch-fidelity": everything_torch_fidelity},
+        {"Fiducial": evaluating.everything_ours, "torch-fidelity": evaluating.everything_torch_fidelity},
         whole_process=True,
     ),
 }
