@@ -143,7 +143,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     speed.add_argument(
         "--compile",
         action=yes_or_no,
-        help="compile the network, which takes each process some seconds at its start (default on a CPU; not run on a GPU yet)",
+        help="compile the network, for which each process takes 10 s to 2 minutes first (default on a CPU; not run on a GPU yet)",
     )
     speed.add_argument(
         "--attention",

@@ -173,9 +173,11 @@ print(sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/s
 
 def test_a_run_takes_memory_in_huge_pages(tiny_checkpoint, tmp_path):
     """Where the system gives them."""
+    if not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text():
+        return
     done = run_command("-c", HUGE, "sample_ddp.py", *options(tiny_checkpoint, tmp_path, num_fid_samples=4, num_sampling_steps=1))
     kilobytes = int(done.stdout.split()[-1])
-    assert kilobytes > 32_000 or not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), done.stderr
+    assert kilobytes > 32_000, done.stderr
 
 
 @pytest.mark.parametrize(("attention", "fused"), [("math", False), ("sdpa", True)])
@@ -213,8 +215,9 @@ def digits(folder, **changes) -> list[str]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path):
+def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path, monkeypatch):
     """Within levels that are stated here; another seed is 30 and more away on average."""
+    monkeypatch.setattr("models.dit.SCORES_AT_ONCE", 6 * 5 * 16**2)  # so that 16 images of 5 heads and 16 tokens come in 3 parts
     manifest, images = draw(*digits(tmp_path), *given)
     difference = np.abs(images - reference)
     assert difference.mean() < mean
