@@ -237,8 +237,11 @@ class NodeDrawer(Drawer):
     def load_on_node(self) -> None:
         """For all ranks that have blocks to draw: the first of a node, which has some if any has, sees to the node's files."""
         self._vae = vae_of_node(self.config, self._group, self._task)
-        with self._group.allowing(COMPILING_SECONDS if self.how.compile else 0):
-            self.load()
+        self.load()
+
+    def _compile(self) -> None:
+        with self._group.allowing(COMPILING_SECONDS):
+            super()._compile()
 
     def _find_vae(self) -> Path:
         return Path(self._vae or find_weights(self.config, self._task))

@@ -1,6 +1,8 @@
 """The fast path: what it resolves to, how far its images are from the reference, and what happens where it does not work."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +230,29 @@ def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path,
         assert identity["attention"] == given[given.index("--attention") + 1]
     assert manifest["sessions"][0]["peak_memory"] > 1e8
     assert not manifest["sessions"][0]["events"]
+
+
+def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_path, monkeypatch):
+    given, decode, found = [0.0], drawing.Drawer._decode, []
+
+    @contextmanager
+    def allowing(_: distributed.Group, seconds: float) -> Iterator[None]:
+        given.append(seconds)
+        yield
+        given.pop()
+
+    def too_large(drawer: drawing.Drawer, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(drawer, latents)
+
+    monkeypatch.setattr(distributed.Group, "allowing", allowing)
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(drawing.Drawer, "_compile", lambda _: found.append(given[-1]))
+    monkeypatch.setattr(drawing.Drawer, "_decode", too_large)
+    manifest, _ = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile")
+    assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["out of memory"]
+    assert found == [engine.COMPILING_SECONDS] * 2
 
 
 def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path):
