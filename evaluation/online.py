@@ -283,20 +283,24 @@ class Evaluator:
         """The result of all ranks' images, on rank 0; to be called by all of them. More images may follow.
 
         Raises:
-            UserError: if they are too few, or two have the same index.
+            UserError: if they are too few, two have the same index, or only some ranks gave indices, or labels.
         """
         group, settings = self.evaluation.group, self.evaluation.settings
         own, theirs = (np.concatenate([*self._parts[name], self._empty(name)]) for name in ("indices", "labels"))
-        if (own == NONE).all():  # the ranks' images take turns
-            own = self._turns(0, len(own))
         indices, labels = self._of_all_ranks(own), self._of_all_ranks(theirs)
+        for what, numbers in (("indices", indices), ("labels", labels)):
+            if (numbers == NONE).any() and not (numbers == NONE).all():
+                raise UserError(f"{what} are given for some images and not for others, by other ranks")
+        if (indices == NONE).all():  # the ranks' images take turns
+            own = self._turns(0, len(own))
+            indices = self._of_all_ranks(own)
         order = np.argsort(indices, kind="stable")
         indices, labels = indices[order], labels[order]
         if len(twice := indices[1:][np.diff(indices) == 0]):
             raise UserError(f"image {twice[0]} was given twice; every image of every rank needs an index of its own")
         if not len(indices):
             raise UserError("no image was given to be evaluated")
-        known = None if (labels == NONE).any() else labels
+        known = None if labels[0] == NONE else labels
         seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known)
         self.evaluation.check(seen)
         grid = self._grid(indices, labels, own)

@@ -242,6 +242,35 @@ def test_it_serves_a_training_loop_with_a_process_group_of_its_own(samples, tmp_
     assert found["samples"]["pixels_sha256"] == expected.samples["pixels_sha256"]
 
 
+OF_SOME_RANKS = """
+import sys
+import numpy as np
+import distributed
+from distributed import UserError
+from evaluation import Evaluator
+
+images = np.load(sys.argv[1])["arr_0"][:8]
+with distributed.init("cpu") as group:
+    mine = range(group.rank, 8, 2)
+    for what in ("indices", "labels"):
+        evaluator = Evaluator("digits", group)
+        evaluator.update(images[mine], **{what: np.array(mine)} if group.rank == 0 else {})
+        try:
+            evaluator.compute()
+        except UserError as error:
+            print(group.rank, error)
+"""
+
+
+def test_what_only_some_ranks_give_is_refused_by_all(samples, tmp_path):
+    (tmp_path / "script.py").write_text(OF_SOME_RANKS)
+    done = run_command(tmp_path / "script.py", samples, ranks=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        for what in ("indices", "labels"):
+            assert f"{rank} {what} are given for some images and not for others, by other ranks" in done.stdout
+
+
 def test_a_refused_batch_leaves_nothing_behind(arrays):
     images, labels = arrays
     evaluator = Evaluator("digits")
