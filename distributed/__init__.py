@@ -4,6 +4,7 @@ No rank waits for one that will not come: see `distributed.watch`. Beside it sta
 processes run it: `distributed.console` and `distributed.files`.
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -225,6 +226,7 @@ class Group:
                     f"the ranks cannot connect to each other ({str(error).splitlines()[0][:120]}); {remedy}"
                 ) from error
             self._gloo.append(None)
+            atexit.register(self.close)  # where nobody else does; a process that ends with connections open may abort
         total = torch.from_numpy(array.copy())
         self._ask(lambda: dist.all_reduce(total, group=self._gloo[0]))
         return total.numpy()

@@ -243,25 +243,25 @@ def test_it_serves_a_training_loop_with_a_process_group_of_its_own(samples, tmp_
 
 
 OF_SOME_RANKS = """
-import sys
+import atexit, sys
 from pathlib import Path
-import numpy as np
+import numpy as np, torch.distributed as dist
 import distributed
 from distributed import UserError
 from evaluation import Evaluator
 
-images = np.load(sys.argv[1])["arr_0"][:8]
-said = []
-with distributed.init("cpu") as group:
-    mine = range(group.rank, 8, 2)
-    for what in ("indices", "labels"):
-        evaluator = Evaluator("digits", group)
-        evaluator.update(images[mine], **{what: np.array(mine)} if group.rank == 0 else {})
-        try:
-            evaluator.compute()
-        except UserError as error:
-            said.append(str(error))
-    Path(f"{sys.argv[2]}/said-{group.rank}").write_text("|".join(said))
+atexit.register(lambda: Path(f"{sys.argv[2]}/open-{group.rank}").write_text(str(dist.is_initialized())))
+images, said = np.load(sys.argv[1])["arr_0"][:8], []
+group = distributed.init("cpu")  # which nobody closes
+mine = range(group.rank, 8, 2)
+for what in ("indices", "labels"):
+    evaluator = Evaluator("digits", group)
+    evaluator.update(images[mine], **{what: np.array(mine)} if group.rank == 0 else {})
+    try:
+        evaluator.compute()
+    except UserError as error:
+        said.append(str(error))
+Path(f"{sys.argv[2]}/said-{group.rank}").write_text("|".join(said))
 """
 
 
@@ -271,6 +271,7 @@ def test_what_only_some_ranks_give_is_refused_by_all(samples, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = "|".join(f"{what} are given for some images and not for others, by other ranks" for what in ("indices", "labels"))
     assert [(tmp_path / f"said-{rank}").read_text() for rank in range(2)] == [expected] * 2
+    assert [(tmp_path / f"open-{rank}").read_text() for rank in range(2)] == ["False"] * 2  # or the process may abort
 
 
 def test_a_refused_batch_leaves_nothing_behind(arrays):
