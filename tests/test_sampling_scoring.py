@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from conftest import ROOT, options, run_command
 import sample_ddp
 from distributed import UserError
 from evaluation.results import find_result
+from sampling import scoring
 from sampling.status import status
 
 ONLINE = ["--ref", "digits", "--evaluate-online"]
@@ -98,6 +100,22 @@ def test_a_killed_run_goes_on_with_the_blocks_that_are_missing(ordinary, tiny_ch
     score_here(arguments, monkeypatch)
     assert close(result(tmp_path), ordinary)
     assert all(path.stat().st_mtime_ns == time_before for path, time_before in before.items())
+
+
+def test_a_block_that_a_file_system_shows_late_is_waited_for(ordinary, tiny_checkpoint, tmp_path, monkeypatch):
+    finish, hidden = scoring.Scoring._finish, tmp_path / "not yet"
+
+    def hide(run: scoring.Scoring, seconds: float) -> dict:
+        next(tmp_path.glob("run-online/*/00000004.npz")).rename(hidden)
+        return finish(run, seconds)
+
+    def show(_: float) -> None:
+        hidden.rename(next(tmp_path.glob("run-online/*/00000000.npz")).with_name("00000004.npz"))
+
+    monkeypatch.setattr(scoring.Scoring, "_finish", hide)
+    monkeypatch.setattr(scoring, "time", SimpleNamespace(sleep=show, monotonic=time.monotonic))
+    score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
+    assert close(result(tmp_path), ordinary)
 
 
 def test_a_finished_run_draws_nothing_and_can_grow(ordinary, tiny_checkpoint, tmp_path, monkeypatch):
