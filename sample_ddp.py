@@ -137,7 +137,8 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     speed.add_argument(
         "--precision",
         choices=["auto", "fp32", "tf32", "bf16", "fp16"],
-        help="of matrix products; auto: bf16 on a CPU that has it, else fp32; on a GPU tf32, for bf16 was not run on one yet",
+        help="of matrix products; auto: bf16 on a CPU that has it, else fp32; on a GPU tf32, for bf16 was not run on one yet; "
+        "fp16 is slower than fp32 on a CPU without instructions for it",
     )
     speed.add_argument("--tf32", action=yes_or_no, help="the same as --precision tf32 or fp32")
     speed.add_argument(
@@ -200,7 +201,8 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         "--dry-run",
         action="store_true",
         help="check everything, say what would be drawn and where, measure how long it would take here, and how much disk and "
-        "memory; write and download nothing, so what is needed has to be there (python -m models fetch brings it)",
+        "memory; write nothing but compiled kernels in the cache, and download nothing, so what is needed has to be there "
+        "(python -m models fetch brings it)",
     )
     where.add_argument(
         "--ref",

@@ -1,4 +1,4 @@
-"""What a run would draw, where, and what it would take: `sample_ddp.py --dry-run`. Nothing is written.
+"""What a run would draw, where, and what it would take: `sample_ddp.py --dry-run`. Nothing but compiled kernels is written.
 
 The same checks as before a run are made; then each rank loads its networks as the run would, and measures memory and time on
 batches that take seconds. A batch is drawn to the end where that is quick, which also tells how large PNGs are.
