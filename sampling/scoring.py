@@ -208,6 +208,7 @@ class Scoring:
         }
         write_about(task.folder, about)
         remove_events(task.folder, task.session, group.world_size)
+        say(f"a rank held at most {disk.readable(about['sessions'][-1]['peak_memory'])}")
         return about
 
 

@@ -54,7 +54,7 @@ def test_attention_by_products_is_attention(at_once, monkeypatch):
     assert (dit.attention_by_products(q, k, v) - right).abs().max() < FLOAT32
     half = dit.attention_by_products(*(x.bfloat16() for x in (q, k, v)))
     assert half.dtype == torch.bfloat16
-    assert (half - right).norm() / right.norm() < 0.02
+    assert (half - right).norm() / right.norm() < 0.007  # 0.008 with a softmax in bfloat16
 
 
 @pytest.mark.parametrize(("most", "fused"), [(2 * 3 * 16**2, False), (2 * 3 * 16**2 - 1, True)])

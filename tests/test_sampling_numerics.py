@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, PLAIN, options, randomised, run_command
+from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
 import distributed
@@ -95,14 +96,16 @@ def test_tf32_is_on_only_where_it_was_asked_for(precision, tf32):
 
 
 @pytest.mark.parametrize(
-    ("how", "compiles", "slices", "by_products"),
+    ("how", "compiles", "slices", "by_products", "merges"),
     [
-        (["--compile"], True, False, False),
-        (["--vae-slicing"], False, True, False),
-        (["--attention", "products"], False, False, True),
+        (["--compile"], True, False, False, False),
+        (["--vae-slicing"], False, True, False, False),
+        (["--attention", "products"], False, False, True, False),
+        (["--precision", "bf16", "--no-compile", "--attention", "sdpa"], False, False, False, True),
+        (["--precision", "fp16", "--no-compile"], False, False, False, False),
     ],
 )
-def test_networks_are_made_as_resolved(how, compiles, slices, by_products, tiny_checkpoint, monkeypatch):
+def test_networks_are_made_as_resolved(how, compiles, slices, by_products, merges, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(drawing.Drawer, "guided", lambda *_: lambda *_: None)  # nothing is run
     given = [*options(tiny_checkpoint, "unused"), "--no-vae-slicing", *how]
     config, _ = sample_ddp.parse([str(argument) for argument in given])
@@ -110,6 +113,7 @@ def test_networks_are_made_as_resolved(how, compiles, slices, by_products, tiny_
     drawer.load()
     dit, vae = drawer._networks
     assert (dit._compiled_call_impl is not None, vae.use_slicing) == (compiles, slices)
+    assert {one.use_conv_transpose for one in vae.decoder.modules() if isinstance(one, Upsample2D)} == {merges}
     assert {block.attn.attend is attention_by_products for block in dit.blocks} == {by_products}
 
 
