@@ -287,13 +287,13 @@ class Evaluator:
         """
         group, settings = self.evaluation.group, self.evaluation.settings
         own, theirs = (np.concatenate([*self._parts[name], self._empty(name)]) for name in ("indices", "labels"))
-        indices, labels = self._of_all_ranks(own), self._of_all_ranks(theirs)
-        for what, numbers in (("indices", indices), ("labels", labels)):
-            if (numbers == NONE).any() and not (numbers == NONE).all():
+        for what, numbers in (("indices", own), ("labels", theirs)):
+            missing, count = group.sum(np.array([(numbers == NONE).sum(), len(numbers)], dtype=float))
+            if 0 < missing < count:
                 raise UserError(f"{what} are given for some images and not for others, by other ranks")
-        if (indices == NONE).all():  # the ranks' images take turns
+        if (own == NONE).all():  # the ranks' images take turns
             own = self._turns(0, len(own))
-            indices = self._of_all_ranks(own)
+        indices, labels = self._of_all_ranks(own), self._of_all_ranks(theirs)
         order = np.argsort(indices, kind="stable")
         indices, labels = indices[order], labels[order]
         if len(twice := indices[1:][np.diff(indices) == 0]):

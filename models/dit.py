@@ -108,7 +108,8 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     By torch's own kernel where there are more than `SCORES_AT_MOST` scores.
     """
-    if len(q) * (scores_each := q.shape[1] * q.shape[2] ** 2) > SCORES_AT_MOST:
+    scores_each = q.shape[1] * q.shape[2] ** 2
+    if len(q) * scores_each > SCORES_AT_MOST:
         return F.scaled_dot_product_attention(q, k, v)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -97,11 +98,12 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
+@cache
 def ready_torch() -> None:
     """Has torch take memory in huge pages, and keep compiled kernels in the user's own cache, apart for each kind of processor.
 
     To be called before the first tensor is made, which settles the one, and before torch's compiler is loaded, which many things
-    do: it then makes its folder, and fails if it cannot.
+    do: it then makes its folder, and fails if it cannot. Later calls do nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # so that an autoencoder's values are not zeroed page by page
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]

@@ -333,8 +333,8 @@ def test_what_overflows_in_fp16_is_drawn_in_fp32(tiny_checkpoint, tmp_path):
 def test_what_overflows_in_the_decoder_is_decoded_in_fp32(tiny_checkpoint, tmp_path, monkeypatch):
     original = autoencoder.load
 
-    def large(*arguments, **options):
-        vae = original(*arguments, **options)
+    def large(*arguments):
+        vae = original(*arguments)
         if vae.dtype == torch.float16:
             vae.decoder.conv_out.bias.data.fill_(float("inf"))
         return vae
