@@ -16,5 +16,5 @@ fi
 parallel=(--numprocesses=auto --maxprocesses=8 --dist=worksteal)
 python -m pytest "${parallel[@]}" "${select[@]}" "$@"
 if [ ${#select[@]} -eq 0 ]; then
-    FIDUCIAL_FAST=1 python -m pytest "${parallel[@]}" -m "not long" tests/test_reliability.py
+    FIDUCIAL_FAST=1 python -m pytest "${parallel[@]}" tests/test_reliability.py
 fi

@@ -266,7 +266,7 @@ def differs_by(folder: Path, undisturbed: Path) -> float:
 @pytest.mark.parametrize("fault", ["out-of-memory", pytest.param("really-out-of-memory", marks=pytest.mark.long)])
 def test_a_rank_out_of_memory_halves_its_batch(fault, tiny_checkpoint, undisturbed, tmp_path, monkeypatch):
     if fault == "really-out-of-memory":
-        monkeypatch.setenv("ROOM", str(100 << 20))
+        monkeypatch.setenv("ROOM", str(55 << 20))
     arguments = options(tiny_checkpoint, tmp_path, per_proc_batch_size=4 if fault == "out-of-memory" else 64)
     arguments.append("--no-vae-slicing")  # one at a time they fit
     run = Launched(tmp_path, arguments, fault=fault)
