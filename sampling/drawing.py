@@ -212,8 +212,7 @@ class Drawer:
             self._note(event="out of memory", batch=self._batch, images=self._name(left[0]), reason=reason)
             if self.how.compile:
                 self._compile()  # anew, so that what was compiled for more images gives its memory back
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            memory.release(self._device)
 
     def _name(self, start: int) -> str:
         return f"images {start} to {start + self.config.per_proc_batch_size - 1}"

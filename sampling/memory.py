@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from distributed.memory import give_back_freed_memory
+
 SHARE = 0.8  # of what is free, so that what varies from batch to batch still fits
 MOST = {"cpu": 32, "cuda": 256}  # images: beyond these a batch is no faster, and a killed run loses more
 
@@ -21,10 +23,19 @@ def peak(device: torch.device) -> int:
     return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
 
 
+def release(device: torch.device) -> None:
+    """Gives back what was freed and kept for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        give_back_freed_memory()
+
+
 def held(device: torch.device) -> int:
     """The bytes that this process holds now; where nobody tells, the most that it has held."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
+    release(device)
     with suppress(OSError, StopIteration):
         return _field(Path("/proc/self/status"), "VmRSS")
     return peak(device)
@@ -36,8 +47,8 @@ def room(device: torch.device, weights: int) -> int:
     Args:
         weights: bytes that each other process of this host is still to take for its own networks.
     """
+    release(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return (_available() - (processes - 1) * weights) // processes
@@ -76,6 +87,7 @@ def used_by(work: Callable[[], object], before: int, device: torch.device) -> in
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
+    release(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     work()

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from distributed import UserError, default_cache
+from distributed.memory import keep_freed_memory
 from sampling.config import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,12 +101,11 @@ def can_compile(device: torch.device) -> bool:
 
 @cache
 def ready_torch() -> None:
-    """Has torch take memory in huge pages, and keep compiled kernels in the user's own cache, apart for each kind of processor.
+    """Has torch keep compiled kernels in the user's own cache, apart for each kind of processor.
 
-    To be called before the first tensor is made, which settles the one, and before torch's compiler is loaded, which many things
-    do: it then makes its folder, and fails if it cannot. Later calls do nothing.
+    To be called before torch's compiler is loaded, which many things do: it then makes its folder, and fails if it cannot.
+    Later calls do nothing.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # so that an autoencoder's values are not zeroed page by page
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache() / f"compiled-{kind}")
@@ -120,7 +120,7 @@ def ready_torch() -> None:
 
 
 def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> None:
-    """Sets torch's global switches.
+    """Sets torch's global switches; on a CPU, memory that is freed is kept for what comes next.
 
     With `exact`, a CPU process uses one thread, because how many share a sum changes its last bits: start more ranks instead.
     """
@@ -129,6 +129,8 @@ def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> N
     is_fused = numerics.attention != "math"
     for enable in ("flash", "mem_efficient", "cudnn"):
         getattr(torch.backends.cuda, f"enable_{enable}_sdp")(is_fused)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.exact:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
