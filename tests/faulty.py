@@ -14,6 +14,7 @@ import torch
 
 import distributed
 import sample_ddp
+from distributed.memory import give_back_freed_memory
 from models import autoencoder
 from sampling import drawing
 
@@ -65,6 +66,7 @@ def really_out_of_memory():
     original = autoencoder.decode
 
     def decode(*arguments):
+        give_back_freed_memory()
         taken = 1024 * int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
         resource.setrlimit(resource.RLIMIT_DATA, (taken + int(os.environ["ROOM"]), resource.RLIM_INFINITY))
         try:
