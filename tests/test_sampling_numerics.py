@@ -356,6 +356,56 @@ def test_what_overflows_in_the_decoder_is_decoded_in_fp32(tiny_checkpoint, tmp_p
     assert np.abs(images - right).mean() < 1
 
 
+def test_of_what_only_fills_up_the_last_block_nothing_is_asked(tiny_checkpoint, tmp_path, monkeypatch):
+    _, right = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=6))
+    original = drawing.Drawer._sample
+
+    def sample(drawer: drawing.Drawer, dit: torch.nn.Module, piece: range, *rest: object) -> torch.Tensor:
+        latents = original(drawer, dit, piece, *rest)
+        latents[6 - piece.start :] = float("nan") if piece.start == 4 else 0.0
+        return latents
+
+    monkeypatch.setattr(drawing.Drawer, "_sample", sample)
+    manifest, images = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=6, run_name="filled"))
+    assert not manifest["sessions"][0]["events"]
+    assert (images == right).all()
+    with pytest.raises(distributed.UserError, match="gave NaN or infinity for image 6, also in fp32"):
+        draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=7, run_name="one-more"))
+
+
+def test_what_is_drawn_again_is_drawn_without_tf32(tiny_checkpoint, monkeypatch):
+    config, _ = sample_ddp.parse(options(tiny_checkpoint, "unused"))
+    drawer = drawing.Drawer(config, CPU, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer.load()
+    switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    latents = torch.zeros(4, 4, 8, 8)
+
+    def again(*_: object) -> torch.Tensor:
+        seen.extend(switch.allow_tf32 for switch in switches)
+        return latents
+
+    monkeypatch.setattr(drawing.Drawer, "latents", again)
+    numerics.apply(replace(REFERENCE, precision="tf32"), config, CPU)
+    mended = drawer._finite(range(4), 4, torch.full_like(latents, float("inf")), lambda: None)
+    after = [switch.allow_tf32 for switch in switches]
+    numerics.apply(REFERENCE, config, CPU)
+    assert (mended == latents).all()
+    assert (seen, after) == ([False, False], [True, True])
+
+
+def test_compiled_weights_are_constants_and_every_shape_has_its_code(monkeypatch):
+    """More shapes than torch compiles for if it is not told to; what is beyond, it would run uncompiled in silence."""
+    config, _ = sample_ddp.parse(["--preset", "digits"])
+    network = torch.nn.Linear(4, 4).requires_grad_(False)
+    numerics.compile_network(network, config, CPU)
+    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
+    with torch.inference_mode():
+        before = [network(torch.ones(rows, 4)) for rows in range(2, 11)]
+        network.weight.zero_()
+        assert (network(torch.ones(2, 4)) == before[0]).all()
+    assert before[0].abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("t", "interval", "expected"),
     [(0, (0, 1), True), (999, (0, 1), True), (700, (0.0, 0.7), True), (701, (0.0, 0.7), False), (199, (0.2, 0.7), False)],
