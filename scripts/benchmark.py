@@ -235,8 +235,8 @@ def measure(name: str, contestant: str, work: Work, threads: int) -> Measured:
     done = subprocess.run([*command, json.dumps(given)], env=environment, capture_output=True, text=True)
     elapsed = time.perf_counter() - started
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise UserError(f"{contestant} failed in {name}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"{contestant} failed in {name}: {said.removeprefix('error: ')}")
     measured = json.loads(done.stdout.strip().splitlines()[-1])
     return measured | {"seconds": elapsed} if BENCHMARKS[name].whole_process else measured
 
@@ -370,7 +370,8 @@ def main() -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.command == "sampling":
-        drawing.check(args.model, args.image_size, args.device)
+        given = args.model, args.images, args.steps, args.device, args.image_size, tuple(args.options)
+        drawing.check(drawing.Drawing(Path(), *given))
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
     with tempfile.TemporaryDirectory() as folder:

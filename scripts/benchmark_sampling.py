@@ -63,16 +63,18 @@ class Drawing:
         return torch.device(self.device)
 
 
-def check(model: str, image_size: int, device: str) -> None:
-    """Raises UserError for a network that there is not, or a GPU that is not here."""
+def check(work: Drawing) -> None:
+    """Raises UserError for a network that there is not, a GPU that is not here, or options that sample_ddp.py does not take."""
+    import sample_ddp
     from models import DiT_models
 
-    if model not in DiT_models:
-        raise UserError(f"--model {model}: no such model; choose from {', '.join(DiT_models)}")
-    if image_size % (multiple := FACTOR * int(model.rpartition("/")[2])):
-        raise UserError(f"--image-size {image_size}: must be a multiple of {multiple} for {model}")
-    if device == "cuda" and not torch.cuda.is_available():
+    if work.model not in DiT_models:
+        raise UserError(f"--model {work.model}: no such model; choose from {', '.join(DiT_models)}")
+    if work.image_size % (multiple := FACTOR * int(work.model.rpartition("/")[2])):
+        raise UserError(f"--image-size {work.image_size}: must be a multiple of {multiple} for {work.model}")
+    if work.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU can be seen here; use --device cpu")
+    sample_ddp.parse(arguments(work, *work.options))
 
 
 def write_networks(folder: Path, model: str, image_size: int) -> None:
@@ -97,23 +99,19 @@ def make_vae() -> "AutoencoderKL":
     )
 
 
+def arguments(work: Drawing, *options: str) -> list[str]:
+    """Of sample_ddp.py."""
+    files = ["--ckpt", work.folder / "dit.safetensors", "--model", work.model, "--vae", work.folder / "vae"]
+    sizes = ["--per-proc-batch-size", work.images, "--num-sampling-steps", work.steps]
+    return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, *options)]
+
+
 def ours(work: Drawing, *options: str) -> "Drawer":
-    """Fiducial's own networks, loaded and compiled as a run with these options has them."""
+    """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them."""
     import sample_ddp
     from sampling import drawing, numerics
 
-    given = ["--ckpt", work.folder / "dit.safetensors", "--model", work.model, "--vae", work.folder / "vae"]
-    given += [
-        "--per-proc-batch-size",
-        work.images,
-        "--num-sampling-steps",
-        work.steps,
-        "--sampler",
-        "ddim",
-        "--device",
-        work.device,
-    ]
-    config, _ = sample_ddp.parse([str(part) for part in (*given, *(options or work.options))])
+    config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
     how = numerics.resolve(config, work.place)
     numerics.apply(how, config, work.place)
@@ -310,7 +308,8 @@ def draw_digits(work: Drawing, name: str, *options: object, ranks: int = 1) -> d
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise UserError(next((line for line in done.stderr.splitlines() if line.startswith("error")), done.stderr[-300:]))
+        said = next((line for line in done.stderr.splitlines() if line.startswith("error")), done.stderr[-300:])
+        raise UserError(said.removeprefix("error: "))
     return json.loads((work.folder / name / "manifest.json").read_text())
 
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,7 +188,8 @@ print("given back", kept - memory.held(torch.device("cpu")))
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_a_run_keeps_memory_that_it_frees(tiny_checkpoint, tmp_path):
     """The second time 64 MB need no page of the system; what is kept does not count as held."""
-    done = run_command("-c", FAULTS, "sample_ddp.py", *options(tiny_checkpoint, tmp_path, num_fid_samples=4, num_sampling_steps=1))
+    given = options(tiny_checkpoint, tmp_path, num_fid_samples=4, num_sampling_steps=1)
+    done = run_command("-c", FAULTS, "sample_ddp.py", *given)
     told = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines()[-2:])
     assert int(told["faults"]) < 100, done.stderr
     assert int(told["given back"]) > 60_000_000
