@@ -27,7 +27,7 @@ NAMED_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-
 WEIGHTS_FILE = WEIGHTS_FILES[0]
 LARGEST = 100_000  # beyond this a number of a configuration is none of a network
 
-# Pixels in [-1, 1] to levels before truncation. `dit` is DiT's and ADM's; `repa` is half a level darker.
+# Pixels in [-1, 1] to levels before truncation: factor and offset. `repa` is half a level darker, as ADM's own sampler is.
 ROUNDING = {"dit": (127.5, 128.0), "repa": (127.5, 127.5)}
 
 
