@@ -1,7 +1,7 @@
 """Ranks: finding each other, talking through a store, adding arrays, and ending together.
 
 No rank waits for one that will not come: see `distributed.watch`. Beside it stands what every command shares because several
-processes run it: `distributed.console` and `distributed.files`.
+processes run it: `distributed.console`, `distributed.files` and `distributed.opening`.
 """
 
 import atexit
@@ -33,6 +33,17 @@ from distributed.files import (
     file_sha256,
     write_whole,
 )
+from distributed.opening import (
+    NotAFile,
+    no_file,
+    open_new,
+    open_regular,
+    open_to_write,
+    read_bytes,
+    read_text,
+    require_file,
+    require_place,
+)
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -49,6 +60,7 @@ __all__ = [
     "ZIPPED",
     "Cause",
     "Group",
+    "NotAFile",
     "Parser",
     "Stopped",
     "UserError",
@@ -61,9 +73,17 @@ __all__ = [
     "file_sha256",
     "init",
     "is_running",
+    "no_file",
+    "open_new",
+    "open_regular",
+    "open_to_write",
     "own_process",
     "printable",
     "progress_bar",
+    "read_bytes",
+    "read_text",
+    "require_file",
+    "require_place",
     "say",
     "tell_launcher",
     "user_errors",

@@ -9,6 +9,8 @@ from functools import partial
 
 from tqdm import tqdm
 
+from distributed.opening import NotAFile
+
 SHOWN = 200  # characters of a path in a message
 # A path that nobody can use, whatever it was given as.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
@@ -20,7 +22,8 @@ class UserError(Exception):
 
 def as_mistake(error: BaseException) -> BaseException:
     """A `UserError` in the place of what the system says of a path that nobody can use; everything else as it is."""
-    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+    unusable = isinstance(error, NotAFile) or (isinstance(error, OSError) and error.errno in UNUSABLE)
+    if unusable and error.filename is not None:
         return UserError(f"{str(error.filename)[:SHOWN]}: {error.strerror or error}")
     return error
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distributed.console import UserError, progress_bar, say
+from distributed.opening import open_regular
 
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
@@ -41,8 +42,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    """SHA-256 of a file, in hexadecimal; errors as of `open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
