@@ -309,7 +309,7 @@ def evaluate(evaluation: "Evaluation", npz: Path) -> None:
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
     if evaluation.group.once(lambda: str(html_file.exists() and evaluation.is_done(npz, json_file))) == "True":
         if evaluation.group.is_main:
-            print(f"{html_file}: evaluated before", flush=True)
+            distributed.say(f"{html_file}: evaluated before")
     elif result := evaluation.evaluate(npz):
         result.write(json_file, html_file)
 

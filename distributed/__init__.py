@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from distributed.console import Parser, UserError, as_mistake, environment_rank, printable, progress_bar, say, tell_launcher
+from distributed.console import Parser, UserError, as_mistake, environment_rank, printable, progress_bar, say, tell_launcher, warn
 from distributed.files import (
     CHECKPOINTS,
     CLASSES_BESIDE,
@@ -87,6 +87,7 @@ __all__ = [
     "say",
     "tell_launcher",
     "user_errors",
+    "warn",
     "write_whole",
 ]
 
@@ -389,10 +390,10 @@ def user_errors() -> Iterator[None]:
         if rank:
             time.sleep(YIELD_SECONDS)
         where = f" (rank {rank})" if rank else ""
-        print(f"error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
+        warn(f"error{where}: {error}")
         tell_launcher(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         if environment_rank() == 0:
-            print("interrupted", file=sys.stderr, flush=True)
+            warn("interrupted")
         sys.exit(130)

@@ -59,36 +59,48 @@ def progress_bar(total: int, desc: str, unit: str = "image", **options) -> tqdm:
     interval = 0.3 if sys.stderr.isatty() else 10.0
     scaled = unit != "image"
     return tqdm(
-        total=total, desc=desc, unit=unit, unit_scale=scaled, mininterval=interval, disable=environment_rank() != 0, **options
+        total=total,
+        desc=printable(desc),
+        unit=unit,
+        unit_scale=scaled,
+        mininterval=interval,
+        disable=environment_rank() != 0,
+        **options,
     )
 
 
 def tell_launcher(message: str) -> None:
-    """Hands the cause of the end to torchrun, if there is one, which prints the first as its root cause."""
+    """Hands the cause of the end to torchrun, if there is one, which prints the first as its root cause, as it is."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def fail() -> None:
-        raise UserError(message) from None
+        raise UserError(printable(message)) from None
 
     with suppress(Exception):
         record(fail)()
 
 
 def printable(text: str) -> str:
-    """The same text in one line of valid UTF-8: names of files may hold anything."""
+    """The same text in one line of valid UTF-8, without a terminal's commands: names of files may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def say(text: str) -> None:
-    """Prints on standard output at once.
+def say(*lines: str) -> None:
+    """Prints lines on standard output at once, each made `printable`: what others wrote may be in them.
 
     Raises:
         UserError: if nobody can read it there.
     """
     try:
-        print(text, flush=True)
+        print(*map(printable, lines), sep="\n", flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
         raise UserError(f"standard output cannot be written ({error.strerror})") from error
+
+
+def warn(*lines: str) -> None:
+    """The same on standard error, where it is no matter if nobody can read it."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or never there
+        print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)

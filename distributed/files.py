@@ -4,7 +4,6 @@ import errno
 import hashlib
 import http.client
 import os
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from distributed.console import UserError, progress_bar, say
+from distributed.console import UserError, progress_bar, say, warn
 from distributed.opening import open_regular
 
 SILENCE_SECONDS = 60.0  # that a server may be silent
@@ -128,7 +127,7 @@ def fetch_each(wanted: dict[str, Callable[[], Path]]) -> list[str]:
         try:
             path = fetch()
         except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            warn(f"{name}: {error}")
             failed.append(name)
         else:
             files = path.rglob("*") if path.is_dir() else [path]

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed.console import UserError, as_mistake, printable, tell_launcher
+from distributed.console import UserError, as_mistake, tell_launcher, warn
 
 if TYPE_CHECKING:
     from distributed import Group
@@ -220,11 +220,10 @@ class Watch:
         several = self._group.world_size > 1
         where = f" (rank {cause.rank} on {cause.host})" if several and (self.keep or cause.traceback) else ""
         remedy = "; the same command continues" if cause.exit_code == RESUMABLE else ""
-        line = f"{printable(cause.message)}{where}" if cause.kind == "stopped" else f"error{where}: {printable(cause.message)}"
-        line = f"\n{line}" if self.keep else line  # a progress bar may stand there
-        details = cause.traceback if not self.keep else ""  # else they are kept
-        with suppress(OSError, ValueError):  # nobody reads it
-            print(f"{details}{line}{remedy}", file=sys.stderr, flush=True)
+        line = f"{cause.message}{where}" if cause.kind == "stopped" else f"error{where}: {cause.message}"
+        # A progress bar may stand there, and then details are kept.
+        before = [""] if self.keep else cause.traceback.splitlines()
+        warn(*before, f"{line}{remedy}")
         tell_launcher(cause.message)
         self._keep()
 

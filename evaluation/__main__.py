@@ -278,7 +278,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}"]
         if images.has_jpeg and not images.crop:
             lines.append("warning: these are JPEG files; compression moves every metric, so PNG makes a better reference")
-        say("\n".join(lines))
+        say(*lines)
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def _part_text(names: list[str], first: int, columns: list[tuple[int, str, list[
         for line in (0, 1):
             start = f"{'' if line else name:<{first}}"
             lines.append((start + "".join(f"  {texts[row][line]:>{wide}}" for wide, _, texts in columns)).rstrip())
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _spread_text(row: Row) -> str:
@@ -285,7 +285,7 @@ def _spread_text(row: Row) -> str:
     for cell in row.cells.values():
         promised = "" if cell.promised is None else number(cell.promised, cell.unit)
         lines.append(f"  {cell.label:<{wide}}  {number(cell.seen, cell.unit):>8}  {promised:>8}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _differences_text(found: Iterable[Difference]) -> str:
@@ -296,4 +296,4 @@ def _differences_text(found: Iterable[Difference]) -> str:
     for (label, gap, interval, verdict), one in zip(rows, found, strict=True):
         note = f": {one.note}" if one.note else ""
         lines.append(f"  {label:<{widths[0]}}  {gap:>{widths[1]}}  {interval:>{widths[2]}}  {verdict}{note}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distributed import printable
 from evaluation.memorisation import Memorisation
 from evaluation.metrics import Curve
 from evaluation.page import picture, report_page
@@ -132,7 +133,7 @@ class Result:
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows]
         notes = [f"left out: {why}" for why in self.left_out.values()] + [f"warning: {text}" for text in self.warnings]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes])
+        return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *notes]))
 
     def to_html(self) -> str:
         return report_page(self)

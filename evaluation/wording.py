@@ -42,4 +42,4 @@ def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
             write_whole(path.resolve(), lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from error
-    say("\n".join([table, *map(str, wanted)]))
+    say(*table.split("\n"), *map(str, wanted))

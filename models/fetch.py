@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distributed import MIRROR, UserError, download, fetch_each
+from distributed import MIRROR, UserError, download, fetch_each, say
 from models.catalogue import CATALOGUE
 
 
@@ -54,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
     vae = [] if args.vae == "ema" else ["--vae", args.vae]
     options = ["--preset", args.preset, *vae, "--ref", published.reference, *where]
     command = f"HF_HUB_OFFLINE=1 torchrun --nproc_per_node=auto sample_ddp.py {shlex.join(options)}"
-    print(f"all is there; without internet, this draws and evaluates:\n{command}", flush=True)
+    say("all is there; without internet, this draws and evaluates:", command)
     return 0

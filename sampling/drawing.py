@@ -1,6 +1,5 @@
 """Turning indices into pixels on one device, and what to do when memory runs out or numbers overflow."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from torch import Tensor
 from diffusion.prediction import is_guided
 from diffusion.samplers import SAMPLERS, Model, noise_draws
 from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from distributed import UserError
+from distributed import UserError, warn
 from models import autoencoder, checkpoint
 from models.dit import DiT, guided_model
 from sampling import memory, numerics, plan
@@ -102,7 +101,7 @@ class Drawer:
             if is_out_of_memory(error):
                 return  # which the first block will find too, and draw in halves
             self._note(event="not compiled", reason=one_line(error))
-            print(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})", file=sys.stderr, flush=True)
+            warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
             self._networks = self._load_dit(self.how), self._networks[1]
 
     def _place(self, network: str) -> torch.device:

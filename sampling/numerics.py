@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distributed import UserError, default_cache
+from distributed import UserError, default_cache, warn
 from distributed.memory import keep_freed_memory
 from sampling.config import SamplingConfig
 
@@ -94,7 +93,7 @@ def can_compile(device: torch.device) -> bool:
             torch.compile(lambda x: x.tanh() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of many kinds, not all of them torch's
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        print(f"warning: torch.compile does not work here, so networks run without it ({reason})", file=sys.stderr, flush=True)
+        warn(f"warning: torch.compile does not work here, so networks run without it ({reason})")
         return False
     return True
 

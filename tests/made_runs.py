@@ -1,0 +1,37 @@
+"""Finished runs made by hand, so that nothing has to be drawn: random pixels, their PNGs, npz, records and manifest."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from sampling import archive, output, plan, records
+from sampling.config import fingerprint
+
+IDENTITY = {"image_size": 8, "num_classes": 10, "global_seed": 0, "labels": "random", "per_proc_batch_size": 4, "cfg_scale": 1.5}
+
+
+def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, **identity) -> Path:
+    """The folder of a run whose pixels hang on its seed."""
+    (folder := parent / name).mkdir(parents=True)
+    identity = IDENTITY | {"global_seed": seed} | identity
+    size, pixels = identity["image_size"], np.random.default_rng(seed)
+    manifest = {"format": output.MANIFEST_FORMAT, "fingerprint": fingerprint(identity), "identity": identity}
+    rows = []
+    with open(archive.part_path(folder), "wb") as npz:
+        for index in range(count):
+            image = pixels.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            png = output.png_bytes(image)
+            output.png_path(folder, index).write_bytes(png)
+            archive.write_pixels(npz.fileno(), index, image.tobytes(), size)
+            rows.append(records.row(index, image.tobytes(), zlib.crc32(image.tobytes()), (zlib.crc32(png), len(png))))
+    records.Recorder(folder, 1, 0).add(np.concatenate(rows))
+    records.merge(folder, {1: 1})
+    crcs, pixels_sha256 = records.summary(folder, count)
+    labels = plan.labels(identity["labels"], identity["num_classes"], seed, 0, count)
+    whole = archive.npz_path(folder)
+    archive.complete(archive.part_path(folder), whole, archive.frame(labels, size, crcs))
+    session = {"world_size": 1, "images_before": 0, "png": True, "finished": "2026-01-01T00:00:00+00:00"}
+    npz = {"file": whole.name, "count": count, "bytes": whole.stat().st_size, "pixels_sha256": pixels_sha256}
+    output.write_manifest(folder, manifest | {"num_fid_samples": count, "sessions": [session], "merged": 1, "npz": npz})
+    return folder
