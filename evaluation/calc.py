@@ -200,7 +200,7 @@ class Evaluation:
         seen, wanted = frechet_distance(*lower), frechet_distance(*exact)
         return (
             f"In {self.settings.dtype}, FID of the first {count:,} samples{against} is {seen:.4f}, and {wanted:.4f} in float32: "
-            f"a difference of {seen - wanted:+.4f}."
+            f"a difference of {seen - wanted:+.2g}."
         )
 
     def _exactly(self, images: Images, count: int) -> Iterator[np.ndarray]:

@@ -44,6 +44,14 @@ class Cell:
     def unit(self) -> str:
         return UNITS.get(self.name, "")
 
+    def written(self, value: float | None) -> str:
+        """A value of this metric, to as many digits as the interval means; empty where there is none."""
+        return "" if value is None else number(value, self.unit, self.low, self.high)
+
+    def shown(self) -> tuple[str, str]:
+        """The value and its interval as they are printed."""
+        return self.written(self.value), between(self.low, self.high, self.unit)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -261,7 +269,7 @@ def _values_text(comparison: Comparison, width: int) -> list[str]:
     parts, columns = [], []
     for key, label in comparison.labels.items():
         cells = [row.cells.get(key) for row in comparison.rows]
-        texts = [(number(c.value, c.unit), between(c.low, c.high, c.unit)) if c else ("", "") for c in cells]
+        texts = [c.shown() if c else ("", "") for c in cells]
         wide = max(len(label), *(len(text) for pair in texts for text in pair))
         if columns and first + sum(2 + other for other, _, _ in columns) + 2 + wide > width:
             parts, columns = [*parts, columns], []
@@ -283,14 +291,13 @@ def _spread_text(row: Row) -> str:
     lines = [f"{row.title}: standard deviation between the seeds, and as their intervals promise it"]
     wide = max(len(cell.label) for cell in row.cells.values())
     for cell in row.cells.values():
-        promised = "" if cell.promised is None else number(cell.promised, cell.unit)
-        lines.append(f"  {cell.label:<{wide}}  {number(cell.seen, cell.unit):>8}  {promised:>8}".rstrip())
+        lines.append(f"  {cell.label:<{wide}}  {cell.written(cell.seen):>8}  {cell.written(cell.promised):>8}".rstrip())
     return "\n".join(map(printable, lines))
 
 
 def _differences_text(found: Iterable[Difference]) -> str:
     found = list(found)
-    rows = [(d.label, signed(d.difference, d.unit), between(d.low, d.high, d.unit), d.verdict) for d in found]
+    rows = [(d.label, signed(d.difference, d.unit, d.low, d.high), between(d.low, d.high, d.unit), d.verdict) for d in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{found[0].row} less {found[0].against}: difference, 95 % interval"]
     for (label, gap, interval, verdict), one in zip(rows, found, strict=True):

@@ -65,7 +65,7 @@ def report_page(result: "Result") -> str:
         _run_html(result.run),
         f'<h2>What the numbers hang on</h2><table class="facts">{_facts_html(result)}</table>',
     ]
-    title = f"{first.label} {first.value:.4g}"
+    title = f"{first.label} {number(first.value, first.unit, first.low, first.high)}"
     return document(title, Path(result.samples["path"]).name, "\n".join(filter(None, parts)), result.created)
 
 
@@ -102,7 +102,7 @@ def _plots_html(result: "Result") -> str:
     if result.curve and "fid-infinity" in by_name:
         infinity = by_name["fid-infinity"]
         fid, interval = infinity.label.replace("-infinity", ""), between(infinity.low, infinity.high)
-        at_infinity = number(infinity.value) + (f" ({interval})" if interval else "")
+        at_infinity = number(infinity.value, "", infinity.low, infinity.high) + (f" ({interval})" if interval else "")
         caption = (
             f"Fewer samples bias {fid} upwards, by a multiple of 1 / N. The line goes through N, N/2 and N/3, and meets "
             f"infinitely many samples at {at_infinity}; N/4 shows how far the bias is from straight."
@@ -111,7 +111,8 @@ def _plots_html(result: "Result") -> str:
     for x, y in PAIRS:
         if x in by_name and y in by_name:
             bars = [Bar(by_name[name].label, by_name[name].value, by_name[name].low, by_name[name].high) for name in (x, y)]
-            title = f"{bars[1].name} {number(bars[1].value)} against {bars[0].name} {number(bars[0].value)}"
+            of_x, of_y = (f"{bar.name} {number(bar.value, '', bar.low, bar.high)}" for bar in bars)
+            title = f"{of_y} against {of_x}"
             plots.append(figure_html(svg(pair_figure(*bars), f"{x}-{y}", title)))
     return f'<div class="plots">{"".join(plots)}</div>' if plots else ""
 
@@ -272,7 +273,7 @@ def _runs_html(comparison: "Comparison") -> str:
     rows = []
     for row in comparison.rows:
         found = [(label, row.cells.get(key)) for key, label in comparison.labels.items()]
-        cells = [(label, number(c.value, c.unit), between(c.low, c.high, c.unit)) if c else (label, "", "") for label, c in found]
+        cells = [(label, *c.shown()) if c else (label, "", "") for label, c in found]
         rows.append(_row_html(row.title, cells))
     return _table_html(["run", *comparison.labels.values()], rows)
 
@@ -282,7 +283,7 @@ def _spread_html(row: "Row") -> str:
     rows = [
         _row_html(
             cell.label,
-            [("seen", number(cell.seen, cell.unit), ""), ("promised", _or_nothing(cell.promised, cell.unit), "")],
+            [("seen", cell.written(cell.seen), ""), ("promised", cell.written(cell.promised), "")],
         )
         for cell in row.cells.values()
     ]
@@ -292,10 +293,6 @@ def _spread_html(row: "Row") -> str:
     )
 
 
-def _or_nothing(value: float | None, unit: str) -> str:
-    return "" if value is None else number(value, unit)
-
-
 def _differences_html(comparison: "Comparison") -> str:
     parts = []
     for row in comparison.rows[1:]:
@@ -303,7 +300,7 @@ def _differences_html(comparison: "Comparison") -> str:
             _row_html(
                 one.label,
                 [
-                    ("difference", signed(one.difference, one.unit), ""),
+                    ("difference", signed(one.difference, one.unit, one.low, one.high), ""),
                     ("95 % interval", between(one.low, one.high, one.unit), ""),
                     ("relative", "" if one.relative is None else f"{100 * one.relative:+.1f} %", ""),
                     ("verdict", f'<span class="{one.verdict.replace(" ", "-")}">{one.verdict}</span>', one.note),

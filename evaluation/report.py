@@ -56,8 +56,8 @@ class Metric:
 
     def shown(self) -> str:
         """The value as it is printed, with its spread over blocks or subsets where there is one."""
-        spread = "" if self.spread is None else f" ± {number(self.spread)}"
-        return number(self.value, self.unit) + spread
+        spread = "" if self.spread is None else f" ± {number(self.spread, '', self.low, self.high)}"
+        return number(self.value, self.unit, self.low, self.high) + spread
 
 
 @dataclass

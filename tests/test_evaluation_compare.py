@@ -58,7 +58,7 @@ def test_runs_of_several_seeds_are_one(write):
     assert row.seeds == (0, 1, 2)
     table = compared(*seeds).table()
     assert "all runs (seeds 0, 1, 2)" in table
-    assert "FID    1.0000    0.4041" in table
+    assert "FID      1.00      0.40" in table
 
 
 SEEDS = [(0, 3.0, 0.2), (1, 4.0, 0.3), (2, 5.0, 0.6)]
@@ -307,9 +307,9 @@ def test_the_files_have_what_the_table_has(write, tmp_path):
     assert not any(tag in ("link", "img", "iframe") for tag in page.tags)
     assert page.tags.count("svg") == 7  # a metric each
     rows = {row[0]: row for row in page.tables["runs"]}
-    assert rows[f"model {NASTY}"][1] == "2.50002.0000 to 3.0000"  # the interval is small, below
+    assert rows[f"model {NASTY}"][1] == "2.502.00 to 3.00"  # the interval is small, below
     assert "model other (seeds 1, 2)" in rows
-    assert rows["FID"][1:3] == ["+0.0000", "-0.6001 to 0.6001"]
+    assert rows["FID"][1:3] == ["+0.00", "-0.60 to 0.60"]
     for found in (done.stdout, text):
         assert "undecided" in found
     assert not any("precision" in line and "coverage" in line for line in done.stdout.splitlines())  # too wide for one table

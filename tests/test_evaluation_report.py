@@ -25,8 +25,8 @@ def report() -> str:
 
 def test_numbers_stand_with_their_intervals(report):
     rows = {row[0]: row[1:5] for row in Page(report).tables["numbers"]}
-    assert rows["FID"] == ["2.5000", "2.0000 to 3.0000", "1,000", "1,618"]
-    assert rows["precision"] == ["0.7500", "0.6250 to 0.8750", "1,000", "1,618"]
+    assert rows["FID"] == ["2.50", "2.00 to 3.00", "1,000", "1,618"]
+    assert rows["precision"] == ["0.750", "0.625 to 0.875", "1,000", "1,618"]
     assert rows["AuthPct"] == ["66.8 %", "64.8 to 68.8 %", "1,000", "1,618"]
     assert "the reference held fixed" in report
     assert "the reference held fixed" not in made({"fid": (2.0, None)}).to_html()
