@@ -21,8 +21,9 @@ from typing import TypeVar
 import numpy as np
 
 from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
+from distributed.classes import read as read_names
 from models import autoencoder, catalogue, checkpoint
-from sampling import archive, classes, disk, integrity, memory, numerics, output, plan, records
+from sampling import archive, disk, integrity, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import LOCK, Lock, await_token, read
@@ -293,7 +294,7 @@ def check_given(config: SamplingConfig, group: Group) -> None:
         weights, _ = checkpoint.read_weights(config.ckpt)
         checkpoint.check_shape(weights, config.ckpt, {"model": config.model, "num_classes": config.num_classes})
     if group.is_main and config.class_names:
-        classes.read(config.class_names, f"--class-names {config.class_names}")
+        read_names(config.class_names, f"--class-names {config.class_names}")
 
 
 def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from distributed import UserError, write_whole
+from distributed.classes import names_sha256
 from sampling import archive, records
-from sampling.classes import names_sha256
 from sampling.config import LIMITS, fingerprint
 from sampling.plan import parse_labels
 

@@ -18,6 +18,7 @@ import torch
 
 from diffusion.schedule import spaced_timesteps
 from distributed import Group, UserError, say
+from distributed.classes import GUESSED, ClassNames, difference
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
 from sampling import archive, classes, disk, numerics, output, records
@@ -81,7 +82,7 @@ class Found:
     how: Numerics
     size: tuple[int, int]  # and channels of a latent
     vae: autoencoder.VaeFiles
-    names: classes.ClassNames | None
+    names: ClassNames | None
 
     def task(self, npz: Path, session: int, token: str, done: np.ndarray) -> Task:
         """What is to be done, once the size of a block is known."""
@@ -205,19 +206,19 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     return identity, (input_size, in_channels), vae
 
 
-def class_names(config: SamplingConfig) -> classes.ClassNames | None:
+def class_names(config: SamplingConfig) -> ClassNames | None:
     """What the classes of the run are called, if anybody knows, for a checkpoint that was read before."""
     return classes.find(config.class_names, config.ckpt, checkpoint.read_class_to_idx(config.ckpt), config.num_classes)
 
 
-def check_names(folder: Path, manifest: dict | None, names: classes.ClassNames | None) -> None:
+def check_names(folder: Path, manifest: dict | None, names: ClassNames | None) -> None:
     """Raises UserError if a run was begun with other class names. Runs of before they were recorded take any, as do
     those whose names were only guessed."""
     there = manifest and manifest.get("class_names")
-    if there and names and there["sha256"] != names.sha256 and there["source"] != classes.GUESSED:
+    if there and names and there["sha256"] != names.sha256 and there["source"] != GUESSED:
         raise UserError(
             f"{folder} belongs to a different configuration: class_names are from {there['source']} there and {names.source} "
-            f"here, so {classes.difference(there['names'], names.names)}; give them as they are there, or choose another "
+            f"here, so {difference(there['names'], names.names)}; give them as they are there, or choose another "
             "--run-name or --sample-dir"
         )
 

@@ -13,8 +13,8 @@ from conftest import DIGITS, PLAIN, randomised, run_command
 from PIL import Image
 
 import sample_ddp
+from distributed.classes import ClassNames
 from models import DiT_models
-from sampling.classes import ClassNames
 from scripts.stand_ins import pictures
 
 NAMES = sorted(

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from distributed import UserError
-from sampling import classes
-from sampling.classes import ClassNames, find, has_names, imagenet, numbered, read
+from distributed import UserError, classes
+from distributed.classes import ClassNames, imagenet, read
+from sampling.classes import find, has_names, numbered
 
 PETS = ("beagle", "golden retriever", "pug")
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import DIGITS, options, run_command
 
 from distributed import UserError
-from sampling.classes import names_sha256
+from distributed.classes import names_sha256
 from sampling.config import fingerprint
 from sampling.status import status, verify
 
