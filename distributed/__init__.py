@@ -1,7 +1,7 @@
 """Ranks: finding each other, talking through a store, adding arrays, and ending together.
 
 No rank waits for one that will not come: see `distributed.watch`. Beside it stands what every command shares because several
-processes run it: `distributed.console`, `distributed.files` and `distributed.opening`.
+processes run it: `distributed.console`, `distributed.files`, `distributed.leftovers` and `distributed.opening`.
 """
 
 import atexit
@@ -33,7 +33,9 @@ from distributed.files import (
     file_sha256,
     write_whole,
 )
+from distributed.leftovers import in_the_making, remove_leftovers
 from distributed.opening import (
+    NO_FILE,
     NotAFile,
     no_file,
     open_new,
@@ -54,6 +56,7 @@ __all__ = [
     "CHECKPOINTS",
     "CLASSES_BESIDE",
     "MIRROR",
+    "NO_FILE",
     "OFFLINE",
     "REFERENCES",
     "RESUMABLE",
@@ -71,6 +74,7 @@ __all__ = [
     "environment_rank",
     "fetch_each",
     "file_sha256",
+    "in_the_making",
     "init",
     "is_running",
     "no_file",
@@ -82,6 +86,7 @@ __all__ = [
     "progress_bar",
     "read_bytes",
     "read_text",
+    "remove_leftovers",
     "require_file",
     "require_place",
     "say",

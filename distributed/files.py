@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from distributed.console import UserError, progress_bar, say, warn
-from distributed.opening import open_regular
+from distributed.leftovers import in_the_making, remove_leftovers
+from distributed.opening import open_new, open_regular
 
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
@@ -27,11 +28,27 @@ BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well ag
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # asking again is no help
 MIRROR = "FIDUCIAL_MIRROR"  # http://host/folder: asked for the same paths, in the place of the files' own hosts
 
+_tidied: set[Path] = set()  # folders
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, then puts it in its place, so that `path` is never seen half-written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Lets `write` fill a file beside `path`, then puts it in its place, so that `path` is never seen half-written.
+
+    A link, or a pipe, that stands there is replaced as a file is. What killed processes have left in the folder is removed, the
+    first time that this process writes there.
+
+    Raises:
+        IsADirectoryError: before anything is written, if there is a folder at `path`.
+        OSError: if it cannot be written.
+    """
+    if path.is_dir() and not path.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, where a file is to be written", str(path))
+    if path.parent not in _tidied:
+        _tidied.add(path.parent)
+        remove_leftovers(path.parent)
+    beside = in_the_making(path)
     try:
+        open_new(beside).close()
         write(beside)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it

@@ -22,6 +22,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFLNK: "a link",
 }
+NO_FILE = "no such file"
 
 
 class NotAFile(OSError):
@@ -123,7 +124,7 @@ def no_file(path: Path) -> str:
     try:
         require_file(path)
     except FileNotFoundError:
-        return "no such file"
+        return NO_FILE
     except OSError as error:
         return error.strerror or str(error)
     return ""

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distributed import open_regular, open_to_write
+
 PIXELS_AT = 65536  # a whole number of pages on any machine
 MEMBER, LABELS = b"arr_0.npy", b"arr_1.npy"
 DOS_DATE = 33  # 1 January 1980: equal images give equal bytes
@@ -102,7 +104,7 @@ def complete(file: Path, path: Path, frame: tuple[bytes, bytes]) -> None:
     if file == path and has_frame(path, frame):
         return
     head, tail = frame
-    with open(file, "r+b") as part:
+    with open(open_to_write(file, os.O_RDWR), "r+b") as part:
         part.write(head)
         part.seek(-len(tail) if file == path else 0, os.SEEK_END)
         part.write(tail)
@@ -114,7 +116,7 @@ def complete(file: Path, path: Path, frame: tuple[bytes, bytes]) -> None:
 def has_frame(path: Path, frame: tuple[bytes, bytes]) -> bool:
     """Whether a file begins and ends as a whole npz."""
     head, tail = frame
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if file.seek(0, os.SEEK_END) < len(head) + len(tail):
             return False
         file.seek(0)

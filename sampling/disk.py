@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import UserError
+from distributed import NotAFile, UserError
 from sampling import archive, records
 
 # A PNG of a photograph at our compression takes about 0.55 of its pixels, of a drawing much less; measured ones replace this.
@@ -76,6 +76,8 @@ def explained(error: OSError, folder: Path) -> UserError:
     if error.errno in FULL:
         kept = "what is drawn is kept; make room and run the same command again"
         return UserError(f"no space is left for {folder} ({error.strerror}); {kept}{notes}")
+    if isinstance(error, NotAFile):
+        return UserError(f"{error.filename}: {error.strerror}; move it away{notes}")
     return UserError(f"{error.filename or folder}: {error.strerror or error}{notes}")
 
 

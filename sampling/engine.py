@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from distributed import Cause, Group, Stopped, UserError, file_sha256, progress_bar, say, write_whole
+from distributed import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, write_whole
 from distributed.classes import read as read_names
 from models import autoencoder, catalogue, checkpoint
 from sampling import archive, disk, integrity, memory, numerics, output, plan, records
@@ -183,7 +183,7 @@ class Work:
                 raise UserError(f"image {row['index']} is not in {self._task.npz} as it was written; this disk cannot be trusted")
 
     def _merge(self) -> str:
-        records.merge(self._task.folder, {self._task.session: self._group.world_size})
+        records.merge(self._task.folder, {self._task.session: self._group.world_size}, len(self._task.done))
         return ""
 
     def _await_records(self) -> None:
@@ -249,7 +249,8 @@ class NodeDrawer(Drawer):
 
     def _keep_note(self, **event: object) -> None:
         line = json.dumps({"rank": self._group.rank, "host": socket.gethostname(), **event})
-        with open(events_path(self._task.folder, self._task.session, self._group.rank), "a") as file:
+        events = events_path(self._task.folder, self._task.session, self._group.rank)
+        with open(open_to_write(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
             file.write(line + "\n")
 
 
@@ -263,7 +264,7 @@ def say_ready(group: Group, how: numerics.Numerics, checking: float, loading: fl
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
     """A descriptor for reading and writing."""
-    file = os.open(path, os.O_RDWR)
+    file = open_to_write(path, os.O_RDWR)
     try:
         yield file
     finally:

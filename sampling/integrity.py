@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distributed import NO_FILE, no_file, read_bytes
 from sampling import archive, output, records
 
 CHECKED_AT_ONCE = 256
@@ -36,7 +37,7 @@ class Copies:
     def png_file_is_whole(self, row: np.void) -> bool:
         """Whether the PNG is the file that was written, by its length and CRC-32: a tenth of the time of decoding it."""
         try:
-            content = output.png_path(self.folder, int(row["index"])).read_bytes()
+            content = read_bytes(output.png_path(self.folder, int(row["index"])), int(row["png_bytes"]))
         except OSError:
             return False
         return len(content) == row["png_bytes"] and zlib.crc32(content) == row["png_crc"]
@@ -127,8 +128,8 @@ def verify(copies: Copies, rows: np.ndarray, has_npz: bool) -> Iterator[tuple[in
         if has_npz and copies.in_npz(row) is None:
             wrong.append("damaged in the npz")
         if row["png_bytes"] and copies.in_png(row) is None:
-            there = output.png_path(copies.folder, int(row["index"])).exists()
-            wrong.append("damaged PNG" if there else "PNG is missing")
+            reason = no_file(output.png_path(copies.folder, int(row["index"])))
+            wrong.append("PNG is missing" if reason == NO_FILE else reason or "damaged PNG")
         return wrong
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -12,7 +12,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from distributed import UserError, is_running, own_process, say
+from distributed import UserError, is_running, open_regular, own_process, say
 
 LOCK = "lock"
 RENEW_SECONDS = 5.0
@@ -117,7 +117,7 @@ class Lock:
 def read(path: Path) -> dict | None:
     """Who holds the lock, or None if nobody does. What cannot be understood is held by nobody alive."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(LENGTH)
     except FileNotFoundError:
         return None

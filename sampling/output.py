@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, write_whole
+from distributed import UserError, open_new, open_regular, open_to_write, read_text, write_whole
 from distributed.classes import names_sha256
 from sampling import archive, records
 from sampling.config import LIMITS, fingerprint
@@ -45,6 +45,11 @@ def png_path(folder: Path, index: int) -> Path:
     return folder / f"from-{first:010d}" / name if first else folder / name
 
 
+def most_png_bytes(image_size: int) -> int:
+    """Bytes that the PNG of an image may have, also when others have saved it anew."""
+    return 2 * archive.image_bytes(image_size) + (1 << 20)
+
+
 def png_bytes(pixels: np.ndarray) -> bytes:
     """An image (H, W, 3) uint8 as a PNG file."""
     buffer = io.BytesIO()
@@ -57,11 +62,13 @@ def write_png(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     try:
         try:
-            beside.write_bytes(content)
+            file = open_new(beside)
         except FileNotFoundError:
             if path.parent.name.startswith("from-"):
                 path.parent.mkdir(exist_ok=True)
-            beside.write_bytes(content)
+            file = open_new(beside)
+        with file:
+            file.write(content)
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
@@ -71,7 +78,7 @@ def write_png(path: Path, content: bytes) -> None:
 def read_png(path: Path, image_size: int) -> bytes | None:
     """The pixels of a PNG of ours, (image_size, image_size, 3) uint8 in C order; None if it is missing or not whole."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path, most_png_bytes(image_size)) as file, Image.open(file) as image:
             return image.tobytes() if image.size == (image_size, image_size) and image.mode == "RGB" else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all of which Pillow raises
         return None
@@ -98,7 +105,7 @@ class BlockWriter:
     ):
         self._folder, self._image_size, self._with_png = folder, image_size, with_png
         self._recorder, self._on_written = recorder, on_written
-        self._npz = os.open(npz, os.O_WRONLY)
+        self._npz = open_to_write(npz, os.O_WRONLY)
         self._images = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="images")
         self._blocks = ThreadPoolExecutor(1, thread_name_prefix="records")
         self._room = threading.Semaphore(BLOCKS_WAITING)
@@ -178,9 +185,7 @@ def load_manifest(path: Path) -> dict:
         ValueError: with the reason, if it is not one of ours, or was changed by hand into what cannot be.
     """
     try:
-        if path.stat().st_size > MANIFEST_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes")
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(read_text(path, MANIFEST_BYTES))
         if manifest["format"] != MANIFEST_FORMAT:
             raise ValueError(f"its format is {str(manifest['format'])[:40]!r}")
         _check_manifest(manifest)
@@ -238,8 +243,7 @@ def unmerged(manifest: dict) -> dict[int, int]:
 def read_ended(folder: Path) -> dict | None:
     """Why the last session ended early, or None if it did not or nobody could say."""
     try:
-        with open(folder / ENDED) as file:
-            ended = json.loads(file.read(RESERVED))
+        ended = json.loads(read_text(folder / ENDED, RESERVED))
         return {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "time")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

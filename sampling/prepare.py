@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from diffusion.schedule import spaced_timesteps
-from distributed import Group, UserError, say
+from distributed import Group, UserError, open_new, open_to_write, read_text, require_place, say
 from distributed.classes import GUESSED, ClassNames, difference
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
@@ -33,6 +33,7 @@ from sampling.numerics import RESOLVED, Numerics
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 TRYING_SECONDS = 300  # for the compiler to show that it works
 EVENTS_KEPT = 1000  # of a session, in the manifest
+EVENTS_BYTES = 1 << 26  # of a rank
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
-        (folder / output.RESERVE).write_bytes(bytes(output.RESERVED))
+        with open_new(folder / output.RESERVE) as file:
+            file.write(bytes(output.RESERVED))
         npz = open_npz(folder, config)
     except OSError as error:
         raise disk.explained(error, folder) from error
@@ -226,8 +228,11 @@ def check_names(folder: Path, manifest: dict | None, names: ClassNames | None) -
 def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, identity: dict) -> None:
     """Raises UserError if the folder belongs to another configuration, or cannot be written."""
     npz = archive.npz_path(folder)
-    if npz.is_dir():
-        raise UserError(f"{npz} is a folder, where the npz is to go; choose another --run-name")
+    for path in (npz, archive.part_path(folder), npz.with_suffix(".json"), npz.with_suffix(".html")):
+        try:
+            require_place(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; move it away, or choose another --run-name") from error
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
     there = disk.nearest(folder)
@@ -278,7 +283,7 @@ def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, n
     if manifest["sessions"]:
         check_folder(folder, manifest, config, identity)  # another run may have been here since
         conclude(folder, manifest)
-    records.merge(folder, output.unmerged(manifest))
+    records.merge(folder, output.unmerged(manifest), config.num_fid_samples)
     manifest |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
     manifest["merged"] = len(manifest["sessions"])
     return manifest, records.done(folder, config.num_fid_samples, {})
@@ -309,8 +314,8 @@ def read_events(folder: Path, session: int, ranks: int) -> list[dict]:
     events = []
     for rank in range(ranks):
         path = events_path(folder, session, rank)
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
+        with suppress(FileNotFoundError):
+            for line in read_text(path, EVENTS_BYTES, errors="replace").splitlines():
                 try:
                     events.append(json.loads(line))
                 except ValueError:  # cut off
@@ -330,7 +335,7 @@ def open_npz(folder: Path, config: SamplingConfig) -> Path:
         if whole.stat().st_size == archive.size(config.num_fid_samples, config.image_size):
             return whole
         os.replace(whole, part)
-    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+    with open(open_to_write(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
         file.truncate(archive.slot(config.num_fid_samples, config.image_size))
     return part
 

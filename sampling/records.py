@@ -11,9 +11,12 @@ that what was torn by a crash is as good as absent.
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+
+from distributed import open_regular, open_to_write, require_place
 
 ROW = np.dtype(
     [
@@ -27,6 +30,8 @@ ROW = np.dtype(
 )
 SALT = 0xF1D0C1A1
 CHUNK = 1 << 18  # rows in memory at a time
+TIMES = 3  # that a session records an image at most: drawn, restored from a copy, drawn again
+MOST = 1 << 40  # images
 
 
 def checks(rows: np.ndarray) -> np.ndarray:
@@ -64,9 +69,10 @@ class Recorder:
     def __init__(self, folder: Path, session: int, rank: int):
         self._path = part_path(folder, session, rank)
         self._path.parent.mkdir(exist_ok=True)
+        require_place(self._path)  # before anything is drawn
 
     def add(self, rows: np.ndarray) -> None:
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        file = open_to_write(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             before, content = os.fstat(file).st_size, memoryview(rows.tobytes())
             try:
@@ -80,16 +86,30 @@ class Recorder:
             os.close(file)
 
 
-def whole_rows(path: Path) -> Iterator[np.ndarray]:
-    """The rows of a file that are as they were written, in chunks; none if there is no file."""
+def whole_rows(path: Path, most: int) -> Iterator[np.ndarray]:
+    """Those of the first `most` rows of a file that are as they were written, in chunks; none if there is no file.
+
+    Raises:
+        NotAFile: if there is something else.
+    """
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below)
+        file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return
     with file:
-        while content := file.read(CHUNK * ROW.itemsize):
+        for start in range(0, most, CHUNK):
+            content = file.read(min(CHUNK, most - start) * ROW.itemsize)
             rows = np.frombuffer(content[: len(content) // ROW.itemsize * ROW.itemsize], dtype=ROW)
             yield rows[rows["check"] == checks(rows)]
+            if len(content) < CHUNK * ROW.itemsize:
+                return
+
+
+def _all_rows(folder: Path, count: int, sessions: dict[int, int]) -> Iterator[np.ndarray]:
+    """The rows of the first `count` images in the table, then those that `sessions` have added, in chunks."""
+    for path, most in [(table_path(folder), count), *((path, TIMES * count) for path in _parts(folder, sessions))]:
+        for rows in whole_rows(path, most):
+            yield rows[rows["index"] < count]
 
 
 def done(folder: Path, count: int, sessions: dict[int, int]) -> np.ndarray:
@@ -98,30 +118,28 @@ def done(folder: Path, count: int, sessions: dict[int, int]) -> np.ndarray:
     sessions: by number, how many ranks each had. Files are opened by name, never listed: listings may be old.
     """
     found = np.zeros(count, dtype=bool)
-    for path in [table_path(folder), *_parts(folder, sessions)]:
-        for rows in whole_rows(path):
-            found[rows["index"][rows["index"] < count]] = True
+    for rows in _all_rows(folder, count, sessions):
+        found[rows["index"]] = True
     return found
 
 
 def latest(folder: Path, count: int, sessions: dict[int, int]) -> np.ndarray:
     """The rows of the first `count` images, (count,), from the table and what `sessions` have added; absent ones are all zero."""
     found = np.zeros(count, dtype=ROW)
-    for path in [table_path(folder), *_parts(folder, sessions)]:
-        for rows in whole_rows(path):
-            rows = rows[rows["index"] < count]
-            found[rows["index"]] = rows
+    for rows in _all_rows(folder, count, sessions):
+        found[rows["index"]] = rows
     return found
 
 
-def merge(folder: Path, sessions: dict[int, int]) -> None:
-    """Moves what `sessions` have added into the table. For rank 0, while no rank is adding."""
+def merge(folder: Path, sessions: dict[int, int], count: int = MOST) -> None:
+    """Moves what `sessions` have added of the first `count` images into the table. For rank 0, while no rank is adding."""
     parts = [path for path in _parts(folder, sessions) if path.exists()]
     if not parts:
         return
-    with open(os.open(table_path(folder), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as table:
+    with open(open_to_write(table_path(folder), os.O_RDWR | os.O_CREAT), "r+b") as table:
         for path in parts:
-            for rows in whole_rows(path):
+            for rows in whole_rows(path, TIMES * count):
+                rows = rows[rows["index"] < count]
                 for run in np.split(rows, np.flatnonzero(np.diff(rows["index"].astype(np.int64)) != 1) + 1):
                     if len(run):
                         table.seek(int(run["index"][0]) * ROW.itemsize)
@@ -138,16 +156,15 @@ def _parts(folder: Path, sessions: dict[int, int]) -> list[Path]:
 
 def without_png(folder: Path, count: int) -> int:
     """How many of the first `count` images are in the table, but have no PNG."""
-    return sum(int(((rows["png_bytes"] == 0) & (rows["index"] < count)).sum()) for rows in whole_rows(table_path(folder)))
+    return sum(int((rows["png_bytes"] == 0).sum()) for rows in _all_rows(folder, count, {}))
 
 
 def table(folder: Path, start: int, stop: int) -> np.ndarray:
     """The rows of the indices `start` to `stop` (exclusive); those that are absent or damaged are all zero."""
     rows, content = np.zeros(stop - start, dtype=ROW), b""
-    if table_path(folder).exists():
-        with open(table_path(folder), "rb") as file:
-            file.seek(start * ROW.itemsize)
-            content = file.read((stop - start) * ROW.itemsize)
+    with suppress(FileNotFoundError), open_regular(table_path(folder)) as file:
+        file.seek(start * ROW.itemsize)
+        content = file.read((stop - start) * ROW.itemsize)
     there = np.frombuffer(content[: len(content) // ROW.itemsize * ROW.itemsize], dtype=ROW)
     rows[: len(there)] = there
     rows[(rows["check"] != checks(rows)) | (rows["index"] != np.arange(start, stop, dtype=np.uint64))] = np.zeros(1, dtype=ROW)
