@@ -18,7 +18,21 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from distributed.console import Parser, UserError, as_mistake, environment_rank, printable, progress_bar, say, tell_launcher, warn
+from distributed.console import (
+    STDOUT,
+    Parser,
+    UserError,
+    as_mistake,
+    environment_rank,
+    printable,
+    progress_bar,
+    require_ending,
+    say,
+    say_result,
+    stdout_kept,
+    tell_launcher,
+    warn,
+)
 from distributed.files import (
     CHECKPOINTS,
     CLASSES_BESIDE,
@@ -46,6 +60,7 @@ from distributed.opening import (
     require_file,
     require_place,
 )
+from distributed.version import about, described
 from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
 
 if TYPE_CHECKING:
@@ -60,6 +75,7 @@ __all__ = [
     "OFFLINE",
     "REFERENCES",
     "RESUMABLE",
+    "STDOUT",
     "ZIPPED",
     "Cause",
     "Group",
@@ -68,7 +84,9 @@ __all__ = [
     "Stopped",
     "UserError",
     "Watch",
+    "about",
     "default_cache",
+    "described",
     "download",
     "download_nothing",
     "environment_rank",
@@ -87,9 +105,12 @@ __all__ = [
     "read_bytes",
     "read_text",
     "remove_leftovers",
+    "require_ending",
     "require_file",
     "require_place",
     "say",
+    "say_result",
+    "stdout_kept",
     "tell_launcher",
     "user_errors",
     "warn",

@@ -1,17 +1,21 @@
-"""What every command says, and how: one sentence for a mistake, once for all ranks."""
+"""What every command says, and how: one sentence for a mistake, once for all ranks; and where to what it makes goes."""
 
 import argparse
 import errno
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
 from distributed.opening import NotAFile
+from distributed.version import about, described
 
 SHOWN = 200  # characters of a path in a message
+STDOUT = Path("-")  # in the place of a file's name
 # A path that nobody can use, whatever it was given as.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -29,12 +33,13 @@ def as_mistake(error: BaseException) -> BaseException:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are reported like all others: one sentence, once for all ranks."""
+    """An argument parser whose mistakes are reported like all others: one sentence, once for all ranks. It has --version."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
         self.register("type", int, partial(_parsed, int, "a whole number"))
         self.register("type", float, partial(_parsed, float, "a number"))
+        self.add_argument("--version", action=_Version, help="print Fiducial's version, and the commit of a checkout")
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
@@ -46,6 +51,24 @@ def _parsed(kind: type, name: str, text: str) -> int | float:
         return kind(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from error
+
+
+class _Version(argparse.Action):
+    """As --help is: nothing that a file of options could hold. Git is asked when it is given, and not before."""
+
+    def __init__(self, option_strings: list[str], **settings):
+        super().__init__(option_strings, **{**settings, "dest": "help", "default": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_) -> None:
+        if environment_rank() == 0:
+            say(described(about()))
+        parser.exit()
+
+
+def require_ending(option: str, path: Path, *endings: str) -> None:
+    """Raises UserError if a file to be written is called what another kind of file is; a name without an ending will do."""
+    if path.suffix and not path.name.lower().endswith(endings):
+        raise UserError(f"{option} {path}: what is written there is {endings[0]}, not {path.suffix}; name it so")
 
 
 def environment_rank() -> int:
@@ -104,3 +127,55 @@ def warn(*lines: str) -> None:
     """The same on standard error, where it is no matter if nobody can read it."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or never there
         print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
+
+
+_results: list[Callable[[str], None]] = []  # at most one
+
+
+@contextmanager
+def stdout_kept(keep: bool = True) -> Iterator[None]:
+    """In here standard output is for `say_result` alone: all else that is printed, by libraries too, goes to standard error.
+
+    Raises:
+        UserError: if standard output is closed.
+    """
+    if not keep:
+        yield
+        return
+    stream = sys.stdout
+    try:
+        stream.flush()
+        kept = os.dup(1)
+    except (AttributeError, OSError) as error:
+        raise UserError("standard output is closed, and the result is to go there") from error
+
+    def point(descriptor: int) -> None:
+        try:
+            os.dup2(descriptor, 1)
+        except OSError:  # standard error is closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def say_result(text: str) -> None:
+        point(kept)
+        sys.stdout = stream
+        try:
+            say(*text.split("\n"))
+        finally:
+            sys.stdout = sys.stderr
+            point(2)
+
+    point(2)
+    sys.stdout = sys.stderr
+    _results.append(say_result)
+    try:
+        yield
+    finally:
+        _results.clear()
+        sys.stdout = stream
+        point(kept)
+        os.close(kept)
+
+
+def say_result(text: str) -> None:
+    """Prints on standard output what `stdout_kept` keeps it for."""
+    _results[0](text)

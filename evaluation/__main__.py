@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
-from distributed import Group, Parser, UserError, fetch_each, say
+from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept
 from evaluation.published import PUBLISHED
 
 if TYPE_CHECKING:
     from evaluation.checks import Settings
+
+OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -119,8 +121,19 @@ def add_calc(commands: argparse._SubParsersAction) -> None:
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
     )
     calc.add_argument("--kid-subset-size", type=int, default=1000, help="images a subset (default %(default)s)")
-    calc.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
+    calc.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the whole result there; - is standard output, on which nothing else is then",
+    )
     calc.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
+    calc.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check options, reference and weights for samples that need not be there yet, fetching what is missing, and compute "
+        "nothing",
+    )
     add_common(calc)
 
 
@@ -157,10 +170,16 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="a result that calc wrote as JSON, or RUN.npz or the folder RUN beside its RUN.json; the others are held against "
-        "the first, and runs that differ by their seed alone are taken together",
+        help="a result that calc wrote as JSON, or RUN.html, RUN.npz or the folder RUN beside its RUN.json, which are one run, "
+        "so that samples/RUN-* will do; the others are held against the first, runs that differ by their seed alone are taken "
+        "together, and what cannot be compared is left out and named",
     )
-    compare.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there")
+    compare.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the comparison there; - is standard output, on which nothing else is then",
+    )
     compare.add_argument("--html", type=Path, metavar="FILE", help="write it there as a page")
 
 
@@ -174,10 +193,15 @@ def add_fetch(commands: argparse._SubParsersAction) -> None:
     add_cache_dir(fetch)
 
 
-def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
-    """Raises UserError if one of these files could not be written in the end, or would replace something else."""
+def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
+    """Raises UserError if one of the files to write could not be in the end, would replace something else, or is misnamed."""
     taken = [path.resolve() for path in inputs]
-    for path in outputs:
+    for option, endings in OUTPUTS.items():
+        path = getattr(args, option, None)
+        if path is None or (option, path) == ("json", STDOUT):
+            continue
+        if path == STDOUT:
+            raise UserError(f"--{option} -: is written to a file; only --json can go to standard output")
         if path.resolve() in taken:
             raise UserError(f"{path} is named twice: it cannot be written as well")
         taken.append(path.resolve())
@@ -188,9 +212,16 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
             raise UserError(f"{path} cannot be written: there is no folder {folder}")
         if path.is_dir() or not os.access(folder, os.W_OK):
             raise UserError(f"{path} cannot be written: it is a folder, or its folder is write-protected")
+        require_ending(f"--{option}", path, *endings)
 
 
 def run(args: argparse.Namespace) -> None:
+    """Does what the command line says; with `--json -` nothing but the JSON is on standard output."""
+    with stdout_kept(getattr(args, "json", None) == STDOUT):
+        carry_out(args)
+
+
+def carry_out(args: argparse.Namespace) -> None:
     if args.command == "fetch":
         return fetch_all(args.names, args.cache_dir)
     if args.command == "compare":
@@ -203,13 +234,12 @@ def run(args: argparse.Namespace) -> None:
         settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
     settings = Settings(**settings)
     settings.check()
-    outputs = [path for name in ("json", "html", "out") if (path := getattr(args, name, None))]
     inputs = [
         Path(path)
         for name in ("samples", "images", "ref", "train", "inception_weights", "dinov2_weights")
         if (path := getattr(args, name, None))
     ]
-    check_outputs(outputs, inputs)
+    check_outputs(args, inputs)
     with distributed.init(args.device) as group:
         (calculate if args.command == "calc" else make)(args, settings, group)
 
@@ -232,13 +262,13 @@ def fetch_all(names: list[str], cache_dir: Path | None) -> None:
 
 
 def compare_all(args: argparse.Namespace) -> None:
+    from evaluation.choice import choose_results, find_results
     from evaluation.compare import compare
-    from evaluation.results import find_result, read_result
     from evaluation.wording import deliver
 
-    files = [find_result(run) for run in args.runs]
-    check_outputs([path for path in (args.json, args.html) if path], [*files, *args.runs])
-    comparison = compare([read_result(file) for file in files])
+    files, without = find_results(args.runs)
+    check_outputs(args, [*files, *args.runs])
+    comparison = compare(*choose_results(args.runs, files, without))
     deliver(comparison.table(), {args.json: comparison.to_json, args.html: comparison.to_html})
 
 
@@ -246,10 +276,17 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     from evaluation.calc import Evaluation
     from evaluation.images import open_images
 
-    size = open_images(args.samples).height  # before the weights, which take longer
+    to_come = args.dry_run and not args.samples.exists()
+    size = None if to_come else open_images(args.samples).height  # before the weights, which take longer
     evaluation = Evaluation.prepare(
         args.ref, group, settings, args.extractor, args.inception_weights, size, args.dinov2_weights, args.train
     )
+    if args.dry_run:
+        if not to_come:
+            evaluation.check(open_images(args.samples))
+        if group.is_main:
+            say(f"{args.samples} can be evaluated: {', '.join(evaluation.metrics)} by {evaluation.extractor.name}")
+        return
     result = evaluation.evaluate(args.samples)
     if result:
         result.write(args.json, args.html)

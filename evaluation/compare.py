@@ -4,12 +4,12 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
-from distributed import UserError, printable
+from distributed import UserError, about, printable
 from evaluation.intervals import Estimate, estimate
 from evaluation.page import comparison_page
 from evaluation.protocols import UNITS
@@ -94,12 +94,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`basis` is what all of them share, by name."""
+    """`basis` is what all of them share, by name; `left_out` says what was named and not taken, and why."""
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     basis: dict[str, Value]
     created: str
+    left_out: tuple[str, ...] = ()
+    fiducial: dict[str, str | None] = field(default_factory=about)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -117,11 +119,12 @@ class Comparison:
         parts = _values_text(self, shutil.get_terminal_size((WIDTH, 24)).columns)
         parts += [_spread_text(row) for row in self.rows if len(row.files) > 1]
         parts += [_differences_text(found) for _, found in itertools.groupby(self.differences, lambda one: one.row)]
+        parts += ["\n".join(f"left out: {why}" for why in self.left_out)] if self.left_out else []
         return "\n\n".join(parts)
 
 
-def compare(results: list[Known]) -> Comparison:
-    """Holds all against the first.
+def compare(results: list[Known], left_out: Iterable[str] = ()) -> Comparison:
+    """Holds all against the first. `left_out` are sentences for whoever reads it.
 
     Raises:
         UserError: in one sentence, if they are fewer than two, cannot be compared, or are the same.
@@ -139,7 +142,8 @@ def compare(results: list[Known]) -> Comparison:
     if nothing := [row for row in rows if not row.cells]:
         raise UserError(f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their seeds, have no metric in common")
     differences = tuple(difference(row, rows[0], key) for row in rows[1:] for key in rows[0].cells if key in row.cells)
-    return Comparison(rows, differences, _shared(results), datetime.now(UTC).isoformat(timespec="seconds"))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Comparison(rows, differences, _shared(results), created, tuple(left_out))
 
 
 def difference(row: Row, against: Row, key: str) -> Difference:
@@ -193,18 +197,25 @@ def _shared(results: list[Known]) -> dict[str, Value]:
 def _check(results: list[Known]) -> None:
     """Raises UserError for results that cannot stand side by side, or are of one run."""
     for one, other in itertools.combinations(results, 2):
-        for field, ours in one.basis.items():
-            theirs = other.basis[field]
-            unknown = field.startswith("training") and None in (ours, theirs)  # then only one of them has AuthPct
-            if ours != theirs and not unknown:
-                raise UserError(
-                    f"{one.path} and {other.path} cannot be compared: {field} is {shown_value(field, ours)} in the one and "
-                    f"{shown_value(field, theirs)} in the other"
-                )
-        if one.pixels_sha256 == other.pixels_sha256:
-            raise UserError(f"{one.path} and {other.path} are results of the same images: name each run once")
-        if one.identity and one.identity == other.identity:
-            raise UserError(f"{one.path} and {other.path} are of the same configuration and seed: name each run once")
+        if why := unfit(one, other):
+            raise UserError(why)
+
+
+def unfit(one: Known, other: Known) -> str | None:
+    """Why two results cannot stand side by side, in a sentence; None if they can."""
+    for name, ours in one.basis.items():
+        theirs = other.basis[name]
+        unknown = name.startswith("training") and None in (ours, theirs)  # then only one of them has AuthPct
+        if ours != theirs and not unknown:
+            return (
+                f"{one.path} and {other.path} cannot be compared: {name} is {shown_value(name, ours)} in the one and "
+                f"{shown_value(name, theirs)} in the other"
+            )
+    if one.pixels_sha256 == other.pixels_sha256:
+        return f"{one.path} and {other.path} are results of the same images: name each run once"
+    if one.identity and one.identity == other.identity:
+        return f"{one.path} and {other.path} are of the same configuration and seed: name each run once"
+    return None
 
 
 def shown_value(field: str, value: Value) -> str:

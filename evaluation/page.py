@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distributed import described
 from evaluation.plots import Bar, bars_figure, curve_figure, dots_figure, pair_figure, svg
 from evaluation.wording import between, counted, number, signed
 
@@ -34,8 +35,11 @@ VERDICTS = (
 )
 
 
-def document(title: str, name: str, body: str, created: str, wide: bool = False) -> str:
-    """A whole page; `title` and `name` are text, `body` is HTML."""
+def document(
+    title: str, name: str, body: str, created: str, wide: bool = False, fiducial: dict[str, str | None] | None = None
+) -> str:
+    """A whole page; `title` and `name` are text, `body` is HTML. `fiducial` says by which version, commit and command."""
+    command = (fiducial or {}).get("command")
     return PAGE.format(
         title=html.escape(title),
         name=html.escape(name),
@@ -43,6 +47,8 @@ def document(title: str, name: str, body: str, created: str, wide: bool = False)
         wide=' class="wide"' if wide else "",
         body=body,
         created=html.escape(created),
+        fiducial=html.escape(described(fiducial) if fiducial else "Fiducial"),
+        command=f"<pre>{html.escape(command)}</pre>" if command else "",
     )
 
 
@@ -66,7 +72,8 @@ def report_page(result: "Result") -> str:
         f'<h2>What the numbers hang on</h2><table class="facts">{_facts_html(result)}</table>',
     ]
     title = f"{first.label} {number(first.value, first.unit, first.low, first.high)}"
-    return document(title, Path(result.samples["path"]).name, "\n".join(filter(None, parts)), result.created)
+    name = Path(result.samples["path"]).name
+    return document(title, name, "\n".join(filter(None, parts)), result.created, fiducial=result.fiducial)
 
 
 def notes_html(notes: Iterable[str]) -> str:
@@ -224,6 +231,7 @@ def comparison_page(comparison: "Comparison") -> str:
         if value is not None
     )
     body = [
+        notes_html(f"Left out: {why}." for why in comparison.left_out),
         f'<div class="plots">{"".join(plots)}</div>',
         f'<p class="remarks">{html.escape(INTERVALS)} The line is the first run.</p>',
         f"<h2>Numbers</h2>{_runs_html(comparison)}",
@@ -233,7 +241,8 @@ def comparison_page(comparison: "Comparison") -> str:
         f'<h2>Results</h2><table class="facts">{files}</table>',
     ]
     title = f"{sum(len(row.files) for row in comparison.rows)} runs compared"
-    return document(title, " · ".join(row.title for row in comparison.rows), "\n".join(body), comparison.created, wide=True)
+    name = " · ".join(row.title for row in comparison.rows)
+    return document(title, name, "\n".join(body), comparison.created, True, comparison.fiducial)
 
 
 def _bars_of(comparison: "Comparison", key: str) -> list[Bar]:
@@ -403,6 +412,7 @@ figcaption { max-width: 340px; margin-top: .4rem; }
 .grid th:empty { display: none; }
 .named bdi { color: var(--ink); display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 .named small { display: block; } .grid.named th { white-space: normal; width: 11rem; padding-right: 1rem; }
+footer { margin-top: 2rem; overflow-wrap: anywhere; } footer pre { white-space: pre-wrap; margin-top: 0; }
 details { margin-top: .6rem; } summary, details ol { font-size: .85rem; color: var(--faint); overflow-wrap: anywhere; }
 details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; } details li { break-inside: avoid; }
 .grid img { max-width: 100%; display: block; }
@@ -443,7 +453,7 @@ PAGE = """<!doctype html>
 <h1>{title}</h1>
 <p class="name">{name}</p>
 {body}
-<footer><p>Computed {created} by Fiducial.</p></footer>
+<footer><p>Computed {created} by {fiducial}.</p>{command}</footer>
 </body>
 </html>
 """

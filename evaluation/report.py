@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import printable
+from distributed import about, printable
 from evaluation.memorisation import Memorisation
 from evaluation.metrics import Curve
 from evaluation.page import picture, report_page
@@ -93,7 +93,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Result:
-    """All metrics of one evaluation with everything they hang on. `training` says which images AuthPct is over."""
+    """All metrics of one evaluation with everything they hang on.
+
+    `training` says which images AuthPct is over, `fiducial` by which version, commit and command the result was made.
+    """
 
     metrics: dict[str, Metric]
     warnings: tuple[str, ...]
@@ -111,6 +114,7 @@ class Result:
     memorisation: Memorisation | None = None
     run: Run | None = None
     training: dict | None = None
+    fiducial: dict[str, str | None] = field(default_factory=about)
 
     def to_json(self) -> str:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in OWN_FORM}

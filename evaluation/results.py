@@ -50,7 +50,7 @@ class Known:
 
 
 def find_result(run: Path) -> Path:
-    """The result of a run: a JSON file itself, or the one beside RUN.npz or the folder RUN.
+    """The result of a run: a JSON file itself, or the one beside RUN.npz, RUN.html or the folder RUN.
 
     One that was scored without images, as RUN-online, goes by the name of RUN too.
 
@@ -61,7 +61,7 @@ def find_result(run: Path) -> Path:
         found = run
     else:
         whole = run if run.name else run.resolve()
-        found = whole.with_name(whole.name.removesuffix(".npz") + ".json")
+        found = whole.with_name(whole.name.removesuffix(".npz").removesuffix(".html") + ".json")
         online = found.with_name(f"{found.stem}-online.json")  # of `sample_ddp.py --evaluate-online`
         if online.is_file() and not found.exists():
             return online
@@ -69,6 +69,8 @@ def find_result(run: Path) -> Path:
         return found
     if found == run or not run.exists():
         raise UserError(f"{run}: no such file or folder")
+    if not run.is_dir() and run.suffix != ".npz":
+        raise UserError(f"{run} is no result of calc, and neither the npz nor the folder of a run")
     raise UserError(f"{run} has no result beside it: python -m evaluation calc {run} --ref REF --json {found} makes one")
 
 

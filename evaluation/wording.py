@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from distributed import UserError, say, write_whole
+from distributed import STDOUT, UserError, say, say_result, write_whole
 
 RESULT_FORMAT = "fiducial-result-3"
 MOST_DECIMALS = 12
@@ -47,15 +47,17 @@ def signed(value: float, unit: str = "", low: float | None = None, high: float |
 
 
 def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
-    """Writes the files that are asked for, prints the table, and says where they are.
+    """Writes the files that are asked for, prints the table, and says where they are; `STDOUT` comes last.
 
     Raises:
         UserError: if one cannot be written.
     """
-    wanted = {path: text for path, text in files.items() if path is not None}
+    wanted = {path: text for path, text in files.items() if path not in (None, STDOUT)}
     for path, text in wanted.items():
         try:
             write_whole(path.resolve(), lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from error
     say(*table.split("\n"), *map(str, wanted))
+    if STDOUT in files:
+        say_result(files[STDOUT]().rstrip("\n"))

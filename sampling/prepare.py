@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from diffusion.schedule import spaced_timesteps
-from distributed import Group, UserError, open_new, open_to_write, read_text, require_place, say
+from distributed import Group, UserError, about, open_new, open_to_write, read_text, require_place, say
 from distributed.classes import GUESSED, ClassNames, difference
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
@@ -352,6 +352,7 @@ def describe_session(group: Group, images_before: int, with_png: bool) -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
+        "fiducial": about(),
     }
 
 

@@ -182,6 +182,46 @@ def test_names_and_outputs_that_cannot_be_printed_lose_nothing(samples, tmp_path
     assert missing.stderr == "error: a\\nerror: b: no such file or folder\n"
 
 
+def test_json_on_standard_output_is_alone_there(samples, tmp_path, monkeypatch, capsys):
+    """On two ranks, too; the table goes to standard error. In this process nothing stays redirected."""
+    given = "-m", "evaluation", "calc", samples, "--ref", "digits", "--metrics", "fid,is", "--json", "-"
+    done = run_command(*given, "--html", tmp_path / "r.html", ranks=2)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["metrics"]) == {"fid-digits", "is-digits", "is-shuffled-digits"}
+    assert "FID-digits" in done.stderr
+    words = found["fiducial"]["command"].split()
+    assert words[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert words[-len(given) - 2 :] == [*map(str, given), "--html", str(tmp_path / "r.html")]
+    assert found["fiducial"]["command"] in (tmp_path / "r.html").read_text()
+    code, out, err = evaluate(monkeypatch, capsys, "compare", samples, samples, "--json", "-")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    code, out, err = evaluate(monkeypatch, capsys, *given[2:])
+    assert (code, json.loads(out)["metrics"]) == (0, found["metrics"])
+    assert "FID-digits" in err
+    code, out, _ = evaluate(monkeypatch, capsys, *given[2:-2])
+    assert code == 0
+    assert out.startswith("metric")
+
+
+def test_with_standard_output_closed_json_there_is_one_sentence(samples):
+    command = f"'{sys.executable}' -m evaluation calc '{samples}' --ref digits --json - >&-"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: standard output is closed, and the result is to go there\n")
+
+
+def test_a_dry_run_checks_what_needs_no_samples(samples, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    given = "--ref", "digits", "--cache-dir", tmp_path / "cache", "--dry-run"
+    for path in (samples, tmp_path / "absent.npz"):
+        code, out, err = evaluate(monkeypatch, capsys, "calc", path, *given)
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{path} can be evaluated: fid, is, precision, recall, ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_reference_says_which_extractor_even_if_only_is_is_wanted(samples, monkeypatch, capsys):
     code, out, _ = evaluate(monkeypatch, capsys, "calc", samples, "--ref", "digits", "--metrics", "is")
     assert code == 0
@@ -279,6 +319,14 @@ MISTAKES = [
     ("calc {}/samples.npz --ref digits --json {}/samples.npz", "samples.npz is named twice"),
     ("calc {}/samples.npz --ref digits --json {}/x --html {}/x", "x is named twice"),
     ("calc {}/samples.npz --ref digits --json /dev/null", "is no ordinary file"),
+    ("calc {}/absent --ref absent --html {}/x.pdf", "--html {}/x.pdf: what is written there is .html, not .pdf; name it so"),
+    ("calc {}/absent --ref absent --json {}/x.html", "--json {}/x.html: what is written there is .json, not .html"),
+    ("calc {}/absent --ref absent --html -", "--html -: is written to a file"),
+    ("ref {}/absent --out {}/x.zip", "--out {}/x.zip: what is written there is .npz, not .zip"),
+    ("ref {}/absent --out -", "--out -: is written to a file"),
+    ("calc {}/absent --ref digits --metrics sfid --dry-run", "no spatial features"),
+    ("calc {}/absent --ref {}/none.npz --dry-run", "none.npz: no such file or folder"),
+    ("calc {}/samples.npz --ref {}/size.npz --extractor digits --dry-run", "but the reference {}/size.npz is of 128 x 128"),
     ("calc {}/samples.npz --ref {}/vast.npz", "larger than those of any features"),
     ("calc {}/samples.npz --ref {}/indefinite.npz", "negative eigenvalues"),
     ("calc {}/samples.npz --ref {}/cut.npz --metrics is", "cannot be read as an npz or zip"),

@@ -313,3 +313,59 @@ def test_the_files_have_what_the_table_has(write, tmp_path):
     for found in (done.stdout, text):
         assert "undecided" in found
     assert not any("precision" in line and "coverage" in line for line in done.stdout.splitlines())  # too wide for one table
+
+
+def test_a_glob_is_taken_as_the_runs_that_it_can_be(write, tmp_path, monkeypatch, capsys):
+    """As a shell expands `sweep-*`: each run by its folder, npz, result and page, beside what is none of one."""
+    for number, scale in enumerate((1.0, 2.0)):
+        write(f"sweep-{number}", cfg_scale=scale)
+        (tmp_path / f"sweep-{number}").mkdir()
+        (tmp_path / f"sweep-{number}.npz").touch()
+        (tmp_path / f"sweep-{number}.html").touch()
+    (tmp_path / "sweep-2").mkdir()
+    (tmp_path / "sweep-2.npz").touch()
+    write("sweep-3", change=put(50_000, "samples", "count"))
+    write("sweep-4", change=put("fiducial-comparison-1", "format"))
+    for name in ("sweep-5.html", "sweep-77.log"):
+        (tmp_path / name).touch()
+    code, out, err = command(monkeypatch, capsys, *sorted(tmp_path.glob("sweep-*")), "--json", tmp_path / "all.json")
+    assert (code, err) == (0, "")
+    assert "cfg_scale 2.0 less cfg_scale 1.0" in out
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert [len(row["files"]) for row in written["rows"]] == [1, 1]
+    left = [
+        (2, "sweep-2 has no result beside it: python -m evaluation calc"),
+        (5, "sweep-5.html is no result of calc, and neither the npz nor the folder of a run"),
+        (77, "sweep-77.log is no result of calc, and neither"),
+        (3, "sweep-3.json, for "),
+        (4, "sweep-4.json is no result of calc: its format is not"),
+    ]
+    assert len(written["left_out"]) == len(left)
+    for text, (number, said) in zip(written["left_out"], left, strict=True):
+        assert text.startswith(f"{tmp_path}/sweep-{number}")
+        assert said in text
+        assert f"left out: {text}" in out
+    assert "N is 1000 in the one and 50000 in the other" in written["left_out"][3]
+
+
+def test_fewer_than_two_that_fit_are_one_sentence_with_the_reasons(write, tmp_path, monkeypatch, capsys):
+    a, b = write("a"), write("b", change=put("clean", "settings", "protocol"))
+    (tmp_path / "c.npz").touch()
+    code, out, err = command(monkeypatch, capsys, a, b, tmp_path / "c.npz")
+    assert (code, out) == (2, "")
+    assert "error: compare needs at least two results, and 1 can be used: " in err
+    assert "c.npz has no result beside it" in err
+    assert "protocol is adm in the one and clean in the other" in err
+    assert err.count("\n") == 1
+
+
+def test_json_on_standard_output_is_alone_there(write, tmp_path):
+    a, b = write("a"), write("b", cfg_scale=2.0)
+    done = run_command("-m", "evaluation", "compare", a, b, "--json", "-", "--html", tmp_path / "x.html")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["format"] == "fiducial-comparison-1"
+    assert found["fiducial"]["command"].endswith(f"compare {a} {b} --json - --html {tmp_path / 'x.html'}")
+    assert "cfg_scale 2.0 less cfg_scale 1.5" in done.stderr
+    assert f"{tmp_path / 'x.html'}\n" in done.stderr
+    assert found["fiducial"]["version"] in (tmp_path / "x.html").read_text()

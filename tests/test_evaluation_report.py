@@ -32,6 +32,15 @@ def test_numbers_stand_with_their_intervals(report):
     assert "the reference held fixed" not in made({"fid": (2.0, None)}).to_html()
 
 
+def test_what_made_it_stands_in_json_and_page():
+    made_by = {"version": "7.8", "commit": "ab" * 20 + "+changes", "command": f"python -m evaluation calc '{NASTY}'"}
+    result = made(fiducial=made_by)
+    assert json.loads(result.to_json())["fiducial"] == made_by
+    page = Page(result.to_html())
+    assert page.texts["pre"] == [made_by["command"]]
+    assert f"by Fiducial 7.8 ({made_by['commit']})" in result.to_html()
+
+
 def test_authpct_is_in_the_table_and_the_json():
     result = whole()
     assert re.search(r"AuthPct +66\.8 % +64\.8 to 68\.8 % +1,000 +1,618", result.table())

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import distributed
 import sample_ddp
 from diffusion.samplers import sample_ddim
 from diffusion.schedule import Schedule
-from distributed import UserError
+from distributed import UserError, version
 from models import checkpoint
 from sampling import drawing, engine, numerics
 from sampling.noise import standard_normal
@@ -55,6 +57,11 @@ def test_any_number_of_ranks_draws_the_same_bytes(ranks, undisturbed, tiny_check
     assert manifest["identity"]["noise"] == "philox-v1"
     assert manifest["sessions"][0]["world_size"] == ranks
     assert manifest["sessions"][0]["images_drawn"] == 22
+    made_by = manifest["sessions"][0]["fiducial"]
+    assert (made_by["version"], made_by["commit"]) == (version.VERSION, version.commit())
+    given = ["sample_ddp.py", *options(tiny_checkpoint, tmp_path), "--exact"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    assert shlex.split(made_by["command"]) == [sys.executable, *launcher, *given]
 
 
 def test_the_npz_holds_the_images_in_order(undisturbed):

@@ -1,27 +1,65 @@
 # shellcheck shell=bash
 # Sourced by the job scripts, in the checkout that the job was submitted from.
 #
-# PROCESSES     a node (default: its GPUs in the job, or 1)
-# SAMPLE_DIR    folder of runs, on a file system that all nodes share (default: samples)
-# FIDUCIAL_VENV the virtual environment, seen by all nodes (default: .venv, made by scripts/demo.sh)
+# PROCESSES          a node (default: its GPUs in the job, or 1)
+# SAMPLE_DIR         folder of runs, on a file system that all nodes share (default: samples)
+# FIDUCIAL_VENV      the virtual environment, seen by all nodes (default: .venv, made by scripts/demo.sh)
+# FIDUCIAL_ACTIVATE  in its place a file that is sourced, or a line of bash, such as "module load conda && conda activate dit"
+# FIDUCIAL_CONTAINER in its place what commands are run by, such as "apptainer exec --nv /shared/fiducial.sif"
 
 sample_dir=${SAMPLE_DIR:-samples}
-environment=${FIDUCIAL_VENV:-.venv}/bin/activate
-if [ ! -f "$environment" ]; then
-    echo "error: there is no $environment; run scripts/demo.sh where there is internet, or name another with FIDUCIAL_VENV" >&2
+read -ra container <<< "${FIDUCIAL_CONTAINER:-}"
+
+refuse() {
+    echo "error: $1" >&2
     exit 2
+}
+
+# Makes python and torchrun those of the environment. Scripts of conda and modules use variables that nobody has set.
+activate() {
+    local line=${FIDUCIAL_ACTIVATE:-} file=${FIDUCIAL_VENV:-.venv}/bin/activate
+    if [ -z "$line" ] && [ ${#container[@]} -gt 0 ]; then
+        return
+    elif [ -z "$line" ] && [ ! -f "$file" ]; then
+        refuse "there is no $file; run scripts/demo.sh where there is internet, or name another by FIDUCIAL_VENV or FIDUCIAL_ACTIVATE"
+    elif [ -z "$line" ]; then
+        line="source $(printf %q "$file")"
+    elif [ -f "$line" ]; then
+        line="source $(printf %q "$line")"
+    elif [[ $line != *[[:space:]]* ]]; then
+        refuse "FIDUCIAL_ACTIVATE: there is no file $line"
+    fi
+    set +u
+    eval "$line" || refuse "FIDUCIAL_ACTIVATE: this failed: $line"
+    set -u
+}
+activate
+for program in python torchrun; do
+    if [ ${#container[@]} -eq 0 ] && ! command -v "$program" > /dev/null; then
+        refuse "there is no $program in the environment; see FIDUCIAL_ACTIVATE in scripts/slurm/common.sh"
+    fi
+done
+if [ ${#container[@]} -gt 0 ] && ! command -v "${container[0]}" > /dev/null; then
+    refuse "FIDUCIAL_CONTAINER: there is no command ${container[0]} here"
 fi
-# shellcheck source=/dev/null
-source "$environment"
 
 # srun does not take it over from sbatch by itself, and would bind all processes to one core.
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 fi
 processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((${SLURM_CPUS_PER_TASK:-1} > processes ? SLURM_CPUS_PER_TASK / processes : 1))}
+cores=${SLURM_CPUS_PER_TASK:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+if [ -n "${SLURM_JOB_ID:-}" ] && [ "$cores" -lt "$processes" ]; then
+    echo "note: $processes processes of a node share $cores CPU(s); give sbatch --cpus-per-task, such as 8 for each process" >&2
+fi
 # Without it, torch 2.15's rendezvous fails when a node joins or comes back while others go on.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+# Runs a Python program of ours here, alone.
+on_this_node() {
+    "${container[@]}" python "$@"
+}
 
 # Runs a Python program of ours on all nodes of the job, with PROCESSES processes each. torchrun forwards SIGUSR1 only if told to.
 on_all_nodes() {
@@ -30,7 +68,7 @@ on_all_nodes() {
     # A requeued job keeps its number; a new port and id keep what is left of its last start away.
     local start="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
     local port=$((20000 + (SLURM_JOB_ID * 16 + ${SLURM_RESTART_COUNT:-0}) % 20000))
-    srun --ntasks="${#nodes[@]}" --ntasks-per-node=1 --kill-on-bad-exit=0 \
+    srun --ntasks="${#nodes[@]}" --ntasks-per-node=1 --kill-on-bad-exit=0 "${container[@]}" \
         torchrun --nnodes="${#nodes[@]}" --nproc-per-node="$processes" --rdzv-id="$start" --rdzv-backend=c10d \
         --rdzv-endpoint="${nodes[0]}:$port" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "$@"
 }
@@ -42,7 +80,7 @@ sample() {
     local run=$1 code=0 state=0
     shift
     on_all_nodes sample_ddp.py --sample-dir "$sample_dir" --run-name "$run" "$@" || code=$?
-    python -m sampling status "$sample_dir/$run" || state=$?
+    on_this_node -m sampling status "$sample_dir/$run" || state=$?
     if [ "$state" = 0 ] && [ "$code" != 0 ]; then
         return 1
     fi
@@ -62,6 +100,11 @@ sample_or_requeue() {
 }
 
 sessions() {
-    { python -m sampling status "$sample_dir/$1" --json 2> /dev/null || true; } |
-        python -c 'import json, sys; print(json.loads(sys.stdin.read() or "{}").get("sessions", 0))'
+    { on_this_node -m sampling status "$sample_dir/$1" --json 2> /dev/null || true; } |
+        on_this_node -c 'import json, sys; print(json.loads(sys.stdin.read() or "{}").get("sessions", 0))'
+}
+
+# Holds a reference and further options of calc against each other before anything is drawn that they are for.
+check_evaluation() {
+    on_this_node -m evaluation calc samples-to-come.npz --ref "$@" --dry-run || exit 2
 }
