@@ -124,6 +124,12 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
         help=f"images a block, part of the run; auto: the most that fit (default {default['per_proc_batch_size']}, or all if "
         "they are fewer, as a block is drawn whole)",
     )
+    how.add_argument(
+        "--probe",
+        action=argparse.BooleanOptionalAction,
+        help="ask the network, once loaded, what it makes of pure noise, and refuse one that does not predict it (a SiT "
+        "checkpoint has a DiT's keys) or was not trained; --no-probe draws from any, such as random weights (default: ask)",
+    )
     how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 USUAL_VAE = "ema"
+PROBED = {True: "DiT, as it predicts noise", False: "none that was trained to predict noise, though its keys are a DiT's"}
 WEIGHTS = {  # of `Checkpoint.kind`
     "ema": "ema",
     "model": "model, not an EMA",
@@ -35,17 +36,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     command.add_argument("path", type=Path, help="file or folder")
+    command.add_argument(
+        "--probe",
+        action="store_true",
+        help="load a checkpoint's network too, and see what it makes of pure noise, as a run does: a SiT has the keys of a DiT",
+    )
     command.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    found = inspect(args.path)
+    found = inspect(args.path, args.probe)
     if args.json:
         say(json.dumps(found))
     else:
         for name, value in found.items():
             if value is not None:
-                say(f"{name + ':':17}{readable(value)}")
+                say(f"{name + ':':20}{readable(value)}")
     return 1 if found.get("refused") else 0
 
 
@@ -55,13 +61,16 @@ def readable(value: str | int | float | bool) -> str:
     return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
-def inspect(path: Path) -> dict[str, str | int | float | bool | None]:
+def inspect(path: Path, probed: bool = False) -> dict[str, str | int | float | bool | None]:
     """What is in a file or folder, in the order in which it reads well.
+
+    Args:
+        probed: load a checkpoint's network, and see what it makes of pure noise.
 
     Raises:
         UserError: if it is neither a checkpoint nor an autoencoder, or damaged.
     """
-    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path)
+    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path, probed)
 
 
 def is_autoencoder(folder: Path) -> bool:
@@ -75,7 +84,7 @@ def is_autoencoder(folder: Path) -> bool:
         return False
 
 
-def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
+def inspect_checkpoint(path: Path, probed: bool) -> dict[str, str | int | bool | None]:
     from models import autoencoder, checkpoint
     from models.diffusers_form import has_own_embedders
 
@@ -90,7 +99,9 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
         except UserError as error:
             unusable = f"the autoencoder beside it cannot be used ({error})"
     size = shape["input_size"] * (vae.factor if vae else autoencoder.USUAL_FACTOR)
-    refused = why_not(found, path, shape, vae)
+    told, refused = {}, why_not(found, path, shape, vae)
+    if probed and not refused:
+        told, refused = ask(path, shape, "diffusers" if has_own_embedders(found.state) else "official")
     options = {"model": shape["model"], "ckpt": path, "image-size": size, "num-classes": shape["num_classes"]}
     options["vae"] = beside if vae else USUAL_VAE
     if is_theirs := has_own_embedders(found.state):
@@ -100,7 +111,9 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
     is_open = found.family == "DiT" and not found.says_family
     return {
         "path": str(path),
-        "family": "DiT, or SiT, as the file does not tell" if is_open else found.family,
+        "family": ("DiT, or SiT, as the file does not tell; --probe does" if not told else PROBED[refused is None])
+        if is_open
+        else found.family,
         "form": found.form,
         **shape,
         "image_size": size,
@@ -115,6 +128,7 @@ def inspect_checkpoint(path: Path) -> dict[str, str | int | bool | None]:
         else "official, as its blocks share their embedders"
         if "diffusers" in found.form
         else None,
+        **told,
         "vae": unusable,
         "refused": refused,
         "command": None if refused else shlex.join(["python", "sample_ddp.py", *words]),
@@ -141,6 +155,22 @@ def why_not(found: "Checkpoint", path: Path, shape: dict, vae: "VaeFiles | None"
     except UserError as error:
         return str(error)
     return None
+
+
+def ask(path: Path, shape: dict, network: str) -> tuple[dict[str, float | str | None], str | None]:
+    """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
+    import torch
+
+    from models import checkpoint, probe
+
+    cpu = torch.device("cpu")
+    dit = checkpoint.load_dit(path, **shape, device=cpu, network=network)
+    response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu), None
+    try:
+        probe.require_noise(response, path)
+    except UserError as error:
+        refused = str(error)
+    return response.recorded() | {"doubt": None if refused else probe.doubt(response.halfway)}, refused
 
 
 def dtypes(tensors: "Iterable[Tensor]") -> str:

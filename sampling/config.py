@@ -86,6 +86,7 @@ class SamplingConfig:
     vae_tiling: bool = False
     offload: str = "none"
     cuda_tuning: bool = False
+    probe: bool = True  # ask the network, once loaded, whether it predicts noise
 
     def check(self) -> None:
         """Everything that can be refused without opening a file.

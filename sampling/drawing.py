@@ -16,7 +16,7 @@ from diffusion.prediction import is_guided
 from diffusion.samplers import SAMPLERS, Model, noise_draws
 from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from distributed import UserError, warn
-from models import autoencoder, checkpoint
+from models import autoencoder, checkpoint, probe
 from models.dit import DiT, guided_model
 from sampling import memory, numerics, plan
 from sampling.config import SamplingConfig
@@ -56,15 +56,23 @@ class Drawer:
         self._channels, self._input_size = latent
         self._batch = config.per_proc_batch_size
         self._networks: tuple[DiT, AutoencoderKL] | None = None
+        self.response: probe.Response | None = None  # of the network, unless `--no-probe`
         self._dit_in_fp32: DiT | None = None  # loaded if numbers overflow
         self._vae_in_fp32: AutoencoderKL | None = None
         self._schedule = Schedule.create(config.num_sampling_steps, device)
         self._beside = torch.cuda.Stream(device) if config.cuda_tuning else None
 
     def load(self) -> None:
-        """Loads the networks, and compiles what is to be compiled."""
+        """Loads the networks, and compiles what is to be compiled.
+
+        Raises:
+            UserError: if the network is not of the kind that the samplers take, as pure noise tells.
+        """
         if self._networks is None:
-            self._networks = self._load_dit(self.how), self._load_vae(self.how)
+            dit = self._load_dit(self.how)
+            if self.config.probe:
+                self.response = self._probe(dit)
+            self._networks = dit, self._load_vae(self.how)
             if self.how.compile:
                 self._compile()
 
@@ -75,6 +83,23 @@ class Drawer:
         if how.attention == "products":
             dit.attend_by_products()
         return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)
+
+    def _probe(self, dit: DiT) -> probe.Response:
+        """What the network makes of pure noise; asked in fp32 if it overflows in less, as it then draws (see `_finite`).
+
+        Raises:
+            UserError: if it is not what a network that predicts noise makes of it.
+        """
+
+        def respond(network: DiT) -> probe.Response:
+            with self._at_work(network, "model"):
+                return probe.respond(network, self.config.num_classes, self._input_size, self._device)
+
+        found = respond(dit)
+        if not found.is_finite and self.how.dtype != torch.float32:
+            found = respond(self._load_dit(REFERENCE))
+        probe.require_noise(found, self.config.ckpt)
+        return found
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":
         merge = self._device.type == "cpu" and how.dtype == torch.bfloat16  # slower in fp16, and on a GPU not measured

@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from distributed import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, write_whole
+from distributed import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, warn, write_whole
 from distributed.classes import read as read_names
-from models import autoencoder, catalogue, checkpoint
+from models import autoencoder, catalogue, checkpoint, probe
 from sampling import archive, disk, integrity, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
@@ -116,7 +116,8 @@ class Work:
         checked = time.monotonic()
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
             self.drawer.load_on_node()
-        group.wait()
+        if told := told_by_probing(self.drawer, group):
+            output.write_manifest(task.folder, output.read_manifest(task.folder) | told)
         if task.missing and group.is_main:
             say_ready(group, task.how, checked - started, time.monotonic() - checked)
         drawing = time.monotonic()
@@ -252,6 +253,23 @@ class NodeDrawer(Drawer):
         events = events_path(self._task.folder, self._task.session, self._group.rank)
         with open(open_to_write(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
             file.write(line + "\n")
+
+
+def told_by_probing(drawer: Drawer, group: Group) -> dict:
+    """Waits for all ranks to have loaded their networks. On rank 0, what these made of pure noise as an entry of the
+    manifest, the least of each number; empty elsewhere, and where none was asked."""
+    response = drawer.response.recorded() if drawer.response else None
+    group.publish(f"probe/{group.rank}", json.dumps(response))
+    group.wait()
+    if not group.is_main:
+        return {}
+    told = [json.loads(group.receive(f"probe/{rank}")) for rank in range(group.world_size)]
+    if not (asked := [one for one in told if one]):
+        return {}
+    worst = {name: min(one[name] for one in asked) for name in asked[0]}
+    if said := probe.doubt(worst["correlation_at_500"]):
+        warn(f"{drawer.config.ckpt}: {said}")
+    return {"probe": worst}
 
 
 def say_ready(group: Group, how: numerics.Numerics, checking: float, loading: float) -> None:

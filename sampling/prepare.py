@@ -113,9 +113,10 @@ def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
     if manifest:
         done = records.done(folder, config.num_fid_samples, output.unmerged(manifest))
     disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png)
+    found = Found(identity, folder, manifest, done, how, size, vae, names)
     if manifest is None:
-        autoencoder.load(vae.folder, torch.device("cpu"))  # so that a VAE that does not fit its config.json leaves no folder
-    return Found(identity, folder, manifest, done, how, size, vae, names)
+        try_networks(config, group, found)  # so that networks that cannot be drawn from leave no folder
+    return found
 
 
 def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitStack, options: Mapping) -> tuple[Task, Lock]:
@@ -156,12 +157,22 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     return found.task(npz, len(manifest["sessions"]), held.token, done), held
 
 
-def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
-    """Images in a block: the most that fit, but so few that each rank of this session has one."""
+def try_networks(config: SamplingConfig, group: Group, found: Found) -> Drawer:
+    """A drawer with both networks loaded, not compiled, which notes nothing.
+
+    Raises:
+        UserError: if one of them cannot be drawn from.
+    """
     eager, (input_size, channels) = replace(found.how, compile=False), found.size
     drawer = Drawer(config, group.device, eager, lambda: found.vae.folder, (channels, input_size), lambda **_: None)
+    drawer.load()
+    return drawer
+
+
+def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
+    """Images in a block: the most that fit, but so few that each rank of this session has one."""
     most = min(MOST[group.device.type], -(-config.num_fid_samples // group.world_size))
-    images = drawer.largest_batch(most, group.check)
+    images = try_networks(config, group, found).largest_batch(most, group.check)
     say(f"--per-proc-batch-size auto: {images}")
     return images
 

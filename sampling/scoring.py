@@ -25,7 +25,7 @@ from distributed import Group, UserError, say, write_whole
 from sampling import disk, memory, output, plan
 from sampling.config import AUTO, SamplingConfig, fingerprint
 from sampling.config_file import recorded
-from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session
+from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session, told_by_probing
 from sampling.lock import Lock
 from sampling.numerics import RESOLVED, Numerics
 from sampling.prepare import (
@@ -39,6 +39,7 @@ from sampling.prepare import (
     inspect,
     read_events,
     remove_events,
+    try_networks,
 )
 
 SUFFIX, FORMAT, RUN = "-online", "fiducial-online-1", "run"
@@ -102,6 +103,8 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
         there, room = disk.nearest(folder), disk.readable(free)
         raise UserError(f"{there} has {room} of room, and the features of the images need about {disk.readable(needed)}")
     found = Found(identity, folder, None, np.zeros(0, bool), how, size, vae, names)
+    if about is None:
+        try_networks(config, group, found)  # so that networks that cannot be drawn from leave no folder
     try:
         (folder / "records").mkdir(parents=True, exist_ok=True)
         (folder / evaluator.extractor).mkdir(exist_ok=True)
@@ -135,19 +138,20 @@ class Scoring:
     def do(self, started: float) -> Drawn:
         """All of it. Returns what there is to say of the run, on every rank."""
         task, group = self._task, self._group
-        drawer = NodeDrawer(self._config, group, task)
+        networks = NodeDrawer(self._config, group, task)
         mine = plan.share(plan.pending_blocks(task.done, self._size), group.rank, group.world_size)
         checked = time.monotonic()
         if len(mine):
-            drawer.load_on_node()
-        group.wait()
+            networks.load_on_node()
+        if told := told_by_probing(networks, group):
+            write_about(task.folder, read_about(task.folder) | told)
         if task.missing and group.is_main:
             say_ready(group, task.how, checked - started, time.monotonic() - checked)
         drawing = time.monotonic()
         self._evaluator.expect(self._labels)
         with progress(task.missing, len(task.done), IMAGES_DRAWN, "sampling", group):
             if len(mine):
-                for start, pixels in drawer.blocks(mine * self._size, self._count, self._check):
+                for start, pixels in networks.blocks(mine * self._size, self._count, self._check):
                     self._keep(start, pixels)
             group.wait()
         drawing = time.monotonic() - drawing

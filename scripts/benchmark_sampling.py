@@ -103,7 +103,7 @@ def arguments(work: Drawing, *options: str) -> list[str]:
     """Of sample_ddp.py."""
     files = ["--ckpt", work.folder / "dit.safetensors", "--model", work.model, "--vae", work.folder / "vae"]
     sizes = ["--per-proc-batch-size", work.images, "--num-sampling-steps", work.steps]
-    return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, *options)]
+    return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, "--no-probe", *options)]
 
 
 def ours(work: Drawing, *options: str) -> "Drawer":

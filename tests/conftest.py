@@ -65,7 +65,8 @@ def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
         "sample_dir": folder,
         "run_name": "run",
     } | changes
-    return [*PLAIN, *(text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value)))]
+    given = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return [*PLAIN, *given, "--no-probe"]  # its weights are random
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import torch
 import distributed
 import sample_ddp
 from distributed.memory import give_back_freed_memory
-from models import autoencoder
+from models import autoencoder, checkpoint
 from sampling import drawing
 
 WHEN = 10  # evaluations of the network before the fault
@@ -83,6 +83,18 @@ def other_pixels():
     autoencoder.decode = lambda *arguments: original(*arguments) ^ 1
 
 
+def other_weights():
+    """What has gone into memory is not what is in the file."""
+    original = checkpoint.load_dit
+
+    def load_dit(*arguments):
+        network = original(*arguments)
+        network.final_layer.linear.weight.neg_()
+        return network
+
+    checkpoint.load_dit = load_dit
+
+
 def hang_in_evaluation():
     from evaluation.calc import Evaluation
 
@@ -103,6 +115,7 @@ FAULTS = {
     "out-of-memory": lambda: after(WHEN, out_of_memory),
     "no-memory": lambda: after(0, no_memory_at_all),
     "other-pixels": other_pixels,
+    "other-weights": other_weights,
     "late": late,
     "hang-in-evaluation": hang_in_evaluation,
     "really-out-of-memory": really_out_of_memory,

@@ -63,7 +63,17 @@ def start(host: int, addresses: tuple[str, str], folder: Path, arguments: list[s
 
 @pytest.mark.long
 def test_a_host_that_is_cut_off_ends_the_job_and_a_restart_finishes_it(hosts, tiny_checkpoint, tmp_path):
-    choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(tiny_checkpoint), "--num-fid-samples", "120"]
+    choices = [
+        "--preset",
+        "digits",
+        "--model",
+        "DiT-XS/8",
+        "--ckpt",
+        str(tiny_checkpoint),
+        "--num-fid-samples",
+        "120",
+        "--no-probe",
+    ]
     choices += ["--per-proc-batch-size", "4", "--num-sampling-steps", "250", "--exact", "--run-name", "run"]
     arguments = [*choices, "--ref", "digits", "--sample-dir", str(tmp_path)]
     run = tmp_path / "run"
@@ -105,7 +115,17 @@ def test_a_host_that_is_cut_off_ends_the_job_and_a_restart_finishes_it(hosts, ti
 
 def test_a_folder_that_is_not_shared_is_one_sentence(hosts, tiny_checkpoint, tmp_path):
     """The second host has a disk of its own where the run is to go."""
-    choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(tiny_checkpoint), "--num-fid-samples", "120"]
+    choices = [
+        "--preset",
+        "digits",
+        "--model",
+        "DiT-XS/8",
+        "--ckpt",
+        str(tiny_checkpoint),
+        "--num-fid-samples",
+        "120",
+        "--no-probe",
+    ]
     (runs := tmp_path / "runs").mkdir()
     arguments = [*choices, "--sample-dir", str(runs), "--run-name", "run"]
     jobs = [start(0, hosts, tmp_path, arguments), start(1, hosts, tmp_path, arguments, f"mount -t tmpfs tmpfs {runs} && ")]

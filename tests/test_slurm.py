@@ -140,7 +140,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def options(checkpoint: Path, steps: int = 100) -> list[str]:
-    choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(checkpoint), "--num-fid-samples", "90"]
+    choices = ["--preset", "digits", "--model", "DiT-XS/8", "--ckpt", str(checkpoint), "--num-fid-samples", "90", "--no-probe"]
     return [*choices, "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps), "--exact"]
 
 
