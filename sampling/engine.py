@@ -268,7 +268,7 @@ def told_by_probing(drawer: Drawer, group: Group) -> dict:
         return {}
     worst = {name: min(one[name] for one in asked) for name in asked[0]}
     if said := probe.doubt(worst["correlation_at_500"]):
-        warn(f"{drawer.config.ckpt}: {said}")
+        warn(f"warning: {drawer.config.ckpt}: {said}")
     return {"probe": worst}
 
 

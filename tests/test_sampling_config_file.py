@@ -57,7 +57,7 @@ EVERY = {
     "cache-dir": ("/shared", "/shared"),
     "network": ("diffusers", "diffusers"),
 }
-FLAGS = ("compile", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
+FLAGS = ("compile", "no-probe", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
 
 
 def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):
