@@ -1,7 +1,7 @@
 """Ranks: finding each other, talking through a store, adding arrays, and ending together.
 
 No rank waits for one that will not come: see `distributed.watch`. Beside it stands what every command shares because several
-processes run it: `distributed.console`, `distributed.files`, `distributed.leftovers` and `distributed.opening`.
+processes run it: `distributed.console`, `decoding`, `files`, `leftovers` and `opening`.
 """
 
 import atexit
@@ -33,6 +33,7 @@ from distributed.console import (
     tell_launcher,
     warn,
 )
+from distributed.decoding import decode_json, is_decodable, read_json
 from distributed.files import (
     CHECKPOINTS,
     CLASSES_BESIDE,
@@ -85,6 +86,7 @@ __all__ = [
     "UserError",
     "Watch",
     "about",
+    "decode_json",
     "default_cache",
     "described",
     "download",
@@ -94,6 +96,7 @@ __all__ = [
     "file_sha256",
     "in_the_making",
     "init",
+    "is_decodable",
     "is_running",
     "no_file",
     "open_new",
@@ -103,6 +106,7 @@ __all__ = [
     "printable",
     "progress_bar",
     "read_bytes",
+    "read_json",
     "read_text",
     "remove_leftovers",
     "require_ending",

@@ -1,6 +1,5 @@
 """From images to a result: checks first, then one pass over the images, then all metrics from its features."""
 
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from distributed import Group, UserError, printable
+from distributed import Group, UserError, printable, read_json
 from evaluation.checks import (
     Settings,
     check_protocol,
@@ -41,6 +40,7 @@ from evaluation.protocols import (
 )
 from evaluation.references import Provenance, Reference, find_reference
 from evaluation.report import Grid, Metric, Result
+from evaluation.results import LARGEST
 from evaluation.runs import find_names, find_run
 from evaluation.scores import Scorer, Scores
 from evaluation.statistics import FeatureStatistics
@@ -217,7 +217,7 @@ class Evaluation:
         if self.training or (self.reference and self.reference.sha256 is None):
             return False
         try:
-            old = json.loads(json_file.read_text())
+            old = read_json(json_file, LARGEST)
             images = open_images(samples)
             too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
             wanted = {called(name, self.extractor)[0] for name in self.metrics if name not in too_few}

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distributed import Group, UserError, file_sha256, progress_bar, write_whole
+from distributed import Group, UserError, file_sha256, progress_bar, read_json, write_whole
 from evaluation.features import Extractor
 from evaluation.images import DAMAGED_ARCHIVE, Images, read_ahead
 from evaluation.statistics import FeatureStatistics
@@ -33,6 +33,7 @@ FORMAT = "fiducial-features-3"
 FEATURES, SPATIAL, PIXELS = "features.f32", "spatial.f32", "pixels.sha256"
 STATISTICS, ABOUT = "statistics.npz", "about.json"
 DIGEST = 32  # bytes
+LARGEST_ABOUT = 1 << 20
 
 
 class Rows:
@@ -279,7 +280,7 @@ def _complete(folder: Path, entry: Path, parts: dict, statistics: FeatureStatist
 def _is_whole(entry: Path) -> bool:
     """Whether everything is there and as it was written."""
     try:
-        hashes = json.loads((entry / ABOUT).read_text())["sha256"]
+        hashes = read_json(entry / ABOUT, LARGEST_ABOUT)["sha256"]
         return {FEATURES, PIXELS, STATISTICS} <= hashes.keys() and all(
             file_sha256(entry / name) == digest for name, digest in hashes.items()
         )
@@ -289,7 +290,7 @@ def _is_whole(entry: Path) -> bool:
 
 def _open(entry: Path, extractor: Extractor, origin: str) -> Features:
     try:
-        about = json.loads((entry / ABOUT).read_text())
+        about = read_json(entry / ABOUT, LARGEST_ABOUT)
         count = about["count"]
         rows = _mapped(entry / FEATURES, count, extractor.dimension)
         with np.load(entry / STATISTICS, allow_pickle=False) as arrays:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import Group, UserError, file_sha256, write_whole
+from distributed import Group, UserError, decode_json, file_sha256, write_whole
 from evaluation.features import ASSETS
 from evaluation.images import DAMAGED_ARCHIVE, Images, one_line, open_images, read_array, read_header
 from evaluation.metrics import factor
@@ -46,7 +46,7 @@ class Provenance:
         Raises:
             ValueError: if a field is unknown or of another kind.
         """
-        given = json.loads(text)
+        given = decode_json(text)
         if not isinstance(given, dict):
             raise ValueError("its provenance is no JSON object")
         numbers = ("count", "image_size", "image_width", "features", "features_seed")

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import UserError, printable
+from distributed import UserError, printable, read_json
 from evaluation.intervals import Estimate
 from evaluation.protocols import LABELS
 from evaluation.wording import RESULT_FORMAT
 
-LARGEST = 1 << 26  # bytes of a file
+LARGEST = 1 << 24  # bytes of a file
 LONGEST = 200  # characters of a text
 FAMILY = RESULT_FORMAT.rstrip("0123456789")
 TEXT, COUNT, SHA256 = (str,), (int,), (str, type(None))
@@ -81,13 +81,11 @@ def read_result(path: Path) -> Known:
         UserError: if it is something else, or of an older format.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} is larger than any result of calc")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, LARGEST)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON, as calc --json writes it") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON, as calc --json writes it: {error}") from error
     made = data.get("format") if isinstance(data, dict) else None
     if not (isinstance(made, str) and made.startswith(FAMILY)):
         raise UserError(f"{path} is no result of calc: its format is not {RESULT_FORMAT}")

@@ -4,10 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed import read_json
+
 MANIFEST = "manifest.json"
-LARGEST_MANIFEST = 1 << 28  # bytes
+LARGEST_MANIFEST = 1 << 24  # bytes
 LONGEST_NAME = 200  # characters that are shown
-NOT_AS_EXPECTED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+NOT_AS_EXPECTED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ def _manifest_of(samples: Path, pixels_sha256: str) -> dict:
     """Empty if there is none of these pixels."""
     path = samples.parent / samples.name.removesuffix(".npz") / MANIFEST
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
-            return {}
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, LARGEST_MANIFEST)
         return manifest if manifest["npz"]["pixels_sha256"] == pixels_sha256 else {}
     except NOT_AS_EXPECTED:
         return {}

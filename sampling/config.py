@@ -44,7 +44,13 @@ PRESETS = {
 }
 
 # Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
-LIMITS = {"num_fid_samples": 100_000_000, "per_proc_batch_size": 65_536, "world_size": 1_000_000}
+LIMITS = {
+    "num_fid_samples": 100_000_000,
+    "per_proc_batch_size": 65_536,
+    "image_size": 8192,
+    "num_classes": (1 << 20) - 1,
+    "world_size": 1_000_000,
+}
 AUTO = 0
 FINGERPRINT_LETTERS = 8  # at the end of a run's name
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import yaml
 
-from distributed import UserError
+from distributed import UserError, decode_json, read_text
 from sampling import output
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from sampling.plan import LONGEST_SPEC
 
 NOT_IN_A_FILE = ("help", "config", "dry_run")  # what one call does, not what a run is
 NULL, BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
+LONGEST = 1 << 18  # characters of YAML, which takes seconds to be read
+MOST_ENTRIES = 256  # of a manifest's options, and of a list among them
+SHOWN = 80  # characters in a message
 TRUE = ("true", "yes", "on")  # as YAML spells it, in any case
 
 # Options of the command line that leave those of a file without meaning.
@@ -54,10 +58,12 @@ def read(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         UserError: naming the key, if there is one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, output.MANIFEST_BYTES)
         options = _of_manifest(path, text, parser)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if options is None and len(text) > LONGEST:
+        raise UserError(f"has {len(text):,} characters, more than the {LONGEST:,} that options can have")
     return to_arguments(text if options is None else json.dumps(options, ensure_ascii=False), parser)
 
 
@@ -125,14 +131,15 @@ def _shown(value: yaml.Node) -> str:
 def _of_manifest(path: Path, text: str, parser: argparse.ArgumentParser) -> dict | None:
     """The options of the run whose manifest this is, or None if it is none."""
     try:
-        content = json.loads(text)
+        content = decode_json(text)
         if not str(content["format"]).startswith(output.MANIFEST_KIND):
             return None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     try:
         manifest = output.load_manifest(path)
         options = dict(manifest["options"]) if "options" in manifest else _of_identity(manifest, path, parser)
+        _check_plain(options)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"is not a whole manifest of format {output.MANIFEST_FORMAT} ({error})") from error
     # Its own folder is named after `auto` and knows the number that was found; a run elsewhere is to have the same number.
@@ -140,6 +147,16 @@ def _of_manifest(path: Path, text: str, parser: argparse.ArgumentParser) -> dict
     if options.get("per_proc_batch_size") == "auto" and not is_there:
         options["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
     return options
+
+
+def _check_plain(options: dict) -> None:
+    """Raises ValueError for what was never recorded, which as YAML might take minutes to read."""
+    for name, value in options.items():
+        entries = value if isinstance(value, list) else [value]
+        if len(entries) > MOST_ENTRIES or not all(isinstance(entry, str | int | float | bool) for entry in entries):
+            raise ValueError(f"its option {name[:SHOWN]} is {str(value)[:SHOWN]}")
+    if len(options) > MOST_ENTRIES or sum(len(str(value)) for value in options.values()) > 2 * LONGEST_SPEC:
+        raise ValueError("its options are too many, or too long")
 
 
 def _of_identity(manifest: dict, path: Path, parser: argparse.ArgumentParser) -> dict:

@@ -9,6 +9,7 @@ SAMPLE_DIR/RUN.npz                       arr_0 (N, H, W, 3) uint8, arr_1 (N,) in
 """
 
 import io
+import itertools
 import json
 import os
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, open_new, open_regular, open_to_write, read_text, write_whole
+from distributed import UserError, is_decodable, open_new, open_regular, open_to_write, read_json, write_whole
 from distributed.classes import names_sha256
 from sampling import archive, records
 from sampling.config import LIMITS, fingerprint
@@ -29,9 +30,11 @@ from sampling.plan import parse_labels
 MANIFEST, ONLINE = "manifest.json", "online.json"
 MANIFEST_KIND = "fiducial-run-"
 MANIFEST_FORMAT = f"{MANIFEST_KIND}2"
-MANIFEST_BYTES = 1 << 28
+MANIFEST_BYTES = 1 << 24
 ENDED, RESERVE = "ended.json", ".reserve"
 RESERVED = 1 << 16  # bytes kept free for `ended.json`
+LONGEST_MESSAGE = 1000  # characters of why a run ended, where that is said again
+MOST_FILES = 100_000  # of records that are not merged yet, each looked for by its name
 FAN_OUT = 100_000  # images a folder: more make every listing, deletion and copy of it slow
 PNG_COMPRESSION = 1  # zlib's fastest: larger files by a tenth or so, written in under half the time
 WRITER_THREADS = 4
@@ -170,7 +173,9 @@ def read_manifest(folder: Path) -> dict | None:
     path = folder / MANIFEST
     try:
         return load_manifest(path) if path.exists() else None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
         reason = str(error)
     raise UserError(
         f"{path} is not a whole manifest of format {MANIFEST_FORMAT} ({reason}); move it away, or choose another --run-name"
@@ -184,41 +189,41 @@ def load_manifest(path: Path) -> dict:
         OSError: if it cannot be read.
         ValueError: with the reason, if it is not one of ours, or was changed by hand into what cannot be.
     """
+    return load_run(path, MANIFEST_FORMAT, _check_files)
+
+
+def load_run(path: Path, made: str, check: Callable[[dict], object] | None = None) -> dict:
+    """What is told of a run in the file `path`, which is to be of the format `made` and to pass `check`; errors as of that."""
+    content = read_json(path, MANIFEST_BYTES)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
     try:
-        manifest = json.loads(read_text(path, MANIFEST_BYTES))
-        if manifest["format"] != MANIFEST_FORMAT:
-            raise ValueError(f"its format is {str(manifest['format'])[:40]!r}")
-        _check_manifest(manifest)
-        return manifest
+        if content["format"] != made:
+            raise ValueError(f"its format is {str(content['format'])[:40]!r}")
+        _check_run(content)
+        if check:
+            check(content)
+        return content
     except KeyError as error:
-        raise ValueError(f"it has no {error}") from error
-    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it has no {str(error)[:40]}") from error
+    except (TypeError, AttributeError) as error:
         raise ValueError(str(error)) from error
 
 
-def _check_manifest(manifest: dict) -> None:
-    count, sessions, merged = (manifest[name] for name in ("num_fid_samples", "sessions", "merged"))
-    if not isinstance(sessions, list):
+def _check_run(manifest: dict) -> None:
+    """What every run has, with images or without."""
+    _require(manifest, "num_fid_samples", 1, LIMITS["num_fid_samples"])
+    if not isinstance(manifest["sessions"], list):
         raise ValueError("its sessions are no list")
-    if type(count) is not int or not 1 <= count <= LIMITS["num_fid_samples"]:
-        raise ValueError(f"num_fid_samples is {str(count)[:40]}")
-    if manifest["fingerprint"] != fingerprint(dict(manifest["identity"])):
+    for session in manifest["sessions"]:
+        _require(session, "world_size", 1, LIMITS["world_size"], "a session's ")
+        _require(session, "images_before", 0, LIMITS["num_fid_samples"], "a session's ")
+    identity = manifest["identity"]
+    if manifest["fingerprint"] != fingerprint(dict(identity)):
         raise ValueError("its identity is not that of its fingerprint")
-    for session in sessions:
-        if type(session["world_size"]) is not int or not 1 <= session["world_size"] <= LIMITS["world_size"]:
-            raise ValueError(f"a session's world_size is {str(session['world_size'])[:40]}")
-        if type(session["images_before"]) is not int:
-            raise ValueError(f"a session's images_before is {str(session['images_before'])[:40]}")
-    if type(merged) is not int or not 0 <= merged <= len(sessions):
-        raise ValueError(f"merged is {str(merged)[:40]}")
-    if (ranks := sum(session["world_size"] for session in sessions[merged:])) > LIMITS["world_size"]:
-        raise ValueError(f"its sessions had {ranks:,} ranks")
-    identity, npz = manifest["identity"], manifest["npz"]
-    if type(size := identity["per_proc_batch_size"]) is not int or not 1 <= size <= LIMITS["per_proc_batch_size"]:
-        raise ValueError(f"per_proc_batch_size is {str(size)[:40]}")
-    for name, least, most in (("image_size", 1, 1 << 14), ("num_classes", 1, 1 << 20), ("global_seed", 0, 1 << 64)):
-        if type(value := identity[name]) is not int or not least <= value < most:
-            raise ValueError(f"{name} is {str(value)[:40]}")
+    for name in ("per_proc_batch_size", "image_size", "num_classes"):
+        _require(identity, name, 1, LIMITS[name])
+    _require(identity, "global_seed", 0, (1 << 64) - 1)
     parse_labels(identity["labels"], identity["num_classes"])
     if (classes := manifest.get("class_names")) is not None:  # runs of before names were recorded have none
         names = classes["names"]
@@ -226,12 +231,48 @@ def _check_manifest(manifest: dict) -> None:
             raise ValueError("its class_names are no text")
         if len(names) != identity["num_classes"] or classes["sha256"] != names_sha256(names):
             raise ValueError("its class_names are not those of their hash")
+
+
+def _require(content: dict, name: str, least: int, most: int, whose: str = "") -> None:
+    """Raises ValueError if a number is none, or beyond what it can be."""
+    if type(value := content[name]) is not int or not least <= value <= most:
+        raise ValueError(f"{whose}{name} is {str(value)[:40]}")
+
+
+def _check_files(manifest: dict) -> None:
+    """What a run has whose images are in files."""
+    sessions, npz = manifest["sessions"], manifest["npz"]
+    _require(manifest, "merged", 0, len(sessions))
+    if (ranks := sum(session["world_size"] for session in sessions[manifest["merged"] :])) > MOST_FILES:
+        raise ValueError(f"its sessions had {ranks:,} ranks")
     if npz is not None and (npz["file"] != Path(npz["file"]).name or {type(npz["count"]), type(npz["bytes"])} != {int}):
         raise ValueError(f"its npz is {str(npz)[:80]}")
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    write_whole(folder / MANIFEST, lambda beside: beside.write_text(json.dumps(manifest, indent=2) + "\n"))
+    write_run(folder / MANIFEST, manifest)
+
+
+def write_run(path: Path, content: dict) -> None:
+    """Writes what `load_run` reads. Where that would be too much for it, sessions lose what is told of them at length.
+
+    Raises:
+        UserError: if even that is not enough.
+    """
+    text, sessions = json.dumps(content, indent=2) + "\n", content["sessions"]
+    for name, some in itertools.product(("events", "hosts"), (sessions[: len(sessions) // 2], sessions)):
+        if _is_readable(text):
+            break
+        for session in some:
+            session[name] = []
+        text = json.dumps(content, indent=2) + "\n"
+    if not _is_readable(text):
+        raise UserError(f"{path} would have {len(text):,} bytes, which nobody reads again; fewer or shorter class names help")
+    write_whole(path, lambda beside: beside.write_text(text))
+
+
+def _is_readable(text: str) -> bool:
+    return len(text) <= MANIFEST_BYTES and is_decodable(text)
 
 
 def unmerged(manifest: dict) -> dict[int, int]:
@@ -243,7 +284,8 @@ def unmerged(manifest: dict) -> dict[int, int]:
 def read_ended(folder: Path) -> dict | None:
     """Why the last session ended early, or None if it did not or nobody could say."""
     try:
-        ended = json.loads(read_text(folder / ENDED, RESERVED))
-        return {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "time")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ended = read_json(folder / ENDED, RESERVED)
+        found = {name: ended[name] for name in ("kind", "message", "rank", "host", "exit_code", "time")}
+        return found | {"message": str(found["message"])[:LONGEST_MESSAGE]}
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -3,30 +3,53 @@
 Randomness comes from Philox words addressed by position, so that any range of indices is computed without those before it.
 """
 
+from functools import lru_cache
+from itertools import chain
+
 import numpy as np
 
 LABEL_STREAM = 1  # second key word of the generator; `sampling.noise` uses another
 LABEL_MODES = ("random", "balanced", "null")
+LONGEST_SPEC = 1 << 20  # characters of a list of labels
+MOST_LABELS = 1 << 22  # that it comes to
+SHOWN = 60  # characters of one in a message
 
 
-def parse_labels(spec: str, num_classes: int) -> list[int] | None:
-    """The list behind `7,7,3-5`, or None for a mode of `LABEL_MODES`.
+@lru_cache(maxsize=4)  # each batch asks for some of the same list
+def parse_labels(spec: str, num_classes: int) -> np.ndarray | None:
+    """The list behind `7,7,3-5`, (n,) int64, not to be written to; or None for a mode of `LABEL_MODES`.
 
     Raises:
-        ValueError: in one sentence, if the list does not parse or names a class that does not exist.
+        ValueError: in one sentence, if the list does not parse, names a class that does not exist, or is of more labels than
+            anybody can have meant.
     """
     if spec in LABEL_MODES:
         return None
-    labels: list[int] = []
+    if len(spec) > LONGEST_SPEC:
+        raise ValueError(f"has {len(spec):,} characters, and a list of classes at most {LONGEST_SPEC:,}; ranges such as 3-5 help")
+    ranges, count = [], 0
     for part in spec.split(","):
         first, dash, last = part.strip().partition("-")
         if not part.isascii() or not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{spec!r} is neither random, balanced, null nor a list of classes such as 7,7,3-5")
-        start, stop = int(first), int(last or first)
+            raise ValueError(f"{_shown(spec)} is neither random, balanced, null nor a list of classes such as 7,7,3-5")
+        start, stop = _number(first), _number(last or first)
         if start > stop or stop >= num_classes:
-            raise ValueError(f"{part.strip()!r} is not within the classes 0 to {num_classes - 1}, in ascending order")
-        labels += range(start, stop + 1)
+            raise ValueError(f"{_shown(part.strip())} is not within the classes 0 to {num_classes - 1}, in ascending order")
+        if (count := count + stop + 1 - start) > MOST_LABELS:
+            raise ValueError(f"{_shown(spec)} comes to more than {MOST_LABELS:,} labels; a list is cycled, so give it once")
+        ranges.append(range(start, stop + 1))
+    labels = np.fromiter(chain.from_iterable(ranges), np.int64, count)
+    labels.setflags(write=False)
     return labels
+
+
+def _number(digits: str) -> int:
+    """As Python reads them, but for those that are too many for it, which come to more than any class."""
+    return int(digits.lstrip("0")[:SHOWN] or "0")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
 
 
 def labels(spec: str, num_classes: int, seed: int, start: int, stop: int) -> np.ndarray:
@@ -36,7 +59,7 @@ def labels(spec: str, num_classes: int, seed: int, start: int, stop: int) -> np.
     from 0, every class once in an order of its own; a list is cycled over the indices. None depends on how many are drawn.
     """
     if (listed := parse_labels(spec, num_classes)) is not None:
-        return np.array(listed, dtype=np.int64)[np.arange(start, stop) % len(listed)]
+        return listed[np.arange(start, stop) % len(listed)]
     if spec == "null":
         return np.full(stop - start, num_classes, dtype=np.int64)
     if spec == "random":

@@ -150,8 +150,10 @@ def merge(folder: Path, sessions: dict[int, int], count: int = MOST) -> None:
         path.unlink(missing_ok=True)
 
 
-def _parts(folder: Path, sessions: dict[int, int]) -> list[Path]:
-    return [part_path(folder, number, rank) for number, ranks in sorted(sessions.items()) for rank in range(ranks)]
+def _parts(folder: Path, sessions: dict[int, int]) -> Iterator[Path]:
+    """By name, in the order in which they were written; there are none where their folder is not."""
+    if (folder / "records").exists():
+        yield from (part_path(folder, number, rank) for number, ranks in sorted(sessions.items()) for rank in range(ranks))
 
 
 def without_png(folder: Path, count: int) -> int:

@@ -253,15 +253,13 @@ def read_about(folder: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        about = json.loads(path.read_text())
-        if about["format"] != FORMAT or about["fingerprint"] != fingerprint(dict(about["identity"])):
-            raise ValueError("it is of another format, or changed by hand")
-        if type(about["identity"]["per_proc_batch_size"]) is not int or not isinstance(about["sessions"], list):
-            raise ValueError("it was changed by hand")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not whole ({error}); move {folder} away, or choose another --run-name") from error
-    return about
+        return output.load_run(path, FORMAT)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(f"{path} is not whole ({reason}); move {folder} away, or choose another --run-name")
 
 
 def write_about(folder: Path, about: dict) -> None:
-    write_whole(folder / output.ONLINE, lambda beside: beside.write_text(json.dumps(about, indent=2) + "\n"))
+    output.write_run(folder / output.ONLINE, about)

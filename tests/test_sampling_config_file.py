@@ -167,7 +167,7 @@ def test_a_mistake_in_the_file_names_it_and_the_key(text, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "No such file"), (b"\xff\xfe\x00", "cannot be read"), ("folder", "Is a dir")]
+    ("content", "said"), [(None, "No such file"), (b"\xff\xfe\x00", "cannot be read"), ("folder", "it is a folder")]
 )
 def test_a_file_that_cannot_be_read_is_named(content, said, tmp_path):
     path = tmp_path / "run.yaml"
