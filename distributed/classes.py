@@ -16,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from distributed.console import UserError, printable
+from distributed.opening import NO_FILE, no_file, read_text
 
 IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "classes.json"
 IMAGENET_CLASSES = 1000
@@ -82,11 +83,11 @@ def read(path: Path, source: str) -> ClassNames:
         if path.is_dir():
             names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
             return _build(names, source, "has no subfolders, whose names would be the classes")
-        if not path.is_file():
-            raise ValueError("there is no such file or folder")
+        if reason := no_file(path):
+            raise ValueError("there is no such file or folder" + (f", {reason}" if reason != NO_FILE else ""))
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"has {path.stat().st_size:,} bytes, too many for a list of names")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, LARGEST_FILE, "utf-8-sig")
         if path.suffix.lower() == ".json":
             return _from_mapping(_decoded(text), source)
         return _build([line.strip() for line in text.rstrip().splitlines()], source, "is empty")

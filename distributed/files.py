@@ -15,11 +15,12 @@ from pathlib import Path
 
 from distributed.console import UserError, progress_bar, say, warn
 from distributed.leftovers import in_the_making, remove_leftovers
-from distributed.opening import open_new, open_regular
+from distributed.opening import NO_FILE, NotAFile, no_file, open_new, open_regular, open_to_write, read_text, require_place
 
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
+MARK_BYTES = 1 << 16
 CLASSES_BESIDE = ".classes.json"  # after the whole name of a checkpoint: what its classes are called
 CHECKPOINTS, REFERENCES = "checkpoints", "references"  # folders of a cache
 OFFLINE = "FIDUCIAL_OFFLINE"  # in the environment: nothing is downloaded
@@ -57,9 +58,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; errors as of `open_regular`."""
-    with open_regular(path) as file:
+def file_sha256(path: Path, most: int | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal; `most` and errors as of `open_regular`."""
+    with open_regular(path, most) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -103,12 +104,19 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
     """
     from filelock import FileLock
 
-    if path.is_file():
+    if not (reason := no_file(path)):
         return path
+    if reason != NO_FILE:
+        raise UserError(f"{path}: {reason}; move it away, and it is fetched from {url}")
     if os.environ.get(OFFLINE):
         raise UserError(f"{path} is not there, and nothing is downloaded now; fetch it from {url}")
     source = mirrored(url)
     partial, lock = (path.with_name(path.name + ending) for ending in (".partial", ".lock"))
+    try:
+        for beside in (lock, partial, _mark(partial)):
+            require_place(beside)
+    except NotAFile as error:
+        raise UserError(f"{error.filename}: {error}; move it away, and {path.name} is fetched") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
@@ -179,12 +187,17 @@ def _fetch(url: str, partial: Path) -> None:
             time.sleep(min(2.0**failures, 30.0))
 
 
+def _mark(partial: Path) -> Path:
+    """What the server said of the version of which `partial` is a part."""
+    return partial.with_name(partial.name + ".etag")
+
+
 def _attempt(url: str, partial: Path) -> None:
     """One request, from where `partial` ends if the server has the same file as then."""
-    mark = partial.with_name(partial.name + ".etag")  # what the server said of the version of which `partial` is a part
+    mark = _mark(partial)
     have, version = 0, ""
     with suppress(OSError):
-        have, version = partial.stat().st_size, mark.read_text()
+        have, version = partial.stat().st_size, read_text(mark, MARK_BYTES)
     request = urllib.request.Request(url, headers={"User-Agent": "fiducial", "Accept-Encoding": "identity"})
     if have and version:
         request.add_header("Range", f"bytes={have}-")
@@ -211,8 +224,10 @@ def _attempt(url: str, partial: Path) -> None:
         etag = answer.headers.get("ETag") or ""
         if not have:
             partial.unlink(missing_ok=True)  # or, killed now, it would count as a part of this version
-        mark.write_text(etag if etag.startswith('"') else answer.headers.get("Last-Modified") or "")
-        with open(partial, "ab" if have else "wb") as file, progress_bar(whole, partial.stem, unit="B", initial=have) as bar:
+        with open_new(mark) as file:
+            file.write((etag if etag.startswith('"') else answer.headers.get("Last-Modified") or "").encode())
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if have else os.O_TRUNC)
+        with open(open_to_write(partial, flags), "ab") as file, progress_bar(whole, partial.stem, unit="B", initial=have) as bar:
             while chunk := answer.read1(CHUNK):  # as it comes, so that none of it is lost
                 file.write(chunk)
                 bar.update(len(chunk))

@@ -25,18 +25,23 @@ def in_the_making(path: Path) -> Path:
     return path.with_name(f".{path.name[:KEPT]}.{owner}-{secrets.token_hex(4)}.tmp")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what processes were making in `folder` that are known to be dead: those of this machine that are not running."""
-    own = own_process()
-    if not own["scope"]:
-        return
+def remove_leftovers(folder: Path, nobody_writes: bool = False) -> None:
+    """Removes what processes were making in `folder` that are known to be dead: those of this machine that are not running.
+
+    Args:
+        nobody_writes: the caller holds the folder, and knows that all that is in the making there was left by the dead.
+    """
     with suppress(OSError):
         for entry in os.scandir(folder):
-            if (match := LEFTOVER.fullmatch(entry.name)) and match[1] == _hashed(own["scope"]):
-                if is_running({**own, "pid": int(match[2]), "started": match[3]}):
-                    continue
+            if (match := LEFTOVER.fullmatch(entry.name)) and (nobody_writes or _is_dead(match)):
                 with suppress(OSError):
                     shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+
+
+def _is_dead(maker: re.Match) -> bool:
+    own = own_process()
+    is_here = own["scope"] and maker[1] == _hashed(own["scope"])
+    return bool(is_here) and not is_running({**own, "pid": int(maker[2]), "started": maker[3]})
 
 
 def _hashed(scope: str) -> str:

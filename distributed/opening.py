@@ -31,6 +31,9 @@ class NotAFile(OSError):
     def __init__(self, path: Path, reason: str):
         super().__init__(errno.EINVAL, reason, str(path))
 
+    def __str__(self) -> str:
+        return self.strerror
+
 
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:
     """A regular file, or a link to one, opened for reading.
@@ -119,12 +122,12 @@ def require_place(path: Path) -> None:
         _check(os.lstat(path), path)
 
 
-def no_file(path: Path) -> str:
-    """Why `path` cannot be read as a file, in words; empty if it can."""
+def no_file(path: Path, if_missing: str = NO_FILE) -> str:
+    """Why `path` cannot be read as a file, in words, `if_missing` where nothing is there; empty if it can."""
     try:
         require_file(path)
     except FileNotFoundError:
-        return NO_FILE
+        return if_missing
     except OSError as error:
         return error.strerror or str(error)
     return ""

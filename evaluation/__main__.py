@@ -205,6 +205,8 @@ def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
         if path.resolve() in taken:
             raise UserError(f"{path} is named twice: it cannot be written as well")
         taken.append(path.resolve())
+        if path.is_symlink() and (path.is_file() or not path.exists()):
+            raise UserError(f"{path} cannot be written: it is a link; give the file that it leads to, or another name")
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(f"{path} cannot be written: it is no ordinary file")
         folder = path.resolve().parent

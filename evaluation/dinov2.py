@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distributed import Group, UserError, download
+from distributed import Group, UserError, download, no_file
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"  # no hash of it is known here
 DIMENSION = 1024
@@ -79,8 +79,8 @@ def load_dinov2(path: Path) -> nn.Module:
     Raises:
         UserError: if they are missing, damaged, or not this network's.
     """
-    if not path.is_file():
-        raise UserError(f"--dinov2-weights {path}: no such file")
+    if reason := no_file(path):
+        raise UserError(f"--dinov2-weights {path}: {reason}")
     network = build().eval()
     state = _read(path)
     state.pop("mask_token", None)

@@ -24,7 +24,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distributed import Group, UserError, file_sha256, progress_bar, read_json, write_whole
+from distributed import (
+    Group,
+    UserError,
+    file_sha256,
+    in_the_making,
+    open_to_write,
+    progress_bar,
+    read_json,
+    remove_leftovers,
+    write_whole,
+)
 from evaluation.features import Extractor
 from evaluation.images import DAMAGED_ARCHIVE, Images, read_ahead
 from evaluation.statistics import FeatureStatistics
@@ -79,7 +89,7 @@ class Features:
 @contextmanager
 def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
     """A cache that rank 0 removes in the end, whatever happens. What is mapped from it stays readable."""
-    folder = Path(group.once(lambda: str(beside / f"{uuid.uuid4().hex}.temporary")))
+    folder = Path(group.once(lambda: str(in_the_making(beside / "features"))))
     try:
         yield folder
         group.wait()
@@ -228,7 +238,7 @@ def _at_row(path: Path, row: int, size: int) -> Iterator[Callable[[bytes], int]]
 
 def _without_truncating(path: str, _: int) -> int:
     """For writing one's own part of a file that others write too; not for reading, so that no client fetches the rest."""
-    return os.open(path, os.O_WRONLY)
+    return open_to_write(Path(path), os.O_WRONLY)
 
 
 @contextmanager
@@ -236,7 +246,10 @@ def _in_the_making(entry: Path, count: int, extractor: Extractor, group: Group) 
     """A folder beside `entry` for all ranks to write to, removed by rank 0 if it is still there in the end."""
 
     def make() -> str:
-        folder = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}.partial")
+        remove_leftovers(entry.parent)
+        if os.path.lexists(entry) and (entry.is_symlink() or not entry.is_dir()):
+            raise UserError(f"{entry}: it is a link or no folder, where features are to be kept; remove it")
+        folder = in_the_making(entry)
         folder.mkdir(parents=True)
         for name, size in _row_bytes(extractor).items():
             with open(folder / name, "wb") as file:

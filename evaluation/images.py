@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, file_sha256
+from distributed import UserError, file_sha256, no_file, open_regular
 
 if TYPE_CHECKING:
     from evaluation.tables import Table
@@ -34,6 +34,7 @@ DAMAGED_IMAGE = (Image.DecompressionBombError, *DAMAGED_ARCHIVE)
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 MAX_PIXELS = 80_000_000  # of one image; below where Pillow begins to warn
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
+MAX_FILE = 1 << 30  # bytes of one in a folder
 MAX_HEADER = 4096  # bytes of an npy header's text
 READER_THREADS = 4
 READ_AHEAD = 2
@@ -104,13 +105,13 @@ class Images:
                 digest = file_sha256(self.path)
                 checked.result()
             return digest
-        return self._sha256_of([(name, self.path / name) for name in self.names])
+        return self._sha256_of([(name, self.path / name) for name in self.names], MAX_FILE)
 
     @staticmethod
-    def _sha256_of(files: list[tuple[str, Path]]) -> str:
-        """Of names and files in this order."""
+    def _sha256_of(files: list[tuple[str, Path]], most: int | None = None) -> str:
+        """Of names and files in this order, each of at most so many bytes."""
         with ThreadPoolExecutor(READER_THREADS) as pool:
-            digests = pool.map(lambda file: file_sha256(file[1]), files)
+            digests = pool.map(lambda file: file_sha256(file[1], most), files)
             try:
                 lines = "".join(f"{digest} {name}\n" for digest, (name, _) in zip(digests, files, strict=True))
             except OSError as error:
@@ -196,8 +197,8 @@ def open_images(path: Path, crop: int | None = None) -> Images:
             raise UserError(f"{path} holds images ({names[0]!r} first) beside {shards[0].name}; give the folder of what is meant")
         height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
         return Images(path, len(names), height, width, names=names, crop=crop)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file or folder")
+    if reason := no_file(path, "no such file or folder"):
+        raise UserError(f"{path}: {reason}")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -293,7 +294,7 @@ def open_stored(archive: zipfile.ZipFile, name: str) -> BinaryIO:
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         return archive.open(info)
-    file = open(archive.filename, "rb")  # noqa: SIM115 - the caller closes it
+    file = open_regular(archive.filename)  # the caller closes it
     file.seek(info.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", file.read(4))
     file.seek(name_length + extra_length, io.SEEK_CUR)
@@ -369,6 +370,10 @@ def read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray | None:
     return read_array(archive, "arr_1.npy", count * dtype.itemsize).astype(np.int64)
 
 
+def _opened(source: Path | BinaryIO) -> BinaryIO:
+    return open_regular(source, MAX_FILE) if isinstance(source, Path) else source
+
+
 def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> np.ndarray:
     """One image as (H, W, 3) uint8; see `Images` for `crop`.
 
@@ -376,7 +381,7 @@ def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> 
         UserError: if it is damaged, too large, or (without `crop`) not 8-bit RGB.
     """
     try:
-        with Image.open(source, formats=("PNG", "JPEG")) as image:
+        with _opened(source) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{where} is {image.width} x {image.height}, more than {MAX_PIXELS:,} pixels")
             if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):

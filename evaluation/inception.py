@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distributed import Group, UserError, download
+from distributed import Group, UserError, download, no_file
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 PUBLISHED_SHA256 = "6726825d"  # the first digits, which the published file carries in its name
@@ -104,8 +104,8 @@ def load_inception(path: Path) -> nn.Module:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    if not path.is_file():
-        raise UserError(f"--inception-weights {path}: no such file")
+    if reason := no_file(path):
+        raise UserError(f"--inception-weights {path}: {reason}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError) as error:

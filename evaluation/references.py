@@ -239,6 +239,6 @@ def write_reference(reference: Reference, path: Path) -> None:
             np.savez(file, **arrays)
 
     try:
-        write_whole(path.resolve(), write)
+        write_whole(path, write)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error

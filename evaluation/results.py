@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import UserError, printable, read_json
+from distributed import UserError, no_file, printable, read_json
 from evaluation.intervals import Estimate
 from evaluation.protocols import LABELS
 from evaluation.wording import RESULT_FORMAT
@@ -67,8 +67,10 @@ def find_result(run: Path) -> Path:
             return online
     if found.is_file():
         return found
+    if found.exists():
+        raise UserError(f"{found}: {no_file(found)}")
     if found == run or not run.exists():
-        raise UserError(f"{run}: no such file or folder")
+        raise UserError(f"{run}: {no_file(run, 'no such file or folder')}")
     if not run.is_dir() and run.suffix != ".npz":
         raise UserError(f"{run} is no result of calc, and neither the npz nor the folder of a run")
     raise UserError(f"{run} has no result beside it: python -m evaluation calc {run} --ref REF --json {found} makes one")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distributed import UserError
+from distributed import UserError, require_file
 from evaluation.images import Images, one_line, read_image
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
@@ -135,6 +135,9 @@ def _open_saved(folder: Path) -> Table:
         raise UserError(f"{folder} holds the splits of a dataset; give the folder of one: {', '.join(splits)}")
     datasets = _library("datasets", folder)
     try:
+        for path in folder.iterdir():
+            if not path.is_dir():
+                require_file(path)  # the library would wait for a pipe
         found = datasets.load_from_disk(str(folder), keep_in_memory=False)
     except Exception as error:  # the library's own, pyarrow's and those of damaged JSON
         raise UserError(f"{folder} is not a whole folder of save_to_disk ({one_line(error)})") from error

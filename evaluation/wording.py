@@ -55,7 +55,7 @@ def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
     wanted = {path: text for path, text in files.items() if path not in (None, STDOUT)}
     for path, text in wanted.items():
         try:
-            write_whole(path.resolve(), lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
+            write_whole(path, lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from error
     say(*table.split("\n"), *map(str, wanted))

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distributed import UserError, file_sha256
+from distributed import UserError, file_sha256, no_file, read_text
 from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
 
@@ -27,6 +27,7 @@ STEPS = ("train_steps", "steps", "step")
 WRAPPERS = ("module.", "_orig_mod.")
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"
+JSON_BYTES = 1 << 26  # of a configuration or an index
 INDEX_FILE = f"{WEIGHTS_FILES[0]}.index.json"
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
@@ -75,7 +76,7 @@ def find(path: Path) -> Files:
     if path.is_file():
         return Files((path,))
     if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint file or folder")
+        raise UserError(f"{path}: {no_file(path, 'no such checkpoint file or folder')}")
     folder = inner if (inner := path / "transformer").is_dir() else path
     config, index = folder / CONFIG_FILE, folder / INDEX_FILE
     if not config.is_file():
@@ -103,7 +104,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def read_json(path: Path) -> dict:
     """Raises UserError if the file holds anything but a JSON object."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path, JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not whole JSON ({error})") from error
     if not isinstance(content, dict):

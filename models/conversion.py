@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import CLASSES_BESIDE, UserError, say, write_whole
+from distributed import CLASSES_BESIDE, UserError, in_the_making, read_bytes, remove_leftovers, say, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     kind, count, left = convert(args.source, args.out, args.to)
     if (beside := args.source.with_name(args.source.name + CLASSES_BESIDE)).is_file():
-        write_whole(args.out.with_name(args.out.name + CLASSES_BESIDE), lambda path: shutil.copyfile(beside, path))
+        write_whole(args.out.with_name(args.out.name + CLASSES_BESIDE), lambda path: path.write_bytes(read_bytes(beside)))
     which = "" if kind == "plain" else f" its {kind},"
     say(f"{args.out}: {args.source} as {args.to},{which} {count} tensors")
     if left:
@@ -116,7 +116,8 @@ def write_folder(state: dict, config: dict, folder: Path) -> None:
     """A folder as diffusers writes it, which appears when all is in it."""
     from models.checkpoint import CONFIG_FILE, WEIGHTS_FILES
 
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    remove_leftovers(folder.parent)
+    beside = in_the_making(folder)
     try:
         beside.mkdir()
         write_whole(beside / WEIGHTS_FILES[0], lambda path: write_file(state, path, "safetensors"))

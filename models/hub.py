@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from distributed import OFFLINE, UserError
-from models.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILES
+from distributed import OFFLINE, UserError, read_text
+from models.checkpoint import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
 
 WEIGHTS = WEIGHTS_FILES[0].removesuffix(".safetensors")
 DIFFUSERS_FILES = (CONFIG_FILE, WEIGHTS_FILES[0], f"{WEIGHTS}-*-of-*.safetensors", INDEX_FILE)
@@ -28,7 +28,7 @@ def cache_folder(cache_dir: Path | None) -> Path:
 def is_whole(folder: Path) -> bool:
     """Whether a folder has a configuration and all weights, in one file or in the shards that its index names."""
     if (index := folder / INDEX_FILE).is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        names = set(json.loads(read_text(index, JSON_BYTES))["weight_map"].values())
     else:
         names = {name for name in WEIGHTS_FILES if (folder / name).is_file()}
     return bool(names) and all((folder / name).is_file() for name in (CONFIG_FILE, *names))

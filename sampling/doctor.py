@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -21,7 +22,18 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from distributed import CHECKPOINTS, REFERENCES, ZIPPED, Group, UserError, default_cache, say, write_whole
+from distributed import (
+    CHECKPOINTS,
+    REFERENCES,
+    ZIPPED,
+    Group,
+    UserError,
+    default_cache,
+    in_the_making,
+    remove_leftovers,
+    say,
+    write_whole,
+)
 from models import autoencoder, hub
 from sampling import disk, memory, numerics
 from sampling.config import SamplingConfig
@@ -173,10 +185,14 @@ def shared_folder(group: Group, sample_dir: Path) -> list[Finding]:
         probe, token, found = "", "", []
         if group.is_main:
             try:
-                probe = stack.enter_context(tempfile.TemporaryDirectory(prefix=".fiducial-doctor-", dir=there))
-                held = stack.enter_context(Lock(Path(probe)))
+                remove_leftovers(there)
+                folder = in_the_making(there / "fiducial-doctor")
+                folder.mkdir()
+                probe = str(folder)
+                stack.callback(shutil.rmtree, probe, ignore_errors=True)
+                held = stack.enter_context(Lock(folder))
                 token = held.token
-                found += [*written(Path(probe), sample_dir), *room(sample_dir)]
+                found += [*written(folder, sample_dir), *room(sample_dir)]
             except OSError as error:
                 reason = error.strerror or str(error)
                 found.append(Finding(PROBLEM, "folder", f"{there} cannot be written ({reason})", "choose another --sample-dir"))

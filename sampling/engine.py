@@ -221,6 +221,8 @@ class Work:
         output.write_manifest(task.folder, manifest)
         remove_events(task.folder, task.session, group.world_size)
         (task.folder / output.RESERVE).unlink(missing_ok=True)
+        if task.session > 1:
+            output.remove_unfinished(task.folder)
         restored, redrawn = (manifest["sessions"][-1][name] for name in ("copies_restored", "images_redrawn"))
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
         say(f"{path}: {count:,} images{damage}; a rank held at most {disk.readable(peak)}")

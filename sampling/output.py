@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable
@@ -37,6 +38,7 @@ LONGEST_MESSAGE = 1000  # characters of why a run ended, where that is said agai
 MOST_FILES = 100_000  # of records that are not merged yet, each looked for by its name
 FAN_OUT = 100_000  # images a folder: more make every listing, deletion and copy of it slow
 PNG_COMPRESSION = 1  # zlib's fastest: larger files by a tenth or so, written in under half the time
+UNFINISHED = re.compile(r"\.[0-9]{6,}\.png\.tmp")  # as `write_png` calls it
 WRITER_THREADS = 4
 BLOCKS_WAITING = 3
 
@@ -61,7 +63,8 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 def write_png(path: Path, content: bytes) -> None:
-    """Puts a PNG in its place in one step. What a killed process left beside it is replaced when it is drawn again."""
+    """Puts a PNG in its place in one step. What a killed process left beside it is replaced when it is drawn again, or removed
+    in the end."""
     beside = path.with_name(f".{path.name}.tmp")
     try:
         try:
@@ -76,6 +79,14 @@ def write_png(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes have left of PNGs. For rank 0, which holds the folder, when no rank writes any more."""
+    for place in (folder, *folder.glob("from-*")):
+        for entry in os.scandir(place):
+            if UNFINISHED.fullmatch(entry.name):
+                os.unlink(entry)
 
 
 def read_png(path: Path, image_size: int) -> bytes | None:

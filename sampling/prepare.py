@@ -25,7 +25,7 @@ from sampling import archive, classes, disk, numerics, output, records
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
 from sampling.config_file import recorded
 from sampling.drawing import Drawer
-from sampling.lock import Lock
+from sampling.lock import LOCK, Lock
 from sampling.memory import MOST
 from sampling.noise import NOISE_VERSION
 from sampling.numerics import RESOLVED, Numerics
@@ -239,11 +239,7 @@ def check_names(folder: Path, manifest: dict | None, names: ClassNames | None) -
 def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, identity: dict) -> None:
     """Raises UserError if the folder belongs to another configuration, or cannot be written."""
     npz = archive.npz_path(folder)
-    for path in (npz, archive.part_path(folder), npz.with_suffix(".json"), npz.with_suffix(".html")):
-        try:
-            require_place(path)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; move it away, or choose another --run-name") from error
+    check_places(folder)
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
     there = disk.nearest(folder)
@@ -263,6 +259,19 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
             f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
             "but not shrink; choose another --run-name or --sample-dir"
         )
+
+
+def check_places(folder: Path) -> None:
+    """Raises UserError if there is a link, a folder or the like in the place of a file that a run writes, but for its images."""
+    npz, inside = archive.npz_path(folder), (output.MANIFEST, output.ONLINE, output.ENDED, output.RESERVE, LOCK)
+    beside = npz, archive.part_path(folder), npz.with_suffix(".json"), npz.with_suffix(".html")
+    for path in (*beside, *(folder / name for name in inside), records.table_path(folder)):
+        try:
+            require_place(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; move it away, or choose another --run-name") from error
+    if (parts := records.part_path(folder, 0, 0).parent).exists() and not parts.is_dir():
+        raise UserError(f"{parts}: it is no folder; move it away, or choose another --run-name")
 
 
 def other_configuration(folder: Path, old: dict, identity: dict) -> UserError:

@@ -21,8 +21,8 @@ from typing import Protocol
 
 import numpy as np
 
-from distributed import Group, UserError, say, write_whole
-from sampling import disk, memory, output, plan
+from distributed import Group, UserError, open_regular, remove_leftovers, say, write_whole
+from sampling import archive, disk, memory, output, plan
 from sampling.config import AUTO, SamplingConfig, fingerprint
 from sampling.config_file import recorded
 from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session, told_by_probing
@@ -186,7 +186,8 @@ class Scoring:
             path = block_path(self._task.folder, self._evaluator, start)
             self._await(path)
             try:
-                with np.load(path, allow_pickle=False) as state:
+                most = most_block_bytes(self._evaluator, self._config)
+                with open_regular(path, most) as file, np.load(file, allow_pickle=False) as state:
                     self._evaluator.merge(dict(state))
             except DAMAGED as error:
                 raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
@@ -212,6 +213,7 @@ class Scoring:
         }
         write_about(task.folder, about)
         remove_events(task.folder, task.session, group.world_size)
+        remove_leftovers(task.folder / self._evaluator.extractor, nobody_writes=True)
         say(f"a rank held at most {disk.readable(about['sessions'][-1]['peak_memory'])}")
         return about
 
@@ -221,6 +223,11 @@ def block_path(folder: Path, evaluator: Evaluator, start: int) -> Path:
     return folder / evaluator.extractor / f"{start:08d}.npz"
 
 
+def most_block_bytes(evaluator: Evaluator, config: SamplingConfig) -> int:
+    """Bytes that the file of a block may have: what is kept of its images, and the pixels of those that the report shows."""
+    return config.per_proc_batch_size * (2 * evaluator.bytes_of_image + archive.image_bytes(config.image_size)) + (1 << 20)
+
+
 def labels_of(config: SamplingConfig) -> np.ndarray:
     """The classes of all images, (N,)."""
     return plan.labels(config.labels, config.num_classes, config.global_seed, 0, config.num_fid_samples)
@@ -228,13 +235,14 @@ def labels_of(config: SamplingConfig) -> np.ndarray:
 
 def done_images(folder: Path, evaluator: Evaluator, config: SamplingConfig, run: str) -> np.ndarray:
     """(N,) bool: the images whose block has a whole file of the run with that fingerprint."""
-    size, labels = config.per_proc_batch_size, labels_of(config)
+    size, labels, most = config.per_proc_batch_size, labels_of(config), most_block_bytes(evaluator, config)
     done = np.zeros(config.num_fid_samples, dtype=bool)
     for start in range(0, len(done), size):
         wanted = np.arange(start, min(start + size, len(done)))
         try:
-            with np.load(block_path(folder, evaluator, start), allow_pickle=False) as file:
-                state = dict(file)  # all of it is read, so that checksums are held against it
+            path = block_path(folder, evaluator, start)
+            with open_regular(path, most) as file, np.load(file, allow_pickle=False) as arrays:
+                state = dict(arrays)  # all of it is read, so that checksums are held against it
             evaluator.fresh().merge(state)
             fits = str(state[RUN]) == run and np.array_equal(state["indices"], wanted)
             done[wanted] = fits and np.array_equal(state["labels"], labels[wanted])

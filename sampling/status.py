@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import RESUMABLE, UserError, is_running, own_process
+from distributed import NO_FILE, RESUMABLE, UserError, is_running, no_file, open_regular, own_process
 from sampling import archive, integrity, lock, output, plan, records
 
 COMPLETE, FAILED = 0, 1
@@ -90,17 +90,15 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
     whole = archive.npz_path(folder)
     path = next((path for path in (whole, archive.part_path(folder)) if path.is_file()), None)
     if path is None:
-        yield f"{whole} is not there"
-    npz = os.open(path or os.devnull, os.O_RDONLY)
-    try:
-        copies = integrity.Copies(folder, npz, size)
+        reason = no_file(whole)
+        yield f"{whole} is not there" if reason == NO_FILE else f"{whole}: {reason}"
+    with open_regular(path) if path else open(os.devnull, "rb") as npz:
+        copies = integrity.Copies(folder, npz.fileno(), size)
         for start in range(0, count, STEP):
             some = rows[start : start + STEP]
             for offset, wrong in integrity.verify(copies, some[some["check"] != 0], path is not None):
                 yield f"{output.png_path(folder, offset)}: {wrong}"
             on_checked(len(some))
-    finally:
-        os.close(npz)
     if path == whole and manifest["npz"] and not archive.has_frame(whole, expected_frame(manifest, rows)):
         yield f"{whole}: its headers or labels are damaged"
 

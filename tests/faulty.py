@@ -16,7 +16,7 @@ import distributed
 import sample_ddp
 from distributed.memory import give_back_freed_memory
 from models import autoencoder, checkpoint
-from sampling import drawing
+from sampling import drawing, output
 
 WHEN = 10  # evaluations of the network before the fault
 
@@ -101,6 +101,10 @@ def hang_in_evaluation():
     Evaluation.evaluate = hang
 
 
+def hang_on_disk():
+    output.write_png = hang
+
+
 def late():
     """Longer than others would wait for a beat."""
     original = distributed._meet
@@ -117,6 +121,7 @@ FAULTS = {
     "other-pixels": other_pixels,
     "other-weights": other_weights,
     "late": late,
+    "hang-on-disk": hang_on_disk,
     "hang-in-evaluation": hang_in_evaluation,
     "really-out-of-memory": really_out_of_memory,
 }

@@ -596,10 +596,7 @@ def test_what_cannot_say_how_far_it_has_come_is_given_time(seconds):
 
 @pytest.mark.long
 def test_a_disk_that_hangs_is_no_progress(tiny_checkpoint, tmp_path):
-    """A pipe that nobody reads, where an image is to be written."""
-    (tmp_path / "run").mkdir()
-    os.mkfifo(tmp_path / "run" / ".000003.png.tmp")
-    done = run_command("sample_ddp.py", *options(tiny_checkpoint, tmp_path), "--hang-timeout", "10")
+    done = run_command("tests/faulty.py", "hang-on-disk", *options(tiny_checkpoint, tmp_path), "--hang-timeout", "10")
     assert done.returncode == 75
     assert "error: hung: no progress for 10 s in " in done.stderr
 
