@@ -122,6 +122,13 @@ def add_calc(commands: argparse._SubParsersAction) -> None:
     )
     calc.add_argument("--kid-subset-size", type=int, default=1000, help="images a subset (default %(default)s)")
     calc.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="crop files of images of any size and colour, samples and those of --ref, to this as ADM does (default: they have "
+        "one size)",
+    )
+    calc.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -277,21 +284,28 @@ def compare_all(args: argparse.Namespace) -> None:
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.calc import Evaluation
     from evaluation.images import open_images
+    from evaluation.remarks import SAMPLES, look_at
 
+    check_image_size(args.image_size)
     to_come = args.dry_run and not args.samples.exists()
-    size = None if to_come else open_images(args.samples).height  # before the weights, which take longer
-    evaluation = Evaluation.prepare(
-        args.ref, group, settings, args.extractor, args.inception_weights, size, args.dinov2_weights, args.train
-    )
+    images = None if to_come else open_images(args.samples, args.image_size)
+    look_at(images, SAMPLES, group)  # before the weights, which take longer
+    files = args.inception_weights, images.height if images else args.image_size, args.dinov2_weights, args.train
+    evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, *files, args.image_size)
     if args.dry_run:
-        if not to_come:
-            evaluation.check(open_images(args.samples))
+        if images:
+            evaluation.check(images)
         if group.is_main:
             say(f"{args.samples} can be evaluated: {', '.join(evaluation.metrics)} by {evaluation.extractor.name}")
         return
-    result = evaluation.evaluate(args.samples)
+    result = evaluation.evaluate(images)
     if result:
         result.write(args.json, args.html)
+
+
+def check_image_size(size: int | None) -> None:
+    if size is not None and not 8 <= size <= 4096:
+        raise UserError(f"--image-size {size}: must be 8 to 4,096")
 
 
 def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
@@ -299,14 +313,15 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.features import load_extractor, weights_of
     from evaluation.images import open_images
     from evaluation.references import holds_statistics, write_reference
+    from evaluation.remarks import look_at, remarks
 
-    if args.image_size is not None and not 8 <= args.image_size <= 4096:
-        raise UserError(f"--image-size {args.image_size}: must be 8 to 4,096")
+    check_image_size(args.image_size)
     if args.features < 0:
         raise UserError(f"--features {args.features}: must not be negative")
     if holds_statistics(args.images):
         raise UserError(f"{args.images} holds statistics, so it is a reference already; give it to calc as --ref")
     images = open_images(args.images, args.image_size)
+    look_at(images, "images", group)
     name = args.extractor or "inception"
     weights = weights_of(name, args.inception_weights, args.dinov2_weights)
     extractor = load_extractor(name, weights, group, settings.dtype, settings.cache_dir)
@@ -315,9 +330,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         write_reference(made, args.out)
         cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
         lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}"]
-        if images.has_jpeg and not images.crop:
-            lines.append("warning: these are JPEG files; compression moves every metric, so PNG makes a better reference")
-        say(*lines)
+        say(*lines, *(f"warning: {remark}" for remark in remarks(images, "images")))
 
 
 if __name__ == "__main__":

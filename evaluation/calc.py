@@ -39,6 +39,7 @@ from evaluation.protocols import (
     called,
 )
 from evaluation.references import Provenance, Reference, find_reference
+from evaluation.remarks import look_at, missing
 from evaluation.report import Grid, Metric, Result
 from evaluation.results import LARGEST
 from evaluation.runs import find_names, find_run
@@ -83,12 +84,14 @@ class Evaluation:
         image_size: int | None = None,
         dinov2_weights: Path | None = None,
         training: Path | None = None,
+        crop: int | None = None,
     ) -> "Evaluation":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
         Args:
             image_size: of the samples, so that a published reference of another size is not fetched, and training images are
                 cropped to it.
+            crop: to which a reference's files of images are cropped, as the samples' are.
 
         Raises:
             UserError: in one sentence, if something is missing or does not fit.
@@ -99,26 +102,31 @@ class Evaluation:
             can = ",".join(WITHOUT_REFERENCE)
             raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
         extractor = check_protocol(ref, extractor, settings)
-        reference = find_reference(ref, group, settings.cache_dir, image_size) if ref is not None else None
+        reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
         outputs = choose_extractor(reference, extractor, settings)
         metrics, left_out = choose_metrics(reference, outputs, settings)
+        look_at(reference.images if reference and needed else None, "reference images", group)
         weights = weights_of(outputs.name, inception_weights, dinov2_weights)
         network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
         if reference:
             check_reference(reference, network)
         reference = reference if needed else None
         training = open_training(training, network, image_size or network.image_size) if training else None
+        look_at(training, "training images", group)
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         return cls(reference, network, settings, group, metrics, left_out, exact, training)
 
-    def evaluate(self, samples: Path) -> Result | None:
+    def evaluate(self, samples: Path | Images) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
+
+        Args:
+            samples: opened, or where they are.
 
         Raises:
             UserError: if they cannot be read or do not fit the extractor or the reference.
         """
-        images = open_images(samples)
+        images = samples if isinstance(samples, Images) else open_images(samples)
         self.check(images)
         with self.settings.cache(self.group) as cache:
             return self.result_of(images, self._extract(images, cache), cache)
@@ -150,8 +158,10 @@ class Evaluation:
         if not self.group.is_main:
             return None
         notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
-        if self.training and self.training.has_jpeg:
-            notes.append("The training images are JPEG files; what copies one lies a little away from it.")
+        if self.training:
+            notes += missing(self.training, "training images")
+            if lossy := sorted(self.training.headers.lossy):
+                notes.append(f"Training images are {' and '.join(lossy)} files; what copies one lies a little away from it.")
         if self.exact and "fid" in metrics:
             notes.append(self._effect_of_dtype(images, own, reference, theirs))
         return self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised, grid or _grid_of(images))
@@ -352,7 +362,8 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
         image_width=images.width if images.width != images.height else None,
         pixels_sha256=seen.pixels_sha256,
         source=printable(images.path.name),
-        resize=f"RGB, ADM's centre crop to {images.crop}" if images.crop else None,
+        resize=images.resize,
+        not_read=images.not_read,
         dtype=extractor.dtype,
         features=len(chosen),
         features_seed=FEATURES_SEED if len(chosen) < images.count else None,
@@ -391,6 +402,8 @@ def _described_samples(images: "Images | Seen", own: Features) -> dict:
         "path": printable(str(images.path)),
         "count": images.count,
         "image_size": [images.height, images.width],
+        "resize": images.resize,
+        "not_read": images.not_read,
         "labels": spread_of_labels(images.labels),
         "content_sha256": own.content_sha256,
         "pixels_sha256": own.pixels_sha256,
@@ -416,7 +429,8 @@ def _described_reference(reference: Reference) -> dict:
         "weights_sha256": provenance.weights_sha256,
         "extractor": provenance.extractor,
         "dtype": provenance.dtype,
-        "resize": provenance.resize,
+        "resize": images.resize if images else provenance.resize,
+        "not_read": images.not_read if images else provenance.not_read,
         "count": provenance.count,
         "images": images.count if images else None,
         "features": provenance.features,

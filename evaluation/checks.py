@@ -28,6 +28,7 @@ from evaluation.protocols import (
 )
 from evaluation.published import PUBLISHED
 from evaluation.references import ADM_KIND, Reference
+from evaluation.remarks import SAMPLES, remarks
 
 OTHERS_THAN_ADM = ("inception-clean", "dinov2")  # extractors whose features are not those of ADM's statistics
 
@@ -276,9 +277,12 @@ def warnings(
             f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
             f"and its statistics give another {fid}."
         )
-    for which, source in (("samples", images), ("reference's images", reference and reference.images)):
-        if source and source.has_jpeg:
-            found.append(f"The {which} are JPEG files; compression moves every metric, so write PNG.")
+    found += remarks(images, SAMPLES) + remarks(reference and reference.images, "reference images")
+    if images.resize:
+        found.append(f"The samples are not as they are in their files: {images.resize}.")
+    if reference and reference.provenance.not_read:
+        not_read = reference.provenance.not_read
+        found.append(f"When {reference.path.name} was made, files that look like images were not read: {not_read}.")
     if "is-shuffled" in metrics and (sorted_by_class or labels_are_sorted(images.labels)):
         found.append(
             "The file looks sorted by class, so that blocks of consecutive images hold few classes and the IS is too low; "

@@ -36,7 +36,8 @@ from distributed import (
     write_whole,
 )
 from evaluation.features import Extractor
-from evaluation.images import DAMAGED_ARCHIVE, Images, read_ahead
+from evaluation.image_files import DAMAGED_ARCHIVE
+from evaluation.images import Images, read_ahead
 from evaluation.statistics import FeatureStatistics
 
 FORMAT = "fiducial-features-3"

@@ -7,39 +7,51 @@ import os
 import queue
 import struct
 import threading
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from distributed import UserError, file_sha256, no_file, open_regular
+from evaluation.advice import advice_on, held_instead, in_words
+from evaluation.image_files import (
+    BEGINNING,
+    DAMAGED_ARCHIVE,
+    MAX_FILE,
+    MAX_PIXELS,
+    READ,
+    Header,
+    image_header,
+    one_line,
+    read_image,
+    sort_out,
+)
 
 if TYPE_CHECKING:
     from evaluation.tables import Table
 
-# What zipfile and numpy raise on damaged archives, between them.
-DAMAGED_ARCHIVE = (
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, ValueError, EOFError, RuntimeError, SyntaxError),
-    *(NotImplementedError, KeyError, TypeError, MemoryError, OverflowError, struct.error, IndexError),
-)
-# What Pillow raises on damaged images.
-DAMAGED_IMAGE = (Image.DecompressionBombError, *DAMAGED_ARCHIVE)
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-MAX_PIXELS = 80_000_000  # of one image; below where Pillow begins to warn
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
-MAX_FILE = 1 << 30  # bytes of one in a folder
 MAX_HEADER = 4096  # bytes of an npy header's text
 READER_THREADS = 4
 READ_AHEAD = 2
+AT_ONCE = 256  # files that are handed to the threads at once
+MIXED = "all images must have one size, to which --image-size of python -m evaluation calc and ref crops them"
 
-Item = TypeVar("Item")
+Item, Made = TypeVar("Item"), TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a set's files say: how many are of which lossy compression, and how many hold several pictures."""
+
+    lossy: dict[str, int] = field(default_factory=dict)
+    several: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,8 @@ class Images:
     """A set of equally large RGB images, (height, width), in one order.
 
     `labels`, where the source has them, are (count,) int64. `names` are the files of a folder or of a zip, `table` has those of
-    a dataset. Where `crop` is set, images of any size and colour are converted to RGB and cropped to it as ADM does.
+    a dataset. Where `crop` is set, images of any size and colour are converted to RGB and cropped to it as ADM does. `not_read`
+    are the files beside them that look like images and are not read, by number and kind.
     """
 
     path: Path
@@ -58,17 +71,32 @@ class Images:
     names: tuple[str, ...] = ()
     crop: int | None = None
     table: "Table | None" = None
+    not_read: str | None = None
+
+    @property
+    def resize(self) -> str | None:
+        """What is done to the images, in words."""
+        return f"RGB, ADM's centre crop to {self.crop}" if self.crop else None
 
     @property
     def classes(self) -> np.ndarray | None:
         """`labels`, or else those of a tree of folders, a class each: for training sets, as samples may lie in folders too."""
         return self.labels if self.labels is not None else labels_of_folders(self.names)
 
-    @property
-    def has_jpeg(self) -> bool:
-        if self.table:
-            return self.table.has_jpeg()
-        return any(PurePosixPath(name).suffix.lower() in (".jpg", ".jpeg") for name in self.names)
+    @cached_property
+    def headers(self) -> Headers:
+        """What all files say before they are decoded, which takes seconds where decoding takes minutes. Of an npz, nothing.
+
+        Raises:
+            UserError: naming the first file that is damaged, or not like the others.
+        """
+        lossy, several = Counter(), 0
+        if self.table or self.names:
+            ranges = [(first, min(first + AT_ONCE, self.count)) for first in range(0, self.count, AT_ONCE)]
+            for header in itertools.chain.from_iterable(self._read_each(ranges, self._header)):
+                lossy.update([header.lossy] if header.lossy else [])
+                several += header.several
+        return Headers(dict(lossy), several)
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Images `start` to `stop` as (B, H, W, 3) uint8, B equal to `size` but for the last.
@@ -87,9 +115,11 @@ class Images:
 
     def _read_ranges(self, ranges: list[tuple[int, int]]) -> Iterator[np.ndarray]:
         """One batch for each range of indices; the ranges ascend."""
-        if self.table:
-            return self._from_table(ranges)
-        return self._from_files(ranges) if self.names else self._from_npz(ranges)
+        return map(np.stack, self._read_each(ranges, self._pixels)) if self.table or self.names else self._from_npz(ranges)
+
+    def _read_each(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
+        """What `read` makes of each file and its name in messages, range by range."""
+        return self._from_table(ranges, read) if self.table else self._from_files(ranges, read)
 
     def content_sha256(self) -> str:
         """SHA-256 of the bytes that the images are in: of the npz or zip, or of a folder's or dataset's names and files in order.
@@ -126,38 +156,44 @@ class Images:
         except DAMAGED_ARCHIVE as error:
             raise UserError(f"{self.path} is damaged ({one_line(error)})") from error
 
-    def _from_files(self, ranges: list[tuple[int, int]]) -> Iterator[np.ndarray]:
+    def _pixels(self, source: Path | BinaryIO, where: str) -> np.ndarray:
+        pixels = read_image(source, where, self.crop)
+        self._check_size(*pixels.shape[:2], where)
+        return pixels
+
+    def _header(self, source: Path | BinaryIO, where: str) -> Header:
+        header = image_header(source, where, self.crop)
+        self._check_size(header.height, header.width, where)
+        return header
+
+    def _check_size(self, height: int, width: int, where: str) -> None:
+        if (height, width) != (self.height, self.width):
+            first = repr(self.names[0]) if self.names else "row 0"
+            raise UserError(f"{where} is {width} x {height}, but {first} is {self.width} x {self.height}; {MIXED}")
+
+    def _from_files(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
         archive = zipfile.ZipFile(self.path) if self.path.is_file() else None
+
+        def made(name: str) -> Made:
+            where = f"{self.path}, {name!r}," if archive else str(self.path / name)
+            return read(member_file(archive, name, where) if archive else self.path / name, where)
+
         try:
             with ThreadPoolExecutor(READER_THREADS) as pool:
                 for first, last in ranges:
-                    yield np.stack(list(pool.map(lambda name: self._read(archive, name), self.names[first:last])))
+                    yield list(pool.map(made, self.names[first:last]))
         finally:
             if archive:
                 archive.close()
 
-    def _read(self, archive: zipfile.ZipFile | None, name: str) -> np.ndarray:
-        where = f"{self.path}, {name!r}," if archive else str(self.path / name)
-        source = member_file(archive, name, where) if archive else self.path / name
-        return self._of_one_size(read_image(source, where, self.crop), where, repr(self.names[0]))
-
-    def _of_one_size(self, pixels: np.ndarray, where: str, first: str) -> np.ndarray:
-        if pixels.shape != (self.height, self.width, 3):
-            raise UserError(
-                f"{where} is {pixels.shape[1]} x {pixels.shape[0]}, but {first} is {self.width} x {self.height}; "
-                "all images must have one size"
-            )
-        return pixels
-
-    def _from_table(self, ranges: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        def decoded(row: tuple[int, bytes]) -> np.ndarray:
-            where = f"{self.path}, row {row[0]},"
-            return self._of_one_size(read_image(io.BytesIO(row[1]), where, self.crop), where, "row 0")
+    def _from_table(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
+        def made(row: tuple[int, bytes]) -> Made:
+            return read(io.BytesIO(row[1]), f"{self.path}, row {row[0]},")
 
         try:
             with ThreadPoolExecutor(READER_THREADS) as pool:
                 for (first, _), batch in zip(ranges, self.table.encoded(ranges), strict=True):
-                    yield np.stack(list(pool.map(decoded, enumerate(batch, start=first))))
+                    yield list(pool.map(made, enumerate(batch, start=first)))
         except DAMAGED_ARCHIVE as error:
             raise UserError(f"{self.path} is damaged ({one_line(error)})") from error
 
@@ -183,39 +219,65 @@ def open_images(path: Path, crop: int | None = None) -> Images:
     Raises:
         UserError: if there is nothing there, or it is not uint8 RGB images.
     """
-    from evaluation.tables import PARQUET, is_saved, open_table
+    from evaluation.tables import PARQUET, open_table
 
     if path.suffix == PARQUET and path.is_file():
         return open_table(path, crop)
     if path.is_dir():
-        names = () if is_saved(path) else in_order(files_in(path))
-        if not names:
-            if images := open_table(path, crop):
-                return images
-            raise UserError(f"{path} holds no PNG or JPEG images, and no dataset")
-        if shards := [file for pattern in (f"*{PARQUET}", f"data/*{PARQUET}") for file in path.glob(pattern)]:
-            raise UserError(f"{path} holds images ({names[0]!r} first) beside {shards[0].name}; give the folder of what is meant")
-        height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
-        return Images(path, len(names), height, width, names=names, crop=crop)
+        return _open_folder(path, crop)
     if reason := no_file(path, "no such file or folder"):
         raise UserError(f"{path}: {reason}")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if "arr_0.npy" in members:
-                return _open_npz(path, archive, crop)
-            names = in_order(name for name in members if is_image(name))
-            if len(set(names)) < len(names):
-                twice = next(name for name, other in itertools.pairwise(names) if name == other)
-                raise UserError(f"{path} holds two files named {twice!r}")
-            if not names:
-                found = ", ".join(repr(name)[1:-1] for name in members[:5]) or "nothing"
-                raise UserError(f"{path} has no images: expected an array arr_0, or PNG or JPEG files; found {found}")
-            where = f"{path}, {names[0]!r},"
-            height, width, _ = read_image(member_file(archive, names[0], where), where, crop).shape
-            return Images(path, len(names), height, width, names=names, crop=crop)
+            return _open_npz(path, archive, crop) if "arr_0.npy" in archive.namelist() else _open_zip(path, archive, crop)
     except DAMAGED_ARCHIVE as error:
+        if advice := advice_on(path):
+            raise UserError(f"{path} {advice}") from error
         raise UserError(f"{path} cannot be read as an npz or zip ({one_line(error)})") from error
+
+
+def _open_folder(path: Path, crop: int | None) -> Images:
+    from evaluation.tables import PARQUET, is_saved, open_table
+
+    def beginning(name: str) -> bytes:
+        try:
+            with open_regular(path / name) as file:
+                return file.read(BEGINNING)
+        except OSError:
+            return b""
+
+    names, not_read = ((), {}) if is_saved(path) else sort_out(files_in(path), beginning)
+    if not names:
+        if images := open_table(path, crop):
+            return images
+        raise UserError(f"{path} holds no images ({READ}), and no dataset{held_instead(path, in_words(not_read))}")
+    names = in_order(names)
+    if shards := [file for pattern in (f"*{PARQUET}", f"data/*{PARQUET}") for file in path.glob(pattern)]:
+        raise UserError(f"{path} holds images ({names[0]!r} first) beside {shards[0].name}; give the folder of what is meant")
+    height, width, _ = read_image(path / names[0], str(path / names[0]), crop).shape
+    return Images(path, len(names), height, width, names=names, crop=crop, not_read=in_words(not_read))
+
+
+def _open_zip(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
+    def beginning(name: str) -> bytes:
+        try:
+            with archive.open(name) as member:
+                return member.read(BEGINNING)
+        except DAMAGED_ARCHIVE:
+            return b""
+
+    members = archive.namelist()
+    names, not_read = sort_out((name for name in members if not name.endswith("/")), beginning)
+    names = in_order(names)
+    if len(set(names)) < len(names):
+        twice = next(name for name, other in itertools.pairwise(names) if name == other)
+        raise UserError(f"{path} holds two files named {twice!r}")
+    if not names:
+        found = ", ".join(repr(name)[1:-1] for name in members[:5]) or "nothing"
+        raise UserError(f"{path} has no images: expected an array arr_0, or files ({READ}); found {found}")
+    where = f"{path}, {names[0]!r},"
+    height, width, _ = read_image(member_file(archive, names[0], where), where, crop).shape
+    return Images(path, len(names), height, width, names=names, crop=crop, not_read=in_words(not_read))
 
 
 def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
@@ -250,7 +312,7 @@ def labels_of_folders(names: tuple[str, ...]) -> np.ndarray | None:
 
 
 def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The images in a folder and its subfolders, as paths relative to it; links are followed, but never in a circle."""
+    """The files in a folder and its subfolders, as paths relative to it; links are followed, but never in a circle."""
     real = os.path.realpath(folder)
     if real in seen:
         return
@@ -262,15 +324,10 @@ def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:
         if entry.is_dir():
             if not entry.name.startswith("."):
                 yield from (f"{entry.name}/{name}" for name in files_in(Path(entry), seen | {real}))
-        elif is_image(entry.name) and (entry.is_file() or entry.is_symlink()):  # no pipes; a dangling link is an error later
+        elif entry.is_file() or (
+            entry.is_symlink() and not os.path.exists(entry)
+        ):  # no pipes; of a dangling link, an error later
             yield entry.name
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts: not what systems and half-finished writes leave beside images."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts
-    return not hidden and not name.endswith("/") and PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def member_file(archive: zipfile.ZipFile, name: str, where: str) -> BinaryIO:
@@ -326,7 +383,7 @@ def read_header(member: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """
     shape, dtype, fortran = read_any_header(member)
     if fortran and len(shape) > 1:
-        raise ValueError("its array is in Fortran order")
+        raise ValueError("its array is in Fortran order; save numpy.ascontiguousarray of it")
     return shape, dtype
 
 
@@ -364,53 +421,10 @@ def read_array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
 def read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray | None:
     """`arr_1` if it is one integer an image, else None: other tools put other things there."""
     with archive.open("arr_1.npy") as member:
-        shape, dtype = read_header(member)
+        shape, dtype, _ = read_any_header(member)
     if shape != (count,) or dtype.kind not in "iu":
         return None
     return read_array(archive, "arr_1.npy", count * dtype.itemsize).astype(np.int64)
-
-
-def _opened(source: Path | BinaryIO) -> BinaryIO:
-    return open_regular(source, MAX_FILE) if isinstance(source, Path) else source
-
-
-def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> np.ndarray:
-    """One image as (H, W, 3) uint8; see `Images` for `crop`.
-
-    Raises:
-        UserError: if it is damaged, too large, or (without `crop`) not 8-bit RGB.
-    """
-    try:
-        with _opened(source) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{where} is {image.width} x {image.height}, more than {MAX_PIXELS:,} pixels")
-            if image.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in image.tile):
-                raise UserError(f"{where} has more than 8 bits a channel; convert it first, so that the rounding is yours")
-            if crop is not None:
-                return centre_crop(image.convert("RGB"), crop)
-            if image.mode != "RGB":
-                raise UserError(f"{where} is not an 8-bit RGB image (its mode is {image.mode})")
-            return np.array(image)
-    except DAMAGED_IMAGE as error:
-        raise UserError(f"{where} cannot be read as an image ({one_line(error)})") from error
-
-
-def centre_crop(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's preparation of training images: halved by box averages while twice as large as needed, scaled bicubically until
-    the short side is `size`, and cut out of the middle. (size, size, 3) uint8.
-
-    Raises:
-        ValueError: if it is so narrow that scaling it would take more than `MAX_PIXELS`.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize(tuple(side // 2 for side in image.size), resample=Image.Resampling.BOX)
-    scale = size / min(image.size)
-    if max(image.size) * scale * size > MAX_PIXELS:
-        raise ValueError(f"it is {image.width} x {image.height}, too long to be scaled to {size}")
-    image = image.resize(tuple(round(side * scale) for side in image.size), resample=Image.Resampling.BICUBIC)
-    pixels = np.array(image)
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top : top + size, left : left + size]
 
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -448,10 +462,3 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
     finally:
         stopped.set()
         thread.join()
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, for use inside a sentence."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for it"
-    return " ".join(str(error).split())[:300] or type(error).__name__

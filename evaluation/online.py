@@ -41,7 +41,8 @@ class Seen:
     height: int
     width: int
     labels: np.ndarray | None
-    has_jpeg: bool = False
+    resize: str | None = None
+    not_read: str | None = None
 
     def content_sha256(self) -> None:
         """There was no file."""

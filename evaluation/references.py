@@ -10,7 +10,8 @@ import numpy as np
 
 from distributed import Group, UserError, decode_json, file_sha256, write_whole
 from evaluation.features import ASSETS
-from evaluation.images import DAMAGED_ARCHIVE, Images, one_line, open_images, read_array, read_header
+from evaluation.image_files import DAMAGED_ARCHIVE, one_line
+from evaluation.images import Images, open_images, read_any_header, read_array
 from evaluation.metrics import factor
 from evaluation.protocols import FROM_FEATURES
 from evaluation.published import PUBLISHED, fetch
@@ -35,6 +36,7 @@ class Provenance:
     pixels_sha256: str | None = None
     source: str | None = None
     resize: str | None = None
+    not_read: str | None = None  # files beside the images that look like some and are not read
     dtype: str | None = None
     features: int | None = None
     features_seed: int | None = None
@@ -101,11 +103,14 @@ class Reference:
         return height and (height, self.provenance.image_width or height)
 
 
-def find_reference(name: str, group: Group, cache_dir: Path | None = None, image_size: int | None = None) -> Reference:
+def find_reference(
+    name: str, group: Group, cache_dir: Path | None = None, image_size: int | None = None, crop: int | None = None
+) -> Reference:
     """What `--ref` names: `digits` is the embedded reference, a name in `PUBLISHED` is fetched, else it is a path.
 
     Args:
         image_size: of the samples that it is for, so that a published file of another size is not fetched.
+        crop: to which its files of images are cropped, if it is such.
 
     Raises:
         UserError: if nothing is there, or it cannot be fetched, or is for another size of images.
@@ -121,10 +126,10 @@ def find_reference(name: str, group: Group, cache_dir: Path | None = None, image
     path = DIGITS if name == "digits" else Path(name)
     if not name or not path.exists():
         raise UserError(f"--ref {name}: no such file or folder, nor one of {', '.join(PUBLISHED)}")
-    return open_reference(path)
+    return open_reference(path, crop)
 
 
-def open_reference(path: Path) -> Reference:
+def open_reference(path: Path, crop: int | None = None) -> Reference:
     """Reads what `path` holds: statistics and provenance, images (not yet their pixels), or both.
 
     ADM's files carry the statistics of the whole training set beside 10,000 of its images; both are kept apart.
@@ -134,8 +139,7 @@ def open_reference(path: Path) -> Reference:
     """
     names = _members(path)
     if not names >= STATISTICS:
-        images = open_images(path)
-        return Reference(path, None, "images", images=images)
+        return Reference(path, None, "images", images=open_images(path, crop))
     try:
         with zipfile.ZipFile(path) as archive:
             mu, sigma = _read_statistics(archive, "mu", "sigma")
@@ -201,12 +205,12 @@ def _read_features(archive: zipfile.ZipFile, dimension: int) -> np.ndarray:
         ValueError: if they are not that, not finite, or compressed, so that a small file could ask for any memory.
     """
     with archive.open("features.npy") as member:
-        shape, dtype = read_header(member)
-    if dtype != np.float32 or len(shape) != 2 or shape[1] != dimension:
+        shape, dtype, _ = read_any_header(member)
+    if dtype.newbyteorder("=") != np.float32 or len(shape) != 2 or shape[1] != dimension:
         raise ValueError(f"its features are {dtype} {shape}, and mu ({dimension},)")
     if archive.getinfo("features.npy").compress_type != zipfile.ZIP_STORED:
         raise ValueError("its features are compressed, which those of Fiducial are not")
-    features = read_array(archive, "features.npy", os.path.getsize(archive.filename))
+    features = read_array(archive, "features.npy", os.path.getsize(archive.filename)).astype(np.float32, order="C", copy=False)
     if not np.isfinite(features).all():
         raise ValueError("its features hold NaN or infinity")
     return features
@@ -219,9 +223,9 @@ def _read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray:
         ValueError: if they are not that.
     """
     labels = read_array(archive, "labels.npy", count * 8)
-    if labels.dtype != np.int64 or labels.shape != (count,):
+    if labels.dtype.newbyteorder("=") != np.int64 or labels.shape != (count,):
         raise ValueError(f"its labels are {labels.dtype} {labels.shape}, and its features {count:,}")
-    return labels
+    return labels.astype(np.int64)
 
 
 def write_reference(reference: Reference, path: Path) -> None:

@@ -49,6 +49,15 @@ def find_run(samples: Path, pixels_sha256: str) -> Run | None:
     return as_run(_manifest_of(samples, pixels_sha256))
 
 
+def count_of_run(folder: Path) -> int | None:
+    """How many images the run in this folder is to have, by its manifest; None where there is none, or it does not say."""
+    try:
+        count = read_json(folder / MANIFEST, LARGEST_MANIFEST)["num_fid_samples"]
+        return count if type(count) is int and count > 0 else None
+    except NOT_AS_EXPECTED:
+        return None
+
+
 def names_in(manifest: dict) -> ClassNames | None:
     """The class names that a manifest has."""
     try:

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from distributed import UserError, require_file
-from evaluation.images import Images, one_line, read_image
+from evaluation.image_files import one_line, read_image
+from evaluation.images import Images
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
 PARQUET = ".parquet"
 SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]{16})?")  # a file's name as the hub has it
-JPEG = b"\xff\xd8\xff"
-LOOKED_AT = 64  # rows whose first bytes say whether a table holds JPEG files
 ROWS = 64  # of a parquet file in memory at once
 NO_LABEL = -1  # datasets' own, for test sets whose labels are kept back
 
@@ -59,11 +58,6 @@ class Table:
                 if not data:
                     raise ValueError(f"row {index} has no image in it, at most a path")
             yield batch
-
-    def has_jpeg(self) -> bool:
-        """Whether one of `LOOKED_AT` rows, evenly spread, is a JPEG file."""
-        spread = np.unique(np.linspace(0, self.count - 1, LOOKED_AT).astype(int)).tolist()
-        return any(data.startswith(JPEG) for (data,) in self.encoded([(index, index + 1) for index in spread]))
 
     def _rows(self, start: int) -> Iterator[bytes | None]:
         """The image files from row `start` on."""

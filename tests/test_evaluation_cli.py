@@ -266,7 +266,7 @@ def files(samples, tmp_path):
 
 MISTAKES = [
     ("calc absent.npz --ref digits", "absent.npz: no such file or folder"),
-    ("calc {}/empty --ref digits", "holds no PNG or JPEG images"),
+    ("calc {}/empty --ref digits", "holds no images (PNG, JPEG, WebP, TIFF, BMP or PPM), and no dataset"),
     ("calc {}/cut.npz --ref digits", "cannot be read as an npz or zip"),
     ("calc {}/labels-only.npz --ref digits", "found arr_1.npy"),
     ("calc {}/small.npz --ref digits", "images of 8 x 8, but the extractor digits takes 64 x 64 only"),
@@ -303,7 +303,10 @@ MISTAKES = [
     ("calc {}/samples.npz --ref {}/asymmetric.npz", "not symmetric"),
     ("calc {}/samples.npz --ref {}/features.npz", "its features are float64"),
     ("calc {}/gray.npz --ref digits", "arr_0 expected as uint8 (N, H, W, 3)"),
-    ("calc {}/nothing.zip --ref digits", "expected an array arr_0, or PNG or JPEG files; found readme.txt"),
+    (
+        "calc {}/nothing.zip --ref digits",
+        "expected an array arr_0, or files (PNG, JPEG, WebP, TIFF, BMP or PPM); found readme.txt",
+    ),
     ("calc {}/samples.npz --ref digits --batch-size 0", "--batch-size 0"),
     ("calc {}/samples.npz --ref digits --json {}/no/such/r.json", "there is no folder"),
     ("calc {}/samples.npz --ref {}/complex.npz", "not real numbers"),
@@ -313,7 +316,7 @@ MISTAKES = [
     ("calc {}/samples.npz --ref digits --metrics ", "--metrics"),
     ("calc {}/samples.npz --ref digits --resize", "--resize"),
     ("ref {}/one.npz --out {}/x.npz --extractor digits", "at least 2"),
-    ("ref {}/empty --out {}/x.npz --extractor digits", "holds no PNG"),
+    ("ref {}/empty --out {}/x.npz --extractor digits", "holds no images"),
     ("ref {}/samples.npz", "--out"),
     ("ref {}/statistics.npz --out {}/x.npz --extractor digits", "is a reference already"),
     ("calc {}/samples.npz --ref digits --json {}/samples.npz", "samples.npz is named twice"),

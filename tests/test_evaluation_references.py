@@ -13,7 +13,8 @@ from evaluation.calc import Evaluation, make_reference
 from evaluation.checks import Settings
 from evaluation.extraction import extract
 from evaluation.features import load_extractor
-from evaluation.images import centre_crop, open_images
+from evaluation.image_files import centre_crop
+from evaluation.images import open_images
 from evaluation.references import open_reference, write_reference
 from scripts.stand_ins import pictures, write_pngs
 

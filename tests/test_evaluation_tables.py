@@ -67,7 +67,7 @@ FORMS = {"saved": as_saved, "hub": as_on_the_hub, "file": without_metadata}
 def test_a_dataset_is_read_in_the_order_of_its_rows(form, tmp_path):
     found = open_images(FORMS[form](tmp_path / "set"))
     assert (found.count, found.height, found.width) == (COUNT, 6, 5)
-    assert not found.has_jpeg
+    assert not found.headers.lossy
     for size in (1, 64, 70, 1000):
         assert (np.concatenate(list(found.batches(size))) == PICTURES).all()
     for start, stop in ((0, 1), (49, 51), (37, 111), (149, 150), (40, 150)):
@@ -96,8 +96,8 @@ def test_its_content_is_hashed_whole(form, tmp_path):
 
 
 def test_jpeg_files_are_told_by_their_bytes(tmp_path):
-    assert open_images(as_saved(tmp_path / "saved", dataset("JPEG"))).has_jpeg
-    assert open_images(as_on_the_hub(tmp_path / "hub", dataset("JPEG"))).has_jpeg
+    assert open_images(as_saved(tmp_path / "saved", dataset("JPEG"))).headers.lossy == {"JPEG": COUNT}
+    assert open_images(as_on_the_hub(tmp_path / "hub", dataset("JPEG"))).headers.lossy == {"JPEG": COUNT}
 
 
 def test_a_crop_is_that_of_the_files(tmp_path):

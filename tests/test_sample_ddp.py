@@ -171,7 +171,7 @@ MISTAKES = [
     (["--ref", "digits", "--num-fid-samples", "1"], "needs at least 2"),
     (["--ref", "absent.npz"], "--ref absent.npz: no such file"),
     (["--ref", "{ref.npz}"], "ref.npz"),
-    (["--ref", "{empty-folder}"], "holds no PNG or JPEG images"),
+    (["--ref", "{empty-folder}"], "holds no images"),
     (["--ref", "digits", "--image-size", "32", "--model", "DiT-XS/2"], "takes 64 x 64 only"),
     (["--ref", "adm-imagenet-256"], "is of 256 pixels, and the samples are of 64; choose from adm-imagenet-64"),
     (["--ref", "adm-lsun-cat-256", "--image-size", "40"], "are of 40; make one with python -m evaluation ref"),
