@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.console import (
+    QUOTED,
     STDOUT,
     Parser,
     UserError,
@@ -26,6 +27,7 @@ from distributed.console import (
     environment_rank,
     printable,
     progress_bar,
+    quoted,
     require_ending,
     say,
     say_result,
@@ -74,6 +76,7 @@ __all__ = [
     "MIRROR",
     "NO_FILE",
     "OFFLINE",
+    "QUOTED",
     "REFERENCES",
     "RESUMABLE",
     "STDOUT",
@@ -105,6 +108,7 @@ __all__ = [
     "own_process",
     "printable",
     "progress_bar",
+    "quoted",
     "read_bytes",
     "read_json",
     "read_text",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from distributed.console import UserError, printable
+from distributed.console import UserError, quoted
 from distributed.opening import NO_FILE, no_file, read_text
 
 IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "classes.json"
@@ -153,8 +153,8 @@ def _in_order(entries: list[tuple[int, object]]) -> list[object]:
     indices = sorted(index for index, _ in entries)
     for expected, index in enumerate(indices):
         if index != expected:
-            twice = index < expected
-            raise ValueError(f"index {index} stands there twice" if twice else f"index {expected} is missing, before {index}")
+            found, twice = quoted(index), index < expected
+            raise ValueError(f"index {found} stands there twice" if twice else f"index {expected} is missing, before {found}")
     return [value for _, value in sorted(entries, key=lambda entry: entry[0])]
 
 
@@ -187,8 +187,3 @@ def _checked(names: list[object]) -> tuple[str, ...]:
             raise ValueError(f"{quoted(name)} is the name of both {seen[name]} and {index}")
         seen[name] = index
     return tuple(seen)
-
-
-def quoted(value: object) -> str:
-    """A value of a file as a sentence has it, cut short."""
-    return printable(repr(value)[:60])

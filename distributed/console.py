@@ -16,6 +16,8 @@ from distributed.version import about, described
 
 SHOWN = 200  # characters of a path in a message
 STDOUT = Path("-")  # in the place of a file's name
+QUOTED = 60  # characters of a value of a file in a message
+LONGEST_INTEGER = 128  # bits of one that is written out
 # A path that nobody can use, whatever it was given as.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -108,6 +110,45 @@ def tell_launcher(message: str) -> None:
 def printable(text: str) -> str:
     """The same text in one line of valid UTF-8, without a terminal's commands: names of files may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(value: object, letters: int = QUOTED) -> str:
+    """A value of someone's file as a sentence has it, in one line and cut short.
+
+    No more of it is looked at than is shown: lists of lists of lists may be small in a file and endless when written out.
+    """
+    text = ""
+    for piece in _pieces(value, letters):
+        text += piece
+        if len(text) > letters:
+            break
+    return printable(text[:letters])
+
+
+def _pieces(value: object, letters: int) -> Iterator[str]:
+    """Python's way to write plain values, bit by bit; of all others, what kind they are."""
+    if isinstance(value, str | bytes):
+        yield repr(value[:letters])
+    elif isinstance(value, int) and value.bit_length() > LONGEST_INTEGER:
+        yield f"an integer of {value.bit_length():,} bits"
+    elif value is None or isinstance(value, int | float):
+        yield repr(value)
+    elif isinstance(value, dict):
+        yield "{"
+        for number, (key, one) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _pieces(key, letters)
+            yield ": "
+            yield from _pieces(one, letters)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "[" if isinstance(value, list) else "("
+        for number, one in enumerate(value):
+            yield ", " if number else ""
+            yield from _pieces(one, letters)
+        yield "]" if isinstance(value, list) else ",)" if len(value) == 1 else ")"
+    else:
+        yield f"<{type(value).__name__}>"
 
 
 def say(*lines: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distributed import UserError, file_sha256
+from distributed import QUOTED, UserError, file_sha256, quoted
 from models import hub
 from models.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
 
@@ -94,9 +94,9 @@ def read_config(folder: Path) -> dict:
     config = read_json(path)
     try:
         if (kind := config["_class_name"]) not in CLASSES:
-            raise UserError(f"{path} describes a {kind}, expected an {' or '.join(CLASSES)}")
+            raise UserError(f"{path} describes a {str(kind)[:QUOTED]}, expected an {' or '.join(CLASSES)}")
         if not isinstance(channels := config["latent_channels"], int) or not 1 <= channels < LARGEST:
-            raise ValueError(f"latent_channels {channels!r}")
+            raise ValueError(f"latent_channels {quoted(channels)}")
         reduction(config), normalisation(config)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of an autoencoder ({error!r})") from error
@@ -123,7 +123,7 @@ def reduction(config: Mapping) -> int:
     levels = config["num_decoder_blocks" if is_tiny else "block_out_channels"]
     step = config["upsampling_scaling_factor"] if is_tiny else 2
     if not all(isinstance(number, int) and 1 <= number < LARGEST for number in (step, *levels)) or not 1 <= len(levels) < 16:
-        raise ValueError(f"levels {levels!r} with steps of {step!r}")
+        raise ValueError(f"levels {quoted(levels)} with steps of {quoted(step)}")
     return step ** (len(levels) - 1)
 
 
@@ -137,7 +137,7 @@ def normalisation(config: Mapping) -> tuple[float, float]:
     scale, shift = config.get("scaling_factor", usual), config.get("shift_factor")
     numbers = (scale, shift := 0.0 if shift is None else shift)
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers) or not scale:
-        raise ValueError(f"scaling_factor {scale!r}, shift_factor {shift!r}")
+        raise ValueError(f"scaling_factor {quoted(scale)}, shift_factor {quoted(shift)}")
     return float(scale), float(shift)
 
 

@@ -6,9 +6,7 @@ Pickles are read with `weights_only=True`, and everything is memory-mapped: a ch
 
 import argparse
 import hashlib
-import json
 import math
-import pickle
 import re
 import zipfile
 from dataclasses import dataclass
@@ -18,17 +16,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distributed import UserError, file_sha256, no_file, read_text
+from distributed import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
 from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
+from models.unpickling import require_stored, unpickle
 
 NESTS = ("ema", "model", "state_dict")  # under which training scripts keep weights, the ones to take first
 STEPS = ("train_steps", "steps", "step")
+LARGEST_NUMBER = 1 << 62  # of steps or classes; what is beyond says nothing
 WRAPPERS = ("module.", "_orig_mod.")
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"
-JSON_BYTES = 1 << 26  # of a configuration or an index
+JSON_BYTES = 1 << 24  # of a configuration or an index
 INDEX_FILE = f"{WEIGHTS_FILES[0]}.index.json"
+LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
 
@@ -36,9 +37,13 @@ def read_safetensors(path: Path) -> State:
     """The tensors of a safetensors file, memory-mapped.
 
     Raises:
-        UserError: if the file is not whole.
+        UserError: if the file is not whole, or lists more tensors than any network has.
     """
     try:
+        with open_regular(path) as file:
+            header = int.from_bytes(file.read(8), "little")
+        if LARGEST_HEADER < header < path.stat().st_size:
+            raise UserError(f"{path}: its header has {header:,} bytes, and that of no DiT has more than {LARGEST_HEADER:,}")
         with safe_open(path, framework="pt", device="cpu") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not iterable in older versions)
     except (SafetensorError, OSError, ValueError) as error:
@@ -89,7 +94,7 @@ def find(path: Path) -> Files:
     names = sorted(set(_weight_map(index).values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{path}: it has no {name!r}, which {INDEX_FILE} names")
+            raise UserError(f"{path}: it has no {quoted(name)}, which {INDEX_FILE} names")
     return Files(tuple(folder / name for name in names), config, index)
 
 
@@ -104,8 +109,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 def read_json(path: Path) -> dict:
     """Raises UserError if the file holds anything but a JSON object."""
     try:
-        content = json.loads(read_text(path, JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+        content = decode_json(read_bytes(path, JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not whole JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, expected a JSON object")
@@ -131,10 +136,10 @@ def read(path: Path) -> Checkpoint:
     for file in files.weights:
         part = _read_file(file).state
         if shared := state.keys() & part.keys():
-            raise UserError(f"{path}: {min(shared)!r} is in more than one of its shards")
+            raise UserError(f"{path}: {quoted(min(shared))} is in more than one of its shards")
         state |= part
     if files.index and (wrong := state.keys() ^ _weight_map(files.index).keys()):
-        raise UserError(f"{path}: {min(wrong)!r} is only in its shards or only in {files.index.name}")
+        raise UserError(f"{path}: {quoted(min(wrong))} is only in its shards or only in {files.index.name}")
     form = f"diffusers folder, {len(files.weights)} shards" if files.index else "diffusers folder"
     return Checkpoint(to_official(state, read_json(files.config), path), "plain", form, "DiT", says_family=True)
 
@@ -145,24 +150,18 @@ def _read_file(path: Path) -> Checkpoint:
         return Checkpoint(state, "plain", "safetensors", _family(state, {}))
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not whole in torch's zip format; if it is older, re-save it with torch.save")
-    try:
-        content = _unpickle(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than weights, or is damaged, and was not unpickled ({_reason(error)})") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{path} is not whole in torch's zip format ({_reason(error)}); if it is older, re-save it with torch.save"
-        ) from error
+    content = unpickle(path)
     kind = next((name for name in NESTS if isinstance(content, dict) and isinstance(content.get(name), dict)), "plain")
     state = content if kind == "plain" else content[kind]
     if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise UserError(f"{path} holds no state dict: expected tensors by name, or a training checkpoint with `ema` or `model`")
+    require_stored(state, path)
     state = _unwrapped(state)
     if kind == "plain":
         return Checkpoint(state, kind, "state dict", _family(state, {}))
     options = _arguments(content)
     step, classes = next((content[name] for name in STEPS if name in content), None), options.get("num_classes")
-    numbers = [number if isinstance(number, int) else None for number in (step, classes)]
+    numbers = [number if type(number) is int and 0 <= number < LARGEST_NUMBER else None for number in (step, classes)]
     return Checkpoint(state, kind, "training checkpoint", _family(state, options), *numbers, says_family=bool(options))
 
 
@@ -202,11 +201,6 @@ def require_dit(found: Checkpoint, path: Path) -> None:
         )
 
 
-def _unpickle(path: Path) -> object:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
 def read_class_to_idx(path: Path) -> object | None:
     """The class mapping that a checkpoint carries as `class_to_idx`, unchecked; None if it has none.
 
@@ -218,7 +212,7 @@ def read_class_to_idx(path: Path) -> object | None:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(CLASS_TO_IDX)
-    content = _unpickle(path)
+    content = unpickle(path)
     if not isinstance(content, dict):
         return None
     return content.get(CLASS_TO_IDX, _arguments(content).get(CLASS_TO_IDX))
@@ -228,11 +222,6 @@ def _arguments(content: dict) -> dict:
     """Those of the training that a checkpoint is of, where it has them."""
     options = content.get("args")
     return options if isinstance(options, dict) else vars(options) if isinstance(options, argparse.Namespace) else {}
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an exception of torch's, without the advice that follows it."""
-    return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0]
 
 
 def check(
@@ -311,7 +300,13 @@ def describe(state: State, path: Path) -> dict[str, str | int]:
                 raise UserError(f"{path} has diffusers' names; give the folder that it is in, with its {CONFIG_FILE}")
             found = f"{tuple(state[key].shape)}" if key in state else f"none among its {len(state)} keys"
             raise UserError(f"{path} is not a DiT checkpoint: expected a tensor {key} of {dimensions} dimensions, found {found}")
+        if 0 in state[key].shape:
+            raise UserError(f"{path} is not a DiT checkpoint: its {key} is empty, {tuple(state[key].shape)}")
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    for key in ("y_embedder.embedding_table.weight", "pos_embed"):
+        if state[key].shape[-1] != hidden:
+            expected = (*state[key].shape[:-1], hidden)
+            raise UserError(f"{path}: {key} of a network {hidden} wide is {expected}; found {tuple(state[key].shape)}")
     rows, _ = state["y_embedder.embedding_table.weight"].shape
     _, tokens, _ = state["pos_embed"].shape
     depth = len({match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))})

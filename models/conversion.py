@@ -82,7 +82,7 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int, bool]:
             write_folder(diffusers_form.to_diffusers(state), diffusers_form.config_of(**found), out)
         else:
             write_whole(out, lambda beside: write_file(state, beside, to, mapping))
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"class_to_idx in {source} is no mapping of names to numbers ({error})") from error
     except (OSError, RuntimeError, SafetensorError) as error:  # so the two writers say that the disk is full
         raise UserError(f"{out} cannot be written ({' '.join(str(error).split())[:200]})") from error

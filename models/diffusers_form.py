@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distributed import UserError
+from distributed import QUOTED, UserError, quoted
 from models.dit import DIT_SIZES, NETWORKS, PATCH_SIZES, DiT_models, sincos_position_embedding
 
 POSITIONS = "pos_embed"
@@ -127,7 +127,8 @@ def hold_against(state: State, wanted: State, path: Path, described: str) -> Non
     for difference, keys in (("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys())):
         if keys:
             raise UserError(
-                f"{path} {difference} {len(keys)} of the keys of {described} with {len(wanted)} keys, first {min(keys)!r}"
+                f"{path} {difference} {len(keys)} of the keys of {described} with {len(wanted)} keys, "
+                f"first {quoted(min(keys, key=str))}"
             )
     for key, tensor in wanted.items():
         found = state[key]
@@ -178,15 +179,15 @@ def shape_of(config: dict, path: Path) -> dict[str, str | int | bool]:
     """
     where = f"{path}: its config.json"
     if (kind := config.get("_class_name")) not in CLASSES:
-        raise UserError(f"{where} describes a {kind}, expected a {CLASSES[0]}")
+        raise UserError(f"{where} describes a {str(kind)[:QUOTED]}, expected a {CLASSES[0]}")
     for name, value in CLASS_OF.items():
         if config.get(name, value) != value:
-            raise UserError(f"{where} has {name} {config[name]!r}; a DiT has {value!r}")
+            raise UserError(f"{where} has {name} {quoted(config[name])}; a DiT has {value!r}")
     config = config | {"out_channels": config.get("out_channels") or config.get("in_channels")}
     for name in SHAPE:
         most = LARGEST.get(name, LARGEST_OTHER)
         if not isinstance(number := config.get(name), int) or isinstance(number, bool) or not 1 <= number <= most:
-            raise UserError(f"{where} has {name} {number!r}, expected a number from 1 to {most:,}")
+            raise UserError(f"{where} has {name} {quoted(number)}, expected a number from 1 to {most:,}")
     heads, head, depth, patch, channels, out, size, classes = (config[name] for name in SHAPE)
     sizes = (name for name, shape in DIT_SIZES.items() if shape == (heads * head, depth, heads))
     if (found := next(sizes, None)) is None or patch not in PATCH_SIZES:

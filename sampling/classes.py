@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from distributed import CLASSES_BESIDE, UserError
-from distributed.classes import IMAGENET_CLASSES, ClassNames, difference, from_mapping, imagenet, quoted, read
+from distributed import CLASSES_BESIDE, UserError, quoted
+from distributed.classes import IMAGENET_CLASSES, ClassNames, difference, from_mapping, imagenet, read
 from sampling.plan import LABEL_MODES
 
 CLOSEST = 3  # names that are suggested for a misspelt one
