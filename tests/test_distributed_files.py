@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from odd_files import KINDS, no_waiting, put
 
 from distributed import UserError, download, file_sha256, files
 
@@ -206,3 +207,25 @@ def test_a_mirror_is_asked_for_the_same_path(server, tmp_path, monkeypatch):
     monkeypatch.setenv("FIDUCIAL_MIRROR", "ftp://somewhere")
     with pytest.raises(UserError, match="FIDUCIAL_MIRROR=ftp://somewhere: must begin with http"):
         download(url, tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "link"])
+@pytest.mark.parametrize("ending", ["", ".partial", ".partial.etag", ".lock"])
+def test_nothing_is_fetched_to_where_there_is_no_file(ending, kind, server, tmp_path):
+    """The file itself may be a link: it is only read, or replaced."""
+    (tmp_path / "cache").mkdir()
+    (victim := tmp_path / "victim").write_bytes(b"precious")
+    path = tmp_path / "cache" / f"weights.bin{ending}"
+    if kind == "link":
+        path.symlink_to(victim)
+    else:
+        put(kind, path)
+    with no_waiting():
+        if (kind, ending) == ("link", ""):
+            assert fetch(server, tmp_path) == path
+        else:
+            said = "link" if kind == "device" and ending else kind
+            with pytest.raises(UserError, match=f"{path}: it is a {said}, not a file"):
+                fetch(server, tmp_path)
+    assert not server.seen
+    assert victim.read_bytes() == b"precious"

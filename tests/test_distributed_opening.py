@@ -1,9 +1,9 @@
 """What stands in the place of a file: it is told at once what it is, and nothing is written through a link."""
 
 import os
-import socket
 
 import pytest
+from odd_files import KINDS, make_sparse, no_waiting, put
 
 from distributed import (
     NotAFile,
@@ -18,25 +18,11 @@ from distributed import (
     require_place,
 )
 
-KINDS = ("folder", "named pipe", "socket", "device")
-
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a socket's path must be short
-
-
-def put(kind: str, path) -> None:
-    """Makes something of that kind, a device as a link to one."""
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "named pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
-    else:
-        path.symlink_to("/dev/zero")
+def _guard():
+    with no_waiting():
+        yield
 
 
 @pytest.mark.parametrize("by_link", [False, True])
@@ -81,8 +67,7 @@ def test_files_and_links_to_them_are_read(tmp_path):
 
 
 def test_a_file_that_is_larger_than_such_a_file_can_be_is_not_read(tmp_path):
-    (path := tmp_path / "sparse").touch()
-    os.truncate(path, 1 << 40)
+    path = make_sparse(tmp_path / "sparse")
     for read in (read_bytes, read_text, open_regular, require_file):
         with pytest.raises(NotAFile, match=r"it has 1,099,511,627,776 bytes, more than the 1,000 that"):
             read(path, 1000)

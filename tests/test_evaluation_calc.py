@@ -183,7 +183,7 @@ def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
     assert done.returncode != 0
     assert done.stderr.partition("Traceback")[0].count("cannot be read as an image") == 1
     assert last.name in done.stderr.partition("Root Cause")[2]
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".partial"]
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".tmp"]
 
 
 PIECES = {
@@ -292,7 +292,7 @@ def test_a_damaged_cache_is_computed_again(damage, folders, tmp_path, alone, mon
     victim.write_bytes(data[: len(data) - 40 if damage in ("cut", "about") else None])
     assert evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path) == expected
     assert counting.images == 3 * COUNT
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.tmp"))
     evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path)
     assert counting.images == 3 * COUNT
 
