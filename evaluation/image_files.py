@@ -62,7 +62,9 @@ BEGINNINGS = {
     "PostScript": rb"%!PS-Adobe|\xc5\xd0\xd3\xc6",
 }
 READ_BY_BYTES = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "PPM")
+CROPS = "python -m evaluation calc and ref make images of any size and colour fit by --image-size"
 BEGINNING = 32  # bytes that tell them apart
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 LOSSY_IN_TIFF = ("tiff_jpeg", "jpeg", "webp")  # Pillow's names of compressions
 MAX_PIXELS = 80_000_000  # of one image
 MAX_PHOTOGRAPH = 178_956_970  # of one that is cropped to less; above it Pillow refuses
@@ -185,14 +187,12 @@ def _used(file: BinaryIO, where: str, crop: int | None, use: Callable[[Image.Ima
     with Image.open(file, formats=FORMATS) as image:
         most = MAX_PIXELS if crop is None else MAX_PHOTOGRAPH
         if image.width * image.height > most:
-            raise UserError(f"{where} is {image.width} x {image.height}, more than {most:,} pixels")
+            remedy = f"; {CROPS}" if crop is None else ""
+            raise UserError(f"{where} is {image.width} x {image.height}, more than {most:,} pixels{remedy}")
         if _is_deeper(image):
             raise UserError(f"{where} has more than 8 bits a channel; convert it first, so that the rounding is yours")
         if crop is None and image.mode != "RGB":
-            raise UserError(
-                f"{where} is not an 8-bit RGB image (its mode is {image.mode}); "
-                "--image-size of python -m evaluation calc and ref converts and crops images"
-            )
+            raise UserError(f"{where} is not an 8-bit RGB image (its mode is {image.mode}); {CROPS}")
         return use(image, file)
 
 
@@ -200,10 +200,12 @@ def _is_deeper(image: Image.Image) -> bool:
     """Whether a channel has more than 8 bits, which Pillow would round or clip."""
     if image.mode.startswith(("I", "F")):
         return True
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
     arguments = [tile[3] for tile in image.tile]
     if image.format == "PPM":
         return any(isinstance(part, tuple) and part[-1] > 255 for part in arguments)
-    return image.format in ("PNG", "TIFF") and any(";16" in str(part) for part in arguments)
+    return image.format == "PNG" and any(";16" in str(part) for part in arguments)
 
 
 def _lossy(image: Image.Image, file: BinaryIO) -> str | None:

@@ -22,6 +22,7 @@ from distributed import UserError, file_sha256, no_file, open_regular
 from evaluation.advice import advice_on, held_instead, in_words
 from evaluation.image_files import (
     BEGINNING,
+    CROPS,
     DAMAGED_ARCHIVE,
     MAX_FILE,
     MAX_PIXELS,
@@ -41,7 +42,6 @@ MAX_HEADER = 4096  # bytes of an npy header's text
 READER_THREADS = 4
 READ_AHEAD = 2
 AT_ONCE = 256  # files that are handed to the threads at once
-MIXED = "all images must have one size, to which --image-size of python -m evaluation calc and ref crops them"
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
@@ -169,7 +169,7 @@ class Images:
     def _check_size(self, height: int, width: int, where: str) -> None:
         if (height, width) != (self.height, self.width):
             first = repr(self.names[0]) if self.names else "row 0"
-            raise UserError(f"{where} is {width} x {height}, but {first} is {self.width} x {self.height}; {MIXED}")
+            raise UserError(f"{where} is {width} x {height}, but {first} is {self.width} x {self.height}; {CROPS}")
 
     def _from_files(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
         archive = zipfile.ZipFile(self.path) if self.path.is_file() else None

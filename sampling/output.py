@@ -92,7 +92,7 @@ def remove_unfinished(folder: Path) -> None:
 def read_png(path: Path, image_size: int) -> bytes | None:
     """The pixels of a PNG of ours, (image_size, image_size, 3) uint8 in C order; None if it is missing or not whole."""
     try:
-        with open_regular(path, most_png_bytes(image_size)) as file, Image.open(file) as image:
+        with open_regular(path, most_png_bytes(image_size)) as file, Image.open(file, formats=("PNG",)) as image:
             return image.tobytes() if image.size == (image_size, image_size) and image.mode == "RGB" else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # all of which Pillow raises
         return None

@@ -58,7 +58,7 @@ def pack_plainly(folder: Path, count: int) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, 256, 256, 3)}
         np.lib.format.write_array_header_1_0(file, header)
         for index in range(count):
-            file.write(np.asarray(Image.open(output.png_path(folder, index))).astype(np.uint8).tobytes())
+            file.write(np.asarray(Image.open(output.png_path(folder, index), formats=("PNG",))).astype(np.uint8).tobytes())
 
 
 def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
