@@ -25,6 +25,7 @@ from distributed import Group, UserError, default_cache
 from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
 from evaluation.checks import Settings, check_size
 from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
+from evaluation.images import MAX_PIXELS
 from evaluation.page import picture
 from evaluation.report import Grid, Result
 
@@ -245,8 +246,8 @@ class Evaluator:
         extractor = self.evaluation.extractor
         try:
             arrays = {name: np.asarray(state[name]) for name in (*self._parts, "size", "kept", "thumbnails")}
-            theirs, (height, width) = str(state["extractor"]), arrays["size"].tolist()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            theirs, (height, width) = str(state["extractor"]), (int(side) for side in arrays["size"])
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"this is no state of an evaluator ({error})") from error
         if theirs != f"{extractor.name} {extractor.weights_sha256}":
             raise ValueError(f"the state was made with the extractor {theirs}, and this is {extractor.name}")
@@ -255,14 +256,18 @@ class Evaluator:
             if not holds:
                 raise ValueError(f"this is no whole state of an evaluator: its {but}")
 
-        count, labels, kept, thumbnails = len(arrays["indices"]), arrays["labels"], arrays["kept"], arrays["thumbnails"]
+        for name, wanted in {"size": (1, "iu"), "indices": (1, "iu"), "kept": (1, "iu"), "thumbnails": (4, "u")}.items():
+            fits = (arrays[name].ndim, arrays[name].dtype.kind in wanted[1]) == (wanted[0], True)
+            require(fits, f"{name} is {arrays[name].dtype} {arrays[name].shape}")
+        count, kept, thumbnails = len(arrays["indices"]), arrays["kept"], arrays["thumbnails"]
         for name in self._parts:
             empty, array = self._empty(name), arrays[name]
             fits = array.dtype == empty.dtype and array.shape == (count, *empty.shape[1:])
             require(fits, f"{name} are {array.dtype} {array.shape}")
         require(all(np.isfinite(arrays[name]).all() for name in ("features", "spatial")), "features hold NaN or infinity")
-        require(not count or min(height, width) > 0, f"images are {width} x {height}")
-        require((labels == NONE).all() or (labels >= 0).all(), "labels are not those of all images")
+        require(not count or (min(height, width) > 0 and height * width <= MAX_PIXELS), f"images are {width} x {height}")
+        for name in ("indices", "labels"):
+            require((arrays[name] == NONE).all() or (arrays[name] >= 0).all(), f"{name} are not those of all images")
         fits = len(kept) == len(thumbnails) and all(0 <= place < count for place in kept.tolist())
         require(fits, "thumbnails are of other images")
         if count:

@@ -105,6 +105,7 @@ def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
     manifest = output.read_manifest(folder)
     if manifest and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
+    check_kind(folder, output.MANIFEST)
     check_folder(folder, manifest, config, identity)
     check_names(folder, manifest, names)
     if manifest is None and config.run_name is None:
@@ -236,6 +237,18 @@ def check_names(folder: Path, manifest: dict | None, names: ClassNames | None) -
         )
 
 
+def check_kind(folder: Path, own: str) -> None:
+    """Raises UserError if a run of the other kind is in the folder, whose files would stand among those of a run of this one.
+
+    Args:
+        own: the file that says what a run of this kind is.
+    """
+    kinds = {output.MANIFEST: "that keeps its images", output.ONLINE: "of --evaluate-online, which keeps none"}
+    for file, kind in kinds.items():
+        if file != own and os.path.lexists(folder / file):
+            raise UserError(f"{folder} belongs to a run {kind}, as its {file} shows; choose another --run-name")
+
+
 def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, identity: dict) -> None:
     """Raises UserError if the folder belongs to another configuration, or cannot be written."""
     npz = archive.npz_path(folder)
@@ -299,6 +312,7 @@ def tell_of_siblings(folder: Path, identity: dict) -> None:
 
 def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, np.ndarray]:
     """The folder's manifest, new or continued, and which images are done. For who holds the lock."""
+    check_kind(folder, output.MANIFEST)  # another run may have been here since
     manifest = output.read_manifest(folder) or {"format": output.MANIFEST_FORMAT, "sessions": [], "merged": 0, "npz": None}
     if manifest["sessions"]:
         check_folder(folder, manifest, config, identity)  # another run may have been here since

@@ -9,7 +9,9 @@ A run that was killed goes on with the blocks that have no file.
 """
 
 import json
+import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from distributed import Group, UserError, open_regular, remove_leftovers, say, write_whole
+from distributed import Group, UserError, open_regular, remove_leftovers, require_place, say, write_whole
 from sampling import archive, disk, memory, output, plan
 from sampling.config import AUTO, SamplingConfig, fingerprint
 from sampling.config_file import recorded
@@ -32,6 +34,7 @@ from sampling.prepare import (
     Found,
     Task,
     check_folder,
+    check_kind,
     check_names,
     class_names,
     describe_session,
@@ -43,7 +46,11 @@ from sampling.prepare import (
 )
 
 SUFFIX, FORMAT, RUN = "-online", "fiducial-online-1", "run"
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# What zipfile, numpy and an evaluator raise of a file that is not as it was written.
+DAMAGED = (
+    *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+    *(RuntimeError, SyntaxError, TypeError, IndexError, AttributeError, MemoryError, OverflowError),
+)
 
 
 class Evaluator(Protocol):
@@ -96,6 +103,7 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
     about = read_about(folder)
     if about and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = about["identity"]["per_proc_batch_size"]
+    check_kind(folder, output.ONLINE)
     check_folder(folder, about, config, identity)
     check_names(folder, about, names)
     needed = config.num_fid_samples * evaluator.bytes_of_image
@@ -109,6 +117,7 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
         (folder / "records").mkdir(parents=True, exist_ok=True)
         (folder / evaluator.extractor).mkdir(exist_ok=True)
         held = stack.enter_context(Lock(folder))
+        check_kind(folder, output.ONLINE)  # another run may have been here since
         if identity["per_proc_batch_size"] == "auto":
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         about = read_about(folder) or {"format": FORMAT, "sessions": []}
@@ -186,11 +195,9 @@ class Scoring:
             path = block_path(self._task.folder, self._evaluator, start)
             self._await(path)
             try:
-                most = most_block_bytes(self._evaluator, self._config)
-                with open_regular(path, most) as file, np.load(file, allow_pickle=False) as state:
-                    self._evaluator.merge(dict(state))
+                self._evaluator.merge(read_block(path, self._evaluator, self._config))
             except DAMAGED as error:
-                raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
+                raise UserError(f"{path} is damaged ({error}); the same command draws its images again") from error
 
     def _await(self, path: Path) -> None:
         """A network file system may show late what other hosts have written."""
@@ -228,26 +235,44 @@ def most_block_bytes(evaluator: Evaluator, config: SamplingConfig) -> int:
     return config.per_proc_batch_size * (2 * evaluator.bytes_of_image + archive.image_bytes(config.image_size)) + (1 << 20)
 
 
+def read_block(path: Path, evaluator: Evaluator, config: SamplingConfig) -> dict[str, np.ndarray]:
+    """What the file of a block holds, by name.
+
+    Raises:
+        Exception: one of `DAMAGED`, if it is not a file as `Scoring` writes it; no more memory is taken than the file has bytes.
+    """
+    with open_regular(path, most_block_bytes(evaluator, config)) as file:
+        with zipfile.ZipFile(file) as zipped:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in zipped.infolist()):
+                raise ValueError("it is compressed")
+        with np.load(file, allow_pickle=False) as state:
+            return dict(state)  # all of it is read, so that checksums are held against it
+
+
 def labels_of(config: SamplingConfig) -> np.ndarray:
     """The classes of all images, (N,)."""
     return plan.labels(config.labels, config.num_classes, config.global_seed, 0, config.num_fid_samples)
 
 
 def done_images(folder: Path, evaluator: Evaluator, config: SamplingConfig, run: str) -> np.ndarray:
-    """(N,) bool: the images whose block has a whole file of the run with that fingerprint."""
-    size, labels, most = config.per_proc_batch_size, labels_of(config), most_block_bytes(evaluator, config)
+    """(N,) bool: the images whose block has a whole file of the run with that fingerprint.
+
+    Raises:
+        OSError: if something that is no file stands in the place of one.
+    """
+    size, labels, image = config.per_proc_batch_size, labels_of(config), [config.image_size] * 2
     done = np.zeros(config.num_fid_samples, dtype=bool)
     for start in range(0, len(done), size):
-        wanted = np.arange(start, min(start + size, len(done)))
+        path, wanted = block_path(folder, evaluator, start), np.arange(start, min(start + size, len(done)))
         try:
-            path = block_path(folder, evaluator, start)
-            with open_regular(path, most) as file, np.load(file, allow_pickle=False) as arrays:
-                state = dict(arrays)  # all of it is read, so that checksums are held against it
+            state = read_block(path, evaluator, config)
             evaluator.fresh().merge(state)
-            fits = str(state[RUN]) == run and np.array_equal(state["indices"], wanted)
-            done[wanted] = fits and np.array_equal(state["labels"], labels[wanted])
-        except DAMAGED:
+            expected = {"indices": wanted, "labels": labels[wanted], "size": image}
+            done[wanted] = str(state[RUN]) == run and all(np.array_equal(state[name], expected[name]) for name in expected)
+        except FileNotFoundError:
             continue
+        except DAMAGED:
+            require_place(path)
     return done
 
 

@@ -216,3 +216,19 @@ def test_a_run_with_images_stands_beside_it(ordinary, tiny_checkpoint, tmp_path,
     score_here([*options(tiny_checkpoint, tmp_path), "--ref", "digits"], monkeypatch)
     assert comparable(result(tmp_path, "run")) == comparable(ordinary)
     assert np.load(tmp_path / "run.npz")["arr_0"].shape[0] == 22
+
+
+@pytest.mark.parametrize("first", ["online", "images"])
+def test_a_run_of_the_other_kind_is_refused(first, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    """`--run-name x --evaluate-online` and `--run-name x-online` would share a folder."""
+    online = [*options(tiny_checkpoint, tmp_path, run_name="x"), *ONLINE]
+    images = options(tiny_checkpoint, tmp_path, run_name="x-online")
+    one, other = (online, images) if first == "online" else (images, online)
+    score_here(one, monkeypatch)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        score_here(other, monkeypatch)
+    assert ended.value.code == 2
+    assert f"{tmp_path / 'x-online'} belongs to a run" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    score_here(one, monkeypatch)
