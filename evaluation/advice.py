@@ -25,7 +25,8 @@ ADVICE = {
     rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!": PACKED,
     rb"\x89HDF": "is an HDF5 file; write its images as PNG, or as an npz with arr_0 (N, H, W, 3) uint8",
 }
-BY_ENDING = {".pkl": PICKLE, ".pickle": PICKLE}
+UNFINISHED = "is of a run that is not finished, which the command that began it goes on with"
+BY_ENDING = {".pkl": PICKLE, ".pickle": PICKLE, ".part": UNFINISHED}
 
 
 def advice_on(path: Path) -> str | None:
@@ -40,6 +41,12 @@ def advice_on(path: Path) -> str | None:
     if kind_of(beginning):
         return "is a single image; give a folder or a zip of images"
     return BY_ENDING.get(path.suffix.lower())
+
+
+def on_missing(path: Path) -> str:
+    """A sentence's end on what is there in the place of a missing npz; empty if that is nothing known."""
+    part = path.with_name(f"{path.name}.part")
+    return f"; {part.name} {UNFINISHED}" if path.suffix == ".npz" and part.is_file() else ""
 
 
 def in_words(kinds: Mapping[str, int]) -> str | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 
 from distributed import UserError, file_sha256, no_file, open_regular
-from evaluation.advice import advice_on, held_instead, in_words
+from evaluation.advice import advice_on, held_instead, in_words, on_missing
 from evaluation.image_files import (
     BEGINNING,
     CROPS,
@@ -226,7 +226,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
     if path.is_dir():
         return _open_folder(path, crop)
     if reason := no_file(path, "no such file or folder"):
-        raise UserError(f"{path}: {reason}")
+        raise UserError(f"{path}: {reason}{on_missing(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
             return _open_npz(path, archive, crop) if "arr_0.npy" in archive.namelist() else _open_zip(path, archive, crop)

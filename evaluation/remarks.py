@@ -50,7 +50,7 @@ def missing(images: Images, whose: str) -> list[str]:
     """Sentences on images that are not there, or not among those that are read."""
     found, count, whole = [], f"{images.count:,}", count_of_run(images.path) if images.names else None
     if whole is not None and images.count < whole:
-        found.append(f"The {whose} are {count} of the {whole:,} images of a run that is not finished.")
+        found.append(f"The {whose} are {count} of the {whole:,} images that the run in this folder is to have.")
     elif whole is not None and images.count > whole:
         found.append(f"The {whose} are {count} images in the folder of a run of {whole:,}; what else lies there?")
     if images.not_read:

@@ -259,6 +259,11 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "size.npz", **own | {"provenance": np.array(json.dumps(provenance | {"image_size": 128}))})
     np.savez(tmp_path / "kinds.npz", **own | {"provenance": np.array(json.dumps(provenance | {"count": "many"}))})
     np.savez(tmp_path / "vgg.npz", **own | {"provenance": np.array(json.dumps(provenance | {"extractor": "vgg"}))})
+    for name, width in (("sizes/0.png", 64), ("sizes/1.png", 65), ("grey/0.png", 64)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L" if name.startswith("grey") else "RGB", (width, 64)).save(tmp_path / name)
+    (tmp_path / "run.npz.part").write_bytes(bytes(100_000))
+    np.savez(tmp_path / "fortran.npz", arr_0=np.asfortranarray(scans()))
     np.savez(tmp_path / "complex.npz", mu=own["mu"] + 1j, sigma=own["sigma"])
     (tmp_path / "empty").mkdir()
     return tmp_path
@@ -338,6 +343,21 @@ MISTAKES = [
     ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 4", "--image-size 4"),
     ("ref {}/samples.npz --out {}/x.npz --extractor digits --image-size 100000", "must be 8 to 4,096"),
     ("ref {}/samples.npz --out {}/x.npz --extractor digits --features -1", "--features -1"),
+    ("calc {}/samples.npz --ref {}/sizes --inception-weights {}/none.pth", "1.png is 65 x 64, but '0.png' is 64 x 64"),
+    ("calc {}/sizes --ref digits --inception-weights {}/none.pth", "1.png is 65 x 64, but '0.png' is 64 x 64"),
+    ("calc {}/samples.npz --ref digits --train {}/fortran.npz", "is in Fortran order; save numpy.ascontiguousarray of it"),
+    (
+        "ref {}/sizes --out {}/x.npz --extractor digits",
+        "python -m evaluation calc and ref make images of any size and colour fit",
+    ),
+    (
+        "ref {}/grey --out {}/x.npz --extractor digits",
+        "its mode is L); python -m evaluation calc and ref make images of any size",
+    ),
+    ("calc {}/samples.npz --ref digits --image-size 4", "--image-size 4: must be 8 to 4,096"),
+    ("calc {}/samples.npz --ref digits --image-size 32", "crops files of images, not an npz"),
+    ("calc {}/run.npz --ref digits", "run.npz: no such file or folder; run.npz.part is of a run that is not finished"),
+    ("calc {}/run.npz.part --ref digits", "run.npz.part is of a run that is not finished"),
 ]
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import DIGITS, randomised, run_command
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample_ddp
@@ -70,6 +71,9 @@ def bad(tiny_checkpoint, tmp_path_factory) -> dict[str, str]:
     torch.save({key: value.to_sparse() for key, value in state.items()}, folder / "sparse.pt")
     (folder / "a-file").write_text("not a folder")
     (folder / "empty-folder").mkdir()
+    (folder / "mixed-folder").mkdir()
+    for width in (64, 65):
+        Image.new("RGB", (width, 64)).save(folder / "mixed-folder" / f"{width}.png")
     (folder / "ref.npz").write_bytes(b"PK not really")
     for name in ("pictures", "foreign"):
         (folder / name).mkdir()
@@ -172,6 +176,8 @@ MISTAKES = [
     (["--ref", "absent.npz"], "--ref absent.npz: no such file"),
     (["--ref", "{ref.npz}"], "ref.npz"),
     (["--ref", "{empty-folder}"], "holds no images"),
+    (["--ref", "{mixed-folder}"], "65.png is 65 x 64, but '64.png' is 64 x 64; python -m evaluation calc and ref make images"),
+    (["--ref", "{mixed-folder}", "--evaluate-online"], "65.png is 65 x 64, but '64.png' is 64 x 64"),
     (["--ref", "digits", "--image-size", "32", "--model", "DiT-XS/2"], "takes 64 x 64 only"),
     (["--ref", "adm-imagenet-256"], "is of 256 pixels, and the samples are of 64; choose from adm-imagenet-64"),
     (["--ref", "adm-lsun-cat-256", "--image-size", "40"], "are of 40; make one with python -m evaluation ref"),

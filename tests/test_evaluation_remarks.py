@@ -1,0 +1,187 @@
+"""What is said of the files that images came from: at once on the terminal, in the result, and on the page."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DIGITS
+from PIL import Image
+from test_evaluation_references import adm_crop
+
+import distributed
+from distributed import UserError
+from evaluation import Evaluator
+from evaluation import __main__ as cli
+from evaluation.references import open_reference
+from scripts.stand_ins import pictures, write_pngs
+
+COUNT = 12
+
+
+def command(monkeypatch, capsys, *arguments: object) -> tuple[str, str]:
+    """Runs `python -m evaluation` in this process: what it says on standard output, and on standard error before it computes."""
+    monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
+    with distributed.user_errors():
+        cli.run(cli.build_parser().parse_args())
+    out, err = capsys.readouterr()
+    return out, err.partition("evaluating")[0]
+
+
+def calc(monkeypatch, capsys, samples: Path, *arguments: object) -> tuple[dict, str, str]:
+    """A result as JSON, with what is on the page and what was said on standard error before anything was computed."""
+    files = samples.parent / "r.json", samples.parent / "r.html"
+    wanted = "--extractor", "digits", "--metrics", "fid", "--json", files[0], "--html", files[1]
+    out, err = command(monkeypatch, capsys, "calc", samples, *wanted, *arguments)
+    result = json.loads(files[0].read_text())
+    assert all(f"warning: {text}" in out for text in result["warnings"])
+    return result, files[1].read_text(), err
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_pngs(tmp_path / "pngs", pictures(COUNT, 0, 64))
+
+
+NOT_READ = "lie files that look like images and are not read: 2 GIF, 1 AVIF."
+
+
+def spoil(folder: Path) -> None:
+    """Puts three images beside the others that are not read."""
+    for name in ("a.gif", "b"):
+        Image.new("RGB", (64, 64)).save(folder / name, format="GIF")
+    (folder / "c.avif").write_bytes(b"\0\0\0\x20ftypavif")
+
+
+@pytest.mark.parametrize("which", ["samples", "reference"])
+def test_images_that_are_not_read_are_counted_everywhere(which, folder, tmp_path, monkeypatch, capsys):
+    other = write_pngs(tmp_path / "other", pictures(COUNT, 1, 64))
+    spoil(folder)
+    samples, reference = (folder, other) if which == "samples" else (other, folder)
+    result, page, early = calc(monkeypatch, capsys, samples, "--ref", reference)
+    called = "samples" if which == "samples" else "reference images"
+    said = f"Beside the {COUNT} {called} {NOT_READ}"
+    assert f"warning: {said}\n" in early
+    assert said in result["warnings"]
+    assert said in page
+    assert result[which]["not_read"] == "2 GIF, 1 AVIF"
+
+
+def test_a_reference_keeps_what_was_not_read_when_it_was_made(folder, tmp_path, monkeypatch, capsys):
+    spoil(folder)
+    out, early = command(monkeypatch, capsys, "ref", folder, "--extractor", "digits", "--out", tmp_path / "ref.npz")
+    assert f"{COUNT} images, digits\nwarning: Beside the {COUNT} images {NOT_READ}\n" in out
+    assert f"Beside the {COUNT} images {NOT_READ}" in early
+    assert open_reference(tmp_path / "ref.npz").provenance.not_read == "2 GIF, 1 AVIF"
+    samples = write_pngs(tmp_path / "samples", pictures(COUNT, 1, 64))
+    result, page, _ = calc(monkeypatch, capsys, samples, "--ref", tmp_path / "ref.npz")
+    said = "When ref.npz was made, files that look like images were not read: 2 GIF, 1 AVIF."
+    assert said in result["warnings"]
+    assert said in page
+    assert result["reference"]["not_read"] == "2 GIF, 1 AVIF"
+
+
+@pytest.mark.parametrize(("whole", "said"), [(400, f"are {COUNT} of the 400 images"), (4, "in the folder of a run of 4;")])
+def test_a_folder_that_is_not_all_of_its_run_is_said_at_once(whole, said, folder, monkeypatch, capsys):
+    (folder / "manifest.json").write_text(json.dumps({"num_fid_samples": whole}))
+    result, page, early = calc(monkeypatch, capsys, folder, "--ref", "digits")
+    assert any(said in text for text in result["warnings"])
+    assert f"warning: The samples are {COUNT}" in early
+    assert said in early
+    assert said in page
+
+
+@pytest.mark.parametrize(
+    "manifest", [f'{{"num_fid_samples": {COUNT}}}', '{"num_fid_samples": "many"}', "{}", "[]", "no JSON", None]
+)
+def test_a_whole_run_and_a_folder_of_nobodys_need_no_word(manifest, folder, monkeypatch, capsys):
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    result, _, early = calc(monkeypatch, capsys, folder, "--ref", "digits")
+    assert early == ""
+    assert all("singular" in text for text in result["warnings"])
+
+
+def test_a_run_without_pngs_names_its_npz(tmp_path):
+    (empty := tmp_path / "run").mkdir()
+    (empty / "manifest.json").write_text("{}")
+    np.savez(tmp_path / "run.npz", arr_0=pictures(COUNT, 0, 64))
+    with pytest.raises(UserError, match=r"holds no images .*; the images of this run are in .*run\.npz"):
+        Evaluator(str(empty), extractor="digits")
+
+
+def photographs(folder: Path) -> list[np.ndarray]:
+    """Images of several sizes and colours in files, and what ADM's crop makes of each."""
+    folder.mkdir()
+    cropped = []
+    for index, (mode, pixels) in enumerate(
+        zip(("RGB", "L", "RGBA", "P", "CMYK", "LA") * 2, pictures(COUNT, 3, 200), strict=True)
+    ):
+        image = Image.fromarray(pixels[: 90 + 9 * index]).convert(mode)
+        path = folder / f"{index:02d}.{'tif' if mode == 'CMYK' else 'png'}"
+        image.save(path)
+        with Image.open(path) as again:
+            cropped.append(adm_crop(again.convert("RGB"), 64))
+    return cropped
+
+
+def test_calc_crops_samples_and_reference_as_ref_does_and_says_so(folder, tmp_path, monkeypatch, capsys):
+    cropped = photographs(tmp_path / "photographs")
+    np.savez(tmp_path / "cropped.npz", arr_0=np.stack(cropped))
+    expected, _, _ = calc(monkeypatch, capsys, tmp_path / "cropped.npz", "--ref", folder)
+    result, page, _ = calc(monkeypatch, capsys, tmp_path / "photographs", "--ref", folder, "--image-size", 64)
+    assert result["metrics"]["fid-digits"]["value"] == expected["metrics"]["fid-digits"]["value"]
+    assert result["samples"]["pixels_sha256"] == expected["samples"]["pixels_sha256"]
+    assert result["samples"]["resize"] == result["reference"]["resize"] == "RGB, ADM's centre crop to 64"
+    assert expected["samples"]["resize"] is None
+    said = "The samples are not as they are in their files: RGB, ADM's centre crop to 64."
+    assert said in result["warnings"]
+    assert said.replace("'", "&#x27;") in page
+    swapped, _, _ = calc(monkeypatch, capsys, folder, "--ref", tmp_path / "photographs", "--image-size", 64)
+    assert swapped["metrics"]["fid-digits"]["value"] == pytest.approx(expected["metrics"]["fid-digits"]["value"], rel=1e-9)
+
+
+def test_an_evaluator_refuses_a_reference_of_several_sizes_at_once(tmp_path):
+    photographs(tmp_path / "photographs")
+    for index in range(2):
+        Image.new("RGB", (64, 64 + index)).save(tmp_path / "photographs" / f"0{index}.png")
+    with pytest.raises(UserError, match=r"02\.png is not an 8-bit RGB|01\.png is 64 x 65, but '00\.png' is 64 x 64"):
+        Evaluator(str(tmp_path / "photographs"), extractor="digits")
+
+
+def test_lossy_files_are_told_by_their_bytes_in_the_result(folder, monkeypatch, capsys):
+    buffer = io.BytesIO()
+    Image.fromarray(pictures(1, 5, 64)[0]).save(buffer, "JPEG")
+    (folder / "000003.png").write_bytes(buffer.getvalue())
+    Image.fromarray(pictures(1, 6, 64)[0]).save(folder / "x.webp", format="WEBP")
+    result, page, _ = calc(monkeypatch, capsys, folder, "--ref", "digits")
+    said = f"2 of the {COUNT + 1} samples are JPEG and lossy WebP files; compression moves every metric, so write PNG."
+    assert said in result["warnings"]
+    assert said in page
+
+
+@pytest.mark.parametrize("order", [">f8", "<f4", "fortran"])
+def test_statistics_of_another_byte_or_memory_order_are_read(order, tmp_path):
+    with np.load(DIGITS / "reference.npz") as arrays:
+        own = dict(arrays)
+    changed = {name: own[name].astype(order) if order != "fortran" else np.asfortranarray(own[name]) for name in ("mu", "sigma")}
+    changed |= {"features": np.asfortranarray(own["features"]) if order == "fortran" else own["features"].astype(">f4")}
+    changed |= {"labels": own["labels"].astype(">i8")} if "labels" in own else {}
+    np.savez(tmp_path / "ref.npz", **own | changed)
+    expected, found = open_reference(DIGITS / "reference.npz"), open_reference(tmp_path / "ref.npz")
+    np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-6, atol=1e-6)
+    assert found.features.dtype == np.float32
+    assert found.features.flags.c_contiguous
+    assert (found.features == expected.features).all()
+
+
+def test_labels_of_another_memory_order_leave_the_images_readable(tmp_path):
+    from evaluation.images import open_images
+
+    images = pictures(4, 0, 16)
+    np.savez(tmp_path / "one-hot.npz", arr_0=images, arr_1=np.asfortranarray(np.eye(4)))
+    assert open_images(tmp_path / "one-hot.npz").labels is None
+    np.savez(tmp_path / "big.npz", arr_0=images, arr_1=np.arange(4, dtype=">i8"))
+    assert open_images(tmp_path / "big.npz").labels.tolist() == [0, 1, 2, 3]
