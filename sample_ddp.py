@@ -328,9 +328,10 @@ def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: 
 
     evaluator = Evaluator(evaluation=prepare_evaluation(config, options, group))
     drawn = scoring.run(config, group, evaluator, options.hang_timeout, vars(options))
-    evaluator.name = str(drawn.folder)
+    names = names_in(drawn.about)
+    evaluator.name, evaluator.class_names = str(drawn.folder), names.names if names else ()
     if result := evaluator.compute():
-        result = replace(result, run=as_run(drawn.about), class_names=names_in(drawn.about))
+        result = replace(result, run=as_run(drawn.about))
         result.write(*(drawn.folder.with_name(drawn.folder.name + ending) for ending in (".json", ".html")))
 
 

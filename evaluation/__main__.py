@@ -118,6 +118,13 @@ def add_calc(commands: argparse._SubParsersAction) -> None:
         "the closest pairs",
     )
     calc.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="what the samples' classes are called, as for sample_ddp.py, to tell which folder of a reference is which class "
+        "(default: what the run beside the samples says)",
+    )
+    calc.add_argument(
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
     )
     calc.add_argument("--kid-subset-size", type=int, default=1000, help="images a subset (default %(default)s)")
@@ -291,7 +298,7 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     images = None if to_come else open_images(args.samples, args.image_size)
     look_at(images, SAMPLES, group)  # before the weights, which take longer
     files = args.inception_weights, images.height if images else args.image_size, args.dinov2_weights, args.train
-    evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, *files, args.image_size)
+    evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, *files, args.image_size, args.class_names)
     if args.dry_run:
         if images:
             evaluation.check(images)

@@ -1,5 +1,6 @@
 """From images to a result: checks first, then one pass over the images, then all metrics from its features."""
 
+import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,8 +13,11 @@ import numpy as np
 import torch
 
 from distributed import Group, UserError, printable, read_json
+from distributed.classes import names_sha256
+from distributed.classes import read as read_names
 from evaluation.checks import (
     Settings,
+    check_class_names,
     check_protocol,
     check_reference,
     check_reference_images,
@@ -24,6 +28,7 @@ from evaluation.checks import (
     deviations,
     spread_of_labels,
     warnings,
+    warnings_of_classes,
 )
 from evaluation.extraction import Features, extract, plain_float32
 from evaluation.features import Extractor, load_extractor, weights_of
@@ -42,7 +47,7 @@ from evaluation.references import Provenance, Reference, find_reference
 from evaluation.remarks import look_at, missing
 from evaluation.report import Grid, Metric, Result
 from evaluation.results import LARGEST
-from evaluation.runs import find_names, find_run
+from evaluation.runs import ClassNames, find_names, find_run
 from evaluation.scores import Scorer, Scores
 from evaluation.statistics import FeatureStatistics
 
@@ -61,7 +66,8 @@ class Evaluation:
     """A reference and an extractor that fit each other, both checked. Images of a reference are extracted when needed.
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
-    float32, where the one in use is not. `training` are the images that samples may be copies of.
+    float32, where the one in use is not. `training` are the images that samples may be copies of, `class_names` what the
+    samples' classes are called, where that was given.
     """
 
     reference: Reference | None
@@ -72,6 +78,7 @@ class Evaluation:
     left_out: dict[str, str]
     exact: Extractor | None = None
     training: Images | None = None
+    class_names: ClassNames | None = None
 
     @classmethod
     def prepare(
@@ -85,6 +92,7 @@ class Evaluation:
         dinov2_weights: Path | None = None,
         training: Path | None = None,
         crop: int | None = None,
+        class_names: Path | None = None,
     ) -> "Evaluation":
         """Reads all that a result hangs on besides the samples. Without `extractor`, the reference says which it is made with.
 
@@ -92,6 +100,7 @@ class Evaluation:
             image_size: of the samples, so that a published reference of another size is not fetched, and training images are
                 cropped to it.
             crop: to which a reference's files of images are cropped, as the samples' are.
+            class_names: of the samples, as `distributed.classes.read` takes them; without, those of the run that drew them.
 
         Raises:
             UserError: in one sentence, if something is missing or does not fit.
@@ -101,6 +110,7 @@ class Evaluation:
         if ref is None and needed:
             can = ",".join(WITHOUT_REFERENCE)
             raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
+        names = read_names(class_names, f"--class-names {class_names}") if class_names else None
         extractor = check_protocol(ref, extractor, settings)
         reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
         outputs = choose_extractor(reference, extractor, settings)
@@ -115,7 +125,8 @@ class Evaluation:
         look_at(training, "training images", group)
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
-        return cls(reference, network, settings, group, metrics, left_out, exact, training)
+        names = names and ClassNames(names.names, names.sha256)
+        return cls(reference, network, settings, group, metrics, left_out, exact, training, names)
 
     def evaluate(self, samples: Path | Images) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
@@ -134,6 +145,8 @@ class Evaluation:
     def check(self, images: "Images | Seen") -> dict[str, str]:
         """Which metrics cannot be had of so many samples, and why; raises UserError if the samples fit nothing."""
         self.check_training(images.height, images.width)
+        if self.class_names:
+            check_class_names(images, self.class_names)
         return check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
 
     def check_training(self, height: int, width: int) -> None:
@@ -153,18 +166,32 @@ class Evaluation:
         too_few = self.check(images)
         metrics = tuple(name for name in self.metrics if name not in too_few)
         reference, theirs = self._extracted_reference(metrics, cache)
-        scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group)
+        names = self._names(images, own)
+        scorer = Scorer(metrics, own, images.labels, reference, self.extractor, self.settings, self.group, names.names)
         scores, memorised = scorer.scores(), self._memorised(images, own, cache)
         if not self.group.is_main:
             return None
         notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
+        notes += warnings_of_classes(scores, called("fid", self.extractor)[1])
         if self.training:
             notes += missing(self.training, "training images")
             if lossy := sorted(self.training.headers.lossy):
                 notes.append(f"Training images are {' and '.join(lossy)} files; what copies one lies a little away from it.")
         if self.exact and "fid" in metrics:
             notes.append(self._effect_of_dtype(images, own, reference, theirs))
-        return self._result(images, own, reference, scores, notes, self.left_out | too_few, memorised, grid or _grid_of(images))
+        left_out = {called(name, self.extractor)[1]: why for name, why in (self.left_out | too_few).items()}
+        if scores.pairing.why:
+            left_out[f"{called('fid', self.extractor)[1]} by class"] = scores.pairing.why
+        found = self._result(images, own, reference, scores, notes, left_out, memorised, grid or _grid_of(images))
+        return replace(found, class_names=names if names.names else None)
+
+    def _names(self, images: "Images | Seen", own: Features) -> ClassNames:
+        """What the samples' classes are called, empty where nobody knows; as rank 0 finds it, for other hosts may see less."""
+        if self.class_names:
+            return self.class_names
+        own_names = ClassNames(images.class_names, names_sha256(images.class_names))
+        found = json.loads(self.group.once(lambda: json.dumps(asdict(find_names(images.path, own.pixels_sha256) or own_names))))
+        return ClassNames(tuple(found["names"]), found["sha256"])
 
     def _extract(self, images: Images, cache: Path) -> Features:
         return extract(images, self.extractor, self.group, self.settings.batch_size, cache)
@@ -180,7 +207,8 @@ class Evaluation:
         theirs = self._extract(reference.images, cache)
         if reference.mu is None:
             reference = replace(reference, sha256=theirs.content_sha256, **_moments(theirs))
-        return replace(reference, features=theirs.rows, labels=reference.images.classes), theirs
+        classes = {"labels": reference.images.classes, "numbering": reference.images.numbering}
+        return replace(reference, features=theirs.rows, **classes), theirs
 
     def _memorised(self, images: "Images | Seen", own: Features, cache: Path) -> Memorisation | None:
         """What the samples have of the training images, if those were given; on rank 0 with the pictures, if there are any."""
@@ -257,7 +285,7 @@ class Evaluation:
         return Result(
             metrics=self._metrics(images.count, reference, scores) | (self._authenticity(memorised) if memorised else {}),
             warnings=tuple(notes),
-            left_out={called(name, extractor)[1]: why for name, why in left_out.items()},
+            left_out=left_out,
             samples=_described_samples(images, own),
             reference=reference and _described_reference(reference),
             extractor={
@@ -278,7 +306,6 @@ class Evaluation:
             packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             grid=grid,
-            class_names=find_names(images.path, own.pixels_sha256),
             curve=scores.curve,
             classes=scores.classes,
             memorisation=memorised,
@@ -371,8 +398,8 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
     chosen = np.sort(chosen)
     features = seen.rows[chosen] if keep else None
     labels = images.classes[chosen] if keep and images.classes is not None else None
-    kind = "Fiducial's statistics"
-    return Reference(images.path, None, kind, **_moments(seen), features=features, labels=labels, provenance=provenance)
+    found = {"features": features, "labels": labels, "numbering": images.numbering, "provenance": provenance}
+    return Reference(images.path, None, "Fiducial's statistics", **_moments(seen), **found)
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

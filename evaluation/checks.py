@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distributed import Group, UserError, default_cache
+from distributed.classes import difference
 from evaluation.extraction import temporary_cache
 from evaluation.features import EXTRACTORS, Extractor, Outputs
 from evaluation.images import Images
@@ -29,7 +31,13 @@ from evaluation.protocols import (
 from evaluation.published import PUBLISHED
 from evaluation.references import ADM_KIND, Reference
 from evaluation.remarks import SAMPLES, remarks
+from evaluation.runs import ClassNames, names_beside
 
+if TYPE_CHECKING:
+    from evaluation.scores import Scores
+
+CLASSES_SHOWN = 5  # that a warning names
+ASTRAY = 0.1  # of all classes, from which on they may be numbered wrongly
 OTHERS_THAN_ADM = ("inception-clean", "dinov2")  # extractors whose features are not those of ADM's statistics
 
 
@@ -202,6 +210,17 @@ def check_samples(
     return short
 
 
+def check_class_names(images: Images, names: ClassNames) -> None:
+    """Raises UserError if names that were given are not those of the run that the samples are of, or a label is beyond them."""
+    if (own := names_beside(images.path)) and own.names != names.names:
+        raise UserError(
+            f"--class-names: they are not those that {images.path} was drawn with, for {difference(own.names, names.names)}; "
+            "leave the option out, and the run's are taken"
+        )
+    if images.labels is not None and (most := int(images.labels.max())) > len(names.names):
+        raise UserError(f"--class-names: names {len(names.names):,} classes, but {images.path} has the label {most:,}")
+
+
 def deviations(metric: str, reference: Reference | None, extractor: Extractor, settings: Settings) -> list[str]:
     """How one number's making differs from its protocol's."""
     found = []
@@ -289,6 +308,22 @@ def warnings(
             "the shuffled IS is not."
             if images.count > ADM_IS_BLOCK
             else f"The file looks sorted by class; up to {ADM_IS_BLOCK:,} images are one block, so the IS does not suffer here."
+        )
+    return found
+
+
+def warnings_of_classes(scores: "Scores", fid: str) -> list[str]:
+    """What a reader has to know of FID by class."""
+    found, count = [], len(scores.classes)
+    if count and (lacking := scores.pairing.lacking):
+        some = ", ".join(lacking[:CLASSES_SHOWN]) + (", ..." if len(lacking) > CLASSES_SHOWN else "")
+        found.append(
+            f"The reference has no images of {len(lacking):,} of the samples' classes ({some}), so {fid} by class lacks them."
+        )
+    if scores.astray > ASTRAY * count:
+        found.append(
+            f"In {fid} by class, those of {scores.astray:,} of {count:,} classes lie nearer to another class of the reference "
+            "than to their own: they are not what their labels say, or the two sides number or call their classes differently."
         )
     return found
 

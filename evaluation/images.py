@@ -33,6 +33,7 @@ from evaluation.image_files import (
     read_image,
     sort_out,
 )
+from evaluation.numbering import Numbering, labels_of_folders, numbering_of_folders
 
 if TYPE_CHECKING:
     from evaluation.tables import Table
@@ -58,9 +59,10 @@ class Headers:
 class Images:
     """A set of equally large RGB images, (height, width), in one order.
 
-    `labels`, where the source has them, are (count,) int64. `names` are the files of a folder or of a zip, `table` has those of
-    a dataset. Where `crop` is set, images of any size and colour are converted to RGB and cropped to it as ADM does. `not_read`
-    are the files beside them that look like images and are not read, by number and kind.
+    `labels`, where the source has them, are (count,) int64, and `class_names` their classes by label, where it has those too.
+    `names` are the files of a folder or of a zip, `table` has those of a dataset. Where `crop` is set, images of any size and
+    colour are converted to RGB and cropped to it as ADM does. `not_read` are the files beside them that look like images and are
+    not read, by number and kind.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class Images:
     crop: int | None = None
     table: "Table | None" = None
     not_read: str | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def resize(self) -> str | None:
@@ -82,6 +85,11 @@ class Images:
     def classes(self) -> np.ndarray | None:
         """`labels`, or else those of a tree of folders, a class each: for training sets, as samples may lie in folders too."""
         return self.labels if self.labels is not None else labels_of_folders(self.names)
+
+    @property
+    def numbering(self) -> Numbering | None:
+        """What `classes` mean; None where there are none."""
+        return Numbering(self.class_names) if self.labels is not None else numbering_of_folders(self.names)
 
     @cached_property
     def headers(self) -> Headers:
@@ -300,15 +308,6 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Paths sorted folder by folder, the same for a folder and for a zip of it."""
     return tuple(sorted(names, key=lambda name: PurePosixPath(name).parts))
-
-
-def labels_of_folders(names: tuple[str, ...]) -> np.ndarray | None:
-    """(N,) int64: classes are the outermost folders, in the order of their names, if every image lies in one of several."""
-    folders = [PurePosixPath(name).parts[0] if "/" in name else None for name in names]
-    classes = {folder: label for label, folder in enumerate(sorted(set(folders) - {None}))}
-    if not folders or None in folders or len(classes) < 2:
-        return None
-    return np.array([classes[folder] for folder in folders], dtype=np.int64)
 
 
 def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -11,7 +11,7 @@ evaluator.reset()
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 
 import distributed
 from distributed import Group, UserError, default_cache
+from distributed.classes import from_mapping
 from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
 from evaluation.checks import Settings, check_size
 from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
@@ -42,6 +43,7 @@ class Seen:
     height: int
     width: int
     labels: np.ndarray | None
+    class_names: tuple[str, ...] = ()
     resize: str | None = None
     not_read: str | None = None
 
@@ -63,6 +65,8 @@ class Evaluator:
         name: what the result calls the samples.
         train: training images, to tell memorised samples; there will be no pictures of those.
         image_size: to which files of training images are cropped; the one that the extractor takes, if it takes only one.
+        class_names: what the classes of the images are called, by label: for the report, and to tell which class of the
+            reference is which.
         evaluation: in the place of all these, where it is prepared already.
 
     Raises:
@@ -81,6 +85,7 @@ class Evaluator:
         train: Path | None = None,
         image_size: int | None = None,
         evaluation: Evaluation | None = None,
+        class_names: Sequence[str] = (),
     ):
         if evaluation is None:
             settings, group = settings or Settings(), group or distributed.init()
@@ -89,6 +94,7 @@ class Evaluator:
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         self.evaluation, self.name = evaluation, name
+        self.class_names = from_mapping(list(class_names), "class_names").names if class_names else ()
         self._shown: frozenset[int] | None = None
         self.reset()
 
@@ -307,7 +313,7 @@ class Evaluator:
         if not len(indices):
             raise UserError("no image was given to be evaluated")
         known = None if labels[0] == NONE else labels
-        seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known)
+        seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known, tuple(self.class_names))
         self.evaluation.check(seen)
         grid = self._grid(indices, labels, own)
         with temporary_cache(settings.cache_dir or default_cache(), group) as cache:

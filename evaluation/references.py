@@ -13,13 +13,15 @@ from evaluation.features import ASSETS
 from evaluation.image_files import DAMAGED_ARCHIVE, one_line
 from evaluation.images import Images, open_images, read_any_header, read_array
 from evaluation.metrics import factor
+from evaluation.numbering import OWN, Numbering
 from evaluation.protocols import FROM_FEATURES
 from evaluation.published import PUBLISHED, fetch
 
 DIGITS = ASSETS / "digits" / "reference.npz"
-PROVENANCE = "provenance"  # our own files' extra array: a JSON text
+PROVENANCE, NUMBERING = "provenance", "numbering"  # our own files' extra arrays: a JSON text each
 MAX_DIMENSION = 4096  # more than any extractor gives; a header that claims more is not believed
 LARGEST = 1e30
+LONGEST_TEXT = 1 << 26  # bytes, four a character
 ADM_KIND = "ADM's statistics and images"
 STATISTICS = {"mu.npy", "sigma.npy"}
 
@@ -65,7 +67,8 @@ class Reference:
 
     Statistics are float64: `mu` (D,) and `sigma` (D, D), `mu_s` and `sigma_s` those of the spatial features, None where there
     are none. `images` are to be extracted, for features; `features` (M, D) float32 are such, in the file, and `labels` (M,)
-    int64 their classes, where they are known. A reference of images alone has no statistics of its own.
+    int64 their classes, where they are known, which mean what `numbering` says, if anything does. A reference of images alone
+    has no statistics of its own.
     """
 
     path: Path
@@ -78,6 +81,7 @@ class Reference:
     images: Images | None = None
     features: np.ndarray | None = None
     labels: np.ndarray | None = None
+    numbering: Numbering | None = OWN
     provenance: Provenance = Provenance()
     url: str | None = None  # where it is published
 
@@ -146,8 +150,8 @@ def open_reference(path: Path, crop: int | None = None) -> Reference:
             spatial = (None, None)
             if {"mu_s.npy", "sigma_s.npy"} <= names:
                 spatial = _read_statistics(archive, "mu_s", "sigma_s")
-            text = str(read_array(archive, f"{PROVENANCE}.npy", 1 << 20)) if f"{PROVENANCE}.npy" in names else "{}"
-            provenance = Provenance.parse(text)
+            provenance = Provenance.parse(_read_text(archive, PROVENANCE) or "{}")
+            numbering = Numbering.parse(text) if (text := _read_text(archive, NUMBERING)) else None
             features = _read_features(archive, len(mu)) if "features.npy" in names else None
             labels = _read_labels(archive, len(features)) if {"features.npy", "labels.npy"} <= names else None
     except (*DAMAGED_ARCHIVE, AttributeError) as error:
@@ -156,7 +160,7 @@ def open_reference(path: Path, crop: int | None = None) -> Reference:
     kind = ADM_KIND if images else "statistics without provenance"
     if provenance.extractor:
         kind = "Fiducial's statistics"
-    return Reference(path, file_sha256(path), kind, mu, sigma, *spatial, images, features, labels, provenance)
+    return Reference(path, file_sha256(path), kind, mu, sigma, *spatial, images, features, labels, numbering, provenance)
 
 
 def holds_statistics(path: Path) -> bool:
@@ -198,6 +202,11 @@ def _read_statistics(archive: zipfile.ZipFile, mean: str, covariance: str) -> tu
     return mu, sigma
 
 
+def _read_text(archive: zipfile.ZipFile, name: str) -> str | None:
+    """One of our own files' texts; None where there is none."""
+    return str(read_array(archive, f"{name}.npy", LONGEST_TEXT)) if f"{name}.npy" in archive.namelist() else None
+
+
 def _read_features(archive: zipfile.ZipFile, dimension: int) -> np.ndarray:
     """(M, dimension) float32.
 
@@ -237,6 +246,8 @@ def write_reference(reference: Reference, path: Path) -> None:
     arrays = {name: getattr(reference, name) for name in ("mu", "sigma", "mu_s", "sigma_s", "features", "labels")}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     arrays[PROVENANCE] = np.array(json.dumps(asdict(reference.provenance)))
+    if reference.labels is not None and reference.numbering:
+        arrays[NUMBERING] = np.array(reference.numbering.to_json())
 
     def write(beside: Path) -> None:
         with open(beside, "wb") as file:

@@ -121,7 +121,7 @@ class Result:
         metrics = {name: asdict(metric) for name, metric in self.metrics.items()}
         names = {"class_names": asdict(self.class_names)} if self.class_names else {}
         more = {"curve": asdict(self.curve)} if self.curve else {}
-        more |= {"classes": [asdict(score) for score in self.classes]} if self.classes else {}
+        more["classes"] = [asdict(score) for score in self.classes]
         if self.memorisation:
             more["memorisation"] = {name: value for name, value in asdict(self.memorisation).items() if name != "pictures"}
         more |= {"run": asdict(self.run)} if self.run else {}

@@ -49,6 +49,11 @@ def find_run(samples: Path, pixels_sha256: str) -> Run | None:
     return as_run(_manifest_of(samples, pixels_sha256))
 
 
+def names_beside(samples: Path) -> ClassNames | None:
+    """The names in that manifest, of whatever pixels it is."""
+    return names_in(_manifest_beside(samples))
+
+
 def count_of_run(folder: Path) -> int | None:
     """How many images the run in this folder is to have, by its manifest; None where there is none, or it does not say."""
     try:
@@ -94,10 +99,19 @@ def as_run(manifest: dict) -> Run | None:
 
 def _manifest_of(samples: Path, pixels_sha256: str) -> dict:
     """Empty if there is none of these pixels."""
+    manifest = _manifest_beside(samples)
+    try:
+        return manifest if manifest["npz"]["pixels_sha256"] == pixels_sha256 else {}
+    except NOT_AS_EXPECTED:
+        return {}
+
+
+def _manifest_beside(samples: Path) -> dict:
+    """Empty if there is none."""
     path = samples.parent / samples.name.removesuffix(".npz") / MANIFEST
     try:
         manifest = read_json(path, LARGEST_MANIFEST)
-        return manifest if manifest["npz"]["pixels_sha256"] == pixels_sha256 else {}
+        return manifest if isinstance(manifest, dict) else {}
     except NOT_AS_EXPECTED:
         return {}
 

@@ -1,11 +1,12 @@
 """All numbers that features give, with their intervals: which metric is computed from what, and in which order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 
 from distributed import Group, UserError
 from evaluation.checks import Settings, looks_sorted
@@ -22,6 +23,7 @@ from evaluation.metrics import (
     vendi_score,
 )
 from evaluation.neighbours import neighbourhoods
+from evaluation.numbering import UNPAIRED, Pairing, pair
 from evaluation.protocols import (
     ADM_IS_BLOCK,
     FIDELITY_IS_SPLITS,
@@ -49,18 +51,24 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """`values` by metric, in the order of `LABELS`; `curve` is FID against N, `classes` FID by class, where they can be had."""
+    """`values` by metric, in the order of `LABELS`; `curve` is FID against N, `classes` FID by class, where they can be had.
+
+    `pairing` says which classes are compared; `astray` counts those whose samples are, in the mean, nearer to another class.
+    """
 
     values: dict[str, Estimate]
     sorted_by_class: bool = False
     curve: Curve | None = None
     classes: list[ClassScore] = field(default_factory=list)
+    pairing: Pairing = UNPAIRED
+    astray: int = 0
 
 
 class Scorer:
     """Computes `metrics` of samples, on all ranks together. Every rank has the same in the end.
 
-    `own` are their features and `labels` (N,) their classes, where these are known; `reference` has what the metrics need.
+    `own` are their features, `labels` (N,) their classes and `names` what those are called, where this is known; `reference` has
+    what the metrics need.
     """
 
     def __init__(
@@ -72,18 +80,19 @@ class Scorer:
         extractor: Extractor,
         settings: Settings,
         group: Group,
+        names: Sequence[str] = (),
     ):
-        self.metrics, self.own, self.labels, self.reference = metrics, own, labels, reference
+        self.metrics, self.own, self.labels, self.reference, self.names = metrics, own, labels, reference, names
         self.extractor, self.settings, self.group = extractor, settings, group
 
     def scores(self) -> Scores:
         """All of them."""
         values: dict[str, Estimate] = {}
         own, reference, group = self.own, self.reference, self.group
-        sorted_by_class, curve, classes = False, None, []
+        sorted_by_class, curve, pairing, (classes, astray) = False, None, self._pairing(), ([], 0)
         if {"fid", "fid-infinity"} & set(self.metrics):
             values["fid"] = self._distance(own.statistics, own.rows, reference.mu, reference.sigma)
-            classes = self._classes()
+            classes, astray = self._classes(pairing)
         if "fid-infinity" in self.metrics:
             curve = frechet_curve(own.rows, reference.mu, reference.sigma, values["fid"], group)
             values["fid-infinity"] = curve.at_infinity
@@ -105,7 +114,7 @@ class Scorer:
             values = {name: found if name == "precision" else without_interval(found) for name, found in values.items()}
         wanted = {*self.metrics, *(["is-shuffled"] if "is" in self.metrics else [])}
         values = {name: values[name] for name in LABELS if name in wanted and values.get(name) is not None}
-        return Scores(values, sorted_by_class, curve, classes)
+        return Scores(values, sorted_by_class, curve, classes, pairing, astray)
 
     def _vendi_score(self) -> Estimate:
         """Raises UserError if it is not defined."""
@@ -119,23 +128,34 @@ class Scorer:
         found = self.group.once(lambda: repr(frechet_distance(statistics.mean, statistics.covariance, mu, sigma)))
         return estimate(float(found), frechet_error(rows, statistics, mu, sigma, self.group), 0)
 
-    def _classes(self) -> list[ClassScore]:
-        """The distance within each class of which both sides have more images than features have dimensions."""
+    def _pairing(self) -> Pairing:
+        """Which class of the reference is which of the samples'; of none where no class has images enough for a distance."""
+        ours, reference = self.labels, self.reference
+        if not {"fid", "fid-infinity"} & set(self.metrics) or ours is None or reference.labels is None:
+            return UNPAIRED
+        enough = (np.unique(side, return_counts=True)[1].max() > self.extractor.dimension for side in (ours, reference.labels))
+        if reference.features is None or not all(enough):
+            return UNPAIRED
+        return pair(ours, self.names, reference.numbering, reference.path.name)
+
+    def _classes(self, pairing: Pairing) -> tuple[list[ClassScore], int]:
+        """The distance within each class of which both sides have more images than features have dimensions, and `astray`."""
         ours, theirs = self.labels, self.reference.labels
-        if ours is None or theirs is None or self.reference.features is None:
-            return []
         dimension, group = self.extractor.dimension, self.group
-        counts = {label: (int((ours == label).sum()), int((theirs == label).sum())) for label in np.unique(ours).tolist()}
+        counts = {one: (int((ours == one).sum()), int((theirs == other).sum())) for one, other in pairing.labels.items()}
         labels = [label for label, sides in counts.items() if min(sides) > dimension]
-        found = np.zeros((len(labels), 2))
+        found, means = np.zeros((len(labels), 2)), np.zeros((2, len(labels), dimension))
         for number in range(group.rank, len(labels), group.world_size):
-            rows, others = self.own.rows[ours == labels[number]], self.reference.features[theirs == labels[number]]
-            found[number] = _distance_of_class(rows, others)
-        found = group.sum(found)
+            label = labels[number]
+            sides = self.own.rows[ours == label], self.reference.features[theirs == pairing.labels[label]]
+            found[number] = _distance_of_class(*sides)
+            means[:, number] = [rows.mean(0, dtype=np.float64) for rows in sides]
+        found, means = group.sum(found), group.sum(means)
+        nearest = cdist(*means).argmin(1) if labels else np.zeros(0)
         return [
             ClassScore(label, estimate(value, error if np.isfinite(error) else None, 0), *counts[label])
             for label, (value, error) in zip(labels, found.tolist(), strict=True)
-        ]
+        ], int((nearest != np.arange(len(labels))).sum())
 
     def _inception_score(self) -> tuple[Estimate, bool]:
         """IS in the protocol's order of images, and whether the file looks sorted by class."""

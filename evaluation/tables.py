@@ -28,7 +28,7 @@ NO_LABEL = -1  # datasets' own, for test sets whose labels are kept back
 class Table:
     """Encoded images, a row each, in the order of the files: `files` in parts of `counts` rows, out of one column.
 
-    `tables` are datasets' memory-mapped table, or parquet files.
+    `tables` are datasets' memory-mapped table, or parquet files; `class_names` are what it calls its labels, if it has any.
     """
 
     files: tuple[Path, ...]
@@ -36,6 +36,7 @@ class Table:
     tables: tuple[Any, ...]
     counts: tuple[int, ...]
     labels: np.ndarray | None
+    class_names: tuple[str, ...]
 
     @property
     def count(self) -> int:
@@ -113,7 +114,7 @@ def open_table(path: Path, crop: int | None) -> Images | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)})") from error
     height, width, _ = read_image(io.BytesIO(first), f"{path}, row 0,", crop).shape
-    return Images(path, table.count, height, width, table.labels, crop=crop, table=table)
+    return Images(path, table.count, height, width, table.labels, crop=crop, table=table, class_names=table.class_names)
 
 
 def parquet_in(folder: Path) -> list[Path]:
@@ -139,7 +140,7 @@ def _open_saved(folder: Path) -> Table:
         raise UserError(f"{folder} is a view of another dataset; save flatten_indices() of it")
     column = _image_column(datasets, found.features, folder)
     files, table = tuple(Path(file["filename"]) for file in found.cache_files), found.data.table
-    return Table(files, column, (table,), (len(found),), _labels(datasets, found.features, [table]))
+    return Table(files, column, (table,), (len(found),), *_labels(datasets, found.features, [table]))
 
 
 def _open_parquet(shards: list[Path], source: Path) -> Table:
@@ -158,7 +159,7 @@ def _open_parquet(shards: list[Path], source: Path) -> Table:
         counts = tuple(file.metadata.num_rows for file in files)
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's are of these kinds
         raise UserError(f"{source} does not hold whole parquet files of one dataset ({one_line(error)})") from error
-    return Table(tuple(shards), column, tuple(files), counts, labels)
+    return Table(tuple(shards), column, tuple(files), counts, *labels)
 
 
 def _check_shards(shards: list[Path], source: Path) -> None:
@@ -197,16 +198,17 @@ def _image_column(datasets: ModuleType, features: Any, source: Path) -> str:
     return found[0]
 
 
-def _labels(datasets: ModuleType, features: Any, tables: list[Any]) -> np.ndarray | None:
-    """(N,) int64 from the one column of class labels; None if there is none, or several, or labels are kept back."""
+def _labels(datasets: ModuleType, features: Any, tables: list[Any]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(N,) int64 from the one column of class labels, and their names; None if there is none, or several, or labels are kept
+    back."""
     columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if len(columns) != 1:
-        return None
+        return None, ()
     parts = [table.read(columns).column(0) if hasattr(table, "read") else table[columns[0]] for table in tables]
     if any(part.null_count for part in parts):
-        return None
+        return None, ()
     labels = np.concatenate([part.to_numpy() for part in parts]).astype(np.int64)
-    return None if (labels == NO_LABEL).any() else labels
+    return (None, ()) if (labels == NO_LABEL).any() else (labels, tuple(features[columns[0]].names))
 
 
 def _library(name: str, source: Path) -> ModuleType:
