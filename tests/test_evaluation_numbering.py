@@ -62,8 +62,8 @@ def evaluated(place, samples, reference, names=None):
     if names:
         given.write_text(json.dumps(names))
     settings = Settings(metrics=("fid",), cache_dir=place / "cache")
-    files = (None, 64, None, None, given if names else None)
-    prepared = Evaluation.prepare(str(place / reference), distributed.init("cpu"), settings, "digits", *files)
+    files = {"class_names": given if names else None}
+    prepared = Evaluation.prepare(str(place / reference), distributed.init("cpu"), settings, "digits", **files)
     return prepared.evaluate(place / samples)
 
 
