@@ -45,7 +45,7 @@ MORE = {
     r"sample_ddp\.py|\.sbatch RUN|submit_sweep": SIZES,
     r"--ckpt 0400000\.pt": "--image-size 64 --vae vae",
     r"--ckpt DiT-XL": "--model DiT-XS/2 --image-size 64 --num-classes 10 --vae vae",
-    r"evaluation ref": "--extractor digits",
+    r"evaluation ref|calc generated": "--extractor digits",
 }
 # As one node of one job; the real ones are in test_slurm.py.
 STUBS = {
@@ -89,6 +89,7 @@ def stand_ins(tmp_path_factory) -> Path:
     for number, name in enumerate(CLASSES):
         (folder / "train").mkdir(exist_ok=True)
         write_pngs(folder / "train" / name, pictures(2, number, 64))
+    write_pngs(folder / "generated", pictures(4, 99, 64))
     cache = folder / "shared"
     shutil.copytree(DIGITS / "vae", in_hub_cache(cache / "hub", "stabilityai/sd-vae-ft-ema"))
     fetched = (
