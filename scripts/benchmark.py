@@ -36,7 +36,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from distributed import Parser, UserError, user_errors  # noqa: E402
+from distributed import STDOUT, Parser, UserError, require_ending, say_result, stdout_kept, user_errors  # noqa: E402
 from scripts import benchmark_evaluation as evaluating  # noqa: E402
 from scripts import benchmark_runs as runs  # noqa: E402
 from scripts import benchmark_sampling as drawing  # noqa: E402
@@ -350,7 +350,7 @@ def build_parser() -> Parser:
             command.add_argument("--inception-weights", type=Path, metavar="FILE", help="(default: random ones)")
         command.add_argument("--repeats", type=int, default=3 if name != "scaling" else 1, help="(default %(default)s)")
         command.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default %(default)s)")
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the medians there")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the medians there; - is standard output")
         command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     contestant = commands.add_parser("contestant", help="one measurement in this process; for this script's own use")
     contestant.add_argument("benchmark", choices=BENCHMARKS)
@@ -366,6 +366,13 @@ def main() -> None:
         measured = BENCHMARKS[args.benchmark].contestants[args.name](work)
         print(json.dumps(measured or {}))
         return
+    check(args)
+    with stdout_kept(args.json == STDOUT):
+        run_all(args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for what could not be measured, or not be written in the end."""
     for name in ("images", "samples", "reference", "repeats", "threads", "steps", "image_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
@@ -374,6 +381,15 @@ def main() -> None:
         drawing.check(drawing.Drawing(Path(), *given))
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
+    for option, path, ending in (("--json", args.json, ".json"), ("--markdown", args.markdown, ".md")):
+        if path and (option, path) != ("--json", STDOUT):
+            require_ending(option, path, ending)
+            if path.is_dir() or not path.absolute().parent.is_dir():
+                raise UserError(f"{option} {path}: it is a folder, or its folder is not there")
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Every contestant of every benchmark that is asked for; the tables are printed in the end."""
     with tempfile.TemporaryDirectory() as folder:
         given = {
             name: getattr(args, name) for name in ("images", "samples", "reference", "model", "steps", "device", "image_size")
@@ -390,16 +406,22 @@ def main() -> None:
             results[name] = compare(name, work, args.repeats, args.threads)
             report(results, work, machine, args)  # after each, so that one that fails takes no other along
     print(markdown(results, work, machine, args.repeats))
+    if args.json == STDOUT:
+        say_result(medians(results, work, machine, args))
 
 
 def report(results: dict[str, dict[str, Measured]], work: Work, machine: dict, args: argparse.Namespace) -> None:
     """Writes what was measured so far."""
     if args.markdown:
         args.markdown.write_text(markdown(results, work, machine, args.repeats))
-    if args.json:
-        given = {name: value for name, value in asdict(work).items() if name != "folder"}
-        content = {"machine": machine, "repeats": args.repeats, "work": given, "medians": results}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
+    if args.json and args.json != STDOUT:
+        args.json.write_text(medians(results, work, machine, args) + "\n")
+
+
+def medians(results: dict[str, dict[str, Measured]], work: Work, machine: dict, args: argparse.Namespace) -> str:
+    """What was measured so far, and how, as JSON."""
+    given = {name: value for name, value in asdict(work).items() if name != "folder"}
+    return json.dumps({"machine": machine, "repeats": args.repeats, "work": given, "medians": results}, indent=2)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ def test_the_benchmark_measures_every_contestant(only, tmp_path):
     assert (tmp_path / "b.md").read_text().count("\n| ") >= len(medians)
 
 
+def test_the_benchmarks_json_on_standard_output_is_alone_there():
+    sizes = ["--samples", "60", "--reference", "50", "--repeats", "1", "--threads", "1"]
+    done = run_command("scripts/benchmark.py", "evaluation", "--only", "precision-recall", *sizes, "--json", "-", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["medians"]) == {"precision-recall"}
+    assert "| " in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("only", ["denoising", "pipeline", "latents", "ranks"])
 def test_the_benchmark_of_drawing_measures_every_contestant(only, tmp_path):
@@ -74,6 +82,14 @@ def test_a_benchmark_that_cannot_be_run_is_one_sentence():
     done = run_command("scripts/benchmark.py", "evaluation", "--repeats", "0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --repeats 0: must be at least 1\n"
+    for option, name, said in (
+        ("--json", "x.md", "--json x.md: what is written there is .json, not .md"),
+        ("--markdown", "x.json", "--markdown x.json: what is written there is .md, not .json"),
+        ("--json", "no/such/x.json", "--json no/such/x.json: it is a folder, or its folder is not there"),
+    ):
+        done = run_command("scripts/benchmark.py", "evaluation", option, name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {said}")
     done = run_command("scripts/benchmark.py", "sampling", "--model", "DiT-S/8", "--image-size", "100")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --image-size 100: must be a multiple of 64 for DiT-S/8\n"

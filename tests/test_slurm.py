@@ -1,5 +1,6 @@
 """The job scripts, run by a real SLURM of one machine: preempted, requeued, continued, followed by the evaluation."""
 
+import json
 import os
 import shutil
 import socket
@@ -186,9 +187,42 @@ def test_a_job_on_whole_nodes(script, cluster, tiny_checkpoint):
     assert "num_sampling_steps is 3 there and 4 here" in (cluster.folder / f"job-{refused}.log").read_text()
 
 
+CONDA = """
+conda() {
+    export PATH="$ENVIRONMENTS/$2/bin:$PATH" CONDA_SHLVL="$NEVER_SET"
+}
+"""
+
+
+@pytest.mark.parametrize("by", ["a line", pytest.param("a file", marks=pytest.mark.long), "a container"])
+def test_a_job_in_an_environment_that_is_no_virtual_one(by, cluster, tiny_checkpoint):
+    """As conda's, whose script uses variables that are not set; and behind a command, as a container's programs are."""
+    place = cluster.folder / "environments" / by.replace(" ", "-")
+    place.mkdir(parents=True)
+    (place / "dit").symlink_to(sys.prefix)
+    (place / "conda.sh").write_text(CONDA)
+    (place / "activate.sh").write_text(f"source {place}/conda.sh\nconda activate dit\n")
+    (place / "contained").write_text(f'#!/usr/bin/env bash\nPATH={place}/dit/bin:$PATH exec "$@"\n')
+    (place / "contained").chmod(0o755)
+    ways = {
+        "a line": {"FIDUCIAL_ACTIVATE": f"source {place}/conda.sh && conda activate dit"},
+        "a file": {"FIDUCIAL_ACTIVATE": f"{place}/activate.sh"},
+        "a container": {"FIDUCIAL_CONTAINER": f"{place}/contained"},
+    }
+    without = [part for part in PATH.split(":") if not (Path(part) / "torchrun").exists()]
+    names = {"PATH": ":".join(without), "FIDUCIAL_VENV": "/none", "ENVIRONMENTS": str(place), **ways[by]}
+    run = place.name
+    job = cluster.submit("--cpus-per-task=2", "scripts/slurm/one_node.sbatch", run, *options(tiny_checkpoint, steps=3), **names)
+    cluster.wait_for(job, "COMPLETED")
+    assert status(cluster.folder / "samples" / run).state == "complete"
+    assert f"{run}: complete" in (cluster.folder / f"job-{job}.log").read_text()
+
+
 @pytest.mark.long
 def test_a_sweep_is_followed_by_its_evaluation(cluster, tiny_checkpoint):
-    choices = options(tiny_checkpoint, steps=3)
+    """Options reach the evaluation: features go to the cache that both are told of, and FID alone is computed."""
+    cache = cluster.folder / "cache"
+    choices = [*options(tiny_checkpoint, steps=3), "--cache-dir", cache, "--", "--metrics", "fid"]
     said = cluster.run(
         *("bash", "scripts/slurm/submit_sweep.sh", "sweep", "1.0 2.0", "0 7", "digits", *choices),
         SBATCH_OPTIONS=f"--output={cluster.folder}/job-%j.log",
@@ -197,3 +231,7 @@ def test_a_sweep_is_followed_by_its_evaluation(cluster, tiny_checkpoint):
     cluster.wait_for(said.rpartition(" ")[2], "COMPLETED", 240)
     reports = sorted(path.name for path in (cluster.folder / "samples").glob("sweep-*.html"))
     assert reports == [f"sweep-cfg-{scale}-seed-{seed}.html" for scale in ("1.0", "2.0") for seed in (0, 7)]
+    result = json.loads((cluster.folder / "samples" / "sweep-cfg-2.0-seed-7.json").read_text())
+    assert set(result["metrics"]) == {"fid-digits"}
+    assert result["fiducial"]["command"].endswith(f"--cache-dir {cache} --metrics fid")
+    assert len(list(cache.iterdir())) == 4
