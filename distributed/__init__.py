@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from distributed.cache import CHECKPOINTS, REFERENCES
 from distributed.console import (
     QUOTED,
     STDOUT,
@@ -37,11 +38,9 @@ from distributed.console import (
 )
 from distributed.decoding import decode_json, is_decodable, read_json
 from distributed.files import (
-    CHECKPOINTS,
     CLASSES_BESIDE,
     MIRROR,
     OFFLINE,
-    REFERENCES,
     ZIPPED,
     default_cache,
     download,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from distributed.cache import hold
 from distributed.console import UserError, progress_bar, say, warn
 from distributed.leftovers import in_the_making, remove_leftovers
 from distributed.opening import NO_FILE, NotAFile, no_file, open_new, open_regular, open_to_write, read_text, require_place
@@ -22,7 +23,6 @@ TRIES = 5  # in a row that bring nothing, before a download is given up
 CHUNK = 1 << 20
 MARK_BYTES = 1 << 16
 CLASSES_BESIDE = ".classes.json"  # after the whole name of a checkpoint: what its classes are called
-CHECKPOINTS, REFERENCES = "checkpoints", "references"  # folders of a cache
 OFFLINE = "FIDUCIAL_OFFLINE"  # in the environment: nothing is downloaded
 ZIPPED = (".npz", ".pt")  # endings of files that are zip archives, whose end stands at their end
 BUSY = (408, 429, 500, 502, 503, 504)  # answers of a server that may be well again soon
@@ -105,6 +105,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
     from filelock import FileLock
 
     if not (reason := no_file(path)):
+        hold(path, used=False)
         return path
     if reason != NO_FILE:
         raise UserError(f"{path}: {reason}; move it away, and it is fetched from {url}")
@@ -138,6 +139,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
         raise UserError(
             f"{source} cannot be fetched ({reason}); fetch {what} where there is internet and put it at {path}"
         ) from error
+    hold(path, used=False)
     return path
 
 

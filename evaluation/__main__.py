@@ -8,6 +8,7 @@ python -m evaluation ref ImageNet/train --image-size 256 --extractor dinov2 --ou
 python -m evaluation calc samples/RUN.npz --ref dinov2.npz --protocol dino
 python -m evaluation compare samples/RUN samples/OTHER samples/THIRD --html comparison.html
 python -m evaluation fetch adm-imagenet-256 dinov2
+python -m evaluation prune --older-than 30d --keep 20GB
 
 References published by ADM are downloaded by name:
 {references}
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import distributed
 from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept
+from evaluation import prune
 from evaluation.published import PUBLISHED
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_calc, add_ref, add_compare, add_fetch):
+    for add in (add_calc, add_ref, add_compare, add_fetch, prune.add_parser):
         add(commands)
     return parser
 
@@ -242,6 +244,8 @@ def carry_out(args: argparse.Namespace) -> None:
         return fetch_all(args.names, args.cache_dir)
     if args.command == "compare":
         return compare_all(args)
+    if args.command == "prune":
+        return prune.run(args)
     from evaluation.checks import Settings
 
     names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")

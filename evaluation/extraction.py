@@ -35,6 +35,7 @@ from distributed import (
     remove_leftovers,
     write_whole,
 )
+from distributed.cache import FEATURES_MARK, hold, release
 from evaluation.features import Extractor
 from evaluation.image_files import DAMAGED_ARCHIVE
 from evaluation.images import Images, read_ahead
@@ -42,7 +43,7 @@ from evaluation.statistics import FeatureStatistics
 
 FORMAT = "fiducial-features-3"
 FEATURES, SPATIAL, PIXELS = "features.f32", "spatial.f32", "pixels.sha256"
-STATISTICS, ABOUT = "statistics.npz", "about.json"
+STATISTICS, ABOUT = "statistics.npz", FEATURES_MARK
 DIGEST = 32  # bytes
 LARGEST_ABOUT = 1 << 20
 
@@ -97,6 +98,7 @@ def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
     finally:
         if group.is_main:
             shutil.rmtree(folder, ignore_errors=True)
+        release(folder)
 
 
 def extract(images: Images, extractor: Extractor, group: Group, batch_size: int, cache: Path) -> Features:
@@ -120,7 +122,7 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         **{package: version(package) for package in ("torch", "pillow", *extractor.packages)},
     }
     entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    if group.once(lambda: str(_is_whole(entry))) == "True":
+    if group.once(lambda: str(hold(entry / ABOUT) and _is_whole(entry))) == "True":
         return _open(entry, extractor, "from the cache")
     with _in_the_making(entry, images.count, extractor, group) as folder:
         statistics, spatial = _run(images, extractor, group, batch_size, folder)
@@ -283,6 +285,7 @@ def _complete(folder: Path, entry: Path, parts: dict, statistics: FeatureStatist
     hashes = {name: file_sha256(folder / name) for name in (*rows, STATISTICS)}
     about = json.dumps({**parts, "sha256": hashes, "created": time.strftime("%Y-%m-%d %H:%M:%S")}, indent=2)
     write_whole(folder / ABOUT, lambda beside: beside.write_text(about + "\n"))
+    hold(folder / ABOUT)
     try:
         os.rename(folder, entry)
     except OSError:  # someone else was faster with the same
@@ -303,6 +306,7 @@ def _is_whole(entry: Path) -> bool:
 
 
 def _open(entry: Path, extractor: Extractor, origin: str) -> Features:
+    hold(entry / ABOUT)
     try:
         about = read_json(entry / ABOUT, LARGEST_ABOUT)
         count = about["count"]

@@ -28,6 +28,7 @@ from distributed import (
     ZIPPED,
     Group,
     UserError,
+    cache,
     default_cache,
     in_the_making,
     remove_leftovers,
@@ -90,6 +91,7 @@ def machine(device: torch.device, cache_dir: Path | None) -> Iterator[Finding]:
     yield from compiler(device)
     yield from free_memory(device)
     yield from weights(cache_dir)
+    yield from cached(cache_dir)
     yield from surroundings()
 
 
@@ -272,6 +274,16 @@ def weights(cache_dir: Path | None) -> Iterator[Finding]:
             yield Finding(OK, "vae", f"--vae {name}: {Path(file).parent}")
         else:
             yield Finding(NOTE, "vae", f"--vae {name}: {repository} is not in {kept}", remedy(f" --vae {name}"))
+
+
+def cached(cache_dir: Path | None) -> Iterator[Finding]:
+    """How much the cache holds of what; kernels are in the user's own, wherever `--cache-dir` is."""
+    for folder in dict.fromkeys((cache_dir or default_cache(), default_cache())):
+        found = {kind: size for kind, (count, size) in cache.sizes(folder).items() if count}
+        where = f" --cache-dir {folder}" if folder == cache_dir else ""
+        said = ", ".join(f"{disk.readable(size)} of {kind}" for kind, size in found.items())
+        remedy = f"python -m evaluation prune{where} --older-than 30d removes what was not used for so long"
+        yield Finding(OK, "cache", f"{folder} holds {said or 'nothing'}", remedy if found else "")
 
 
 def surroundings() -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from distributed import UserError, default_cache, warn
+from distributed.cache import COMPILED, hold_kernels
 from distributed.memory import keep_freed_memory
 from sampling.config import SamplingConfig
 
@@ -111,6 +112,8 @@ def ready_torch() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # is it writable?
             pass
+        if COMPILED.fullmatch(folder.name):  # or somebody has chosen another
+            hold_kernels(folder)
     except (OSError, UserError):  # or there is no home
         folder = Path(tempfile.mkdtemp(prefix="fiducial-compiled-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
