@@ -8,14 +8,13 @@ import atexit
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from distributed.cache import CHECKPOINTS, REFERENCES
@@ -25,10 +24,12 @@ from distributed.console import (
     Parser,
     UserError,
     as_mistake,
+    end,
     environment_rank,
     printable,
     progress_bar,
     quoted,
+    ready,
     require_ending,
     say,
     say_result,
@@ -49,6 +50,8 @@ from distributed.files import (
     file_sha256,
     write_whole,
 )
+from distributed.joining import connect, give_up, launched
+from distributed.joining import meet as _meet
 from distributed.leftovers import in_the_making, remove_leftovers
 from distributed.opening import (
     NO_FILE,
@@ -62,8 +65,10 @@ from distributed.opening import (
     require_file,
     require_place,
 )
+from distributed.processes import is_running, is_visible, own_process
+from distributed.startup import LOOKOUT, RESUMABLE
 from distributed.version import about, described
-from distributed.watch import BEAT_SECONDS, RESUMABLE, Cause, Stopped, Watch, is_running, own_process
+from distributed.watch import BEAT_SECONDS, LEFT, Cause, Stopped, Watch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +105,7 @@ __all__ = [
     "init",
     "is_decodable",
     "is_running",
+    "is_visible",
     "no_file",
     "open_new",
     "open_regular",
@@ -124,7 +130,6 @@ __all__ = [
     "write_whole",
 ]
 
-JOIN_SECONDS = 600.0  # for all ranks to start
 YIELD_SECONDS = 10.0
 
 
@@ -142,6 +147,7 @@ class Group:
     node: str
     device: "torch.device"
     store: "torch.distributed.Store"
+    fellows: list[dict] = field(default_factory=list, repr=False)  # all ranks' processes, as `own_process` tells them; none alone
     _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
     _watch: list["Watch"] = field(default_factory=list, repr=False)  # at most one
     _gloo: list["torch.distributed.ProcessGroup | None"] = field(default_factory=list, repr=False)  # None is torch's default
@@ -151,6 +157,7 @@ class Group:
         return self.rank == 0
 
     def __enter__(self) -> "Group":
+        atexit.unregister(self._depart)
         self._watch.append(Watch(self))
         return self
 
@@ -165,10 +172,7 @@ class Group:
 
     def hosts(self) -> list[str]:
         """The names of the machines that the ranks are on."""
-        if self.world_size == 1:
-            return [socket.gethostname()]
-        found = self._ask(lambda: self.store.multi_get([f"process/{rank}" for rank in range(self.world_size)]))
-        return sorted({json.loads(value)["host"] for value in found})
+        return sorted({fellow["host"] for fellow in self.fellows}) or [socket.gethostname()]
 
     def check(self) -> None:
         """Says that this rank makes progress. To be called in every loop that takes long.
@@ -203,17 +207,39 @@ class Group:
                 watch.hang_beats = beats
 
     def publish(self, key: str, value: str) -> None:
-        """Makes `value` available to every rank."""
-        self._ask(lambda: self.store.set(key, value))
+        """Makes `value`, which may be a path of any bytes, available to every rank."""
+        self._ask(lambda: self.store.set(key, value.encode(errors="surrogateescape")))
 
-    def receive(self, key: str) -> str:
-        """Waits until some rank has published `key`."""
-        pause = 0.002
+    def receive(self, key: str, needed: Iterable[int] = ()) -> str:
+        """Waits until some rank has published `key`.
+
+        Args:
+            needed: without these ranks nobody will.
+
+        Raises:
+            UserError: if one of them has left.
+        """
+        pause, looked = 0.002, time.monotonic()
         while not self._ask(lambda: self.store.check([key])):
             self.check()
+            if time.monotonic() > looked + BEAT_SECONDS:
+                self._require(needed, key)
+                looked = time.monotonic()
             time.sleep(pause)
             pause = min(2 * pause, 0.25)
-        return self._ask(lambda: self.store.get(key)).decode()
+        return self._ask(lambda: self.store.get(key)).decode(errors="surrogateescape")
+
+    def _require(self, ranks: Iterable[int], key: str) -> None:
+        """Raises UserError if one of these has left, and so will not publish `key` any more."""
+        if not self._ask(lambda: self.store.add(LEFT, 0)):
+            return
+        for rank in ranks:
+            has_left = rank != self.rank and self._ask(lambda rank=rank: self.store.get(f"beat/{rank}")).decode() == LEFT
+            if has_left and not self._ask(lambda: self.store.check([key])):
+                raise UserError(
+                    f"rank {self.rank} waits for rank {rank} on {self.fellows[rank]['host']}, which has left; what takes all "
+                    "ranks, such as Evaluator.compute, has to be called by every one of them, not by rank 0 alone"
+                )
 
     def count(self, key: str, number: int) -> int:
         """Adds to a counter that all ranks share; returns its value."""
@@ -245,14 +271,14 @@ class Group:
         if self.is_main:
             self.publish(key, value := make())
             return value
-        return self.receive(key)
+        return self.receive(key, [0])
 
     def wait(self) -> None:
         """Returns when every rank has come here."""
         key = f"wait/{next(self._calls)}"
         if self.count(key, 1) == self.world_size:
             self.publish(f"{key}/all", "here")
-        self.receive(f"{key}/all")
+        self.receive(f"{key}/all", range(self.world_size))
 
     def sum(self, array: "np.ndarray") -> "np.ndarray":
         """The sum over ranks of a float64 array of one shape, on every rank.
@@ -285,6 +311,13 @@ class Group:
         self._ask(lambda: dist.all_reduce(total, group=self._gloo[0]))
         return total.numpy()
 
+    def _depart(self) -> None:
+        """Tells the others that this process ends, where no watch does."""
+        if os.getpid() == self.fellows[self.rank]["pid"]:  # not a copy of it
+            with suppress(RuntimeError):
+                self.store.set(f"beat/{self.rank}", LEFT)
+                self.store.add(LEFT, 1)
+
     def close(self) -> None:
         import torch.distributed as dist
 
@@ -298,7 +331,10 @@ class Group:
             return question()
         except RuntimeError as error:  # as are all that torch raises of connections
             if not self._watch:
-                raise
+                reason = str(error).splitlines()[0][:120]
+                raise UserError(
+                    f"rank {self.rank} has lost its connection to another, which may have ended ({reason})"
+                ) from error
             raise Stopped(self._watch[0].lost_connection(error)) from error
 
 
@@ -306,26 +342,31 @@ def init(device: str = "auto") -> Group:
     """Finds the other ranks of the launcher's, or stands alone without a launcher.
 
     Raises:
-        UserError: if `device` asks for a GPU that this rank does not have, or the others cannot be found.
+        UserError: if `device` asks for a GPU that this rank does not have, the launcher's environment is not one, or the others
+            cannot be found.
+        Stopped: if others, or the launcher, are gone; that has been said.
     """
+    here = launched()
     import torch
     import torch.distributed as dist
 
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    local_rank = here.local_rank
     place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
-    if "RANK" not in os.environ:
+    if here.is_alone:
         _take_device(place)
         return Group(0, 1, 0, "0", place, dist.HashStore())
-    try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
-    except ValueError as error:
-        raise UserError(f"RANK is set, but the rest of a launcher's environment is not whole ({error}); use torchrun") from error
-    except RuntimeError as error:  # as are all that torch's stores raise
-        raise UserError(f"rank 0's host cannot be reached ({str(error).splitlines()[0]})") from error
+    rank, world_size = here.rank, here.world_size
+    with LOOKOUT.kept():
+        try:
+            store = _meet(dist.PrefixStore("fiducial", connect(here)), rank, world_size)
+            fellows = [json.loads(value) for value in store.multi_get([f"process/{other}" for other in range(world_size)])]
+        except RuntimeError as error:  # as are all that torch raises of connections
+            give_up(rank, f"the connection to rank 0's host is lost ({str(error).splitlines()[0][:120]})")
     node = os.environ.get("GROUP_RANK", socket.gethostname())
-    group = Group(rank, world_size, local_rank, node, place, _meet(dist.PrefixStore("fiducial", store), rank, world_size))
+    group = Group(rank, world_size, local_rank, node, place, store, fellows)
+    atexit.register(group._depart)
     try:
         _take_device(place)
     except UserError:
@@ -347,54 +388,6 @@ def _take_device(place: "torch.device") -> None:
         torch.cuda.set_device(place)
 
 
-def _meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch.distributed.Store":
-    """A corner of the store where only these processes have been.
-
-    torchrun's store outlives the workers, and nodes that come or go restart them without any sign of it in their environment.
-    So rank 0 names a new corner, and whoever finds the name asks it for an answer that nobody else can have had.
-
-    Raises:
-        UserError: if some rank does not come.
-    """
-    import torch.distributed as dist
-
-    own = uuid.uuid4().hex
-    deadline = time.monotonic() + JOIN_SECONDS
-
-    def enter(name: str) -> dist.PrefixStore:
-        corner = dist.PrefixStore(name, store)
-        corner.set(f"process/{rank}", json.dumps(own_process()))
-        corner.set(f"beat/{rank}", "")
-        return corner
-
-    def arrives(corner: dist.PrefixStore, key: str, whose: str, seconds: float = JOIN_SECONDS) -> bool:
-        until = min(deadline, time.monotonic() + seconds)
-        while not corner.check([key]):
-            if time.monotonic() > deadline:
-                raise UserError(f"rank {rank} on {socket.gethostname()} waited {JOIN_SECONDS:.0f} s for {whose}")
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.01)
-        return True
-
-    if rank == 0:
-        corner = enter(own)
-        store.set("corner", own)
-        for other in range(1, world_size):
-            arrives(corner, f"hello/{other}", f"rank {other} of {world_size}")
-        for other in range(1, world_size):  # all at once, because they watch each other from then on
-            corner.set(f"welcome/{corner.get(f'hello/{other}').decode()}", "")
-        return corner
-    name = ""
-    while True:
-        arrives(store, "corner", "rank 0")
-        if name != (name := store.get("corner").decode()):
-            corner = enter(name)
-            corner.set(f"hello/{rank}", own)
-        if arrives(corner, f"welcome/{own}", "rank 0", 1.0):
-            return corner
-
-
 @contextmanager
 def _mistakes() -> Iterator[None]:
     """Raises a `UserError` for what the system says of a path that nobody can use."""
@@ -411,13 +404,12 @@ def user_errors() -> Iterator[None]:
     Before there is a group, all ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to
     end them and speak only if they are still there: then the mistake was theirs alone.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
+    ready()
     try:
-        with _mistakes():
+        with LOOKOUT.kept(), _mistakes():
             yield
     except Stopped as stopped:
-        sys.exit(stopped.cause.exit_code)
+        end(stopped.cause.exit_code, stopped.cause.signal)
     except UserError as error:
         rank = environment_rank()
         if rank:
@@ -429,4 +421,4 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         if environment_rank() == 0:
             warn("interrupted")
-        sys.exit(130)
+        end(130, signal.SIGINT)

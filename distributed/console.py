@@ -1,13 +1,17 @@
 """What every command says, and how: one sentence for a mistake, once for all ranks; and where to what it makes goes."""
 
 import argparse
+import atexit
 import errno
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -24,6 +28,61 @@ UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 class UserError(Exception):
     """A mistake that its one-sentence message lets the person correct: what was given, what was expected."""
+
+
+class Unfailing(io.FileIO):
+    """Standard error, which loses what nobody can read instead of ending the work."""
+
+    def write(self, content: bytes) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def ready() -> None:
+    """Makes the standard streams of a command fit for what it says, also where they are closed, full or of another encoding."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file, such as an npz, would have this number, and what libraries say be written to it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr in (None, sys.__stderr__):
+        raw = io.BufferedWriter(Unfailing(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, getattr(sys.stderr, "encoding", None), "backslashreplace", line_buffering=True)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
+    if not _signal:
+        _signal.append(0)
+        atexit.register(_die)  # before others are, so that it comes after them
+
+
+def ends_by_signal(number: int) -> bool:
+    """Whether a process that was stopped by this signal ends as by the signal itself.
+
+    A shell goes on with its loop unless Ctrl-C has ended the command so. A launcher waits for exit codes instead, and job
+    scripts for the one that says that the same command continues.
+    """
+    return number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def end(code: int, number: int = 0) -> NoReturn:
+    """Exits with `code`, or in the end by the signal of that number."""
+    if _signal and ends_by_signal(number):
+        _signal[0] = number
+    sys.exit(code)
+
+
+_signal: list[int] = []  # one, by which this process is to die; 0 for none
+
+
+def _die() -> None:
+    if _signal[0]:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        signal.signal(_signal[0], signal.SIG_DFL)
+        os.kill(os.getpid(), _signal[0])
 
 
 def as_mistake(error: BaseException) -> BaseException:
@@ -92,6 +151,11 @@ def progress_bar(total: int, desc: str, unit: str = "image", **options) -> tqdm:
         disable=environment_rank() != 0,
         **options,
     )
+
+
+def live_bar() -> bool:
+    """Whether a progress bar of this process stands unfinished in its line."""
+    return any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
 
 
 def tell_launcher(message: str) -> None:
@@ -165,9 +229,10 @@ def say(*lines: str) -> None:
 
 
 def warn(*lines: str) -> None:
-    """The same on standard error, where it is no matter if nobody can read it."""
+    """The same on standard error, where it is no matter if nobody can read it; not in the line where a progress bar stands."""
+    before = [""] if live_bar() else []
     with suppress(OSError, ValueError, AttributeError):  # closed, or never there
-        print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
+        print(*before, *map(printable, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 _results: list[Callable[[str], None]] = []  # at most one

@@ -13,11 +13,14 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed.console import UserError, as_mistake, tell_launcher, warn
+from distributed import startup
+from distributed.console import UserError, as_mistake, ends_by_signal, tell_launcher, warn
+from distributed.processes import is_running, is_stopped, own_process
+from distributed.startup import RESUMABLE
 
 if TYPE_CHECKING:
     from distributed import Group
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 1.0
 LOST_BEATS = 15  # own beats without one of the other's; counted, so that a machine that slept does not blame its fellows
 GRACE_BEATS = 10  # for the work to end in order, then the process is ended
-RESUMABLE = 75  # exit code, also of `python -m sampling status`: the same command continues (EX_TEMPFAIL)
 TRACEBACK = 20_000  # characters that are kept of one
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 LEFT = "left"
+KILLED = "was killed from outside, perhaps for want of memory (see dmesg)"
+DYING_LOOKS = 20  # at whether another of this node is gone, which takes a moment
 
 
 class Stopped(Exception):
@@ -54,6 +58,7 @@ class Cause:
     exit_code: int = RESUMABLE
     traceback: str = ""
     lost_rank: int | None = None
+    signal: int = 0  # that it was stopped by
 
     @classmethod
     def of(cls, error: BaseException, rank: int) -> "Cause":
@@ -78,9 +83,7 @@ class Watch:
         self._stopping, self._announced, self._done = threading.Event(), threading.Event(), threading.Event()
         self._wake, self._told, self._deciding = threading.Event(), threading.Lock(), threading.Lock()
         self._ticks = self._answered = self._progress = 0
-        # Without a launcher, the parent is a shell, which may go.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self._store = group.store.clone() if group.world_size > 1 else group.store  # so that nobody holds up the beats
+        startup.LOOKOUT.relieved = True
         self.keep: Callable[[Cause], object] | None = None
         self.hang_beats = 0.0
         self._signal = 0
@@ -113,12 +116,13 @@ class Watch:
                 time.sleep(0.02)
                 gone = group.store.add(LEFT, 0)
         self._close()
+        startup.LOOKOUT.relieved = False
 
     def end(self, error: BaseException) -> Cause:
         """The end by an exception: announces it, unless something else was announced before."""
         if not isinstance(error, Stopped):
             self._stop(Cause.of(error, self._group.rank), own=True)
-        if not self._announced.wait(GRACE_BEATS * BEAT_SECONDS) and self._group.local_rank == 0:
+        if not self._announced.wait(GRACE_BEATS * BEAT_SECONDS) and not self._before():
             self._tell()  # the other thread waits for a store that does not answer
         if not self._is_own or self._group.world_size > len(self._node()):
             # A launcher takes the first to go for the cause; and the store may go with this host, but all are to hear of it.
@@ -136,18 +140,18 @@ class Watch:
         self._done.set()
         for number, handler in self._handlers.items():
             # A launcher ends the others when one has failed; they are ending, with an exit code of their own.
-            ignored = failed and self._launcher and number == signal.SIGTERM
+            ignored = failed and startup.LAUNCHER and number == signal.SIGTERM
             signal.signal(number, signal.SIG_IGN if ignored else handler or signal.SIG_DFL)
 
     def _hear(self, number: int, _: object) -> None:
         """Only notes it: whatever a handler waits for may be held by what it interrupts."""
-        if self._signal and number == signal.SIGINT:
-            os._exit(130)  # someone is impatient
         self._signal = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # for who is impatient
 
     def _take_signal(self) -> None:
-        if self._signal:
-            self._stop(self._resumable("stopped", f"stopped by {signal.Signals(self._signal).name}"), own=True)
+        if number := self._signal:
+            stopped = self._resumable("stopped", f"stopped by {signal.Signals(number).name}")
+            self._stop(replace(stopped, signal=int(number)), own=True)
 
     def _resumable(self, kind: str, message: str, lost_rank: int | None = None) -> Cause:
         return Cause(kind, message, self._group.rank, socket.gethostname(), lost_rank=lost_rank)
@@ -165,6 +169,7 @@ class Watch:
         group = self._group
         others = [] if group.world_size == 1 else range(1, group.world_size) if group.is_main else [0]
         heard = dict.fromkeys(others, ("", 0))  # the last beat, and when
+        store = group.store
         for beat in itertools.count():
             self._wake.wait(BEAT_SECONDS if beat else 0)
             if self._done.is_set():
@@ -172,11 +177,13 @@ class Watch:
             if self._stopping.is_set():
                 break
             try:
-                self._store.set(f"beat/{group.rank}", str(beat))
-                if self._store.check(["cause"]):
-                    self._stop(Cause(**json.loads(self._store.get("cause"))), own=False)
+                if not beat and others:
+                    store = store.clone()  # so that nobody holds up the beats
+                store.set(f"beat/{group.rank}", str(beat))
+                if store.check(["cause"]):
+                    self._stop(Cause(**json.loads(store.get("cause"))), own=False)
                     break
-                beats = self._store.multi_get([f"beat/{other}" for other in others]) if others else []
+                beats = store.multi_get([f"beat/{other}" for other in others]) if others else []
             except RuntimeError as error:
                 self.lost_connection(error)
                 break
@@ -203,10 +210,10 @@ class Watch:
                 tell_launcher(self._cause.message)
                 self._group.store.set("cause", json.dumps(asdict(self._cause)))
         except RuntimeError:
-            first = self._group.local_rank == 0
+            first = self._find_out_alone()
         if first:
             self._tell()
-        elif self._group.local_rank == 0 and self._cause.rank not in self._node():  # its launcher knows no other
+        elif self._group.rank == self._node()[0] and self._cause.rank not in self._node():  # its launcher knows no other
             tell_launcher(self._cause.message)
             if self._group.is_main:
                 self._keep()
@@ -221,9 +228,9 @@ class Watch:
         where = f" (rank {cause.rank} on {cause.host})" if several and (self.keep or cause.traceback) else ""
         remedy = "; the same command continues" if cause.exit_code == RESUMABLE else ""
         line = f"{cause.message}{where}" if cause.kind == "stopped" else f"error{where}: {cause.message}"
-        # A progress bar may stand there, and then details are kept.
-        before = [""] if self.keep else cause.traceback.splitlines()
-        warn(*before, f"{line}{remedy}")
+        before = [""] if self._group.rank else []  # rank 0's progress bar may stand in the line
+        details = [] if self.keep else cause.traceback.splitlines()  # else they are kept
+        warn(*before, *details, f"{line}{remedy}")
         tell_launcher(cause.message)
         self._keep()
 
@@ -232,24 +239,40 @@ class Watch:
             with suppress(OSError, UserError):
                 self.keep(self._cause)
 
-    def _node(self) -> range:
-        """The ranks of this node."""
-        first = self._group.rank - self._group.local_rank
-        return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    def _node(self) -> list[int]:
+        """The ranks that one launcher, or none, has started on this host."""
+        fellows, group = self._group.fellows, self._group
+        return [rank for rank in range(len(fellows)) if _place(fellows[rank]) == _place(fellows[group.rank])] or [group.rank]
 
-    def _fellow(self, rank: int) -> dict:
-        return json.loads(self._group.store.get(f"process/{rank}"))
+    def _before(self) -> list[int]:
+        """The ranks of this node that would speak for it rather than this one."""
+        return [rank for rank in self._node() if rank < self._group.rank and self._answers(rank)]
+
+    def _answers(self, rank: int) -> bool:
+        fellow = self._group.fellows[rank]
+        return is_running(fellow) and not is_stopped(fellow["pid"])
+
+    def _find_out_alone(self) -> bool:
+        """Where no store answers: whether this rank is the one to speak, and if rank 0 held the store, what became of it."""
+        patience = DYING_LOOKS
+        while self._before() and (patience := patience - 1):
+            time.sleep(BEAT_SECONDS / 10)
+        if self._cause.kind == "lost" and startup.is_orphan():
+            self._cause = self._resumable("lost", startup.gone())
+        elif self._cause.kind == "lost" and 0 in self._node() and not self._answers(0):
+            self._cause = self._missing(0, KILLED)
+        return not self._before()
 
     def _killed_fellow(self) -> Cause | None:
         """When a launcher stops all because one was killed, that one is the cause."""
         with suppress(RuntimeError, OSError, ValueError):
             for rank in self._node():
-                if not is_running(self._fellow(rank)) and self._group.store.get(f"beat/{rank}").decode() != LEFT:
-                    return self._missing(rank, "was killed from outside, perhaps for want of memory (see dmesg)")
+                if not is_running(self._group.fellows[rank]) and self._group.store.get(f"beat/{rank}").decode() != LEFT:
+                    return self._missing(rank, KILLED)
         return None
 
     def _missing(self, rank: int, how: str) -> Cause:
-        fellow = self._fellow(rank)
+        fellow = self._group.fellows[rank]
         return self._resumable("lost", f"rank {rank} (process {fellow['pid']} on {fellow['host']}) {how}", lost_rank=rank)
 
     def _end_frozen_fellows(self) -> None:
@@ -257,9 +280,9 @@ class Watch:
         ranks = {self._cause.lost_rank, *self._node()} - {None}
         for rank in ranks if self._group.world_size > 1 else ():
             with suppress(RuntimeError, OSError, ValueError):
-                fellow = self._fellow(rank)
+                fellow = self._group.fellows[rank]
                 is_here = fellow["scope"] == own_process()["scope"] and is_running(fellow)
-                if is_here and (rank == self._cause.lost_rank or _state(fellow["pid"])[0] in "Tt"):
+                if is_here and (rank == self._cause.lost_rank or is_stopped(fellow["pid"])):
                     time.sleep(1.1)  # a launcher, which counts in seconds, would take its end for the cause
                     os.kill(fellow["pid"], signal.SIGKILL)
 
@@ -272,14 +295,14 @@ class Watch:
             self._take_signal()
             stopping += self._stopping.is_set()
             if stopping > GRACE_BEATS:
-                os._exit(self._cause.exit_code)
-            if self._launcher and os.getppid() != self._launcher:
-                self._stop(self._resumable("lost", f"the launcher (process {self._launcher}) is gone"), own=True)
+                self._end_now()
+            if startup.is_orphan():
+                self._stop(self._resumable("lost", startup.gone()), own=True)
             if self._ticks - self._answered > LOST_BEATS:
                 silence = self._resumable("lost", f"no answer from rank 0's host for {LOST_BEATS * BEAT_SECONDS:.0f} s")
                 self._stop(silence, own=True)
                 self._announced.set()  # the other thread waits for that answer, and so for ever
-                if self._group.local_rank == 0:
+                if not self._before():
                     self._tell()
             if 0 < self.hang_beats < self._ticks - self._progress:
                 frame = sys._current_frames()[threading.main_thread().ident]
@@ -287,32 +310,14 @@ class Watch:
                 hung = f"hung: no progress for {self.hang_beats * BEAT_SECONDS:.0f} s in {place}"
                 self._stop(self._resumable("lost", hung), own=True)
 
-
-def own_process() -> dict[str, str | int]:
-    """What tells this process from any other, also from one that gets its number later; `scope` is the machine as it sees it."""
-    pid, scope, started = os.getpid(), "", ""
-    with suppress(OSError):  # not Linux
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        scope, started = f"{boot}/{os.readlink('/proc/self/ns/pid')}", _started(pid)
-    return {"host": socket.gethostname(), "scope": scope, "pid": pid, "started": started}
+    def _end_now(self) -> None:
+        """Without what else would be done at the end, which takes too long."""
+        if ends_by_signal(self._cause.signal):
+            os.kill(os.getpid(), self._cause.signal)
+            time.sleep(BEAT_SECONDS)
+        os._exit(self._cause.exit_code)
 
 
-def is_running(other: dict[str, str | int]) -> bool:
-    """Whether the process that `own_process` described is alive, as far as one in the same scope can tell."""
-    try:
-        return not other["scope"] or _started(other["pid"]) == other["started"]
-    except OSError:
-        return False
-
-
-def _started(pid: int) -> str:
-    """When a process began, in the kernel's ticks."""
-    state, *rest = _state(pid)
-    if state in "ZX":
-        raise ProcessLookupError(pid)
-    return rest[18]
-
-
-def _state(pid: int) -> list[str]:
-    """What the kernel says of a process, from its state on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def _place(process: dict[str, str | int]) -> tuple:
+    """Where a rank is: those of one launcher on one host are of one node."""
+    return process["host"], process["scope"], process["launcher"]
