@@ -1,9 +1,12 @@
 """One run at a time in a folder, across hosts, without a lock daemon: a lease that its holder renews every few seconds.
 
 RUN/lock holds who has it, a token, and a count that goes up. A holder on this machine is looked for among its processes; one
-elsewhere is watched: if the count stands still for a while, the holder is dead. No clock or time stamp of a file is compared.
+that cannot be seen, elsewhere or because it is another user's, is watched: if the count stands still for a while, the holder is
+dead. No clock or time stamp of a file is compared. Of several that find it dead, the one whose RUN/.lock.HASH.next, after the
+dead one's token, is there first puts its own lock in the place of the other's, which is at no moment free in between.
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -12,7 +15,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from distributed import UserError, is_running, open_regular, own_process, say
+from distributed import UserError, in_the_making, is_running, is_visible, open_regular, own_process, say
 
 LOCK = "lock"
 RENEW_SECONDS = 5.0
@@ -29,9 +32,9 @@ class Lock:
 
     def __init__(self, folder: Path):
         self.path, self.token, self.lost = folder / LOCK, uuid.uuid4().hex, threading.Event()
-        self._count, self._file = 0, -1
-        while not self._create():
-            self._remove_if_dead()
+        self._count, self._file, self._claim = 0, -1, None
+        while not (self._create(self.path) or self._succeed()):
+            pass
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
@@ -46,21 +49,23 @@ class Lock:
         with suppress(OSError):
             if (read(self.path) or {}).get("token") == self.token:
                 self.path.unlink(missing_ok=True)
+            if self._claim:
+                self._claim.unlink(missing_ok=True)  # not before: a slow one may still see the last holder's lock
 
     def _content(self) -> bytes:
         holder = {**own_process(), "token": self.token, "count": self._count}
         return json.dumps(holder).encode().ljust(LENGTH - 1) + b"\n"
 
-    def _create(self) -> bool:
+    def _create(self, path: Path) -> bool:
         try:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
         try:
             self._write()
         except OSError:
             os.close(self._file)
-            self.path.unlink()
+            path.unlink()
             raise
         return True
 
@@ -69,42 +74,88 @@ class Lock:
         os.pwrite(self._file, self._content(), 0)
         os.fsync(self._file)
 
-    def _remove_if_dead(self) -> None:
-        holder = read(self.path)
-        if holder is None:
-            return
+    def _succeed(self) -> bool:
+        """Takes the place of a dead holder; False if the lock is another's by now, or free.
+
+        Raises:
+            UserError: if the holder lives, or one that is about to succeed it.
+        """
+        if (holder := read(self.path)) is None or not self._is_dead(self.path, holder):
+            return False
+        fresh, claim, dead = in_the_making(self.path), None, holder
+        self._create(fresh)
+        try:
+            while True:
+                there = self.path.with_name(f".{LOCK}.{hashlib.sha256(str(dead['token']).encode()).hexdigest()[:12]}.next")
+                if self._link(fresh, there):
+                    claim = there
+                    break
+                token, dead = dead["token"], read(there)
+                if dead is None or not self._is_dead(there, dead):
+                    return False
+                if dead["token"] == token:
+                    raise UserError(f"{there} names itself, so it was changed by hand; remove it")
+            if (read(self.path) or {}).get("token") == holder["token"]:
+                os.replace(fresh, self.path)
+                self._claim = claim
+                for other in set(self.path.parent.glob(f".{LOCK}.*.next")) - {claim}:  # of those that died in here
+                    other.unlink(missing_ok=True)
+        finally:
+            fresh.unlink(missing_ok=True)
+            if self._claim is None:
+                os.close(self._file)
+                if claim:
+                    claim.unlink(missing_ok=True)
+        return self._claim is not None
+
+    def _link(self, fresh: Path, claim: Path) -> bool:
+        """Has `claim` be this lock as well, or, where files cannot have two names, a copy; False if another's is there."""
+        try:
+            os.link(fresh, claim)
+        except FileExistsError:
+            return False
+        except OSError:
+            try:
+                with open(claim, "xb") as file:
+                    file.write(self._content())
+            except FileExistsError:
+                return False
+        return True
+
+    def _is_dead(self, path: Path, holder: dict) -> bool:
+        """Whether the holder that `path` names is dead; False if it has left, or has only now said who it is.
+
+        Raises:
+            UserError: if it lives.
+        """
+        if not holder["token"]:
+            time.sleep(RENEW_SECONDS / 5)
+            if read(path) != holder:
+                return False
         who = f"process {holder['pid']} on {holder['host']}"
         remedy = "wait for it, or choose another --run-name"
         if holder["scope"] and holder["scope"] == own_process()["scope"]:
-            if is_running(holder):
+            if not is_running(holder):
+                return True
+            if is_visible(holder["pid"]):
                 raise UserError(f"{self.path.parent} is being drawn by another run, {who}; {remedy}")
-        else:
-            say(f"{self.path.parent} was left locked by {who}; watching for {LEASE_SECONDS:.0f} s whether that run is alive")
-            until = time.monotonic() + LEASE_SECONDS
-            while time.monotonic() < until:
-                time.sleep(RENEW_SECONDS / 5)
-                if (now := read(self.path)) is None:
-                    return
-                if now != holder:
-                    who = f"process {now['pid']} on {now['host']}"
-                    raise UserError(f"{self.path.parent} is being drawn by another run, {who}; {remedy}")
-        # Only one of several that judge it dead moves it away; whoever moved a newer one puts it back.
-        aside = self.path.with_name(f".{LOCK}.{self.token}.dead")
-        with suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            if (read(aside) or {}).get("token") != holder["token"]:
-                with suppress(OSError):
-                    os.link(aside, self.path)
-            aside.unlink()
+        say(f"{self.path.parent} was left locked by {who}; watching for {LEASE_SECONDS:.0f} s whether that run is alive")
+        until = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < until:
+            time.sleep(RENEW_SECONDS / 5)
+            if (now := read(path)) is None:
+                return False
+            if now != holder:
+                who = f"process {now['pid']} on {now['host']}"
+                raise UserError(f"{self.path.parent} is being drawn by another run, {who}; {remedy}")
+        return True
 
     def _renew(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
             with suppress(OSError):  # a file system that does not answer for a while; the lease may run out
                 if (read(self.path) or {}).get("token") != self.token:
-                    time.sleep(RENEW_SECONDS / 5)  # someone may have moved it away by mistake, and puts it back
-                    if (read(self.path) or {}).get("token") != self.token:
-                        self.lost.set()
-                        return
+                    self.lost.set()
+                    return
                 self._count += 1
                 self._write()
 
@@ -124,7 +175,7 @@ def read(path: Path) -> dict | None:
     try:
         holder = json.loads(content)
         return {name: holder[name] for name in ("host", "scope", "pid", "started", "token", "count")}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {"host": "?", "scope": "", "pid": 0, "started": "", "token": "", "count": 0}
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from conftest import ROOT
 
 from distributed import UserError, own_process
 from sampling import lock
@@ -107,3 +108,100 @@ def test_a_rank_that_does_not_see_the_folder_says_so(tmp_path):
             lock.await_token(tmp_path / "elsewhere", held.token, 3, seconds=0)
         with pytest.raises(UserError, match="must be a folder"):
             lock.await_token(tmp_path, "a token of an older run", 3, seconds=0)
+
+
+def test_who_cannot_be_seen_is_watched(tmp_path, monkeypatch):
+    """As another user's process where /proc is mounted with hidepid=2: alive while its count goes up, dead if it stands still."""
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "is_visible", lambda _: False)
+    with lock.Lock(tmp_path) as held:
+        with pytest.raises(UserError, match=f"being drawn by another run, process {os.getpid()} on"):
+            lock.Lock(tmp_path)
+        held.check()
+    leave(tmp_path)
+    with lock.Lock(tmp_path) as held:
+        assert lock.read(tmp_path / "lock")["token"] == held.token
+
+
+STARTS = """
+import os, sys, time
+from pathlib import Path
+from distributed import UserError
+from sampling.lock import Lock
+folder = Path(sys.argv[1])
+holders = os.open(folder.with_name("holders"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+sys.stdin.readline()
+try:
+    with Lock(folder):
+        os.write(holders, b"+")
+        time.sleep(0.05)
+        os.write(holders, b"-")
+except UserError:
+    pass
+"""
+
+
+def test_of_several_that_find_it_dead_one_holds_it_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    leave(folder, pid=dead_process())
+    command = [sys.executable, "-c", STARTS, str(folder)]
+    starters = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(6)]
+    for starter in starters:
+        starter.stdin.write(b"\n")
+        starter.stdin.flush()
+    assert not any(starter.wait() for starter in starters)
+    held = (tmp_path / "holders").read_text()
+    assert held == "+-" * (len(held) // 2) != ""
+    assert not list(folder.iterdir())
+
+
+def test_a_slow_one_does_not_take_the_lock_of_the_quick(tmp_path, monkeypatch):
+    """It has found the last holder dead, and is interrupted there; meanwhile another has succeeded that one."""
+    leave(tmp_path, pid=dead_process())
+    is_dead, quick = lock.Lock._is_dead, []
+
+    def slowly(self, path, holder) -> bool:
+        found = is_dead(self, path, holder)
+        if not quick:
+            quick.append(None)
+            quick[0] = lock.Lock(tmp_path)
+        return found
+
+    monkeypatch.setattr(lock.Lock, "_is_dead", slowly)
+    with pytest.raises(UserError, match=f"being drawn by another run, process {os.getpid()} on"):
+        lock.Lock(tmp_path)
+    with quick[0] as held:
+        assert lock.read(tmp_path / "lock")["token"] == held.token
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_dies_while_it_succeeds_is_succeeded(tmp_path, monkeypatch):
+    """It was first to find the last holder dead, and was killed before its lock was in that one's place."""
+    leave(tmp_path, pid=dead_process())
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "replace", killed)
+        patch.setattr(lock.Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            lock.Lock(tmp_path)
+    (claim,) = tmp_path.glob(".lock.*.next")
+    claim.write_text(json.dumps(lock.read(claim) | {"pid": dead_process()}))
+    with lock.Lock(tmp_path) as held:
+        assert lock.read(tmp_path / "lock")["token"] == held.token
+    assert not list(tmp_path.glob(".lock.*.next"))
+
+
+def test_where_files_have_one_name_only_a_dead_lock_is_taken_too(tmp_path, monkeypatch):
+    def refuse(*_) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(lock.os, "link", refuse)
+    leave(tmp_path, pid=dead_process())
+    with lock.Lock(tmp_path) as held:
+        assert lock.read(tmp_path / "lock")["token"] == held.token
+    assert not list(tmp_path.iterdir())
