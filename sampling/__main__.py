@@ -19,6 +19,7 @@ from pathlib import Path
 
 from distributed import Parser, progress_bar, say, user_errors
 from sampling.disk import explained
+from sampling.output import mixed_up
 from sampling.status import require_manifest, status, verify
 
 SHOWN = 20  # damaged images that are named
@@ -69,12 +70,11 @@ def show_verify(folder: Path) -> int:
             if wrong <= SHOWN:
                 bar.clear()
                 say(line)
-    found = status(folder)
-    damage = (
-        f"{wrong:,} damaged copies; the next run of the same command restores or redraws them"
-        if wrong
-        else "all as they were drawn"
-    )
+    found, damage = status(folder), "all as they were drawn"
+    if wrong:
+        damage = f"{wrong:,} damaged copies; the next run of the same command restores or redraws them"
+    if mixed_up(folder, require_manifest(folder)):
+        damage = found.reason
     say(f"{folder}: {found.images:,} of {found.of:,} images drawn, {damage}")
     return 1 if wrong else 0
 

@@ -16,7 +16,7 @@ BLOCK = 4096  # a file ends within one
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def needed(folder: Path, count: int, missing: int, image_size: int, pngs: int, png: float | None = None) -> int:
+def needed(folder: Path, count: int, missing: int, image_size: int, pngs: int, png: float | None = None, mark: int = 0) -> int:
     """Bytes that a run of `count` images will still take, `missing` of which are not drawn.
 
     Args:
@@ -27,13 +27,13 @@ def needed(folder: Path, count: int, missing: int, image_size: int, pngs: int, p
     for path in (archive.npz_path(folder), archive.part_path(folder)):
         if path.exists():
             npz -= min(npz, path.stat().st_blocks * 512)
-    return npz + missing * records.ROW.itemsize + int(pngs * (png or one_png(folder, count, image_size)))
+    return npz + missing * records.ROW.itemsize + int(pngs * (png or one_png(folder, count, image_size, mark)))
 
 
-def one_png(folder: Path, count: int, image_size: int) -> float:
+def one_png(folder: Path, count: int, image_size: int, mark: int = 0) -> float:
     """Bytes that a PNG of this run takes on the disk, on average: as measured if there are some, else estimated."""
     if records.table_path(folder).exists():
-        sizes = records.table(folder, 0, min(count, MEASURED))["png_bytes"]
+        sizes = records.table(folder, 0, min(count, MEASURED), mark)["png_bytes"]
         if sizes.any():
             return on_disk(sizes[sizes > 0])
     return PNG_SHARE * archive.image_bytes(image_size) + BLOCK
@@ -55,12 +55,12 @@ def room(folder: Path) -> int:
     return system.f_bavail * system.f_frsize
 
 
-def check_room(folder: Path, count: int, missing: int, image_size: int, with_png: bool) -> None:
+def check_room(folder: Path, count: int, missing: int, image_size: int, with_png: bool, mark: int = 0) -> None:
     """Raises UserError if the file system of `folder`, which need not exist yet, has too little room for the run."""
     there = nearest(folder)
     system = os.statvfs(there)
-    pngs = missing + records.without_png(folder, count) if with_png else 0
-    free, bytes_needed = room(folder), needed(folder, count, missing, image_size, pngs)
+    pngs = missing + records.without_png(folder, count, mark) if with_png else 0
+    free, bytes_needed = room(folder), needed(folder, count, missing, image_size, pngs, mark=mark)
     alone = "; --no-png needs " + readable(needed(folder, count, missing, image_size, 0)) if pngs else ""
     if bytes_needed > free:
         raise UserError(

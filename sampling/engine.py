@@ -106,7 +106,7 @@ class Work:
 
     def __init__(self, config: SamplingConfig, group: Group, task: Task, with_png: bool, held: Lock | None):
         self._config, self._group, self._task, self._with_png, self._held = config, group, task, with_png, held
-        self._recorder = records.Recorder(task.folder, task.session, group.rank)
+        self._recorder = records.Recorder(task.folder, task.session, group.rank, task.mark)
         self.drawer = NodeDrawer(config, group, task)
 
     def do(self, started: float) -> Path:
@@ -165,7 +165,7 @@ class Work:
             self._check()
             self._group.tally(IMAGES_CHECKED, images)
 
-        rows, older = records.table(self._task.folder, start, stop), self._task.done[start:stop]
+        rows, older = records.table(self._task.folder, start, stop, self._task.mark), self._task.done[start:stop]
         found = integrity.mend(copies, rows, self._with_png, older, advance)
         if found.rows:
             self._recorder.add(np.concatenate(found.rows))
@@ -184,13 +184,14 @@ class Work:
                 raise UserError(f"image {row['index']} is not in {self._task.npz} as it was written; this disk cannot be trusted")
 
     def _merge(self) -> str:
-        records.merge(self._task.folder, {self._task.session: self._group.world_size}, len(self._task.done))
+        task = self._task
+        records.merge(task.folder, {task.session: self._group.world_size}, len(task.done), task.mark)
         return ""
 
     def _await_records(self) -> None:
         """A network file system may show late what other hosts have added."""
         for _ in range(LATE_SECONDS):
-            missing = int((~records.done(self._task.folder, len(self._task.done), {})).sum())
+            missing = int((~records.done(self._task.folder, len(self._task.done), {}, self._task.mark)).sum())
             if not missing:
                 return
             time.sleep(1)
@@ -204,7 +205,7 @@ class Work:
         manifest, count, path = output.read_manifest(task.folder), len(task.done), archive.npz_path(task.folder)
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
         self._await_records()
-        crcs, pixels_sha256 = records.summary(task.folder, count)
+        crcs, pixels_sha256 = records.summary(task.folder, count, task.mark)
         archive.complete(task.npz, path, archive.frame(labels, config.image_size, crcs))
         manifest["npz"] = {"file": path.name, "count": count, "bytes": path.stat().st_size, "pixels_sha256": pixels_sha256}
         peak = max(int(group.receive(f"peak/{rank}")) for rank in range(group.world_size))

@@ -87,7 +87,7 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
     group.publish(f"measured/{group.rank}", json.dumps(asdict(own) if own else None))
     if group.is_main:
         told = [json.loads(group.receive(f"measured/{rank}")) for rank in range(group.world_size)]
-        pngs = task.missing + records.without_png(task.folder, len(task.done)) if with_png else 0
+        pngs = task.missing + records.without_png(task.folder, len(task.done), task.mark) if with_png else 0
         for line in lines(config, task, group, [Measured(**one) for one in told if one], pngs, checking):
             say(line)
     group.wait()
@@ -200,13 +200,13 @@ def add_up(config: SamplingConfig, task: Task, world_size: int, ranks: list[Meas
     largest_share = len(plan.share(blocks, 0, world_size))
     count, size = len(task.done), config.image_size
     png = next((rank.png for rank in ranks if rank.png), None)
-    if records.done(task.folder, count, {}).any():
+    if records.done(task.folder, count, {}, task.mark).any():
         png = None  # the run's own tell better
     return Forecast(
         blocks=len(blocks),
         blocks_of_a_rank=largest_share,
         npz=archive.size(count, size),
-        disk=disk.needed(task.folder, count, task.missing, size, pngs, png),
+        disk=disk.needed(task.folder, count, task.missing, size, pngs, png, task.mark),
         disk_free=disk.room(task.folder),
         memory=max((rank.memory for rank in ranks), default=0),
         memory_room=min((rank.room for rank in ranks), default=0),

@@ -31,6 +31,7 @@ from sampling.plan import parse_labels
 MANIFEST, ONLINE = "manifest.json", "online.json"
 MANIFEST_KIND = "fiducial-run-"
 MANIFEST_FORMAT = f"{MANIFEST_KIND}2"
+RECORDS_FORMAT = 2  # of which each row bears the run's mark
 MANIFEST_BYTES = 1 << 24
 ENDED, RESERVE = "ended.json", ".reserve"
 RESERVED = 1 << 16  # bytes kept free for `ended.json`
@@ -256,8 +257,17 @@ def _check_files(manifest: dict) -> None:
     _require(manifest, "merged", 0, len(sessions))
     if (ranks := sum(session["world_size"] for session in sessions[manifest["merged"] :])) > MOST_FILES:
         raise ValueError(f"its sessions had {ranks:,} ranks")
-    if npz is not None and (npz["file"] != Path(npz["file"]).name or {type(npz["count"]), type(npz["bytes"])} != {int}):
-        raise ValueError(f"its npz is {str(npz)[:80]}")
+    if npz is not None:
+        if npz["file"] != Path(npz["file"]).name or {type(npz["count"]), type(npz["bytes"])} != {int}:
+            raise ValueError(f"its npz is {str(npz)[:80]}")
+        _require(npz, "count", 1, manifest["num_fid_samples"], "its npz's ")
+    if manifest.get("records_format") not in (None, RECORDS_FORMAT):  # those of before have none
+        raise ValueError(f"its records_format is {str(manifest['records_format'])[:40]}")
+
+
+def new_manifest() -> dict:
+    """Of a run that has no session yet."""
+    return {"format": MANIFEST_FORMAT, "records_format": RECORDS_FORMAT, "sessions": [], "merged": 0, "npz": None}
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
@@ -284,6 +294,28 @@ def write_run(path: Path, content: dict) -> None:
 
 def _is_readable(text: str) -> bool:
     return len(text) <= MANIFEST_BYTES and is_decodable(text)
+
+
+def mark(manifest: dict) -> int:
+    """What the rows of the run's records are told by."""
+    return int(manifest["fingerprint"][:8], 16) if manifest.get("records_format") == RECORDS_FORMAT else 0
+
+
+def mixed_up(folder: Path, manifest: dict) -> str:
+    """What shows that the records in `folder` are of another run than its manifest, in words; empty if nothing does.
+
+    The images' hash is compared only if the last session finished: one that ended early may have drawn some of them anew, which
+    without --exact need not give the same bytes.
+    """
+    table, sessions, npz = records.table_path(folder), manifest["sessions"], manifest["npz"]
+    if records.are_of_another_run(folder, manifest["num_fid_samples"], unmerged(manifest), mark(manifest)):
+        return f"{table} is of another run than {folder / MANIFEST}"
+    finished = npz and sessions and "finished" in sessions[-1]
+    if finished and records.done(folder, npz["count"], {}, mark(manifest)).all():
+        _, recorded = records.summary(folder, npz["count"], mark(manifest))
+        if recorded != npz.get("pixels_sha256", recorded):
+            return f"{table} records other images than {folder / MANIFEST} has the pixels_sha256 of"
+    return ""
 
 
 def unmerged(manifest: dict) -> dict[int, int]:

@@ -52,6 +52,7 @@ class Task:
     batch_size: int  # of a block
     labels: str  # as `--labels`, without names
     done: np.ndarray  # (N,) bool
+    mark: int = 0  # of its records
 
     def to_json(self) -> str:
         bits = base64.b64encode(zlib.compress(np.packbits(self.done))).decode()
@@ -89,7 +90,8 @@ class Found:
         """What is to be done, once the size of a block is known."""
         shas = self.identity["checkpoint_sha256"], self.identity["vae_sha256"]
         batch_size = self.identity["per_proc_batch_size"]
-        return Task(self.folder, npz, session, token, *self.size, *shas, self.how, batch_size, self.identity["labels"], done)
+        labels, mark = self.identity["labels"], self.manifest and output.mark(self.manifest)
+        return Task(self.folder, npz, session, token, *self.size, *shas, self.how, batch_size, labels, done, mark or 0)
 
 
 def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
@@ -112,8 +114,10 @@ def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
         tell_of_siblings(folder, identity)
     done = np.zeros(config.num_fid_samples, dtype=bool)
     if manifest:
-        done = records.done(folder, config.num_fid_samples, output.unmerged(manifest))
-    disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png)
+        check_records(folder, manifest)
+        done = records.done(folder, config.num_fid_samples, output.unmerged(manifest), output.mark(manifest))
+    mark = output.mark(manifest) if manifest else 0
+    disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png, mark)
     found = Found(identity, folder, manifest, done, how, size, vae, names)
     if manifest is None:
         try_networks(config, group, found)  # so that networks that cannot be drawn from leave no folder
@@ -155,7 +159,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     except OSError as error:
         raise disk.explained(error, folder) from error
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
-    return found.task(npz, len(manifest["sessions"]), held.token, done), held
+    return replace(found, manifest=manifest).task(npz, len(manifest["sessions"]), held.token, done), held
 
 
 def try_networks(config: SamplingConfig, group: Group, found: Found) -> Drawer:
@@ -274,6 +278,12 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         )
 
 
+def check_records(folder: Path, manifest: dict) -> None:
+    """Raises UserError if the records in the folder are of another run than its manifest."""
+    if reason := output.mixed_up(folder, manifest):
+        raise UserError(f"{reason}; put back the files of one run, or choose another --run-name or --sample-dir")
+
+
 def check_places(folder: Path) -> None:
     """Raises UserError if there is a link, a folder or the like in the place of a file that a run writes, but for its images."""
     npz, inside = archive.npz_path(folder), (output.MANIFEST, output.ONLINE, output.ENDED, output.RESERVE, LOCK)
@@ -313,14 +323,16 @@ def tell_of_siblings(folder: Path, identity: dict) -> None:
 def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, np.ndarray]:
     """The folder's manifest, new or continued, and which images are done. For who holds the lock."""
     check_kind(folder, output.MANIFEST)  # another run may have been here since
-    manifest = output.read_manifest(folder) or {"format": output.MANIFEST_FORMAT, "sessions": [], "merged": 0, "npz": None}
+    manifest = output.read_manifest(folder) or output.new_manifest()
     if manifest["sessions"]:
         check_folder(folder, manifest, config, identity)  # another run may have been here since
         conclude(folder, manifest)
-    records.merge(folder, output.unmerged(manifest), config.num_fid_samples)
     manifest |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
+    check_records(folder, manifest)
+    mark = output.mark(manifest)
+    records.merge(folder, output.unmerged(manifest), config.num_fid_samples, mark)
     manifest["merged"] = len(manifest["sessions"])
-    return manifest, records.done(folder, config.num_fid_samples, {})
+    return manifest, records.done(folder, config.num_fid_samples, {}, mark)
 
 
 def conclude(folder: Path, manifest: dict) -> None:

@@ -42,7 +42,7 @@ def status(folder: Path) -> Status:
     folder = as_named(folder)
     manifest = require_manifest(folder)
     count, sessions = manifest["num_fid_samples"], manifest["sessions"]
-    images = int(records.done(folder, count, output.unmerged(manifest)).sum())
+    images = int(records.done(folder, count, output.unmerged(manifest), output.mark(manifest)).sum())
     state, reason = judge(folder, manifest, images)
     return Status(str(folder), state, images, count, len(sessions), reason)
 
@@ -52,6 +52,8 @@ def judge(folder: Path, manifest: dict, images: int) -> tuple[str, str]:
     holder, ended, path = lock.read(folder / lock.LOCK), output.read_ended(folder), archive.npz_path(folder)
     if holder and holder["scope"] == own_process()["scope"] and is_running(holder):
         return "running", f"process {holder['pid']} on {holder['host']} is at it"
+    if reason := output.mixed_up(folder, manifest):
+        return "failed", f"{reason}; put back the files of one run"
     npz, all_drawn = manifest["npz"], images == manifest["num_fid_samples"]
     finished = not ended and bool(manifest["sessions"]) and "finished" in manifest["sessions"][-1]
     is_whole = npz and npz["count"] == images and path.is_file() and path.stat().st_size == npz["bytes"]
@@ -86,7 +88,10 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
     folder = as_named(folder)
     manifest = require_manifest(folder)
     count, size, session = manifest["num_fid_samples"], manifest["identity"]["image_size"], output.unmerged(manifest)
-    rows = records.latest(folder, count, session)
+    mark = output.mark(manifest)
+    done, crcs = records.done(folder, count, session, mark), np.zeros(count, np.uint32)
+    if reason := output.mixed_up(folder, manifest):
+        yield reason
     whole = archive.npz_path(folder)
     path = next((path for path in (whole, archive.part_path(folder)) if path.is_file()), None)
     if path is None:
@@ -94,20 +99,27 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
         yield f"{whole} is not there" if reason == NO_FILE else f"{whole}: {reason}"
     with open_regular(path) if path else open(os.devnull, "rb") as npz:
         copies = integrity.Copies(folder, npz.fileno(), size)
-        for start in range(0, count, STEP):
-            some = rows[start : start + STEP]
-            for offset, wrong in integrity.verify(copies, some[some["check"] != 0], path is not None):
-                yield f"{output.png_path(folder, offset)}: {wrong}"
-            on_checked(len(some))
-    if path == whole and manifest["npz"] and not archive.has_frame(whole, expected_frame(manifest, rows)):
+        for first in range(0, count, records.CHUNK):
+            last = min(first + records.CHUNK, count)
+            if not done[first:last].any():
+                on_checked(last - first)
+                continue
+            rows = records.latest(folder, count, session, mark, range(first, last))
+            crcs[first:last] = rows["pixels_crc"]
+            for start in range(0, len(rows), STEP):
+                some = rows[start : start + STEP]
+                for offset, wrong in integrity.verify(copies, some[some["check"] != 0], path is not None):
+                    yield f"{output.png_path(folder, offset)}: {wrong}"
+                on_checked(len(some))
+    if path == whole and manifest["npz"] and done.all() and not archive.has_frame(whole, expected_frame(manifest, crcs)):
         yield f"{whole}: its headers or labels are damaged"
 
 
-def expected_frame(manifest: dict, rows: np.ndarray) -> tuple[bytes, bytes]:
-    """What stands around the pixels in the npz."""
+def expected_frame(manifest: dict, crcs: np.ndarray) -> tuple[bytes, bytes]:
+    """What stands around the pixels in the npz, by the CRC-32 of each image's."""
     identity = manifest["identity"]
-    labels = plan.labels(identity["labels"], identity["num_classes"], identity["global_seed"], 0, len(rows))
-    return archive.frame(labels, identity["image_size"], rows["pixels_crc"])
+    labels = plan.labels(identity["labels"], identity["num_classes"], identity["global_seed"], 0, len(crcs))
+    return archive.frame(labels, identity["image_size"], crcs)
 
 
 def as_named(folder: Path) -> Path:

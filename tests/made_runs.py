@@ -11,12 +11,15 @@ from sampling.config import fingerprint
 IDENTITY = {"image_size": 8, "num_classes": 10, "global_seed": 0, "labels": "random", "per_proc_batch_size": 4, "cfg_scale": 1.5}
 
 
-def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, **identity) -> Path:
-    """The folder of a run whose pixels hang on its seed."""
+def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, marked: bool = True, **identity) -> Path:
+    """The folder of a run whose pixels hang on its seed; its records bear no mark if it is of before there were marks."""
     (folder := parent / name).mkdir(parents=True)
     identity = IDENTITY | {"global_seed": seed} | identity
     size, pixels = identity["image_size"], np.random.default_rng(seed)
-    manifest = {"format": output.MANIFEST_FORMAT, "fingerprint": fingerprint(identity), "identity": identity}
+    manifest = output.new_manifest() | {"fingerprint": fingerprint(identity), "identity": identity}
+    if not marked:
+        del manifest["records_format"]
+    mark = output.mark(manifest)
     rows = []
     with open(archive.part_path(folder), "wb") as npz:
         for index in range(count):
@@ -25,9 +28,9 @@ def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, **i
             output.png_path(folder, index).write_bytes(png)
             archive.write_pixels(npz.fileno(), index, image.tobytes(), size)
             rows.append(records.row(index, image.tobytes(), zlib.crc32(image.tobytes()), (zlib.crc32(png), len(png))))
-    records.Recorder(folder, 1, 0).add(np.concatenate(rows))
-    records.merge(folder, {1: 1})
-    crcs, pixels_sha256 = records.summary(folder, count)
+    records.Recorder(folder, 1, 0, mark).add(np.concatenate(rows))
+    records.merge(folder, {1: 1}, count, mark)
+    crcs, pixels_sha256 = records.summary(folder, count, mark)
     labels = plan.labels(identity["labels"], identity["num_classes"], seed, 0, count)
     whole = archive.npz_path(folder)
     archive.complete(archive.part_path(folder), whole, archive.frame(labels, size, crcs))
