@@ -4,13 +4,15 @@ A mapping of another order or count than the training's gives every image the wr
 mappings are known they must be equal, and its hash is recorded with the run.
 """
 
+import ast
 import functools
 import hashlib
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -22,7 +24,14 @@ IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "cla
 IMAGENET_CLASSES = 1000
 GUESSED = "ImageNet"  # the source of names that nobody gave, for a thousand classes
 FORMS = 'expected {"name": index}, {"0": "name"}, {"0": ["synset", "name"]} or a list of names'
+TWINS = (("crane", 134), ("maillot", 639), ("missile", 744))  # names that WordNet gives these classes of ImageNet beside others
+NEARLY_ALL = 950  # of ImageNet's classes: where a class has several names, some are lost among their twins
+SYNSET = re.compile(r"n[0-9]+")
+# Lines of lists that are known: a synset, perhaps an index, perhaps names; or an index and a name.
+OF_SYNSETS = re.compile(r"(?P<synset>n[0-9]{8})(?:[\s,]+(?P<index>[0-9]{1,9}))?(?:[\s,]+(?P<name>.+))?")
+OF_INDICES = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<name>.+)")
 LARGEST_FILE = 1 << 24  # bytes; a hundred times ImageNet's
+LARGEST_PRINTED = 1 << 20  # characters of a dictionary of Python's
 LONGEST_NAME = 200  # characters
 
 
@@ -31,20 +40,23 @@ class ClassNames:
     """A name for each class, by index; no two are equal.
 
     `aliases` are second names, all or none: WordNet's synsets for ImageNet. `source` says in a few words where it was found.
+    `others` are further names, each with an index, of which a name may have several.
     """
 
     names: tuple[str, ...]
     source: str
     aliases: tuple[str, ...] = ()
+    others: tuple[tuple[str, int], ...] = ()
 
     @property
     def sha256(self) -> str:
         return names_sha256(self.names)
 
-    def index(self, name: str) -> int | None:
-        """The class that is called so, by its name or else its alias."""
+    def indices(self, name: str) -> list[int]:
+        """The classes that are called so, ascending; several where a name, in WordNet too, is not one class's only."""
         name = unicodedata.normalize("NFC", name)
-        return next((known.index(name) for known in (self.names, self.aliases) if name in known), None)
+        known = (*zip(self.names, range(len(self.names)), strict=True), *self.others)
+        return [self.aliases.index(name)] if name in self.aliases else sorted({index for own, index in known if own == name})
 
     def recorded(self) -> dict[str, str | int | list[str]]:
         """As it stands in a manifest."""
@@ -68,16 +80,18 @@ def difference(there: Sequence[str], here: Sequence[str]) -> str:
 def imagenet() -> ClassNames:
     """ImageNet's 1,000 classes in the order of its training folder."""
     pairs = json.loads(IMAGENET.read_text(encoding="utf-8")).values()
-    return ClassNames(tuple(name for _, name in pairs), GUESSED, tuple(synset for synset, _ in pairs))
+    return ClassNames(tuple(name for _, name in pairs), GUESSED, tuple(synset for synset, _ in pairs), TWINS)
 
 
 def read(path: Path, source: str) -> ClassNames:
-    """Names from a training folder, a JSON file of one of `FORMS`, or a text file of a name a line.
+    """Names from a training folder, a JSON file of one of `FORMS`, or a text file of a name a line, of a synset or an index
+    before it, or of a dictionary or list as Python prints it. Of several names of a class the first is its name.
 
     A folder's classes are its subfolders in sorted order, whatever they hold, as torchvision's ImageFolder counts them.
 
     Raises:
-        UserError: if it cannot be read, or is not a gapless mapping of different names.
+        UserError: if it cannot be read, is not a gapless mapping of different names, or has ImageNet's classes in another order
+            than its training.
     """
     try:
         if path.is_dir():
@@ -90,7 +104,7 @@ def read(path: Path, source: str) -> ClassNames:
         text = read_text(path, LARGEST_FILE, "utf-8-sig")
         if path.suffix.lower() == ".json":
             return _from_mapping(_decoded(text), source)
-        return _build([line.strip() for line in text.rstrip().splitlines()], source, "is empty")
+        return _from_text(text, source)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     except UnicodeDecodeError as error:
@@ -104,12 +118,12 @@ def from_mapping(content: object, source: str) -> ClassNames:
     """Names from one of `FORMS`, already decoded.
 
     Raises:
-        UserError: if it is none, or has gaps or twins.
+        UserError: if it is none, or has gaps or twins. ImageNet's classes may be in any order: it is the training's own.
     """
     try:
         if isinstance(content, str):  # a safetensors file holds nothing but text beside its tensors
             content = _decoded(content)
-        return _from_mapping(content, source)
+        return _from_mapping(content, source, any_order=True)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -133,19 +147,91 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def _from_mapping(content: object, source: str) -> ClassNames:
+def _from_text(text: str, source: str) -> ClassNames:
+    """Names from a text file: a name a line, or one of the forms in which lists and dictionaries come."""
+    whole, lines = text.strip(), [line.strip() for line in text.rstrip().splitlines()]
+    if whole[:1] + whole[-1:] in ("{}", "[]") and (printed := _printed(whole)) is not None:
+        return _from_mapping(printed, source)
+    for form in (OF_SYNSETS, OF_INDICES):
+        found = [match.groupdict() for line in lines if (match := form.fullmatch(line))]
+        if not lines or len(found) < len(lines):
+            continue
+        indices = [one["index"] and int(one["index"]) for one in found]
+        if form is OF_SYNSETS or sorted(indices) in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+            if None not in indices:
+                found = [one for _, one in sorted(zip(indices, found, strict=True), key=lambda pair: pair[0])]
+            rows = [(one.get("synset"), one["name"]) for one in found]
+            return _build([[synset, name] if synset and name else name or synset for synset, name in rows], source)
+    return _build(lines, source)
+
+
+def _printed(text: str) -> object | None:
+    """A dictionary or list as JSON or Python writes it, with keys as JSON has them; None if it is neither."""
+    try:
+        found = json.loads(text, object_pairs_hook=_without_twins)
+    except (RecursionError, json.JSONDecodeError):
+        try:
+            found = ast.literal_eval(text) if len(text) <= LARGEST_PRINTED else None
+        except (RecursionError, MemoryError, SyntaxError, ValueError, TypeError):
+            return None
+    return {str(key) if type(key) is int else key: value for key, value in found.items()} if isinstance(found, dict) else found
+
+
+def _from_mapping(content: object, source: str, any_order: bool = False) -> ClassNames:
+    """Names from decoded content; `any_order` is whether ImageNet's classes may have other indices than in its training."""
     if isinstance(content, list):
-        return _build(content, source, "is empty")
+        return _build(content, source, any_order=any_order)
     if not isinstance(content, dict):
         raise ValueError(f"is {type(content).__name__}; {FORMS}")
     if not content:
         raise ValueError("is empty")
     if all(type(value) is int for value in content.values()):
-        return _build(_in_order([(index, name) for name, index in content.items()]), source)
+        named: dict[int, list[object]] = {}
+        for name, index in content.items():
+            named.setdefault(index, []).append(name)
+        if (known := _as_imagenet(named, source, any_order)) is not None:
+            return known
+        names = [several if len(several) > 1 else several[0] for several in _in_order(list(named.items()))]
+        if any(isinstance(one, list) for one in names):
+            names = [one if isinstance(one, list) else [one] for one in names]
+        return _build(names, source, any_order=True)
     if all(isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) for key in content):
-        return _build(_in_order([(int(key), value) for key, value in content.items()]), source)
+        return _build(_in_order([(int(key), value) for key, value in content.items()]), source, any_order=any_order)
     key, value = next((key, value) for key, value in content.items() if type(value) is not int)
     raise ValueError(f"maps {quoted(key)} to {quoted(value)}; {FORMS}")
+
+
+def _as_imagenet(named: Mapping[int, Sequence[object]], source: str, any_order: bool = False) -> ClassNames | None:
+    """ImageNet's classes, if these are names or synsets of theirs by index, some lost where two classes share one; else None.
+
+    Raises:
+        ValueError: if they are in another order than in the training, unless that is allowed.
+    """
+    if not (NEARLY_ALL <= len(named) <= IMAGENET_CLASSES and set(named) <= set(range(IMAGENET_CLASSES))):
+        return None
+    known, there, moved = imagenet(), 0, []
+    places = {spelt(name): index for names in (known.names, known.aliases) for index, name in enumerate(names)}
+    others = []
+    for index, names in named.items():
+        parts = [part for name in names if isinstance(name, str) for part in (name, *name.split(", "))]
+        found = {places[spelt(part)] for part in parts if spelt(part) in places}
+        others += [(unicodedata.normalize("NFC", part), index) for part in parts]
+        there += index in found
+        moved += [(index, parts[0], min(found))] if found and index not in found else []
+    if there + len(moved) < IMAGENET_CLASSES / 2 or (any_order and len(moved) > there / 20):
+        return None
+    if len(moved) > there / 20:
+        index, name, place = min(moved)
+        raise _other_order(index, name, place)
+    return ClassNames(known.names, source, known.aliases, tuple(dict.fromkeys((*TWINS, *others))))
+
+
+def _other_order(index: int, name: str, place: int) -> ValueError:
+    """What to say of the first class that has another index than in the training."""
+    return ValueError(
+        f"index {index} is {quoted(name)}, which has index {place} in ImageNet's training, whose classes are the sorted synsets; "
+        "give a list in that order (a network that was trained in another one has its own as class_to_idx in the checkpoint)"
+    )
 
 
 def _in_order(entries: list[tuple[int, object]]) -> list[object]:
@@ -158,18 +244,45 @@ def _in_order(entries: list[tuple[int, object]]) -> list[object]:
     return [value for _, value in sorted(entries, key=lambda entry: entry[0])]
 
 
-def _build(entries: list[object], source: str, if_empty: str = "is empty") -> ClassNames:
-    """The mapping of entries in order of index, each a name, or a synset and a name."""
+def _build(entries: list[object], source: str, if_empty: str = "is empty", any_order: bool = False) -> ClassNames:
+    """The mapping of entries in order of index, each a name, or a synset and a name, or several names."""
     if not entries:
         raise ValueError(if_empty)
+    entries = [list(entry) if isinstance(entry, tuple) else entry for entry in entries]
+    several = [entry if isinstance(entry, list) else [entry] for entry in entries]
+    if (known := _as_imagenet(dict(enumerate(several)), source, any_order)) is not None:
+        return known
     aliases: tuple[str, ...] = ()
-    if all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
+    others: list[tuple[str, int]] = []
+    if all(isinstance(entry, list) and len(entry) == 2 and SYNSET.match(str(entry[0])) for entry in entries):
         aliases = _checked([alias for alias, _ in entries])
         entries = [name for _, name in entries]
+        twins = {name for name, count in Counter(map(str, entries)).items() if count > 1}
+        others = [(name, index) for index, name in enumerate(entries) if str(name) in twins]
+        entries = [f"{name} ({aliases[index]})" if str(name) in twins else name for index, name in enumerate(entries)]
+    elif all(isinstance(entry, list) and entry and all(isinstance(name, str) for name in entry) for entry in entries):
+        others = [(unicodedata.normalize("NFC", name), index) for index, names in enumerate(entries) for name in names[1:]]
+        entries = [names[0] for names in entries]
     names = _checked(entries)
-    if len(names) == IMAGENET_CLASSES and names in ((known := imagenet()).aliases, known.names):
-        return ClassNames(known.names, source, known.aliases)  # a folder of synsets means the same as their names
-    return ClassNames(names, source, aliases)
+    if not any_order:
+        _check_synsets(aliases or names)
+    return ClassNames(names, source, aliases, tuple(others))
+
+
+def _check_synsets(names: Sequence[str]) -> None:
+    """Raises ValueError if all are synsets of some of ImageNet's classes and not sorted, as folders of a training are."""
+    known = imagenet().aliases
+    if all(name in known for name in names) and list(names) != sorted(names):
+        index, name = next((index, name) for index, name in enumerate(names) if name != sorted(names)[index])
+        raise ValueError(
+            f"index {index} is {quoted(name)}, but a training folder of these synsets numbers them sorted, where it has index "
+            f"{sorted(names).index(name)}; give a list in that order, or class_to_idx of the training as JSON"
+        )
+
+
+def spelt(name: str) -> str:
+    """A name in Unicode's composed form, as file systems differ in it, and with the spaces that folders have as underscores."""
+    return unicodedata.normalize("NFC", name).replace("_", " ")
 
 
 def _checked(names: list[object]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ after it, and what is in them may be shards and no classes. A distance between t
 """
 
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from distributed import printable
-from distributed.classes import IMAGENET_CLASSES, imagenet
+from distributed.classes import IMAGENET_CLASSES, imagenet, spelt
 
 MOST_CLASSES = 1 << 15  # of folders or in a file; more folders than that are no classes
 LONGEST = 255  # characters of a folder's name
@@ -117,7 +116,7 @@ def pair(labels: np.ndarray, names: Sequence[str], theirs: Numbering | None, ref
 def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
     """Their label by ours, of names that both sides have, each for one class. ImageNet's names stand for its synsets too."""
     known, first = imagenet(), _meanings(theirs)
-    meant = {_spelt(name): _spelt(synset) for name, synset in zip(known.names, known.aliases, strict=True)}
+    meant = {spelt(name): spelt(synset) for name, synset in zip(known.names, known.aliases, strict=True)}
     synsets = meant if tuple(ours) == known.names else {}
     return {
         label: first[called] for name, label in _meanings(ours).items() for called in (name, synsets.get(name)) if called in first
@@ -126,14 +125,9 @@ def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
 
 def _meanings(names: Sequence[str]) -> dict[str, int]:
     """The label of each name and, of several in one, of each of them, as far as it is one class's only."""
-    spelt = [{_spelt(part) for part in (name, *name.split(", "))} for name in names]
+    spelt = [{spelt(part) for part in (name, *name.split(", "))} for name in names]
     often = Counter(part for parts in spelt for part in parts)
     return {part: label for label, parts in enumerate(spelt) for part in parts if often[part] == 1}
-
-
-def _spelt(name: str) -> str:
-    """In Unicode's composed form, as file systems differ in it, and with the spaces that folders have as underscores."""
-    return unicodedata.normalize("NFC", name).replace("_", " ")
 
 
 def _by_number(folders: Sequence[str]) -> dict[int, int]:

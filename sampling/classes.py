@@ -78,9 +78,15 @@ def _numbered(part: str, classes: ClassNames | None) -> str:
     if classes is None:
         raise UserError(f"{said} nor a name, for no class names are known; give them with --class-names")
     name = text.replace("\\,", ",")
-    if (index := classes.index(name)) is None:
+    if not (indices := classes.indices(name)):
         raise UserError(f"{said} nor one of the {len(classes.names):,} names of {classes.source}{_closest(name, classes)}")
-    return part.replace(text, str(index))
+    if len(indices) > 1:
+        called = [
+            f"{index} ({', '.join(known[index] for known in (classes.names, classes.aliases) if known)})" for index in indices
+        ]
+        remedy = "give the number or the synset" if classes.aliases else "give the number"
+        raise UserError(f"--labels {quoted(text)} is a name of several classes, {' and '.join(called)}; {remedy}")
+    return part.replace(text, str(indices[0]))
 
 
 def _closest(name: str, classes: ClassNames) -> str:

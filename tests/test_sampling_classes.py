@@ -46,7 +46,7 @@ def test_every_form_of_a_file_gives_the_same_mapping(name, content, tmp_path):
     found = read(write(tmp_path / name, content), "x")
     assert found.names == PETS
     assert found.sha256 == ClassNames(PETS, "elsewhere").sha256
-    assert found.index("n2") == (1 if "n2" in content else None)
+    assert found.indices("n2") == ([1] if "n2" in content else [])
 
 
 def test_the_hash_is_that_of_the_canonical_list():
@@ -58,7 +58,6 @@ DAMAGED = [
     ("a.json", '{"a": 0, "b": 2}', "index 1 is missing, before 2"),
     ("a.json", '{"a": 1, "b": 2}', "index 0 is missing, before 1"),
     ("a.json", '{"a": -1, "b": 0}', "index -1"),
-    ("a.json", '{"a": 0, "b": 0}', "index 0 stands there twice"),
     ("a.json", '{"a": 0, "a": 1}', "'a' stands there twice"),
     ("a.json", '{"0": "a", "00": "b"}', "index 0 stands there twice"),
     ("a.json", '{"0": "a", "1": "a"}', "'a' is the name of both 0 and 1"),
@@ -122,7 +121,8 @@ def test_imagenets_classes_are_in_the_order_of_the_training_folder():
     facts |= {134: ("n02012849", "crane bird"), 517: ("n03126707", "crane"), 638: ("n03710637", "maillot")}
     for index, (synset, name) in facts.items():
         assert (known.aliases[index], known.names[index]) == (synset, name)
-        assert known.index(synset) == known.index(name) == index
+        assert known.indices(synset) == [index]
+        assert index in known.indices(name)
 
 
 def test_a_folder_of_synsets_is_imagenet(tmp_path):
@@ -130,9 +130,104 @@ def test_a_folder_of_synsets_is_imagenet(tmp_path):
         (tmp_path / synset).mkdir()
     found = read(tmp_path, "x")
     assert (found.names, found.sha256, found.source) == (imagenet().names, imagenet().sha256, "x")
-    assert found.index("n01440764") == 0
+    assert found.indices("n01440764") == [0]
     (tmp_path / "n00000001").mkdir()
     assert read(tmp_path, "x").names[:2] == ("n00000001", "n01440764")
+
+
+def in_other_order(form):
+    """ImageNet's classes as lists have them, sorted by something else than their synsets."""
+    known = imagenet()
+    order = sorted(range(1000), key=lambda index: known.names[index])
+    return "\n".join(form(place, known.aliases[index], known.names[index]) for place, index in enumerate(order))
+
+
+OTHER_ORDERS = {
+    "map_clsloc.txt": lambda place, synset, name: f"{synset} {place + 1} {name.replace(' ', '_')}",
+    "synsets.txt": lambda _, synset, __: synset,
+    "synset_words.txt": lambda _, synset, name: f"{synset} {name}, or so",
+    "names.txt": lambda _, __, name: name,
+    "indices.txt": lambda place, _, name: f"{place}: {name}",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ORDERS)
+def test_imagenets_classes_in_another_order_are_refused(name, tmp_path):
+    path = write(tmp_path / name, in_other_order(OTHER_ORDERS[name]))
+    with pytest.raises(UserError, match=r"index 0 is '.*', which has index [1-9][0-9]* in ImageNet's training") as refused:
+        read(path, f"--class-names {path}")
+    assert "\n" not in str(refused.value)
+    known = json.dumps({synset: 999 - index for index, synset in enumerate(imagenet().aliases)})
+    with pytest.raises(UserError, match="index 0 is 'n15075141', which has index 999"):
+        read(write(tmp_path / "a.json", known), "x")
+    assert find(None, tmp_path / "m.pt", known, 1000).names[0] == "n15075141"  # the checkpoint's own is the training's
+
+
+TWINS = ["crane" if name == "crane bird" else name.removesuffix(" tank suit") for name in imagenet().names]
+TORCHVISIONS = {name: index for index, names in enumerate(TWINS) for name in (names, *(["Tinca tinca"] if not index else []))}
+IN_ORDER = {
+    "synset_words.txt": "\n".join(f"{synset} {name}, or so" for synset, name in zip(imagenet().aliases, TWINS, strict=True)),
+    "map_clsloc.txt": "\n".join(f"{synset} {index + 1} x" for index, synset in reversed([*enumerate(imagenet().aliases)])),
+    "dict.txt": str({index: f"{name}, or so" for index, name in enumerate(TWINS)}).replace("', ", "',\n "),
+    "names.txt": "\n".join(TWINS),
+    "class_to_idx.json": json.dumps(TORCHVISIONS),
+    "imagenet_class_index.json": json.dumps(dict(enumerate(zip(imagenet().aliases, TWINS, strict=True)))),
+    "tuples.txt": str([(name, "or so") for name in TWINS]),
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_imagenets_classes_are_known_in_every_form_with_their_twins(name, tmp_path):
+    """torchvision's class_to_idx has several names an index, and lost the first of two classes of one name."""
+    assert len(set(TWINS)) == len(set(TORCHVISIONS.values())) == 998
+    found = read(write(tmp_path / name, IN_ORDER[name]), "x")
+    assert (found.names, found.aliases, found.source) == (imagenet().names, imagenet().aliases, "x")
+    assert numbered("tench,n02012849,crane bird", found) == "0,134,134"
+    assert name != "class_to_idx.json" or numbered("Tinca tinca", found) == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("a.txt", "{0: 'beagle', 1: 'golden retriever', 2: 'pug'}", PETS),
+        ("a.txt", "['beagle',\n 'golden retriever',\n 'pug']", PETS),
+        ("a.txt", '{"pug": 2, "beagle": 0, "golden retriever": 1}', PETS),
+        ("a.txt", "3 pug\n1 beagle\n2 golden retriever", PETS),
+        ("a.txt", "0: beagle\n1: golden retriever\n2: pug", PETS),
+        ("a.txt", "7 beagle\n1 pug", ("7 beagle", "1 pug")),  # numbers that are no indices
+        ("a.txt", "[beagle]\n[pug]", ("[beagle]", "[pug]")),
+        ("a.txt", "n02088364 beagle\nn02110958 pug", ("beagle", "pug")),
+        ("a.json", '{"beagle": 0, "hound": 0, "pug": 1}', ("beagle", "pug")),
+        ("a.json", '[["beagle", "hound"], ["pug"]]', ("beagle", "pug")),
+        ("a.json", '{"0": ["n02012849", "crane"], "1": ["n03126707", "crane"]}', ("crane (n02012849)", "crane (n03126707)")),
+        ("a.json", '{"n02110958": 0, "n02088364": 1}', ("n02110958", "n02088364")),  # said to be the training's order
+    ],
+)
+def test_other_forms_give_the_first_name_of_each_class(name, content, names, tmp_path):
+    found = read(write(tmp_path / name, content), "x")
+    assert found.names == names
+    assert "hound" not in content or found.indices("hound") == [0]
+
+
+def test_synsets_of_some_classes_are_sorted(tmp_path):
+    with pytest.raises(UserError, match=r"index 0 is 'n02110958', but .* numbers them sorted, where it has index 1"):
+        read(write(tmp_path / "a.txt", "n02110958\nn02088364"), "x")
+
+
+def test_a_name_of_several_classes_is_not_chosen_from(tmp_path):
+    said = r"'crane' is a name of several classes, 134 \(crane bird, n02012849\) and 517 \(crane, n03126707\); give the number or"
+    with pytest.raises(UserError, match=said):
+        numbered("3,crane", imagenet())
+    twins = read(write(tmp_path / "a.json", '{"0": ["n02012849", "crane"], "1": ["n03126707", "crane"]}'), "x")
+    with pytest.raises(UserError, match=r"'crane' is a name of several classes, 0 \(crane \(n02012849\), n02012849\) and 1 "):
+        numbered("crane", twins)
+    assert numbered("n03126707", twins) == "1"
+
+
+@pytest.mark.parametrize("content", ["{" * 200_000 + "}", "[" + "-" * 200_000 + "1]", "{0: " + "(" * 90_000 + ")" * 90_000 + "}"])
+def test_what_only_begins_like_a_dictionary_is_one_sentence(content, tmp_path):
+    with pytest.raises(UserError, match="characters, more than"):
+        read(write(tmp_path / "a.txt", content), "x")
 
 
 def test_which_names_hold(tmp_path):
