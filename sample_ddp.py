@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import distributed
 from distributed import Group, Parser, UserError
-from sampling.config import AUTO, PRESETS, SamplingConfig
+from sampling.config import AUTO, PRESETS, PUBLISHED, SamplingConfig
 from sampling.config_file import given_options
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    default = {field.name: field.default for field in fields(SamplingConfig) if field.default is not MISSING}
+    default = {field.name: field.default for field in fields(SamplingConfig) if field.default is not MISSING} | PUBLISHED
     add_what(parser.add_argument_group("what is sampled"), default)
     add_how(parser.add_argument_group("how"), default)
     add_speed(parser.add_argument_group("how fast"))
@@ -54,7 +54,10 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
         choices=PRESETS,
         help="digits: the embedded model with its VAE, classes and settings; dit-xl-2-256, -512: as DiT's published numbers",
     )
-    what.add_argument("--model", help=f"{sizes} with /2, /4 or /8 (default {default['model']})")
+    what.add_argument(
+        "--model",
+        help=f"{sizes} with /2, /4 or /8 (default: what --ckpt says; without it {default['model']})",
+    )
     what.add_argument(
         "--ckpt",
         type=Path,
@@ -72,9 +75,13 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
         "--vae",
         help=f"ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny) or a hub id (default {default['vae']})",
     )
-    what.add_argument("--image-size", type=int, help=f"pixels (default {default['image_size']})")
     what.add_argument(
-        "--num-classes", type=int, help=f"classes; the null label is this number (default {default['num_classes']})"
+        "--image-size", type=int, help=f"pixels (default: what --ckpt and --vae say; without --ckpt {default['image_size']})"
+    )
+    what.add_argument(
+        "--num-classes",
+        type=int,
+        help=f"classes; the null label is this number (default: what --ckpt says; without it {default['num_classes']})",
     )
     what.add_argument(
         "--class-names",
@@ -287,6 +294,8 @@ def main() -> None:
         numerics.ready_torch()  # before an evaluation makes tensors
         with distributed.init(options.device) as group:
             engine.check_given(config, group)
+            if config.untold():
+                config = engine.fetch(config, group)
             if options.evaluate_online:
                 return evaluate_online(config, options, group)
             evaluation = prepare_evaluation(config, options, group) if options.ref is not None else None

@@ -248,7 +248,7 @@ def _without_weights(state: State, model: str, **options: int | str) -> DiT:
 
 
 def check_shape(state: State, path: Path, expected: dict[str, str | int]) -> None:
-    """Holds what `describe` says of the weights against some of it, `num_classes` among them.
+    """Holds what `describe` says of the weights against some of it.
 
     Raises:
         UserError: naming the file, what was expected and what was found.
@@ -258,8 +258,14 @@ def check_shape(state: State, path: Path, expected: dict[str, str | int]) -> Non
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
         seen = ", ".join(f"{name} {found[name]}" for name in wrong)
         remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
-        no_null = _without_null_label(found["num_classes"] + 1, expected["num_classes"])
+        no_null = _without_null_label(found["num_classes"] + 1, expected.get("num_classes"))
         raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
+
+
+def require_known(found: dict[str, str | int], path: Path) -> None:
+    """Raises UserError if the network that `describe` found in `path` has no size of ours."""
+    if found["model"] not in DiT_models:
+        raise UserError(f"{path} is a {found['model']}, and there are only {', '.join(DiT_models)}")
 
 
 def require_network(state: State, path: Path, network: str) -> None:
@@ -271,7 +277,7 @@ def require_network(state: State, path: Path, network: str) -> None:
         )
 
 
-def _without_null_label(rows: int, num_classes: int) -> str:
+def _without_null_label(rows: int, num_classes: int | None) -> str:
     """What to add where a label table has exactly one row a class."""
     if rows != num_classes:
         return ""

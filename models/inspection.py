@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
 
-USUAL_VAE = "ema"
+USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
 PROBED = {True: "DiT, as it predicts noise", False: "none that was trained to predict noise, though its keys are a DiT's"}
 WEIGHTS = {  # of `Checkpoint.kind`
     "ema": "ema",
@@ -102,8 +102,9 @@ def inspect_checkpoint(path: Path, probed: bool) -> dict[str, str | int | bool |
     told, refused = {}, why_not(found, path, shape, vae)
     if probed and not refused:
         told, refused = ask(path, shape, "diffusers" if has_own_embedders(found.state) else "official")
-    options = {"model": shape["model"], "ckpt": path, "image-size": size, "num-classes": shape["num_classes"]}
-    options["vae"] = beside if vae else USUAL_VAE
+    options = {"ckpt": path} | ({"vae": beside} if vae else {})  # the rest is in the file
+    if vae and vae.latent_channels < USUAL_GUIDED:
+        options["cfg-channels"] = vae.latent_channels
     if is_theirs := has_own_embedders(found.state):
         options["network"] = "diffusers"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -143,12 +144,10 @@ def folder_beside(path: Path) -> Path:
 def why_not(found: "Checkpoint", path: Path, shape: dict, vae: "VaeFiles | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
     from models import autoencoder, checkpoint
-    from models.dit import DiT_models
 
     try:
         checkpoint.require_dit(found, path)
-        if shape["model"] not in DiT_models:
-            return f"{path} is a {shape['model']}, and there are only {', '.join(DiT_models)}"
+        checkpoint.require_known(shape, path)
         channels, name = (vae.latent_channels, str(vae.folder)) if vae else (autoencoder.USUAL_CHANNELS, USUAL_VAE)
         autoencoder.require_channels(channels, shape["in_channels"], name, path)
         checkpoint.check(found.state, path, **shape)

@@ -36,7 +36,7 @@ def find(option: Path | None, ckpt: Path, embedded: object, num_classes: int) ->
         _check_equal(names, known[-1])
     if len(known[0].names) != num_classes:
         raise UserError(
-            f"{known[0].source}: names {len(known[0].names)} classes, but --num-classes is {num_classes}; "
+            f"{known[0].source}: names {len(known[0].names)} classes, but --num-classes is {num_classes}, as in {ckpt}; "
             "give the mapping that it was trained with, a name for each class"
         )
     return known[0]

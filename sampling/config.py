@@ -43,6 +43,9 @@ PRESETS = {
     },
 }
 
+# What is drawn where there is no checkpoint to say it: the published weights.
+PUBLISHED = {"model": "DiT-XL/2", "image_size": 256, "num_classes": 1000}
+
 # Beyond these a number is a slip of the hand, and would exhaust the memory before anything is drawn.
 LIMITS = {
     "num_fid_samples": 100_000_000,
@@ -60,19 +63,20 @@ LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
 class SamplingConfig:
     """One run: every choice that a sample depends on, and how many samples there are to be.
 
-    The fields are named after the options of `sample_ddp.py`, which documents them.
+    The fields are named after the options of `sample_ddp.py`, which documents them. Model, image size and number of classes are
+    None until the checkpoint is read, which says them, unless they were given; without a checkpoint they are those `PUBLISHED`.
     """
 
     ckpt: Path | None = None  # None: the published weights of this model
-    model: str = "DiT-XL/2"
+    model: str | None = None
     vae: str = "ema"
     sample_dir: Path = Path("samples")
     cache_dir: Path | None = None  # of what is downloaded
     run_name: str | None = None
     per_proc_batch_size: int = 32  # AUTO: the largest that fits
     num_fid_samples: int = 50_000
-    image_size: int = 256
-    num_classes: int = 1000
+    image_size: int | None = None
+    num_classes: int | None = None
     class_names: Path | None = None  # None: what the checkpoint says, or ImageNet's for 1,000
     cfg_scale: float = 1.5
     cfg_channels: int = 3
@@ -94,6 +98,14 @@ class SamplingConfig:
     cuda_tuning: bool = False
     probe: bool = True  # ask the network, once loaded, whether it predicts noise
 
+    def __post_init__(self) -> None:
+        for name in self.untold() if self.ckpt is None else ():
+            object.__setattr__(self, name, PUBLISHED[name])
+
+    def untold(self) -> list[str]:
+        """The fields that a checkpoint is still to say."""
+        return [name for name in PUBLISHED if getattr(self, name) is None]
+
     def check(self) -> None:
         """Everything that can be refused without opening a file.
 
@@ -102,7 +114,7 @@ class SamplingConfig:
         """
         for option in ("per_proc_batch_size", "num_fid_samples", "image_size", "num_classes", "cfg_channels"):
             value = getattr(self, option)
-            if option == "per_proc_batch_size" and value == AUTO:
+            if value is None or (option == "per_proc_batch_size" and value == AUTO):
                 continue
             if not 1 <= value <= LIMITS.get(option, value):
                 most = f" and at most {LIMITS[option]:,}" if option in LIMITS else ""
@@ -126,7 +138,7 @@ class SamplingConfig:
             not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html", ".part"))
         ):
             raise UserError(f"--run-name {name!r}: use up to 200 letters, digits, '.', '_', '+' and '-', and no file's ending")
-        if not has_names(self.labels):  # names need the checkpoint's files
+        if self.num_classes is not None and not has_names(self.labels):  # names need the checkpoint's files
             try:
                 parse_labels(self.labels, self.num_classes)
             except ValueError as error:

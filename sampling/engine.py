@@ -28,7 +28,7 @@ from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import LOCK, Lock, await_token, read
 from sampling.noise import check_stream
-from sampling.prepare import Task, check_options, events_path, prepare, read_events, remove_events
+from sampling.prepare import Task, check_options, events_path, prepare, read_events, remove_events, told
 
 IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "images",
@@ -314,21 +314,25 @@ def check_given(config: SamplingConfig, group: Group) -> None:
         catalogue.choose(config.model, config.image_size, config.num_classes)
     elif group.is_main and catalogue.is_path(config.ckpt):
         weights, _ = checkpoint.read_weights(config.ckpt)
-        checkpoint.check_shape(weights, config.ckpt, {"model": config.model, "num_classes": config.num_classes})
+        given = {"model": config.model, "num_classes": config.num_classes}
+        checkpoint.check_shape(weights, config.ckpt, {name: value for name, value in given.items() if value is not None})
     if group.is_main and config.class_names:
         read_names(config.class_names, f"--class-names {config.class_names}")
 
 
 def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
-    """The configuration with a local path as `ckpt`; it and the VAE are downloaded if need be, by rank 0 and then
-    by the first rank of each node that does not see them."""
+    """The configuration with a local path as `ckpt`, and with what that says where nothing was given; it and the VAE are
+    downloaded if need be, by rank 0 and then by the first rank of each node that does not see them."""
 
     def find() -> str:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
     check_given(config, group)
-    group.once_per_node("vae-files", lambda: str(find_vae(config)), main_first=True)
-    return replace(config, ckpt=Path(group.once_per_node("checkpoint", find, main_first=True)))
+    folder = Path(group.once_per_node("vae-files", lambda: str(find_vae(config)), main_first=True))
+    config = replace(config, ckpt=Path(group.once_per_node("checkpoint", find, main_first=True)))
+    if not config.untold():
+        return config
+    return replace(config, **json.loads(group.once(lambda: json.dumps(told(config, folder)))))
 
 
 def find_vae(config: SamplingConfig) -> Path:

@@ -185,12 +185,33 @@ def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
 def check_options(config: SamplingConfig) -> None:
     """Raises UserError for what no files could make right; to be called before any are fetched."""
     config.check()
-    if config.model not in DiT_models:
+    if config.model is not None and config.model not in DiT_models:
         raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
     try:
         spaced_timesteps(config.num_sampling_steps)
     except ValueError as error:
         raise UserError(f"--num-sampling-steps: {error}") from error
+
+
+def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
+    """Model, image size and number of classes, as the checkpoint says, whose latents the autoencoder in the folder `vae` decodes.
+
+    Raises:
+        UserError: if something else was given, or the rest of the configuration does not go with them.
+    """
+    weights, _ = checkpoint.read_weights(config.ckpt)
+    found = checkpoint.describe(weights, config.ckpt)
+    checkpoint.require_known(found, config.ckpt)
+    factor = autoencoder.reduction(autoencoder.read_config(vae))
+    size = found["input_size"] * factor
+    if config.image_size not in (None, size):
+        raise UserError(
+            f"--image-size {config.image_size}: {config.ckpt} is of {size}, with {found['input_size']} latent pixels of which "
+            f"--vae {config.vae} makes {factor} each; give --image-size {size}, or leave it out"
+        )
+    own = {"model": found["model"], "image_size": size, "num_classes": found["num_classes"]}
+    replace(config, **own).check()
+    return own
 
 
 def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
@@ -199,8 +220,11 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
-    if config.cfg_channels > vae.latent_channels:
-        raise UserError(f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {vae.latent_channels} latent channels")
+    if config.cfg_scale != 1.0 and config.cfg_channels > (channels := vae.latent_channels):
+        raise UserError(
+            f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {channels} latent channels; give --cfg-channels "
+            f"{channels}, which guides all, or fewer"
+        )
     wanted = checkpoint.describe(weights, config.ckpt)["in_channels"]
     autoencoder.require_channels(vae.latent_channels, wanted, config.vae, config.ckpt)
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels

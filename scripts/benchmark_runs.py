@@ -155,7 +155,7 @@ def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     from sampling.prepare import Task
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = SamplingConfig(Path("none"), image_size=TINY, num_fid_samples=count, per_proc_batch_size=BLOCK)
+    config = SamplingConfig(Path("none"), image_size=TINY, num_classes=1000, num_fid_samples=count, per_proc_batch_size=BLOCK)
     part = archive.part_path(folder)
     part.touch()
     os.truncate(part, archive.slot(count, TINY))

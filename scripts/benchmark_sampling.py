@@ -101,7 +101,8 @@ def make_vae() -> "AutoencoderKL":
 
 def arguments(work: Drawing, *options: str) -> list[str]:
     """Of sample_ddp.py."""
-    files = ["--ckpt", work.folder / "dit.safetensors", "--model", work.model, "--vae", work.folder / "vae"]
+    files = ["--ckpt", work.folder / "dit.safetensors", "--vae", work.folder / "vae"]
+    files += ["--model", work.model, "--image-size", work.image_size, "--num-classes", CLASSES]  # there may be no files yet
     sizes = ["--per-proc-batch-size", work.images, "--num-sampling-steps", work.steps]
     return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, "--no-probe", *options)]
 

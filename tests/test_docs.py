@@ -35,7 +35,6 @@ INSTEAD = {
     '"1.0 1.25 1.5" "0 1 2"': '"1.25" "0 1"',
     "--nnodes=4": "--nnodes=1",
     "node0:29500": "localhost:{port}",
-    "--model DiT-S/2": "--model DiT-XS/8",
     "/shared/fiducial": "{folder}/shared",
     "--image-size 256": "--image-size 64",
     "--protocol dino": "--protocol adm",
@@ -43,8 +42,7 @@ INSTEAD = {
 }
 MORE = {
     r"sample_ddp\.py|\.sbatch RUN|submit_sweep": SIZES,
-    r"--ckpt 0400000\.pt": "--image-size 64 --vae vae",
-    r"--ckpt DiT-XL": "--model DiT-XS/2 --image-size 64 --num-classes 10 --vae vae",
+    r"--ckpt (0400000\.pt|DiT-XL)": "--vae vae",
     r"evaluation ref|calc generated": "--extractor digits",
 }
 # As one node of one job; the real ones are in test_slurm.py.

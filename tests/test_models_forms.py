@@ -88,7 +88,7 @@ def test_another_network_or_autoencoder_draws_others(written, pixels, tmp_path, 
 
 
 def config(**changes):
-    return SamplingConfig(**{"ckpt": Path("DiT.pt"), "vae": "ema"} | changes)
+    return SamplingConfig(**{"ckpt": Path("DiT.pt"), "model": "DiT-XL/2", "vae": "ema"} | changes)
 
 
 def test_only_a_network_that_is_not_official_changes_a_runs_name():
