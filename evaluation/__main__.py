@@ -3,6 +3,7 @@
 python -m evaluation calc samples/RUN.npz --ref VIRTUAL_imagenet256_labeled.npz --json result.json --html report.html
 torchrun --nproc_per_node=8 -m evaluation calc samples/RUN.npz --ref adm-imagenet-256
 python -m evaluation calc samples/RUN.npz --ref digits --metrics fid,precision,recall
+python -m evaluation calc generated --ref train --image-size 256 --metrics fid
 python -m evaluation ref ImageNet/train --image-size 256 --out reference.npz
 python -m evaluation ref ImageNet/train --image-size 256 --extractor dinov2 --out dinov2.npz
 python -m evaluation calc samples/RUN.npz --ref dinov2.npz --protocol dino

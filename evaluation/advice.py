@@ -43,6 +43,15 @@ def advice_on(path: Path) -> str | None:
     return BY_ENDING.get(path.suffix.lower())
 
 
+def on_layout(shape: tuple[int, ...]) -> str:
+    """A sentence's end on how images of this shape become (N, H, W, 3); empty where that is not known."""
+    if len(shape) == 3:
+        return "; save numpy.stack([images] * 3, axis=3) of grey images"
+    if len(shape) == 4 and shape[1] == 3:
+        return "; save images.transpose(0, 2, 3, 1)"
+    return "; save images[..., :3]" if len(shape) == 4 and shape[3] == 4 else ""
+
+
 def on_missing(path: Path) -> str:
     """A sentence's end on what is there in the place of a missing npz; empty if that is nothing known."""
     part = path.with_name(f"{path.name}.part")

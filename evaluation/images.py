@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 
 from distributed import UserError, file_sha256, no_file, open_regular
-from evaluation.advice import advice_on, held_instead, in_words, on_missing
+from evaluation.advice import advice_on, held_instead, in_words, on_layout, on_missing
 from evaluation.image_files import (
     BEGINNING,
     CROPS,
@@ -282,7 +282,8 @@ def _open_zip(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
         raise UserError(f"{path} holds two files named {twice!r}")
     if not names:
         found = ", ".join(repr(name)[1:-1] for name in members[:5]) or "nothing"
-        raise UserError(f"{path} has no images: expected an array arr_0, or files ({READ}); found {found}")
+        remedy = "; numpy.savez('OUT.npz', images) calls them arr_0" if any(name.endswith(".npy") for name in members) else ""
+        raise UserError(f"{path} has no images: expected an array arr_0, or files ({READ}); found {found}{remedy}")
     where = f"{path}, {names[0]!r},"
     height, width, _ = read_image(member_file(archive, names[0], where), where, crop).shape
     return Images(path, len(names), height, width, names=names, crop=crop, not_read=in_words(not_read))
@@ -294,7 +295,7 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
         shape, dtype = read_header(member)
         room = info.file_size - member.tell()
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise UserError(f"{path}: arr_0 expected as uint8 (N, H, W, 3); found {dtype} {shape}")
+        raise UserError(f"{path}: arr_0 expected as uint8 (N, H, W, 3); found {dtype} {shape}{on_layout(shape)}")
     if shape[1] * shape[2] > MAX_PIXELS:
         raise UserError(f"{path}: its images are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels")
     if int(np.prod(shape, dtype=object)) != room:

@@ -241,6 +241,7 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "alike.npz", arr_0=scans()[:1].repeat(40, 0))
     np.savez(tmp_path / "three.npz", arr_0=scans()[:3])
     np.savez(tmp_path / "gray.npz", arr_0=scans()[..., 0])
+    np.savez(tmp_path / "first.npz", arr_0=scans().transpose(0, 3, 1, 2))
     np.savez(tmp_path / "statistics.npz", mu=own["mu"], sigma=own["sigma"], provenance=own["provenance"])
     np.savez(tmp_path / "asymmetric.npz", **own | {"sigma": np.triu(own["sigma"])})
     np.savez(tmp_path / "vast.npz", mu=own["mu"] + 1e200, sigma=own["sigma"])
@@ -273,7 +274,7 @@ MISTAKES = [
     ("calc absent.npz --ref digits", "absent.npz: no such file or folder"),
     ("calc {}/empty --ref digits", "holds no images (PNG, JPEG, WebP, TIFF, BMP or PPM), and no dataset"),
     ("calc {}/cut.npz --ref digits", "cannot be read as an npz or zip"),
-    ("calc {}/labels-only.npz --ref digits", "found arr_1.npy"),
+    ("calc {}/labels-only.npz --ref digits", "found arr_1.npy; numpy.savez('OUT.npz', images) calls them arr_0"),
     ("calc {}/small.npz --ref digits", "images of 8 x 8, but the extractor digits takes 64 x 64 only"),
     ("calc {}/one.npz --ref digits", "FID needs at least 2 images, and there are 1"),
     ("calc {}/samples.npz", "--ref is missing"),
@@ -307,7 +308,8 @@ MISTAKES = [
     ("calc {}/samples.npz --ref {}/kinds.npz", "its provenance has count = 'many'"),
     ("calc {}/samples.npz --ref {}/asymmetric.npz", "not symmetric"),
     ("calc {}/samples.npz --ref {}/features.npz", "its features are float64"),
-    ("calc {}/gray.npz --ref digits", "arr_0 expected as uint8 (N, H, W, 3)"),
+    ("calc {}/gray.npz --ref digits", "(N, H, W, 3); found uint8 (40, 64, 64); save numpy.stack([images] * 3, axis=3) of grey"),
+    ("calc {}/first.npz --ref digits", "found uint8 (40, 3, 64, 64); save images.transpose(0, 2, 3, 1)"),
     (
         "calc {}/nothing.zip --ref digits",
         "expected an array arr_0, or files (PNG, JPEG, WebP, TIFF, BMP or PPM); found readme.txt",

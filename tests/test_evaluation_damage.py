@@ -127,7 +127,8 @@ def array_bytes(array: np.ndarray) -> bytes:
 def test_any_bytes_named_png_end_in_a_sentence(noise, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir(exist_ok=True)
-    for prefix in (b"", b"\x89PNG\r\n\x1a\n", png(PICTURES[0])[:40], b"\xff\xd8\xff\xe0"):
+    others = b"RIFF\xff\0\0\0WEBPVP8X", b"RIFF\xff\0\0\0WEBPVP8 ", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"BM"
+    for prefix in (b"", b"\x89PNG\r\n\x1a\n", png(PICTURES[0])[:40], b"\xff\xd8\xff\xe0", *others):
         (folder / "0.png").write_bytes(prefix + noise)
         assert ends_well(folder) is not None
 

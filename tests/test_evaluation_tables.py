@@ -208,8 +208,9 @@ REFUSED = {
 @pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
 def test_what_cannot_be_meant_is_a_sentence(damage, tmp_path):
     path = damage(tmp_path / "set")
-    with pytest.raises(UserError, match=REFUSED[damage]) as error:
-        list(open_images(path).batches(64))
+    for read in (lambda images: list(images.batches(64)), lambda images: images.headers):
+        with pytest.raises(UserError, match=REFUSED[damage]) as error:
+            read(open_images(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
