@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,33 @@ def test_the_benchmark_of_drawing_measures_every_contestant(only, tmp_path):
     for measured in medians.values():
         assert 0 < measured.get("of ceiling", 0.5) < 2
         assert 0 < measured.get("relative error", 0.01) < 0.1
+
+
+def test_stand_ins_are_written_with_commands_that_take_them(tmp_path):
+    """The help says what it does; a mistake is one sentence, and nothing is written."""
+    told = run_command("scripts/stand_ins.py", "--help")
+    assert told.returncode == 0
+    assert "FOLDER/inception.pth" in told.stdout
+    for options, said in (
+        (["--model", "DiT-XS/3"], "--model DiT-XS/3: no such model"),
+        (["--image-size", "100"], "--image-size 100: must be a multiple of 64 for DiT-XS/8"),
+        (["--images", "1"], "--images 1: must be at least 2"),
+    ):
+        done = run_command("scripts/stand_ins.py", tmp_path / "new", *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {said}")
+        assert not (tmp_path / "new").exists()
+    done = run_command("scripts/stand_ins.py", tmp_path / "new", "--images", "8")
+    assert done.returncode == 0, done.stderr
+    evaluating, drawing = (shlex.split(line)[1:] for line in done.stdout.splitlines()[1:])
+    done = run_command(*evaluating, "--metrics", "fid")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("metric")
+    small = "--per-proc-batch-size", "4", "--num-sampling-steps", "2", "--exact", "--sample-dir", tmp_path / "runs"
+    done = run_command(*drawing, *small)
+    assert done.returncode == 0, done.stderr
+    assert "FID" in done.stdout
+    assert run_command("scripts/stand_ins.py", tmp_path / "new").returncode == 2  # it is there
 
 
 @pytest.mark.long
