@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, is_decodable, open_new, open_regular, open_to_write, read_json, write_whole
+from distributed import UserError, is_decodable, open_new, open_regular, open_to_write, read_json, require_place, write_whole
 from distributed.classes import names_sha256
 from sampling import archive, records
 from sampling.config import LIMITS, fingerprint
@@ -79,6 +79,7 @@ def write_png(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
+        require_place(path)  # a folder there is the reason
         raise
 
 

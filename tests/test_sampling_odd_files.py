@@ -130,6 +130,14 @@ def test_a_png_is_written_whatever_stands_where_it_is_made(kind, run, victim):
     assert not beside.exists()
 
 
+def test_a_folder_in_the_place_of_a_png_is_named(run):
+    path = put("folder", run / "000005.png")
+    with pytest.raises(NotAFile, match="it is a folder, not a file") as told:
+        output.write_png(path, b"new")
+    assert told.value.filename == str(path)
+    assert not (run / ".000005.png.tmp").exists()
+
+
 def test_no_row_is_added_through_a_link(run, victim):
     path = records.part_path(run, 2, 0)
     recorder = records.Recorder(run, 2, 0)
