@@ -70,8 +70,22 @@ def check_room(folder: Path, count: int, missing: int, image_size: int, with_png
         raise UserError(f"{there} has room for {system.f_favail:,} more files, but {pngs:,} PNGs are missing; use --no-png")
 
 
-def explained(error: OSError, folder: Path) -> UserError:
-    """What a person can do about a file that could not be written or read."""
+def gone(told: Path) -> str:
+    """What of a run that is being drawn is not in its place any more, and what to do; empty if nothing is missing.
+
+    Args:
+        told: the file in its folder that says what the run is.
+    """
+    remedy = "while it was being drawn; put it back, and the same command continues"
+    if not told.parent.is_dir():
+        return f"{told.parent} was renamed or removed {remedy}"
+    return "" if told.exists() else f"{told} was renamed or removed {remedy}"
+
+
+def explained(error: OSError, folder: Path, told: Path | None = None) -> UserError:
+    """What a person can do about a file that could not be written or read; `told` as of `gone`, for a run that is being drawn."""
+    if told and isinstance(error, FileNotFoundError | NotADirectoryError) and (reason := gone(told)):
+        return UserError(reason)
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if error.errno in FULL:
         kept = "what is drawn is kept; make room and run the same command again"

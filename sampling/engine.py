@@ -82,6 +82,7 @@ def session(
     check_stream()
     config = fetch(config, group)  # before a rank that waits for a download could count as hung
     numerics.ready_torch()
+    task = None
     with ExitStack() as stack:
         group.on_end(None, hang_seconds)
         try:
@@ -93,12 +94,14 @@ def session(
                 await_token(task.folder, task.token, group.rank)
                 numerics.apply(task.how, config, group.device)
             config = replace(config, per_proc_batch_size=task.batch_size, labels=task.labels)
+            if held:
+                held.told = task.told
             group.on_end(partial(keep_cause, task), hang_seconds)
             done = work(config, task, held, started)
             group.on_end(None, hang_seconds)
             return done
         except OSError as error:
-            raise disk.explained(error, config.sample_dir) from error
+            raise disk.explained(error, config.sample_dir, task and task.told) from error
 
 
 class Work:
@@ -117,7 +120,7 @@ class Work:
         if len(mine := plan.share(blocks, group.rank, group.world_size)):
             self.drawer.load_on_node()
         if told := told_by_probing(self.drawer, group):
-            output.write_manifest(task.folder, output.read_manifest(task.folder) | told)
+            output.write_manifest(task.folder, output.reread_manifest(task.folder) | told)
         if task.missing and group.is_main:
             say_ready(group, task.how, checked - started, time.monotonic() - checked)
         drawing = time.monotonic()
@@ -202,7 +205,7 @@ class Work:
     def finish(self, seconds: float) -> Path:
         """On rank 0, when all is as recorded: the npz and the manifest."""
         config, task, group = self._config, self._task, self._group
-        manifest, count, path = output.read_manifest(task.folder), len(task.done), archive.npz_path(task.folder)
+        manifest, count, path = output.reread_manifest(task.folder), len(task.done), archive.npz_path(task.folder)
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, 0, count)
         self._await_records()
         crcs, pixels_sha256 = records.summary(task.folder, count, task.mark)

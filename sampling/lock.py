@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distributed import UserError, in_the_making, is_running, is_visible, open_regular, own_process, say
+from sampling.disk import gone
 
 LOCK = "lock"
 RENEW_SECONDS = 5.0
@@ -32,6 +33,7 @@ class Lock:
 
     def __init__(self, folder: Path):
         self.path, self.token, self.lost = folder / LOCK, uuid.uuid4().hex, threading.Event()
+        self.told: Path | None = None  # the file that says what the run is, once it is there
         self._count, self._file, self._claim = 0, -1, None
         while not (self._create(self.path) or self._succeed()):
             pass
@@ -153,15 +155,17 @@ class Lock:
     def _renew(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
             with suppress(OSError):  # a file system that does not answer for a while; the lease may run out
-                if (read(self.path) or {}).get("token") != self.token:
+                if (read(self.path) or {}).get("token") != self.token or (self.told and gone(self.told)):
                     self.lost.set()
                     return
                 self._count += 1
                 self._write()
 
     def check(self) -> None:
-        """Raises UserError if another run has taken the folder over."""
+        """Raises UserError if another run has taken the folder over, or what is in it is gone."""
         if self.lost.is_set():
+            if self.told and (reason := gone(self.told)):
+                raise UserError(reason)
             raise UserError(f"{self.path} was removed, or taken over by another run because this one did not answer for a while")
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from distributed import UserError, is_decodable, open_new, open_regular, open_to_write, read_json, require_place, write_whole
 from distributed.classes import names_sha256
-from sampling import archive, records
+from sampling import archive, disk, records
 from sampling.config import LIMITS, fingerprint
 from sampling.plan import parse_labels
 
@@ -193,6 +193,13 @@ def read_manifest(folder: Path) -> dict | None:
     raise UserError(
         f"{path} is not a whole manifest of format {MANIFEST_FORMAT} ({reason}); move it away, or choose another --run-name"
     )
+
+
+def reread_manifest(folder: Path) -> dict:
+    """The manifest of the run that is being drawn in `folder`; UserError if it is not there any more, too."""
+    if (manifest := read_manifest(folder)) is None:
+        raise UserError(disk.gone(folder / MANIFEST))
+    return manifest
 
 
 def load_manifest(path: Path) -> dict:

@@ -69,6 +69,11 @@ class Task:
         return cls(**fields | {"done": done})
 
     @property
+    def told(self) -> Path:
+        """The file that says what the run is."""
+        return self.folder / (output.ONLINE if self.npz == self.folder else output.MANIFEST)
+
+    @property
     def missing(self) -> int:
         return int((~self.done).sum())
 

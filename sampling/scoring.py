@@ -142,7 +142,7 @@ class Scoring:
         self._config, self._group, self._task, self._held, self._evaluator = config, group, task, held, evaluator
         self._count, self._size = len(task.done), config.per_proc_batch_size
         self._labels = labels_of(config)
-        self._fingerprint = read_about(task.folder)["fingerprint"]
+        self._fingerprint = reread_about(task.folder)["fingerprint"]
 
     def do(self, started: float) -> Drawn:
         """All of it. Returns what there is to say of the run, on every rank."""
@@ -153,7 +153,7 @@ class Scoring:
         if len(mine):
             networks.load_on_node()
         if told := told_by_probing(networks, group):
-            write_about(task.folder, read_about(task.folder) | told)
+            write_about(task.folder, reread_about(task.folder) | told)
         if task.missing and group.is_main:
             say_ready(group, task.how, checked - started, time.monotonic() - checked)
         drawing = time.monotonic()
@@ -210,7 +210,7 @@ class Scoring:
     def _finish(self, seconds: float) -> dict:
         """On rank 0, when all is drawn: what the session did."""
         task, group = self._task, self._group
-        about = read_about(task.folder)
+        about = reread_about(task.folder)
         about["sessions"][-1] |= {
             "images_drawn": task.missing,
             "seconds": round(seconds, 3),
@@ -292,6 +292,13 @@ def read_about(folder: Path) -> dict | None:
     except ValueError as error:
         reason = str(error)
     raise UserError(f"{path} is not whole ({reason}); move {folder} away, or choose another --run-name")
+
+
+def reread_about(folder: Path) -> dict:
+    """The same of the run that is being drawn in `folder`; UserError if it is not there any more, too."""
+    if (about := read_about(folder)) is None:
+        raise UserError(disk.gone(folder / output.ONLINE))
+    return about
 
 
 def write_about(folder: Path, about: dict) -> None:
