@@ -312,6 +312,7 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
     from evaluation.checks import Settings, check_size
 
     settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
+    settings.check_cache()
     files = options.inception_weights, size, options.dinov2_weights, options.train
     evaluation = Evaluation.prepare(options.ref, group, settings, None, *files)
     check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)

@@ -50,6 +50,7 @@ from distributed.files import (
     file_sha256,
     write_whole,
 )
+from distributed.folders import check_lengths, make_folder, nearest, unwritable
 from distributed.joining import connect, give_up, launched
 from distributed.joining import meet as _meet
 from distributed.leftovers import in_the_making, remove_leftovers
@@ -93,6 +94,7 @@ __all__ = [
     "UserError",
     "Watch",
     "about",
+    "check_lengths",
     "decode_json",
     "default_cache",
     "described",
@@ -106,6 +108,8 @@ __all__ = [
     "is_decodable",
     "is_running",
     "is_visible",
+    "make_folder",
+    "nearest",
     "no_file",
     "open_new",
     "open_regular",
@@ -125,6 +129,7 @@ __all__ = [
     "say_result",
     "stdout_kept",
     "tell_launcher",
+    "unwritable",
     "user_errors",
     "warn",
     "write_whole",

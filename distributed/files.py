@@ -15,6 +15,7 @@ from pathlib import Path
 
 from distributed.cache import hold
 from distributed.console import UserError, progress_bar, say, warn
+from distributed.folders import make_folder
 from distributed.leftovers import in_the_making, remove_leftovers
 from distributed.opening import NO_FILE, NotAFile, no_file, open_new, open_regular, open_to_write, read_text, require_place
 
@@ -119,7 +120,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
     except NotAFile as error:
         raise UserError(f"{error.filename}: {error}; move it away, and {path.name} is fetched") from error
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with FileLock(lock):
             if not path.is_file():
                 _fetch(source, partial)

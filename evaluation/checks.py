@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distributed import Group, UserError, default_cache
+from distributed import Group, UserError, default_cache, unwritable
 from distributed.classes import difference
 from evaluation.extraction import temporary_cache
 from evaluation.features import EXTRACTORS, Extractor, Outputs
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CLASSES_SHOWN = 5  # that a warning names
 ASTRAY = 0.1  # of all classes, from which on they may be numbered wrongly
+PROBE = 1 << 16  # bytes that are written to a cache, to see whether that can be done
 OTHERS_THAN_ADM = ("inception-clean", "dinov2")  # extractors whose features are not those of ADM's statistics
 
 
@@ -73,6 +74,12 @@ class Settings:
         """The folder of features, for the time of an evaluation; by every rank."""
         folder = self.cache_dir or default_cache()
         return nullcontext(folder) if self.keep_features else temporary_cache(folder, group)
+
+    def check_cache(self) -> None:
+        """Raises UserError if features cannot be put into the cache."""
+        folder = self.cache_dir or default_cache()
+        if reason := unwritable(folder, PROBE):
+            raise UserError(f"--cache-dir {folder} cannot be written ({reason}), where features are put; choose another")
 
     def recorded(self) -> dict[str, str | int | bool]:
         """What numbers hang on."""

@@ -29,6 +29,7 @@ from distributed import (
     UserError,
     file_sha256,
     in_the_making,
+    make_folder,
     open_to_write,
     progress_bar,
     read_json,
@@ -253,7 +254,7 @@ def _in_the_making(entry: Path, count: int, extractor: Extractor, group: Group) 
         if os.path.lexists(entry) and (entry.is_symlink() or not entry.is_dir()):
             raise UserError(f"{entry}: it is a link or no folder, where features are to be kept; remove it")
         folder = in_the_making(entry)
-        folder.mkdir(parents=True)
+        make_folder(folder)
         for name, size in _row_bytes(extractor).items():
             with open(folder / name, "wb") as file:
                 file.truncate(count * size)

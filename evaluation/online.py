@@ -93,6 +93,7 @@ class Evaluator:
             evaluation = Evaluation.prepare(ref, group, settings, extractor, *files)
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
+        evaluation.settings.check_cache()
         self.evaluation, self.name = evaluation, name
         self.class_names = from_mapping(list(class_names), "class_names").names if class_names else ()
         self._shown: frozenset[int] | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ LIMITS = {
 }
 AUTO = 0
 FINGERPRINT_LETTERS = 8  # at the end of a run's name
+LONGEST_NAME = 255 - len(".npz.part")  # bytes of a run's name that is made here
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
 
 
@@ -195,9 +197,14 @@ class SamplingConfig:
             ckpt_name = self.ckpt.parent.name
         if self.ckpt.parent.name == "snapshots":  # of the hub's cache, where a folder's own name is a hash
             ckpt_name = self.ckpt.parent.parent.name.split("--", 2)[-1]
-        ckpt_name, vae_name = ckpt_name[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]
-        parts = f"{self.model}-{ckpt_name}-size-{self.image_size}-vae-{vae_name}-cfg-{self.cfg_scale}"
-        return re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}")
+        names = [ckpt_name[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]]
+        while True:
+            parts = f"{self.model}-{names[0]}-size-{self.image_size}-vae-{names[1]}-cfg-{self.cfg_scale}"
+            name = re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}")
+            if len(os.fsencode(name)) <= LONGEST_NAME or not any(names):
+                return name
+            longer = max((0, 1), key=lambda one: len(os.fsencode(names[one])))
+            names[longer] = names[longer][:-1]
 
 
 def fingerprint(identity: dict) -> str:

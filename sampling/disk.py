@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import NotAFile, UserError
+from distributed import NotAFile, UserError, nearest
 from sampling import archive, records
 
 # A PNG of a photograph at our compression takes about 0.55 of its pixels, of a drawing much less; measured ones replace this.
@@ -42,11 +42,6 @@ def one_png(folder: Path, count: int, image_size: int, mark: int = 0) -> float:
 def on_disk(sizes: np.ndarray) -> float:
     """Bytes that files of these sizes take, on average."""
     return float(np.mean(-(-sizes.astype(np.int64) // BLOCK) * BLOCK))
-
-
-def nearest(folder: Path) -> Path:
-    """The folder itself, or where it is to be made."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def room(folder: Path) -> int:

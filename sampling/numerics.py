@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distributed import UserError, default_cache, warn
+from distributed import UserError, default_cache, make_folder, warn
 from distributed.cache import COMPILED, hold_kernels
 from distributed.memory import keep_freed_memory
 from sampling.config import SamplingConfig
@@ -109,7 +109,7 @@ def ready_torch() -> None:
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
     try:
         folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache() / f"compiled-{kind}")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):  # is it writable?
             pass
         if COMPILED.fullmatch(folder.name):  # or somebody has chosen another

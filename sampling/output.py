@@ -22,7 +22,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import UserError, is_decodable, open_new, open_regular, open_to_write, read_json, require_place, write_whole
+from distributed import (
+    UserError,
+    in_the_making,
+    is_decodable,
+    open_new,
+    open_regular,
+    open_to_write,
+    read_json,
+    require_place,
+    write_whole,
+)
 from distributed.classes import names_sha256
 from sampling import archive, disk, records
 from sampling.config import LIMITS, fingerprint
@@ -49,6 +59,11 @@ def png_path(folder: Path, index: int) -> Path:
     name = f"{index:06d}.png"
     first = index // FAN_OUT * FAN_OUT
     return folder / f"from-{first:010d}" / name if first else folder / name
+
+
+def longest_path(folder: Path) -> Path:
+    """Longer than which none is of what is written in a run's folder, temporary files among it."""
+    return folder / "from-0000000000" / in_the_making(Path(MANIFEST))
 
 
 def most_png_bytes(image_size: int) -> int:

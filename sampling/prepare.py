@@ -17,7 +17,20 @@ import numpy as np
 import torch
 
 from diffusion.schedule import spaced_timesteps
-from distributed import Group, UserError, about, open_new, open_to_write, read_text, require_place, say
+from distributed import (
+    Group,
+    UserError,
+    about,
+    check_lengths,
+    make_folder,
+    nearest,
+    open_new,
+    open_to_write,
+    read_text,
+    require_place,
+    say,
+    unwritable,
+)
 from distributed.classes import GUESSED, ClassNames, difference
 from models import autoencoder, checkpoint
 from models.dit import DiT_models
@@ -32,6 +45,7 @@ from sampling.numerics import RESOLVED, Numerics
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 TRYING_SECONDS = 300  # for the compiler to show that it works
+SHORTER = "choose a shorter --run-name or --sample-dir"
 EVENTS_KEPT = 1000  # of a session, in the manifest
 EVENTS_BYTES = 1 << 26  # of a rank
 
@@ -109,6 +123,7 @@ def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
     config, names = replace(config, labels=identity["labels"]), class_names(config)
     how = Numerics(**{name: identity[name] for name in RESOLVED})
     folder = config.sample_dir / config.named_run(fingerprint(identity))
+    check_lengths(SHORTER, *(at(folder) for at in (archive.part_path, output.longest_path)))
     manifest = output.read_manifest(folder)
     if manifest and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
@@ -142,7 +157,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     identity, folder = found.identity, found.folder
     config = replace(config, labels=identity["labels"])  # without names
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
     try:
@@ -288,9 +303,10 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
     check_places(folder)
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"--sample-dir {config.sample_dir}: {folder} cannot be written")
-    there = disk.nearest(folder)
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder}, because {there} cannot be written")
+    there = nearest(folder)
+    if reason := unwritable(there):
+        why = f"because {there} cannot be written ({reason})"
+        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder}, {why}")
     if manifest is None:
         if there := [path for path in (npz, archive.part_path(folder)) if path.exists()]:
             raise UserError(

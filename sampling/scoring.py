@@ -23,7 +23,17 @@ from typing import Protocol
 
 import numpy as np
 
-from distributed import Group, UserError, open_regular, remove_leftovers, require_place, say, write_whole
+from distributed import (
+    Group,
+    UserError,
+    check_lengths,
+    make_folder,
+    open_regular,
+    remove_leftovers,
+    require_place,
+    say,
+    write_whole,
+)
 from sampling import archive, disk, memory, output, plan
 from sampling.config import AUTO, SamplingConfig, fingerprint
 from sampling.config_file import recorded
@@ -31,6 +41,7 @@ from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, sa
 from sampling.lock import Lock
 from sampling.numerics import RESOLVED, Numerics
 from sampling.prepare import (
+    SHORTER,
     Found,
     Task,
     check_folder,
@@ -100,6 +111,8 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
     config = replace(config, labels=identity["labels"])  # without names
     names, how = class_names(config), Numerics(**{name: identity[name] for name in RESOLVED})
     folder = config.sample_dir / f"{config.named_run(fingerprint(identity))}{SUFFIX}"
+    result = folder.with_name(f"{folder.name}.json")
+    check_lengths(SHORTER, result, output.longest_path(folder))
     about = read_about(folder)
     if about and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = about["identity"]["per_proc_batch_size"]
@@ -114,7 +127,7 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
     if about is None:
         try_networks(config, group, found)  # so that networks that cannot be drawn from leave no folder
     try:
-        (folder / "records").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "records")
         (folder / evaluator.extractor).mkdir(exist_ok=True)
         held = stack.enter_context(Lock(folder))
         check_kind(folder, output.ONLINE)  # another run may have been here since
