@@ -92,9 +92,10 @@ def write_png(path: Path, content: bytes) -> None:
         with file:
             file.write(content)
         os.replace(beside, path)
-    except OSError:
+    except OSError as error:
         beside.unlink(missing_ok=True)
-        require_place(path)  # a folder there is the reason
+        if isinstance(error, IsADirectoryError):
+            require_place(path)
         raise
 
 
