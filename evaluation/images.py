@@ -324,9 +324,7 @@ def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:
         if entry.is_dir():
             if not entry.name.startswith("."):
                 yield from (f"{entry.name}/{name}" for name in files_in(Path(entry), seen | {real}))
-        elif entry.is_file() or (
-            entry.is_symlink() and not os.path.exists(entry)
-        ):  # no pipes; of a dangling link, an error later
+        elif entry.is_file() or entry.is_symlink():  # no pipes; of a link to one, or to nothing, an error later
             yield entry.name
 
 

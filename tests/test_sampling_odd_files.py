@@ -28,7 +28,7 @@ def _guard():
 
 @pytest.fixture
 def run(tmp_path):
-    return make_run(tmp_path)
+    return make_run(tmp_path, marked=False)
 
 
 @pytest.fixture
