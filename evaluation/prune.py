@@ -17,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="what the cache holds, and removing what was not used for long",
         description="Says what the cache holds, and removes what --older-than or --keep say. Features and compiled kernels are "
         "made anew when they are needed; published files, which would be downloaded anew, stay unless --published is given. What "
-        "a process on any host uses, or is making, stays in any case.",
+        "a process on any host uses, or is making, stays in any case, and so does the hub's cache, which its own client prunes.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import UserError, say
+from distributed import UserError, say, stdout_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = inspect(args.path, args.probe)
+    with stdout_kept(args.json):
+        found = inspect(args.path, args.probe)
     if args.json:
         say(json.dumps(found))
     else:
