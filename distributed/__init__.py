@@ -168,11 +168,13 @@ class Group:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         watch = self._watch[0]
-        if error is None:
+        if error is None or (isinstance(error, SystemExit) and not error.code):
             watch.leave()
             self._watch.clear()
             self.close()
-        elif not isinstance(error, SystemExit):
+        elif isinstance(error, SystemExit):
+            watch.end(error)  # the others hear of it, and this one exits as it was to
+        else:
             raise Stopped(watch.end(error)) from error
 
     def hosts(self) -> list[str]:

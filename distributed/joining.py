@@ -58,6 +58,7 @@ def launched() -> Launched:
         UserError: if it cannot be, or is not whole.
     """
     local_rank = _number("LOCAL_RANK", 0, 1 << 20, "0")
+    _number("LOCAL_WORLD_SIZE", 1, 1 << 20, "1")
     if "RANK" not in os.environ:
         return Launched(0, 1, local_rank, "", 0)
     world_size = _number("WORLD_SIZE", 1, 1 << 20)

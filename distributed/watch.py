@@ -65,6 +65,8 @@ class Cause:
         error = as_mistake(error)
         if isinstance(error, UserError):
             return cls("failed", str(error), rank, socket.gethostname(), 2)
+        if isinstance(error, SystemExit):
+            return cls("failed", f"rank {rank} has exited with {error.code}", rank, socket.gethostname(), 1)
         words = "; ".join([f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", [])])
         return cls("failed", words, rank, socket.gethostname(), 1, "".join(traceback.format_exception(error))[-TRACEBACK:])
 
@@ -103,20 +105,27 @@ class Watch:
             raise Stopped(self._cause)
 
     def leave(self) -> None:
-        """The end of a rank that is done. Rank 0 stays until all have left, because the store may live in its process."""
+        """The end of a rank that is done, which a store that does not answer holds up no longer than others are waited for."""
         self._done.set()
         self._wake.set()
-        for thread in self._threads:
-            thread.join(LOST_BEATS * BEAT_SECONDS)
+        until = time.monotonic() + LOST_BEATS * BEAT_SECONDS
+        goodbye = threading.Thread(target=self._say_goodbye, args=(until,), daemon=True)
+        goodbye.start()
+        goodbye.join(until + BEAT_SECONDS - time.monotonic())
+        self._close()
+        startup.LOOKOUT.relieved = False
+
+    def _say_goodbye(self, until: float) -> None:
+        """After the last beat. Rank 0 stays until all have left, because the store may live in its process."""
         group = self._group
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
         with suppress(RuntimeError):  # whoever has gone before needs no answer
             group.store.set(f"beat/{group.rank}", LEFT)
-            gone, until = group.store.add(LEFT, 1), time.monotonic() + LOST_BEATS * BEAT_SECONDS
+            gone = group.store.add(LEFT, 1)
             while group.is_main and gone < group.world_size and time.monotonic() < until:
                 time.sleep(0.02)
                 gone = group.store.add(LEFT, 0)
-        self._close()
-        startup.LOOKOUT.relieved = False
 
     def end(self, error: BaseException) -> Cause:
         """The end by an exception: announces it, unless something else was announced before."""

@@ -128,6 +128,7 @@ with distributed.user_errors():
 GOOD = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 BAD = [
     ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x' in the environment: must be a whole number from 0 on"),
+    ({"LOCAL_WORLD_SIZE": "some"}, "LOCAL_WORLD_SIZE is 'some'"),
     ({"RANK": "one"}, "RANK is 'one'"),
     ({"RANK": "-1"}, "RANK is '-1'"),
     ({"RANK": "2"}, "RANK is 2, but WORLD_SIZE 2, so ranks are 0 to 1"),
@@ -235,3 +236,11 @@ def test_paths_of_any_bytes_are_published(alone):
     alone.publish("path", path)
     assert Path(alone.receive("path")) == Path(path)
     assert json.loads(json.dumps(path)) == path
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, ""), (3, "error: rank 0 has exited with 3\n")])
+def test_who_exits_among_others_tells_them(code, said):
+    program = f"import sys, distributed\nwith distributed.init('cpu') as group:\n    sys.exit({code})"
+    done = python(program, env=environment())
+    assert done.communicate(timeout=PATIENCE) == ("", said)
+    assert done.returncode == code

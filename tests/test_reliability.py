@@ -645,3 +645,92 @@ def test_a_node_without_what_it_needs_ends_the_others(tiny_checkpoint, tmp_path)
     assert second.process.wait(timeout=ENDS_WITHIN) != 0
     assert "needs a GPU of its own" in first.said.partition("Root Cause")[2]
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [0.0, 1.5, 4.0])
+def test_sigkill_of_the_launcher_while_its_workers_start(seconds, tiny_checkpoint, tmp_path):
+    """They import torch, or wait for each other."""
+    run = Launched(tmp_path, options(tiny_checkpoint, tmp_path), ranks=2)
+    until = time.monotonic() + ENDS_WITHIN
+    while len(workers := run.workers()) < 2:
+        assert time.monotonic() < until, run.said
+        time.sleep(0.02)
+    time.sleep(seconds)
+    run.process.kill()
+    run.process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until, "workers of a killed launcher wait on"
+        time.sleep(0.1)
+    assert run.said.count("is gone") == 1
+    assert "Traceback" not in run.said
+
+
+@pytest.mark.long
+def test_a_rank_that_is_stopped_while_it_starts(tiny_checkpoint, tmp_path):
+    run = Launched(tmp_path, options(tiny_checkpoint, tmp_path), ranks=2)
+    until = time.monotonic() + ENDS_WITHIN
+    while len(workers := run.workers()) < 2:
+        assert time.monotonic() < until, run.said
+        time.sleep(0.02)
+    time.sleep(1)
+    os.kill(workers[1], signal.SIGSTOP)
+    assert run.process.wait(timeout=ENDS_WITHIN) != 0
+    stopped = f"rank 1 (process {workers[1]} on {os.uname().nodename}) is stopped, and has not joined the others"
+    assert run.said.partition("Root Cause")[0].count(f"error (rank 0 on {os.uname().nodename}): {stopped}") == 1
+    assert not Path(f"/proc/{workers[1]}").exists()
+
+
+def started_by_hand(folder: Path, arguments: list[str], ranks: int, program: str = "sample_ddp.py") -> list[subprocess.Popen]:
+    """Ranks without a launcher, as srun or mpirun may start them: rank 0 holds the store. Each writes to a file of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        names = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    for rank in range(ranks):
+        environment = {**os.environ, **names, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        with open(folder / f"log-{rank}", "w") as log:
+            command = [sys.executable, program, *arguments]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return processes
+
+
+@pytest.mark.long
+def test_rank_0_is_killed_without_a_launcher(tiny_checkpoint, undisturbed, tmp_path):
+    """The store goes with it, and no other has local rank 0."""
+    arguments = options(tiny_checkpoint, tmp_path)
+    ranks, until = started_by_hand(tmp_path, arguments, 3), time.monotonic() + 120
+    while not (tmp_path / "run" / "000009.png").exists():
+        assert time.monotonic() < until, (tmp_path / "log-0").read_text()
+        time.sleep(0.01)
+    ranks[0].kill()
+    assert [rank.wait(timeout=ENDS_WITHIN) for rank in ranks] == [-signal.SIGKILL, 75, 75]
+    cause = f"rank 0 (process {ranks[0].pid} on {os.uname().nodename}) was killed from outside"
+    said = "".join((tmp_path / f"log-{rank}").read_text() for rank in range(3))
+    assert said.count(f"error (rank 1 on {os.uname().nodename}): {cause}") == 1
+    assert cause in json.loads((tmp_path / "run" / "ended.json").read_text())["message"]
+    assert status(tmp_path / "run").exit_code == 75
+    continues(tmp_path, arguments, undisturbed)
+
+
+LEAVES = """
+import sys
+import torch
+import distributed
+from evaluation import Evaluator
+with distributed.user_errors(), distributed.init("cpu") as group:
+    evaluator = Evaluator("digits", group=group)
+    evaluator.update(torch.randint(256, (50, 3, 64, 64), dtype=torch.uint8))
+    if group.is_main:
+        evaluator.compute()
+"""
+
+
+@pytest.mark.long
+def test_rank_0_that_computes_alone_ends_with_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "loop.py").write_text(LEAVES)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = run_command(tmp_path / "loop.py", ranks=2)
+    assert done.returncode != 0
+    words = f"error: rank 0 waits for rank 1 on {os.uname().nodename}, which has left"
+    assert done.stderr.partition("Root Cause")[0].count(words) == 1
