@@ -30,6 +30,7 @@ from distributed import (
     open_regular,
     open_to_write,
     read_json,
+    remove_leftovers,
     require_place,
     write_whole,
 )
@@ -100,7 +101,9 @@ def write_png(path: Path, content: bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes have left of PNGs. For rank 0, which holds the folder, when no rank writes any more."""
+    """Removes what killed processes have left of PNGs and other files. For rank 0, which holds the folder, when no rank writes
+    images any more."""
+    remove_leftovers(folder)
     for place in (folder, *folder.glob("from-*")):
         for entry in os.scandir(place):
             if UNFINISHED.fullmatch(entry.name):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import DIGITS, contents, options, run_command
 from diffusers import AutoencoderKL
+from odd_files import left_by_a_dead_process
 from PIL import Image
 
 import distributed
@@ -249,6 +250,8 @@ def test_a_refused_command_leaves_a_run_in_progress_alone(tiny_checkpoint, tmp_p
 def test_what_a_killed_process_left_of_an_image_is_gone_in_the_end(tiny_checkpoint, tmp_path):
     draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
     (tmp_path / "run" / ".000009.png.tmp").write_bytes(b"half of a")
+    (tmp_path / "run" / ".000002.png.tmp").write_bytes(b"half of one that is there")
+    left_by_a_dead_process(tmp_path / "run" / "ended.json").write_bytes(b"half")
     draw_here(*options(tiny_checkpoint, tmp_path))
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.endswith(".png")) == [
         "manifest.json",

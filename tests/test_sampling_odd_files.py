@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import DIGITS
 from made_runs import make_run
-from odd_files import KINDS, make_sparse, no_waiting, put
+from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, put
 
 from distributed import NotAFile, UserError
 from distributed.classes import read as class_names
@@ -210,6 +210,7 @@ def test_what_is_given_as_a_file_and_is_none_is_one_sentence(kind, tmp_path):
 def test_what_killed_processes_left_of_pngs_is_removed(run):
     (run / "from-0000100000").mkdir()
     left = [run / ".000003.png.tmp", run / ".1000003.png.tmp", run / "from-0000100000" / ".100003.png.tmp"]
+    left.append(left_by_a_dead_process(run / "manifest.json"))
     for path in left:
         path.write_bytes(b"half")
     (run / ".mine.png.tmp").write_bytes(b"not ours")
