@@ -143,12 +143,12 @@ def test_calc_crops_samples_and_reference_as_ref_does_and_says_so(folder, tmp_pa
     assert swapped["metrics"]["fid-digits"]["value"] == pytest.approx(expected["metrics"]["fid-digits"]["value"], rel=1e-9)
 
 
-def test_an_evaluator_refuses_a_reference_of_several_sizes_at_once(tmp_path):
-    photographs(tmp_path / "photographs")
-    for index in range(2):
-        Image.new("RGB", (64, 64 + index)).save(tmp_path / "photographs" / f"0{index}.png")
-    with pytest.raises(UserError, match=r"02\.png is not an 8-bit RGB|01\.png is 64 x 65, but '00\.png' is 64 x 64"):
-        Evaluator(str(tmp_path / "photographs"), extractor="digits")
+@pytest.mark.parametrize(("name", "size", "mode"), [("x.png", (64, 65), "RGB"), ("y.webp", (64, 64), "RGBA")])
+def test_an_evaluator_refuses_a_reference_of_several_kinds_at_once(name, size, mode, folder):
+    Image.new(mode, size, (9, 9, 9, 9)[: len(mode)]).save(folder / name, lossless=True)
+    said = rf"{name} is 64 x 65, but '000000\.png' is 64 x 64" if mode == "RGB" else rf"{name} is not an 8-bit RGB image"
+    with pytest.raises(UserError, match=said):
+        Evaluator(str(folder), extractor="digits")
 
 
 def test_lossy_files_are_told_by_their_bytes_in_the_result(folder, monkeypatch, capsys):
