@@ -61,8 +61,14 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     what.add_argument(
         "--ckpt",
         type=Path,
-        help="DiT weights: official .pt, a training checkpoint (its ema), .safetensors, a folder of a DiTTransformer2DModel or "
+        help="DiT weights: official .pt, a training checkpoint (its EMA), .safetensors, a folder of a DiTTransformer2DModel or "
         "DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the published ones, downloaded once)",
+    )
+    what.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="which weights of a file that holds several, by what they are called there, such as model or state_dict.ema_net; "
+        "python -m models inspect lists them (default: its EMA, whatever that is called, else the only ones)",
     )
     what.add_argument(
         "--network",

@@ -17,14 +17,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distributed import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
+from models import candidates
+from models.candidates import PLAIN
 from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
 from models.unpickling import require_stored, unpickle
 
-NESTS = ("ema", "model", "state_dict")  # under which training scripts keep weights, the ones to take first
-STEPS = ("train_steps", "steps", "step")
+STEPS = ("train_steps", "steps", "step", "global_step")
+ARGUMENTS = ("args", "hyper_parameters")  # as training scripts call them, and Lightning
 LARGEST_NUMBER = 1 << 62  # of steps or classes; what is beyond says nothing
-WRAPPERS = ("module.", "_orig_mod.")
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"
 JSON_BYTES = 1 << 24  # of a configuration or an index
@@ -64,12 +65,32 @@ class Checkpoint:
     """What is in a checkpoint: the weights under official names, memory-mapped, and what was saved beside them."""
 
     state: State
-    kind: str  # of NESTS, or `plain`
+    kind: str  # what these weights are called in their file; `plain` if they have no name
     form: str
     family: str  # of the network: DiT, SiT, REPA
     step: int | None = None
     trained_classes: int | None = None
     says_family: bool = False  # or else it is DiT because most are
+    networks: tuple[str, ...] = ()  # all that `--weights-key` can name
+    averages: tuple[str, ...] = ()  # those of them that are an EMA, by their names
+    empty: tuple[str, ...] = ()  # EMAs that are there by name alone
+    is_usual: bool = True  # the weights that a run takes whose identity names none
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are, in words."""
+        if self.kind in self.averages:
+            return self.kind if self.kind == "ema" else f"{self.kind}, an EMA"
+        if self.averages or self.kind == "model":
+            return f"{self.kind}, not an EMA"
+        return f"{'the only ones' if self.kind == PLAIN else self.kind}, which may be an EMA or not"
+
+    @property
+    def beside(self) -> str:
+        """What else there is to draw from, in words; empty if nothing."""
+        others = [name + " (an EMA)" * (name in self.averages) for name in self.networks if name != self.kind]
+        said = [f"beside it: {', '.join(others)} (--weights-key)"] if others else []
+        return "; ".join([*said, *(f"{name} is empty" for name in self.empty)])
 
 
 def find(path: Path) -> Files:
@@ -123,15 +144,20 @@ def sha256(path: Path) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, weights_key: str | None = None) -> Checkpoint:
     """What is in a checkpoint of any form.
 
+    Args:
+        weights_key: which weights to take where a file holds several, as `candidates.Candidate.key`; None: the EMA, if any.
+
     Raises:
-        UserError: if there is no such file, or it is damaged, or it holds anything but weights.
+        UserError: if there is no such file, or it is damaged, or it holds anything but weights, or none that are called so.
     """
     files = find(path)
     if files.config is None:
-        return _read_file(path)
+        return _read_file(path, weights_key)
+    if weights_key not in (None, PLAIN):
+        raise UserError(f"--weights-key {quoted(weights_key)}: {path} is a folder, which holds one network; leave it out")
     state: State = {}
     for file in files.weights:
         part = _read_file(file).state
@@ -141,33 +167,52 @@ def read(path: Path) -> Checkpoint:
     if files.index and (wrong := state.keys() ^ _weight_map(files.index).keys()):
         raise UserError(f"{path}: {quoted(min(wrong))} is only in its shards or only in {files.index.name}")
     form = f"diffusers folder, {len(files.weights)} shards" if files.index else "diffusers folder"
-    return Checkpoint(to_official(state, read_json(files.config), path), "plain", form, "DiT", says_family=True)
+    return Checkpoint(to_official(state, read_json(files.config), path), PLAIN, form, "DiT", says_family=True)
 
 
-def _read_file(path: Path) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        state = _unwrapped(read_safetensors(path))
-        return Checkpoint(state, "plain", "safetensors", _family(state, {}))
-    if not zipfile.is_zipfile(path):
+def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
+    is_safetensors = path.suffix == ".safetensors"
+    if not is_safetensors and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not whole in torch's zip format; if it is older, re-save it with torch.save")
-    content = unpickle(path)
-    kind = next((name for name in NESTS if isinstance(content, dict) and isinstance(content.get(name), dict)), "plain")
-    state = content if kind == "plain" else content[kind]
+    content = read_safetensors(path) if is_safetensors else unpickle(path)
+    found = candidates.search(content if isinstance(content, dict) else {}, path)
+    options = _arguments(content) if isinstance(content, dict) else {}
+    usual = next((name for name in candidates.USUAL if isinstance(content, dict) and isinstance(content.get(name), dict)), PLAIN)
+    if found.networks:
+        kind, state = found.choose(weights_key, path)
+    else:
+        kind, state = usual, _unwrapped(content if usual == PLAIN else content[usual], path)
+    require_stored(state, path)
+    step, classes = next((content[name] for name in STEPS if name in content), None), options.get("num_classes")
+    return Checkpoint(
+        state,
+        kind,
+        "safetensors" if is_safetensors else "state dict" if kind == PLAIN else "training checkpoint",
+        _family(state, options),
+        step=_number(step),
+        trained_classes=_number(classes),
+        says_family="args" in content,
+        networks=tuple(one.key for one in found.networks),
+        averages=tuple(one.key for one in found.networks if one.is_average),
+        empty=found.empty,
+        is_usual=kind == usual,
+    )
+
+
+def _number(value: object) -> int | None:
+    """A count that someone may have meant."""
+    return value if type(value) is int and 0 <= value < LARGEST_NUMBER else None
+
+
+def _unwrapped(state: object, path: Path) -> State:
+    """A state dict that is no DiT's, without the prefixes that DistributedDataParallel and torch.compile give to all keys.
+
+    Raises:
+        UserError: if it is none.
+    """
     if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise UserError(f"{path} holds no state dict: expected tensors by name, or a training checkpoint with `ema` or `model`")
-    require_stored(state, path)
-    state = _unwrapped(state)
-    if kind == "plain":
-        return Checkpoint(state, kind, "state dict", _family(state, {}))
-    options = _arguments(content)
-    step, classes = next((content[name] for name in STEPS if name in content), None), options.get("num_classes")
-    numbers = [number if type(number) is int and 0 <= number < LARGEST_NUMBER else None for number in (step, classes)]
-    return Checkpoint(state, kind, "training checkpoint", _family(state, options), *numbers, says_family=bool(options))
-
-
-def _unwrapped(state: State) -> State:
-    """The same weights without the prefixes that DistributedDataParallel and torch.compile give to all keys."""
-    while prefix := next((prefix for prefix in WRAPPERS if state and all(key.startswith(prefix) for key in state)), None):
+    while prefix := next((f"{name}." for name in candidates.WRAPPERS if all(key.startswith(f"{name}.") for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
@@ -179,15 +224,15 @@ def _family(state: State, options: dict) -> str:
     return "SiT" if "path_type" in options or "prediction" in options else "DiT"
 
 
-def read_weights(path: Path) -> tuple[State, str]:
-    """The weights of a DiT in `path`, memory-mapped, and which they are: `ema`, `model`, `state_dict`, or `plain` if unnested.
+def read_weights(path: Path, weights_key: str | None = None) -> tuple[State, str]:
+    """The weights of a DiT in `path`, memory-mapped, and which they are: what they are called there, or `plain`.
 
-    A training checkpoint gives its `ema`, the weights that are published.
+    A training checkpoint gives its EMA, the weights that are published, unless `weights_key` (see `read`) says otherwise.
 
     Raises:
         UserError: if they cannot be had, or are of a network that predicts otherwise.
     """
-    found = read(path)
+    found = read(path, weights_key)
     require_dit(found, path)
     return found.state, found.kind
 
@@ -220,20 +265,34 @@ def read_class_to_idx(path: Path) -> object | None:
 
 def _arguments(content: dict) -> dict:
     """Those of the training that a checkpoint is of, where it has them."""
-    options = content.get("args")
-    return options if isinstance(options, dict) else vars(options) if isinstance(options, argparse.Namespace) else {}
+    for options in map(content.get, ARGUMENTS):
+        if isinstance(options, dict | argparse.Namespace):
+            return options if isinstance(options, dict) else vars(options)
+    return {}
 
 
 def check(
-    state: State, path: Path, model: str, num_classes: int, input_size: int, in_channels: int, learn_sigma: bool = True
+    state: State,
+    path: Path,
+    model: str,
+    num_classes: int,
+    input_size: int,
+    in_channels: int,
+    learn_sigma: bool = True,
+    has_null: bool = True,
+    factor: int | None = None,
 ) -> None:
     """Holds the weights against the network they are meant for; only shapes are read.
+
+    Args:
+        has_null: the label table has a row for the null label.
+        factor: image pixels a latent pixel, for advice on `--image-size`.
 
     Raises:
         UserError: naming the file, what was expected and what was found.
     """
     expected = {"model": model, "num_classes": num_classes, "input_size": input_size, "in_channels": in_channels}
-    check_shape(state, path, expected)
+    check_shape(state, path, expected, has_null, factor)
     if learn_sigma and not learns_sigma(state):
         raise UserError(f"{path} was trained without a variance (learn_sigma False), which the samplers here take from a network")
     shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
@@ -242,24 +301,37 @@ def check(
 
 
 def _without_weights(state: State, model: str, **options: int | str) -> DiT:
-    """The network that `state` is for, on the meta device."""
+    """The network that `state` is for, on the meta device; it has a null label if the table has a row more than classes."""
+    has_null = len(state["y_embedder.embedding_table.weight"]) != options["num_classes"]
     with torch.device("meta"):
-        return DiT_models[model](**options, own_embedders=has_own_embedders(state))
+        return DiT_models[model](**options, own_embedders=has_own_embedders(state), has_null=has_null)
 
 
-def check_shape(state: State, path: Path, expected: dict[str, str | int]) -> None:
-    """Holds what `describe` says of the weights against some of it.
+def check_shape(
+    state: State, path: Path, expected: dict[str, str | int], has_null: bool = True, factor: int | None = None
+) -> None:
+    """Holds what `describe` says of the weights against some of it; `has_null` and `factor` as in `check`.
 
     Raises:
-        UserError: naming the file, what was expected and what was found.
+        UserError: naming the file, what was expected, what was found, and the options that make it fit.
     """
     found = describe(state, path)
+    found["num_classes"] += not has_null
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
         seen = ", ".join(f"{name} {found[name]}" for name in wrong)
-        remedy = f"; give --num-classes {found['num_classes']}" if "num_classes" in wrong else ""
+        remedy = _remedy({name: found[name] for name in wrong}, factor)
         no_null = _without_null_label(found["num_classes"] + 1, expected.get("num_classes"))
         raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
+
+
+def _remedy(found: dict[str, str | int], factor: int | None) -> str:
+    """The options to which weights would fit, as a clause, and for which there is a network."""
+    options = [f"--model {found['model']}"] if found.get("model") in DiT_models else []
+    options += [f"--image-size {found['input_size'] * factor}"] if factor and "input_size" in found else []
+    options += [f"--num-classes {found['num_classes']}"] if found.get("num_classes") else []
+    options += [f"the --vae that it was trained with, of {found['in_channels']} channels"] if "in_channels" in found else []
+    return f"; give {' '.join(options)}" if options else ""
 
 
 def require_known(found: dict[str, str | int], path: Path) -> None:
@@ -282,8 +354,8 @@ def _without_null_label(rows: int, num_classes: int | None) -> str:
     if rows != num_classes:
         return ""
     return (
-        f", unless its {rows} rows are {rows} classes: then it was trained without a null label (class_dropout_prob 0), which "
-        "the network here has"
+        f", unless its {rows} rows are {rows} classes: then it was trained without a null label (class_dropout_prob 0), and is "
+        "drawn with --cfg-scale 1.0 alone"
     )
 
 
@@ -334,13 +406,15 @@ def load_dit(
     in_channels: int,
     device: torch.device,
     network: str = "official",
+    weights_key: str | None = None,
 ) -> DiT:
     """The network of a checked file (see `check`), its weights copied to `device` as float32, in evaluation mode.
 
     Args:
         network: of `dit.NETWORKS`: whose arithmetic.
+        weights_key: see `read`.
     """
-    state, _ = read_weights(path)
+    state, _ = read_weights(path, weights_key)
     shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
     dit = _without_weights(state, model, **shape, network=network)
     dit.to_empty(device=device).load_state_dict(state)

@@ -19,13 +19,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "convert",
         help="write a checkpoint in another form",
-        description="Writes the weights of a checkpoint, of a training checkpoint its ema, in another form, bit for bit and in "
+        description="Writes the weights of a checkpoint, of a training checkpoint its EMA, in another form, bit for bit and in "
         "the same dtype. Of what was saved beside the weights only class_to_idx is kept, and only in safetensors; a mapping in "
         "CKPT.classes.json is copied.",
         allow_abbrev=False,
     )
     command.add_argument("source", type=Path, help="whatever sample_ddp.py --ckpt takes")
     command.add_argument("out", type=Path, help="a file that ends in .pt (official) or .safetensors, or a folder (diffusers)")
+    command.add_argument("--weights-key", metavar="KEY", help="which weights of a source that holds several (default: its EMA)")
     command.add_argument(
         "--to",
         required=True,
@@ -36,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    kind, count, left = convert(args.source, args.out, args.to)
+    kind, count, left = convert(args.source, args.out, args.to, args.weights_key)
     if (beside := args.source.with_name(args.source.name + CLASSES_BESIDE)).is_file():
         write_whole(args.out.with_name(args.out.name + CLASSES_BESIDE), lambda path: path.write_bytes(read_bytes(beside)))
     which = "" if kind == "plain" else f" its {kind},"
@@ -46,8 +47,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def convert(source: Path, out: Path, to: str) -> tuple[str, int, bool]:
+def convert(source: Path, out: Path, to: str, weights_key: str | None = None) -> tuple[str, int, bool]:
     """Writes the weights of `source` to `out`, whole or not at all.
+
+    Args:
+        weights_key: which weights, if it holds several; None: the EMA.
 
     Returns:
         Which weights they are, the number of official tensors, and whether a class mapping was left behind.
@@ -64,10 +68,12 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int, bool]:
 
     from safetensors import SafetensorError
 
-    from models import checkpoint, diffusers_form
+    from models import checkpoint, diffusers_form, label_table
     from models.dit import DiT_models
 
-    state, kind = checkpoint.read_weights(source)
+    whole = checkpoint.read(source, weights_key)
+    checkpoint.require_dit(whole, source)
+    state, kind = whole.state, whole.kind
     found = checkpoint.describe(state, source)
     if found["model"] not in DiT_models:
         raise UserError(f"{source} is a {found['model']}; only the sizes {', '.join(DiT_models)} can be converted")
@@ -75,6 +81,8 @@ def convert(source: Path, out: Path, to: str) -> tuple[str, int, bool]:
     checkpoint.check(state, source, **found)
     if diffusers_form.has_own_embedders(state) and to != "diffusers":
         raise UserError(f"{source}: its blocks have embedders of their own, for which only diffusers' form has a place")
+    if to == "diffusers" and not label_table.classes_of(whole)[1]:
+        raise UserError(f"{source}: it has no null label, for which diffusers' form always has a place")
     mapping = checkpoint.read_class_to_idx(source)
     try:
         if to == "diffusers":

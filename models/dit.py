@@ -93,11 +93,12 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of `num_classes + 1` rows, the last one the null label. Dropping labels is the training loop's business."""
+    """A table of a row a class, and one after them for the null label where there is one (see `DiT`). Dropping labels is the
+    training loop's business."""
 
-    def __init__(self, num_classes: int, hidden_size: int):
+    def __init__(self, num_classes: int, hidden_size: int, has_null: bool):
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+        self.embedding_table = nn.Embedding(num_classes + has_null, hidden_size)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)
@@ -182,6 +183,7 @@ class DiT(nn.Module):
     Args:
         input_size: height and width of the latent, a multiple of `patch_size`.
         num_classes: classes of the data; the label table has one row more, and `null_label` is that last row.
+        has_null: else there is no such row, as in a network that was trained without dropping labels; it cannot be guided.
         learn_sigma: the output has 2 x `in_channels` channels, the second half for the variance.
         network: of `NETWORKS`: whose arithmetic.
         own_embedders: each block after the first has embedders of its own, as only a network that was trained in diffusers does.
@@ -199,6 +201,7 @@ class DiT(nn.Module):
         learn_sigma: bool = True,
         network: str = "official",
         own_embedders: bool = False,
+        has_null: bool = True,
     ):
         super().__init__()
         if input_size % patch_size:
@@ -206,18 +209,18 @@ class DiT(nn.Module):
         self.in_channels = in_channels
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.patch_size = patch_size
-        self.null_label = num_classes
+        self.null_label = num_classes if has_null else None
 
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size, NETWORKS[network].frequency_shift)
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, has_null)
         # A parameter, never trained, because the official checkpoints carry it as one.
         positions = sincos_position_embedding(hidden_size, input_size // patch_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, NETWORKS[network].mlp_norm_eps) for _ in range(depth))
         for block in self.blocks[1:] if own_embedders else ():
             block.t_embedder = TimestepEmbedder(hidden_size, NETWORKS[network].frequency_shift)
-            block.y_embedder = LabelEmbedder(num_classes, hidden_size)
+            block.y_embedder = LabelEmbedder(num_classes, hidden_size, has_null)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
@@ -290,14 +293,14 @@ def guided_model(
     Args:
         shared_timestep: embed the timestep once, not once a row; the same but for the last bits of a smaller matrix product.
     """
-    labels = torch.cat([y, torch.full_like(y, model.null_label)])
+    labels = y if cfg_scale == 1.0 else torch.cat([y, torch.full_like(y, model.null_label)])
 
     def timesteps(t: float, rows: int, device: torch.device) -> Tensor:
         return torch.full((1 if shared_timestep else rows,), float(t), device=device)
 
     def predict(x: Tensor, t: float) -> Tensor:
         if cfg_scale == 1.0:
-            return model(x, timesteps(t, len(x), x.device), y)
+            return model(x, timesteps(t, len(x), x.device), labels)
         doubled = torch.cat([x, x])
         everywhere = timesteps(t, len(doubled), x.device)
         return model.forward_with_cfg(doubled, everywhere, labels, cfg_scale, cfg_channels)[: len(x)]

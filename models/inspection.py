@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
 PROBED = {True: "DiT, as it predicts noise", False: "none that was trained to predict noise, though its keys are a DiT's"}
-WEIGHTS = {  # of `Checkpoint.kind`
-    "ema": "ema",
-    "model": "model, not an EMA",
-    "state_dict": "state_dict, which may be an EMA or not",
-    "plain": "the only ones, which may be an EMA or not",
-}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -41,12 +35,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="load a checkpoint's network too, and see what it makes of pure noise, as a run does: a SiT has the keys of a DiT",
     )
+    command.add_argument(
+        "--weights-key", metavar="KEY", help="which weights of a checkpoint that holds several (default: its EMA)"
+    )
     command.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     with stdout_kept(args.json):
-        found = inspect(args.path, args.probe)
+        found = inspect(args.path, args.probe, args.weights_key)
     if args.json:
         say(json.dumps(found))
     else:
@@ -62,16 +59,17 @@ def readable(value: str | int | float | bool) -> str:
     return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
 
-def inspect(path: Path, probed: bool = False) -> dict[str, str | int | float | bool | None]:
+def inspect(path: Path, probed: bool = False, weights_key: str | None = None) -> dict[str, str | int | float | bool | None]:
     """What is in a file or folder, in the order in which it reads well.
 
     Args:
         probed: load a checkpoint's network, and see what it makes of pure noise.
+        weights_key: which weights of a checkpoint; None: the EMA, where it has one.
 
     Raises:
         UserError: if it is neither a checkpoint nor an autoencoder, or damaged.
     """
-    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path, probed)
+    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path, probed, weights_key)
 
 
 def is_autoencoder(folder: Path) -> bool:
@@ -85,14 +83,13 @@ def is_autoencoder(folder: Path) -> bool:
         return False
 
 
-def inspect_checkpoint(path: Path, probed: bool) -> dict[str, str | int | bool | None]:
-    from models import autoencoder, checkpoint
+def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dict[str, str | int | bool | None]:
+    from models import autoencoder, checkpoint, label_table
     from models.diffusers_form import has_own_embedders
 
-    found = checkpoint.read(path)
+    found = checkpoint.read(path, weights_key)
     shape = checkpoint.describe(found.state, path)
-    if (rows := shape["num_classes"] + 1) == found.trained_classes:
-        shape["num_classes"] = rows  # of which none is the null label's
+    shape["num_classes"], has_null = label_table.classes_of(found)
     vae, unusable = None, None
     if is_autoencoder(beside := folder_beside(path)):
         try:
@@ -100,10 +97,13 @@ def inspect_checkpoint(path: Path, probed: bool) -> dict[str, str | int | bool |
         except UserError as error:
             unusable = f"the autoencoder beside it cannot be used ({error})"
     size = shape["input_size"] * (vae.factor if vae else autoencoder.USUAL_FACTOR)
-    told, refused = {}, why_not(found, path, shape, vae)
+    told, refused = {}, why_not(found, path, shape, has_null, vae)
     if probed and not refused:
-        told, refused = ask(path, shape, "diffusers" if has_own_embedders(found.state) else "official")
+        network = "diffusers" if has_own_embedders(found.state) else "official"
+        told, refused = ask(path, shape, network, weights_key)
     options = {"ckpt": path} | ({"vae": beside} if vae else {})  # the rest is in the file
+    options |= {"weights-key": weights_key} if weights_key is not None else {}
+    options |= {} if has_null else {"cfg-scale": 1.0}
     if vae and vae.latent_channels < USUAL_GUIDED:
         options["cfg-channels"] = vae.latent_channels
     if is_theirs := has_own_embedders(found.state):
@@ -118,9 +118,11 @@ def inspect_checkpoint(path: Path, probed: bool) -> dict[str, str | int | bool |
         else found.family,
         "form": found.form,
         **shape,
+        "null_label": None if has_null else "none, so it is drawn without guidance",
         "image_size": size,
         "learn_sigma": checkpoint.learns_sigma(found.state),
-        "weights": WEIGHTS[found.kind],
+        "weights": found.weights,
+        "beside": found.beside or None,
         "step": found.step,
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),
@@ -142,7 +144,7 @@ def folder_beside(path: Path) -> Path:
     return path / "vae" if (path / "transformer").is_dir() else path.parent / "vae"
 
 
-def why_not(found: "Checkpoint", path: Path, shape: dict, vae: "VaeFiles | None") -> str | None:
+def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "VaeFiles | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
     from models import autoencoder, checkpoint
 
@@ -151,20 +153,20 @@ def why_not(found: "Checkpoint", path: Path, shape: dict, vae: "VaeFiles | None"
         checkpoint.require_known(shape, path)
         channels, name = (vae.latent_channels, str(vae.folder)) if vae else (autoencoder.USUAL_CHANNELS, USUAL_VAE)
         autoencoder.require_channels(channels, shape["in_channels"], name, path)
-        checkpoint.check(found.state, path, **shape)
+        checkpoint.check(found.state, path, **shape, has_null=has_null)
     except UserError as error:
         return str(error)
     return None
 
 
-def ask(path: Path, shape: dict, network: str) -> tuple[dict[str, float | str | None], str | None]:
+def ask(path: Path, shape: dict, network: str, weights_key: str | None) -> tuple[dict[str, float | str | None], str | None]:
     """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
     from models import checkpoint, probe
 
     cpu = torch.device("cpu")
-    dit = checkpoint.load_dit(path, **shape, device=cpu, network=network)
+    dit = checkpoint.load_dit(path, **shape, device=cpu, network=network, weights_key=weights_key)
     response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu), None
     try:
         probe.require_noise(response, path)

@@ -70,6 +70,7 @@ class SamplingConfig:
     """
 
     ckpt: Path | None = None  # None: the published weights of this model
+    weights_key: str | None = None  # None: the EMA where it has one
     model: str | None = None
     vae: str = "ema"
     sample_dir: Path = Path("samples")

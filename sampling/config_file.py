@@ -27,6 +27,7 @@ TRUE = ("true", "yes", "on")  # as YAML spells it, in any case
 
 # Options of the command line that leave those of a file without meaning.
 SETTLED_BY = {
+    "ckpt": ("weights_key",),
     "tf32": ("precision",),
     "precision": ("tf32",),
     "exact": ("precision", "tf32", "compile", "cuda_tuning"),

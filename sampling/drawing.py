@@ -79,7 +79,8 @@ class Drawer:
     def _load_dit(self, how: Numerics) -> DiT:
         config, shape = self.config, (self._input_size, self._channels)
         where = self._place("model")
-        dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, where, config.network)
+        named = config.network, config.weights_key
+        dit = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, where, *named)
         if how.attention == "products":
             dit.attend_by_products()
         return dit if how.dtype == torch.float32 else dit.to_half(how.dtype)

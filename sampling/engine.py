@@ -28,7 +28,7 @@ from sampling.config import SamplingConfig
 from sampling.drawing import Drawer
 from sampling.lock import LOCK, Lock, await_token, read
 from sampling.noise import check_stream
-from sampling.prepare import Task, check_options, events_path, prepare, read_events, remove_events, told
+from sampling.prepare import Task, check_options, events_path, has_null_label, prepare, read_events, remove_events, told
 
 IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "images",
@@ -315,10 +315,14 @@ def check_given(config: SamplingConfig, group: Group) -> None:
     check_options(config)
     if config.ckpt is None:
         catalogue.choose(config.model, config.image_size, config.num_classes)
+        if config.weights_key not in (None, checkpoint.PLAIN):
+            raise UserError(f"--weights-key {config.weights_key}: published weights are alone in their file; leave it out")
     elif group.is_main and catalogue.is_path(config.ckpt):
-        weights, _ = checkpoint.read_weights(config.ckpt)
+        found = checkpoint.read(config.ckpt, config.weights_key)
+        checkpoint.require_dit(found, config.ckpt)
         given = {"model": config.model, "num_classes": config.num_classes}
-        checkpoint.check_shape(weights, config.ckpt, {name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        checkpoint.check_shape(found.state, config.ckpt, given, has_null_label(config, found))
     if group.is_main and config.class_names:
         read_names(config.class_names, f"--class-names {config.class_names}")
 

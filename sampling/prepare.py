@@ -30,9 +30,10 @@ from distributed import (
     require_place,
     say,
     unwritable,
+    warn,
 )
 from distributed.classes import GUESSED, ClassNames, difference
-from models import autoencoder, checkpoint
+from models import autoencoder, checkpoint, label_table
 from models.dit import DiT_models
 from sampling import archive, classes, disk, numerics, output, records
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
@@ -166,10 +167,11 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         manifest, done = claim(folder, config, identity)
         check_names(folder, manifest, found.names)  # another run may have been here since
-        manifest["paths"] = {"ckpt": str(config.ckpt), "weights": checkpoint.read_weights(config.ckpt)[1], "vae": config.vae}
+        weights = checkpoint.read(config.ckpt, config.weights_key).kind
+        manifest["paths"] = {"ckpt": str(config.ckpt), "weights": weights, "vae": config.vae}
         if found.names:
             manifest["class_names"] = found.names.recorded()
-        manifest["options"] = recorded(config, identity, options)
+        manifest["options"] = recorded(replace(config, weights_key=weights), identity, options)
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
@@ -219,8 +221,9 @@ def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
     Raises:
         UserError: if something else was given, or the rest of the configuration does not go with them.
     """
-    weights, _ = checkpoint.read_weights(config.ckpt)
-    found = checkpoint.describe(weights, config.ckpt)
+    whole = checkpoint.read(config.ckpt, config.weights_key)
+    checkpoint.require_dit(whole, config.ckpt)
+    found = checkpoint.describe(whole.state, config.ckpt)
     checkpoint.require_known(found, config.ckpt)
     factor = autoencoder.reduction(autoencoder.read_config(vae))
     size = found["input_size"] * factor
@@ -229,14 +232,16 @@ def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
             f"--image-size {config.image_size}: {config.ckpt} is of {size}, with {found['input_size']} latent pixels of which "
             f"--vae {config.vae} makes {factor} each; give --image-size {size}, or leave it out"
         )
-    own = {"model": found["model"], "image_size": size, "num_classes": found["num_classes"]}
+    num_classes = config.num_classes or label_table.classes_of(whole)[0]
+    own = {"model": found["model"], "image_size": size, "num_classes": num_classes}
     replace(config, **own).check()
     return own
 
 
 def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
     """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
-    weights, _ = checkpoint.read_weights(config.ckpt)
+    found = checkpoint.read(config.ckpt, config.weights_key)
+    checkpoint.require_dit(found, config.ckpt)
     vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
@@ -245,11 +250,14 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
             f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {channels} latent channels; give --cfg-channels "
             f"{channels}, which guides all, or fewer"
         )
-    wanted = checkpoint.describe(weights, config.ckpt)["in_channels"]
+    wanted = checkpoint.describe(found.state, config.ckpt)["in_channels"]
     autoencoder.require_channels(vae.latent_channels, wanted, config.vae, config.ckpt)
     input_size, in_channels = config.image_size // vae.factor, vae.latent_channels
-    checkpoint.check(weights, config.ckpt, config.model, config.num_classes, input_size, in_channels)
-    checkpoint.require_network(weights, config.ckpt, config.network)
+    shape = {"num_classes": config.num_classes, "input_size": input_size, "in_channels": in_channels}
+    has_null = has_null_label(config, found)
+    checkpoint.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=vae.factor)
+    checkpoint.require_network(found.state, config.ckpt, config.network)
+    tell_of_weights(config, found, has_null)
     config = replace(config, labels=classes.numbered(config.labels, class_names(config)))
     config.check()
     with group.allowing(TRYING_SECONDS):
@@ -258,6 +266,7 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     identity = {
         **config.identity(),
         "checkpoint_sha256": checkpoint.sha256(config.ckpt),
+        **({} if found.is_usual else {"weights_key": found.kind}),
         "vae_sha256": vae.sha256,
         "vae_config_sha256": vae.config_sha256,
         **vae.unlike_stable_diffusion(),
@@ -266,6 +275,31 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
         **({"device_type": group.device.type} if config.exact else {}),
     }
     return identity, (input_size, in_channels), vae
+
+
+def has_null_label(config: SamplingConfig, found: checkpoint.Checkpoint) -> bool:
+    """Whether the network of a run has a null label; without one it is drawn unguided.
+
+    Raises:
+        UserError: if the checkpoint has none and the run needs one, or it says so itself of what the options take for one.
+    """
+    checkpoint.describe(found.state, config.ckpt)  # or what it lacks is said
+    unguided = config.cfg_scale == 1.0 and config.labels != "null"
+    num_classes = config.num_classes or label_table.classes_of(found)[0]
+    return label_table.has_null_label(found, config.ckpt, num_classes, unguided)
+
+
+def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_null: bool) -> None:
+    """Says which weights of a file with several are drawn, and what about them may not be meant."""
+    if found.kind != checkpoint.PLAIN or found.beside:
+        said = f"weights of {config.ckpt}: {found.weights}" + (f"; {found.beside}" if found.beside else "")
+        is_raw = found.kind not in found.averages and (found.averages or found.empty)
+        warn(f"warning: {said}") if is_raw else say(said)
+    if not has_null and found.trained_classes is None and config.num_classes > 1:
+        warn(
+            f"warning: --num-classes {config.num_classes}: all rows of the label table are classes then, and none is the null "
+            f"label's; if it was trained with one, give --num-classes {config.num_classes - 1}"
+        )
 
 
 def class_names(config: SamplingConfig) -> ClassNames | None:

@@ -34,6 +34,7 @@ from distributed import (
     say,
     write_whole,
 )
+from models import checkpoint
 from sampling import archive, disk, memory, output, plan
 from sampling.config import AUTO, SamplingConfig, fingerprint
 from sampling.config_file import recorded
@@ -139,7 +140,9 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
         done = done_images(folder, evaluator, config, fingerprint(identity))
         about |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
         about |= {"class_names": names.recorded()} if names else {}
-        about["options"] = recorded(config, identity, options)
+        weights = checkpoint.read(config.ckpt, config.weights_key).kind
+        about["paths"] = {"ckpt": str(config.ckpt), "weights": weights, "vae": config.vae}
+        about["options"] = recorded(replace(config, weights_key=weights), identity, options)
         about["sessions"].append(describe_session(group, int(done.sum()), with_png=False))
         write_about(folder, about)
     except OSError as error:

@@ -136,10 +136,6 @@ def sit(state):
     return training_checkpoint(state, args=argparse.Namespace(path_type="Linear", prediction="velocity"), steps=7)
 
 
-def without_null_label(state):
-    return training_checkpoint(state, args=argparse.Namespace(num_classes=11))
-
-
 def without_variance(_state):
     return randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10, learn_sigma=False)).state_dict()
 
@@ -150,7 +146,6 @@ def of_many_channels(_state):
 
 UNSAMPLED = {
     "SiT": (sit, "predicts velocity", {"family": "SiT", "step": 7}),
-    "no null label": (without_null_label, "without a null label", {"num_classes": 11}),
     "no variance": (without_variance, "was trained without a variance", {"learn_sigma": False}),
     "16 channels": (of_many_channels, "--vae ema: has 4 latent channels, but", {"in_channels": 16}),
     "a key is missing": (lambda s: {k: v for k, v in s.items() if k != "blocks.2.attn.proj.bias"}, "lacks 1", {}),

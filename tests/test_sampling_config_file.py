@@ -56,6 +56,7 @@ EVERY = {
     "class-names": ("classes.txt", "classes.txt"),
     "cache-dir": ("/shared", "/shared"),
     "network": ("diffusers", "diffusers"),
+    "weights-key": ("model", "model"),
 }
 FLAGS = ("compile", "no-probe", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
 

@@ -1,0 +1,137 @@
+"""The null label is a row of its own: what a file says of its classes is compared, and without such a row nothing is guided."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import options, randomised
+from test_models_main import command, inspected, refusal
+
+import sample_ddp
+from distributed import UserError, init
+from models import DiT_models
+from models.checkpoint import check_shape, load_dit, read
+from models.dit import DiT, guided_model
+from models.label_table import classes_of, has_null_label
+from sampling import engine
+
+TABLE = "y_embedder.embedding_table.weight"
+
+
+def saved(folder, rows, said=None):
+    """A checkpoint with so many rows, whose arguments say `said` classes."""
+    state = randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=rows, has_null=False)).state_dict()
+    arguments = {} if said is None else {"args": argparse.Namespace(num_classes=said)}
+    torch.save({"ema": state, **arguments}, folder / "a.pt")
+    return folder / "a.pt"
+
+
+# rows, what the file says, --num-classes, unguided -> has a null label, or the refusal
+TABLES = [
+    (17, 16, 16, False, True),
+    (17, 16, 16, True, True),
+    (17, None, 16, False, True),
+    (17, 17, 17, True, False),
+    (17, None, 17, True, False),
+    (1, 1, 1, True, False),
+    (1, None, 1, True, False),
+    (2, 1, 1, False, True),
+    (17, 17, 16, False, "without a null label, as its label table of 17 rows for 17 classes says"),
+    (17, 17, 16, True, "give --num-classes 17 --cfg-scale 1.0"),
+    (17, 17, 17, False, "it can neither be guided nor drawn without a class; give --num-classes 17 --cfg-scale 1.0"),
+    (1, None, 1, False, "as its label table of one row says"),
+    (17, None, 17, False, "give --num-classes 16, unless its 17 rows are 17 classes"),
+    (17, 16, 17, True, "expected num_classes 17; found num_classes 16; give --num-classes 16"),
+    (17, 17, 15, True, "found num_classes 16"),
+]
+
+
+@pytest.mark.parametrize(("rows", "said", "num_classes", "unguided", "expected"), TABLES)
+def test_the_null_label_is_what_file_and_options_agree_on(tmp_path, rows, said, num_classes, unguided, expected):
+    found = read(path := saved(tmp_path, rows, said))
+
+    def held():
+        has_null = has_null_label(found, path, num_classes, unguided)
+        check_shape(found.state, path, {"num_classes": num_classes}, has_null)
+        return has_null
+
+    if isinstance(expected, bool):
+        assert held() == expected
+        assert load_dit(path, "DiT-XS/8", num_classes, 8, 4, torch.device("cpu")).null_label == (
+            num_classes if expected else None
+        )
+    else:
+        with pytest.raises(UserError) as caught:
+            held()
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "classes"), [(17, 17, (17, False)), (17, 16, (16, True)), (17, None, (16, True)), (1, None, (1, False))]
+)
+def test_classes_of_a_file(tmp_path, rows, said, classes):
+    assert classes_of(read(saved(tmp_path, rows, said))) == classes
+
+
+def test_a_network_without_a_null_label_has_a_row_a_class():
+    network = DiT(input_size=2, hidden_size=8, depth=1, num_heads=1, num_classes=3, has_null=False)
+    assert network.y_embedder.embedding_table.weight.shape == (3, 8)
+    x, y = torch.randn(2, 4, 2, 2), torch.tensor([0, 2])
+    with torch.no_grad():
+        assert torch.equal(guided_model(network, y, 1.0, 4)(x, 5.0), network(x, torch.full((2,), 5.0), y))
+
+
+@pytest.mark.parametrize(("rows", "said"), [(1, 1), (1, None), (11, 11)])
+def test_what_inspect_says_of_such_a_file_is_drawn(tmp_path, rows, said):
+    path = saved(tmp_path, rows, said)
+    found = inspected(path)
+    assert found["num_classes"] == rows
+    assert found["null_label"] == "none, so it is drawn without guidance"
+    assert found["command"].endswith("--cfg-scale 1.0")
+    arguments = options(path, tmp_path, num_classes=rows, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
+    config, _ = sample_ddp.parse([*arguments, "--no-probe"])
+    with init("cpu") as group:
+        assert engine.run(config, group).is_file()
+
+
+def test_labels_null_needs_the_null_label(tmp_path):
+    path = saved(tmp_path, 11, 11)
+    config, _ = sample_ddp.parse([*options(path, tmp_path, num_classes=11), "--labels", "null"])
+    with pytest.raises(UserError, match="nor drawn without a class"):
+        engine.check_given(config, init("cpu"))
+
+
+def test_all_rows_for_classes_is_said_where_the_file_does_not_tell(tmp_path, capsys):
+    path = saved(tmp_path, 11)
+    arguments = options(path, tmp_path, num_classes=11, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
+    config, _ = sample_ddp.parse([*arguments, "--no-probe"])
+    with init("cpu") as group:
+        engine.run(config, group)
+    assert "all rows of the label table are classes then" in capsys.readouterr().err
+
+
+def test_converting_without_a_null_label(tmp_path, capsys):
+    path = saved(tmp_path, 1, 1)
+    assert command("convert", path, tmp_path / "out.safetensors", "--to", "safetensors")[0] == 0
+    assert "has no null label" in refusal(capsys, "convert", path, tmp_path / "out", "--to", "diffusers")
+    assert not Path(tmp_path / "out").exists()
+
+
+LARGER = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
+REMEDIES = {
+    "image size": ({"input_size": 16}, "; give --image-size 128"),
+    "model": ({"patch": 4}, "; give --model DiT-XS/4"),
+    "channels": ({"in_channels": 16}, "; give the --vae that it was trained with, of 16 channels"),
+    "several": ({"input_size": 16, "num_classes": 3}, "; give --image-size 128 --num-classes 3"),
+}
+
+
+@pytest.mark.parametrize(("change", "remedy"), REMEDIES.values(), ids=REMEDIES)
+def test_a_mismatch_names_the_options_that_mend_it(change, remedy):
+    patch, shape = change.get("patch", 8), {"input_size": 8, "num_classes": 10, "in_channels": 4} | change
+    shape.pop("patch", None)
+    state = DiT_models[f"DiT-XS/{patch}"](**shape).state_dict()
+    with pytest.raises(UserError) as caught:
+        check_shape(state, Path("a.pt"), LARGER, factor=8)
+    assert str(caught.value).endswith(remedy)
