@@ -311,21 +311,28 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: PurePosixPath(name).parts))
 
 
-def files_in(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The files in a folder and its subfolders, as paths relative to it; links are followed, but never in a circle."""
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror})") from error
-    for entry in entries:
-        if entry.is_dir():
-            if not entry.name.startswith("."):
-                yield from (f"{entry.name}/{name}" for name in files_in(Path(entry), seen | {real}))
-        elif entry.is_file() or entry.is_symlink():  # no pipes; of a link to one, or to nothing, an error later
-            yield entry.name
+def files_in(folder: Path) -> Iterator[str]:
+    """The files in a folder and its subfolders, as paths relative to it; links are followed, but never in a circle.
+
+    However deep it is: subfolders wait in a list, each with the folders that it lies in, as nested pairs.
+    """
+    waiting: list[tuple[str, tuple]] = [("", ())]
+    while waiting:
+        inner, above = waiting.pop()
+        path = os.path.join(folder, inner)
+        try:
+            own, entries = os.stat(path), list(os.scandir(path))
+        except OSError as error:
+            raise UserError(f"{Path(path)} cannot be read ({error.strerror})") from error
+        chain = above
+        while chain and not os.path.samestat(chain[0], own):
+            chain = chain[1]
+        for entry in entries if not chain else ():
+            if entry.is_dir():
+                if not entry.name.startswith("."):
+                    waiting.append((f"{inner}{entry.name}/", (own, above)))
+            elif entry.is_file() or entry.is_symlink():  # no pipes; of a link to one, or to nothing, an error later
+                yield inner + entry.name
 
 
 def member_file(archive: zipfile.ZipFile, name: str, where: str) -> BinaryIO:

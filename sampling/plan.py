@@ -10,7 +10,7 @@ import numpy as np
 
 LABEL_STREAM = 1  # second key word of the generator; `sampling.noise` uses another
 LABEL_MODES = ("random", "balanced", "null")
-LONGEST_SPEC = 1 << 20  # characters of a list of labels
+LONGEST_SPEC = 1 << 19  # characters of a list of labels, which a manifest holds twice
 MOST_LABELS = 1 << 22  # that it comes to
 SHOWN = 60  # characters of one in a message
 

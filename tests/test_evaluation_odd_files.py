@@ -1,6 +1,8 @@
 """What is no file in the place of one that is evaluated, compared, kept or written."""
 
 import argparse
+import os
+import subprocess
 
 import datasets
 import numpy as np
@@ -13,7 +15,7 @@ from distributed import UserError
 from evaluation import dinov2, extraction, inception
 from evaluation.__main__ import check_outputs
 from evaluation.features import load_extractor
-from evaluation.images import open_images
+from evaluation.images import files_in, open_images
 from evaluation.references import find_reference
 from evaluation.results import find_result, read_result
 
@@ -123,3 +125,19 @@ def test_a_result_is_not_written_through_a_link(tmp_path):
     assert victim.read_text() == "precious"
     assert not (tmp_path / "absent").exists()
     assert read_result(tmp_path / "r.json")
+
+
+def test_a_folder_is_read_however_deep_it_is(tmp_path, monkeypatch):
+    """Deeper than calls of Python may be. Links in a circle end, and a folder that has two names is read twice."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    Image.new("RGB", (8, 8)).save("deep.png")
+    os.symlink(tmp_path, "circle")
+    os.chdir(tmp_path)
+    os.mkdir("twice")
+    Image.new("RGB", (8, 8)).save("twice/image.png")
+    os.symlink("twice", "again")
+    assert sorted(files_in(tmp_path)) == ["again/image.png", f"{'d/' * 1100}deep.png", "twice/image.png"]
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest's own removal calls itself for each

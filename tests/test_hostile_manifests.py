@@ -176,3 +176,11 @@ def test_a_plain_run_passes(tmp_path):
     run = make_run(tmp_path)
     assert status(run).state == "complete"
     assert not list(verify(run, lambda _: None))
+
+
+def test_the_longest_list_of_labels_can_be_written_and_read(tmp_path):
+    """It stands in the manifest twice."""
+    labels = "7," * (plan.LONGEST_SPEC // 2 - 1) + "7"
+    run = make_run(tmp_path, labels=labels)
+    output.write_manifest(run, output.read_manifest(run) | {"options": {"labels": labels}})
+    assert output.read_manifest(run)["identity"]["labels"] == labels
