@@ -47,6 +47,7 @@ from sampling.numerics import RESOLVED, Numerics
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 TRYING_SECONDS = 300  # for the compiler to show that it works
 SHORTER = "choose a shorter --run-name or --sample-dir"
+SHOWN = 100  # characters of a value in a message
 EVENTS_KEPT = 1000  # of a session, in the manifest
 EVENTS_BYTES = 1 << 26  # of a rank
 
@@ -379,7 +380,9 @@ def check_places(folder: Path) -> None:
 def other_configuration(folder: Path, old: dict, identity: dict) -> UserError:
     """What to say if `folder` has the identity `old`, and this is another."""
     fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
-    said = ", ".join(f"{name} is {old.get(name)} there and {identity.get(name)} here" for name in fields)
+    said = ", ".join(
+        f"{name} is {str(old.get(name))[:SHOWN]} there and {str(identity.get(name))[:SHOWN]} here" for name in fields
+    )
     remedy = "give these options as they are there, or " if {*RESOLVED, "per_proc_batch_size"}.issuperset(fields) else ""
     remedy += "choose another --run-name or --sample-dir"
     return UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
