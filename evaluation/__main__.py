@@ -295,12 +295,11 @@ def compare_all(args: argparse.Namespace) -> None:
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.calc import Evaluation
-    from evaluation.images import open_images
-    from evaluation.remarks import SAMPLES, look_at
+    from evaluation.remarks import SAMPLES, look_at, open_samples
 
     check_image_size(args.image_size)
     to_come = args.dry_run and not args.samples.exists()
-    images = None if to_come else open_images(args.samples, args.image_size)
+    images = None if to_come else open_samples(args.samples, args.image_size)
     look_at(images, SAMPLES, group)  # before the weights, which take longer
     files = args.inception_weights, images.height if images else args.image_size, args.dinov2_weights, args.train
     evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, *files, args.image_size, args.class_names)
@@ -325,7 +324,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.features import load_extractor, weights_of
     from evaluation.images import open_images
     from evaluation.references import holds_statistics, write_reference
-    from evaluation.remarks import look_at, remarks
+    from evaluation.remarks import look_at, remarks, repeated
 
     check_image_size(args.image_size)
     if args.features < 0:
@@ -342,7 +341,10 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         write_reference(made, args.out)
         cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
         lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}"]
-        say(*lines, *(f"warning: {remark}" for remark in remarks(images, "images")))
+        found = remarks(images, "images")
+        if made.provenance.different:
+            found.append(repeated(made.provenance.different, images.count, "images"))
+        say(*lines, *(f"warning: {remark}" for remark in found))
 
 
 if __name__ == "__main__":

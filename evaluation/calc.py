@@ -44,7 +44,7 @@ from evaluation.protocols import (
     called,
 )
 from evaluation.references import Provenance, Reference, find_reference
-from evaluation.remarks import look_at, missing
+from evaluation.remarks import REFERENCE, SAMPLES, look_at, missing, open_samples, repeats
 from evaluation.report import Grid, Metric, Result
 from evaluation.results import LARGEST
 from evaluation.runs import ClassNames, find_names, find_run
@@ -115,7 +115,7 @@ class Evaluation:
         reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
         outputs = choose_extractor(reference, extractor, settings)
         metrics, left_out = choose_metrics(reference, outputs, settings)
-        look_at(reference.images if reference and needed else None, "reference images", group)
+        look_at(reference.images if reference and needed else None, REFERENCE, group)
         weights = weights_of(outputs.name, inception_weights, dinov2_weights)
         network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
         if reference:
@@ -137,7 +137,9 @@ class Evaluation:
         Raises:
             UserError: if they cannot be read or do not fit the extractor or the reference.
         """
-        images = samples if isinstance(samples, Images) else open_images(samples)
+        images = samples if isinstance(samples, Images) else open_samples(samples)
+        if images is not samples:
+            look_at(images, SAMPLES, self.group)
         self.check(images)
         with self.settings.cache(self.group) as cache:
             return self.result_of(images, self._extract(images, cache), cache)
@@ -177,6 +179,7 @@ class Evaluation:
             notes += missing(self.training, "training images")
             if lossy := sorted(self.training.headers.lossy):
                 notes.append(f"Training images are {' and '.join(lossy)} files; what copies one lies a little away from it.")
+        notes += repeats(own, theirs, reference)
         if self.exact and "fid" in metrics:
             notes.append(self._effect_of_dtype(images, own, reference, theirs))
         left_out = {called(name, self.extractor)[1]: why for name, why in (self.left_out | too_few).items()}
@@ -256,7 +259,7 @@ class Evaluation:
             return False
         try:
             old = read_json(json_file, LARGEST)
-            images = open_images(samples)
+            images = open_samples(samples)
             too_few = check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
             wanted = {called(name, self.extractor)[0] for name in self.metrics if name not in too_few}
             return (
@@ -380,6 +383,7 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
     check_reference_images(images, extractor)
     with settings.cache(group) as cache:
         seen = extract(images, extractor, group, settings.batch_size, cache)
+        different = len(seen.first_of_each())
     chosen = np.random.default_rng(FEATURES_SEED).choice(images.count, min(keep, images.count), replace=False)
     provenance = Provenance(
         extractor=extractor.name,
@@ -394,6 +398,7 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
         dtype=extractor.dtype,
         features=len(chosen),
         features_seed=FEATURES_SEED if len(chosen) < images.count else None,
+        different=different if different < images.count else None,
     )
     chosen = np.sort(chosen)
     features = seen.rows[chosen] if keep else None

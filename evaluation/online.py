@@ -28,6 +28,7 @@ from evaluation.checks import Settings, check_size
 from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
 from evaluation.images import MAX_PIXELS
 from evaluation.page import picture
+from evaluation.remarks import LOOKED_AT, without_levels
 from evaluation.report import Grid, Result
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
@@ -125,6 +126,7 @@ class Evaluator:
     def reset(self) -> None:
         """Forgets all images."""
         self._size: tuple[int, int] | None = None
+        self._brightest = 0  # level of any pixel; of states that were merged, unknown, so 255
         self._parts: dict[str, list[np.ndarray]] = {"features": [], "spatial": [], "pixels": [], "indices": [], "labels": []}
         self._thumbnails: dict[int, np.ndarray] = {}  # by the order in which images came
         self._kept: dict[int, int] = {}  # thumbnails by label
@@ -151,7 +153,8 @@ class Evaluator:
 
         Raises:
             ValueError: if images, indices or labels are not that, or of another size than before.
-            UserError: if the extractor does not take images of this size, or gives what is not finite.
+            UserError: if the extractor does not take images of this size, gives what is not finite, or no pixel of the first
+                images is above level 1.
         """
         pixels = _as_pixels(images)
         count, (height, width) = len(pixels), pixels.shape[1:3]
@@ -162,6 +165,9 @@ class Evaluator:
         self._check_kind(indices, labels)
         if not count:
             return self
+        self._brightest = max(self._brightest, int(pixels.max()))
+        if self._brightest <= 1 and self.count + count >= LOOKED_AT:
+            raise without_levels("the images")
         features, spatial = self.evaluation.extractor.run(pixels)
         if not (features.isfinite().all() and (spatial is None or spatial.isfinite().all())):
             raise UserError("the features of an image are not finite; are the extractor's weights whole?")
@@ -241,7 +247,7 @@ class Evaluator:
         height, width = arrays["size"].tolist()
         self._check_size(height, width)
         self._check_kind(arrays["indices"], arrays["labels"])
-        start, self._size = self.count, (height, width)
+        start, self._size, self._brightest = self.count, (height, width), 255
         for name, parts in self._parts.items():
             parts.append(arrays[name])
         for place, image in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
@@ -296,7 +302,8 @@ class Evaluator:
         """The result of all ranks' images, on rank 0; to be called by all of them. More images may follow.
 
         Raises:
-            UserError: if they are too few, two have the same index, or only some ranks gave indices, or labels.
+            UserError: if they are too few, two have the same index, only some ranks gave indices, or labels, or no pixel is above
+                level 1.
         """
         group, settings = self.evaluation.group, self.evaluation.settings
         own, theirs = (np.concatenate([*self._parts[name], self._empty(name)]) for name in ("indices", "labels"))
@@ -313,6 +320,8 @@ class Evaluator:
             raise UserError(f"image {twice[0]} was given twice; every image of every rank needs an index of its own")
         if not len(indices):
             raise UserError("no image was given to be evaluated")
+        if not group.sum(np.array([float(self._brightest > 1)]))[0]:
+            raise without_levels("the images")
         known = None if labels[0] == NONE else labels
         seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known, tuple(self.class_names))
         self.evaluation.check(seen)

@@ -42,6 +42,7 @@ class Provenance:
     dtype: str | None = None
     features: int | None = None
     features_seed: int | None = None
+    different: int | None = None  # images, where some are equal to others pixel by pixel
 
     @classmethod
     def parse(cls, text: str) -> "Provenance":
@@ -53,7 +54,7 @@ class Provenance:
         given = decode_json(text)
         if not isinstance(given, dict):
             raise ValueError("its provenance is no JSON object")
-        numbers = ("count", "image_size", "image_width", "features", "features_seed")
+        numbers = ("count", "image_size", "image_width", "features", "features_seed", "different")
         for name, value in given.items():
             fits = isinstance(value, str) if name not in numbers else type(value) is int and value >= 0
             if name not in cls.__dataclass_fields__ or not (fits or value is None):

@@ -1,31 +1,53 @@
-"""What a reader has to know of the files that images came from: how many should be there, what is left out, what was lost."""
+"""What a reader has to know of images and their files: how many should be there, what is left out, what was lost, what repeats.
 
+Before anything is computed, what can be no images of a model is refused.
+"""
+
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import Group, warn
-from evaluation.images import Images
+from distributed import Group, UserError, warn
+from evaluation.extraction import Features
+from evaluation.images import Images, open_images
+from evaluation.references import Reference, holds_statistics
 from evaluation.runs import count_of_run
 
 if TYPE_CHECKING:
     from evaluation.online import Seen
 
-SAMPLES = "samples"
+SAMPLES, REFERENCE = "samples", "reference images"
+LOOKED_AT = 16  # images whose levels are looked at; more, where none of those is above 1
+REPEATED = 0.01  # of a training set's images, from which on repeats are told
+
+
+def open_samples(path: Path, crop: int | None = None) -> Images:
+    """Images that are to be evaluated; see `open_images`.
+
+    Raises:
+        UserError: also if they are a reference.
+    """
+    if holds_statistics(path):
+        raise UserError(f"{path} holds mu and sigma, so it is a reference and no samples; were samples and --ref exchanged?")
+    return open_images(path, crop)
 
 
 def look_at(images: Images | None, whose: str, group: Group) -> None:
-    """Reads all headers on rank 0, the others waiting, and says at once what is missing among the files.
+    """Reads all headers and the first images on rank 0, the others waiting, and says at once what is missing among the files.
 
     Args:
         whose: what the images are called, such as `SAMPLES`.
 
     Raises:
-        UserError: naming the first file that is damaged, or not like the others.
+        UserError: naming the first file that is damaged, or not like the others; or if the pixels are those of [0, 1].
     """
 
     def look() -> str:
         for remark in missing(images, whose):
             warn(f"warning: {remark}")
-        return str(images.headers)
+        headers = str(images.headers)
+        if all(batch.max() <= 1 for batch in images.batches(LOOKED_AT)):  # ends at the first that is brighter
+            raise without_levels(f"{images.path}: the {images.count:,} {whose}")
+        return headers
 
     if images is not None:
         group.once(look)
@@ -44,6 +66,37 @@ def remarks(images: "Images | Seen | None", whose: str) -> list[str]:
     if headers.several:
         found.append(f"{headers.several:,} of the {count} {whose} are files of several pictures, of which the first was taken.")
     return found
+
+
+def without_levels(which: str) -> UserError:
+    """What to say of images of which no pixel has a level above 1."""
+    return UserError(
+        f"{which} have no pixel above level 1 of 255: they are black, or values of 0 to 1 made uint8; multiply those by 255 first"
+    )
+
+
+def repeats(own: Features, theirs: Features | None, reference: Reference | None) -> list[str]:
+    """Sentences on images of either side that are equal pixel by pixel, or the same on both.
+
+    Args:
+        theirs: of the reference's images, where those were extracted.
+    """
+    different, count = len(own.first_of_each()), len(own.rows)
+    found = [repeated(different, count, SAMPLES)] if different < count else []
+    if reference is None:
+        return found
+    provenance = reference.provenance
+    known = (len(theirs.first_of_each()), len(theirs.rows)) if theirs else (provenance.different, provenance.count)
+    if None not in known and known[0] < (1 - REPEATED) * known[1]:
+        found.append(repeated(*known, REFERENCE))
+    if own.pixels_sha256 == (theirs.pixels_sha256 if theirs else provenance.pixels_sha256):
+        found.append("The samples are the reference's own images, one for one: every distance is that of a set to itself.")
+    return found
+
+
+def repeated(different: int, count: int, whose: str) -> str:
+    """A sentence on so many images that are fewer different ones."""
+    return f"The {count:,} {whose} are {different:,} different {'image' if different == 1 else 'images'}, the rest exact repeats."
 
 
 def missing(images: Images, whose: str) -> list[str]:

@@ -1,0 +1,136 @@
+"""What can be no images of a model is refused, and images that repeat are counted: in `calc`, in `ref` and online."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run_command
+
+import distributed
+from distributed import Stopped, UserError
+from evaluation import Evaluator
+from evaluation import __main__ as cli
+from evaluation.calc import Evaluation
+from evaluation.checks import Settings
+from scripts.stand_ins import pictures, write_pngs
+
+BLACK = "have no pixel above level 1 of 255: they are black, or values of 0 to 1 made uint8; multiply those by 255 first"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Samples, the same cast from [0, 1], one of them many times, and a reference with statistics and images."""
+    place = tmp_path_factory.mktemp("pixels")
+    images = pictures(60, 0)
+    features = np.random.default_rng(0).normal(size=(500, 64))
+    np.savez(place / "samples.npz", arr_0=images)
+    np.savez(place / "others.npz", arr_0=pictures(60, 1))
+    np.savez(place / "dark.npz", arr_0=(images / 255).astype(np.uint8))
+    np.savez(place / "same.npz", arr_0=images[:1].repeat(60, 0))
+    np.savez(place / "few.npz", arr_0=np.concatenate([images[:40], images[:20]]))
+    np.savez(place / "adm.npz", arr_0=pictures(60, 1), mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    np.savez(place / "statistics.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    write_pngs(place / "dark", (images / 255).astype(np.uint8))
+    return place
+
+
+def run_here(*arguments):
+    cli.run(cli.build_parser().parse_args(list(map(str, arguments))))
+
+
+def evaluated(place, samples, reference):
+    settings = Settings(metrics=("fid",), cache_dir=place / "cache")
+    return Evaluation.prepare(str(place / reference), distributed.init("cpu"), settings, "digits").evaluate(place / samples)
+
+
+@pytest.mark.parametrize("exchanged", ["adm.npz", "statistics.npz"])
+def test_samples_and_reference_that_are_exchanged_are_refused(place, exchanged, monkeypatch):
+    monkeypatch.setattr("evaluation.calc.load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
+    said = rf"{exchanged} holds mu and sigma, so it is a reference and no samples; were samples and --ref exchanged\?"
+    with pytest.raises((UserError, Stopped), match=said):
+        run_here("calc", place / exchanged, "--ref", place / "samples.npz", "--extractor", "digits")
+    with pytest.raises((UserError, Stopped), match="is a reference already"):
+        run_here("ref", place / exchanged, "--extractor", "digits", "--out", place / "out.npz")
+
+
+@pytest.mark.parametrize("dark", ["dark.npz", "dark"])
+def test_pixels_of_0_to_1_are_refused_before_anything_expensive(place, dark, monkeypatch):
+    monkeypatch.setattr("evaluation.calc.extract", lambda *_: pytest.fail("images were extracted"))
+    for samples, reference, whose in ((dark, "others.npz", "samples"), ("samples.npz", dark, "reference images")):
+        with pytest.raises((UserError, Stopped), match=f"the 60 {whose} {BLACK}"):
+            run_here("calc", place / samples, "--ref", place / reference, "--extractor", "digits")
+    with pytest.raises((UserError, Stopped), match=f"the 60 images {BLACK}"):
+        run_here("ref", place / dark, "--extractor", "digits", "--out", place / "out.npz")
+    with pytest.raises((UserError, Stopped), match=f"the 60 training images {BLACK}|all the same"):
+        run_here("calc", place / "samples.npz", "--ref", place / "others.npz", "--extractor", "digits", "--train", place / dark)
+    with pytest.raises((UserError, Stopped), match=f"the 60 samples {BLACK}"):
+        evaluated(place, dark, "others.npz")
+
+
+def test_dark_images_among_others_are_no_mistake(place):
+    images = pictures(60, 0)
+    images[:40] = 0
+    np.savez(place / "some.npz", arr_0=images)
+    assert evaluated(place, "some.npz", "others.npz").metrics["fid-digits"].n == 60
+
+
+def test_images_that_repeat_are_counted(place):
+    done = run_command(
+        *(
+            "-m",
+            "evaluation",
+            "calc",
+            place / "same.npz",
+            "--ref",
+            place / "few.npz",
+            "--extractor",
+            "digits",
+            "--metrics",
+            "fid",
+        ),
+        *("--json", place / "r.json", "--html", place / "r.html", "--cache-dir", place / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    for said in (
+        "The 60 samples are 1 different image, the rest exact repeats.",
+        "The 60 reference images are 40 different images, the rest exact repeats.",
+    ):
+        assert f"warning: {said}" in done.stdout
+        assert said in json.loads((place / "r.json").read_text())["warnings"]
+        assert said in (place / "r.html").read_text()
+    assert not any("repeats" in text for text in evaluated(place, "samples.npz", "others.npz").warnings)
+
+
+def test_a_reference_that_repeats_says_so_when_it_is_made_and_when_it_is_used(place, capsys):
+    run_here("ref", place / "few.npz", "--extractor", "digits", "--out", place / "ref.npz", "--cache-dir", place / "cache")
+    assert "warning: The 60 images are 40 different images, the rest exact repeats." in capsys.readouterr().out
+    found = evaluated(place, "samples.npz", "ref.npz").warnings
+    assert "The 60 reference images are 40 different images, the rest exact repeats." in found
+    run_here("ref", place / "samples.npz", "--extractor", "digits", "--out", place / "ref.npz", "--cache-dir", place / "cache")
+    assert "repeats" not in capsys.readouterr().out
+
+
+def test_a_set_that_is_compared_with_itself_says_so(place):
+    for reference in ("samples.npz", "ref-of-samples.npz"):
+        if not (place / reference).exists():
+            options = ("--extractor", "digits", "--out", place / reference, "--cache-dir", place / "cache")
+            run_here("ref", place / "samples.npz", *options)
+        found = evaluated(place, "samples.npz", reference).warnings
+        assert any("the reference's own images, one for one" in text for text in found)
+    assert not any("own images" in text for text in evaluated(place, "samples.npz", "others.npz").warnings)
+
+
+def test_online_the_same_is_told_as_early_as_can_be(place):
+    settings = Settings(metrics=("fid",), cache_dir=place / "cache")
+    evaluator = Evaluator(str(place / "others.npz"), settings=settings, extractor="digits")
+    dark = (pictures(60, 0) / 255).astype(np.uint8)
+    evaluator.update(dark[:15])
+    with pytest.raises(UserError, match=f"the images {BLACK}"):
+        evaluator.compute()
+    with pytest.raises(UserError, match=f"the images {BLACK}"):
+        evaluator.update(dark[15:16])
+    other = evaluator.fresh().update(np.concatenate([pictures(1, 0), dark[:15]])).update(dark[:15])
+    warned = evaluator.fresh().merge(other).compute().warnings
+    assert any("different images, the rest exact repeats" in text for text in warned)
+    with pytest.raises(UserError, match="were samples and --ref exchanged"):
+        Evaluation.prepare(str(place / "others.npz"), distributed.init("cpu"), settings, "digits").evaluate(place / "adm.npz")
