@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
-from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept
+from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept, warn
 from evaluation import prune
 from evaluation.published import PUBLISHED
 
@@ -295,7 +295,7 @@ def compare_all(args: argparse.Namespace) -> None:
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.calc import Evaluation
-    from evaluation.remarks import SAMPLES, look_at, open_samples
+    from evaluation.remarks import SAMPLES, look_at, open_samples, require_levels
 
     check_image_size(args.image_size)
     to_come = args.dry_run and not args.samples.exists()
@@ -306,6 +306,7 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     if args.dry_run:
         if images:
             evaluation.check(images)
+            require_levels(images, SAMPLES, group)
         if group.is_main:
             say(f"{args.samples} can be evaluated: {', '.join(evaluation.metrics)} by {evaluation.extractor.name}")
         return
@@ -324,7 +325,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.features import load_extractor, weights_of
     from evaluation.images import open_images
     from evaluation.references import holds_statistics, write_reference
-    from evaluation.remarks import look_at, remarks, repeated
+    from evaluation.remarks import look_at, remarks, repeated, require_levels, weights_unlike_published
 
     check_image_size(args.image_size)
     if args.features < 0:
@@ -336,6 +337,9 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     name = args.extractor or "inception"
     weights = weights_of(name, args.inception_weights, args.dinov2_weights)
     extractor = load_extractor(name, weights, group, settings.dtype, settings.cache_dir)
+    require_levels(images, "images", group)
+    if (unlike := weights_unlike_published(extractor, weights)) and group.is_main:
+        warn(f"warning: {unlike}")
     made = make_reference(images, extractor, group, settings, args.features)
     if group.is_main:
         write_reference(made, args.out)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from distributed import Group, UserError, printable, read_json
+from distributed import Group, UserError, printable, read_json, warn
 from distributed.classes import names_sha256
 from distributed.classes import read as read_names
 from evaluation.checks import (
@@ -44,7 +44,16 @@ from evaluation.protocols import (
     called,
 )
 from evaluation.references import Provenance, Reference, find_reference
-from evaluation.remarks import REFERENCE, SAMPLES, look_at, missing, open_samples, repeats
+from evaluation.remarks import (
+    REFERENCE,
+    SAMPLES,
+    look_at,
+    missing,
+    open_samples,
+    repeats,
+    require_levels,
+    weights_unlike_published,
+)
 from evaluation.report import Grid, Metric, Result
 from evaluation.results import LARGEST
 from evaluation.runs import ClassNames, find_names, find_run
@@ -67,7 +76,7 @@ class Evaluation:
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
     float32, where the one in use is not. `training` are the images that samples may be copies of, `class_names` what the
-    samples' classes are called, where that was given.
+    samples' classes are called, where that was given, `weights_unlike_published` a sentence, where there is one to say.
     """
 
     reference: Reference | None
@@ -79,6 +88,7 @@ class Evaluation:
     exact: Extractor | None = None
     training: Images | None = None
     class_names: ClassNames | None = None
+    weights_unlike_published: str | None = None
 
     @classmethod
     def prepare(
@@ -118,15 +128,19 @@ class Evaluation:
         look_at(reference.images if reference and needed else None, REFERENCE, group)
         weights = weights_of(outputs.name, inception_weights, dinov2_weights)
         network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
+        if (unlike := weights_unlike_published(network, weights)) and group.is_main:
+            warn(f"warning: {unlike}")
         if reference:
             check_reference(reference, network)
+            require_levels(reference.images if needed else None, REFERENCE, group)
         reference = reference if needed else None
         training = open_training(training, network, image_size or network.image_size) if training else None
         look_at(training, "training images", group)
+        require_levels(training, "training images", group)
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         names = names and ClassNames(names.names, names.sha256)
-        return cls(reference, network, settings, group, metrics, left_out, exact, training, names)
+        return cls(reference, network, settings, group, metrics, left_out, exact, training, names, unlike)
 
     def evaluate(self, samples: Path | Images) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
@@ -138,9 +152,8 @@ class Evaluation:
             UserError: if they cannot be read or do not fit the extractor or the reference.
         """
         images = samples if isinstance(samples, Images) else open_samples(samples)
-        if images is not samples:
-            look_at(images, SAMPLES, self.group)
         self.check(images)
+        require_levels(images, SAMPLES, self.group)
         with self.settings.cache(self.group) as cache:
             return self.result_of(images, self._extract(images, cache), cache)
 
@@ -173,7 +186,8 @@ class Evaluation:
         scores, memorised = scorer.scores(), self._memorised(images, own, cache)
         if not self.group.is_main:
             return None
-        notes = warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
+        notes = [self.weights_unlike_published] if self.weights_unlike_published else []
+        notes += warnings(images, self.reference, self.extractor, scores.values, scores.sorted_by_class)
         notes += warnings_of_classes(scores, called("fid", self.extractor)[1])
         if self.training:
             notes += missing(self.training, "training images")

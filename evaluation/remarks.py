@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from distributed import Group, UserError, warn
 from evaluation.extraction import Features
+from evaluation.features import Extractor
 from evaluation.images import Images, open_images
 from evaluation.references import Reference, holds_statistics
 from evaluation.runs import count_of_run
@@ -32,22 +33,31 @@ def open_samples(path: Path, crop: int | None = None) -> Images:
 
 
 def look_at(images: Images | None, whose: str, group: Group) -> None:
-    """Reads all headers and the first images on rank 0, the others waiting, and says at once what is missing among the files.
+    """Reads all headers on rank 0, the others waiting, and says at once what is missing among the files.
 
     Args:
         whose: what the images are called, such as `SAMPLES`.
 
     Raises:
-        UserError: naming the first file that is damaged, or not like the others; or if the pixels are those of [0, 1].
+        UserError: naming the first file that is damaged, or not like the others.
     """
 
     def look() -> str:
         for remark in missing(images, whose):
             warn(f"warning: {remark}")
-        headers = str(images.headers)
+        return str(images.headers)
+
+    if images is not None:
+        group.once(look)
+
+
+def require_levels(images: Images | None, whose: str, group: Group) -> None:
+    """Raises UserError if no pixel is above level 1, as after a cast from [0, 1]; rank 0 looks, at as few images as tell it."""
+
+    def look() -> str:
         if all(batch.max() <= 1 for batch in images.batches(LOOKED_AT)):  # ends at the first that is brighter
             raise without_levels(f"{images.path}: the {images.count:,} {whose}")
-        return headers
+        return ""
 
     if images is not None:
         group.once(look)
@@ -66,6 +76,20 @@ def remarks(images: "Images | Seen | None", whose: str) -> list[str]:
     if headers.several:
         found.append(f"{headers.several:,} of the {count} {whose} are files of several pictures, of which the first was taken.")
     return found
+
+
+def weights_unlike_published(extractor: Extractor, given: Path | None) -> str | None:
+    """A sentence on weights that are not known to be those that published numbers are made with; None where nothing is to say.
+
+    Args:
+        given: the file that they were to be read from, instead of the published one.
+    """
+    digest = f"SHA-256 {extractor.weights_sha256[:12]}"
+    if extractor.as_published is False:
+        return f"The weights of {extractor.name} ({digest}) are not the published file: compare no number with published ones."
+    if extractor.as_published is None and given:
+        return f"Whether {given.name} ({digest}) is {extractor.name}'s published file is not known here: compare the hash."
+    return None
 
 
 def without_levels(which: str) -> UserError:

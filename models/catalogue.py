@@ -49,6 +49,20 @@ def find(ckpt: Path | None, model: str, image_size: int, num_classes: int, cache
     return hub.snapshot(str(ckpt), f"--ckpt {ckpt} (no such path here)", cache_dir, folders, older=True)
 
 
+def unlike_published(ckpt: Path | None, model: str, image_size: int, num_classes: int, cache_dir: Path | None) -> str | None:
+    """A sentence on weights that were given where others are published for this model; None where there is nothing to say."""
+    wanted = model, image_size, num_classes
+    for published in CATALOGUE.values():
+        there = published.path(cache_dir)
+        if (
+            ckpt
+            and wanted == (published.model, published.image_size, published.num_classes)
+            and ckpt.absolute() != there.absolute()
+        ):
+            return f"--ckpt {ckpt} may be another than the published {there.name}, of which no hash is known: its own is recorded"
+    return None
+
+
 def is_path(ckpt: Path) -> bool:
     """Whether it names a file or folder, there or not, and not a model of the hub."""
     return ckpt.exists() or ckpt.suffix in FILES or not hub.is_hub_id(str(ckpt))

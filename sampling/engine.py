@@ -335,11 +335,15 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
     check_given(config, group)
+    given = config.ckpt
     folder = Path(group.once_per_node("vae-files", lambda: str(find_vae(config)), main_first=True))
     config = replace(config, ckpt=Path(group.once_per_node("checkpoint", find, main_first=True)))
-    if not config.untold():
-        return config
-    return replace(config, **json.loads(group.once(lambda: json.dumps(told(config, folder)))))
+    if config.untold():
+        config = replace(config, **json.loads(group.once(lambda: json.dumps(told(config, folder)))))
+    unlike = catalogue.unlike_published(given, config.model, config.image_size, config.num_classes, config.cache_dir)
+    if unlike and group.is_main:
+        warn(f"warning: {unlike}")
+    return config
 
 
 def find_vae(config: SamplingConfig) -> Path:

@@ -1,6 +1,8 @@
 """What can be no images of a model is refused, and images that repeat are counted: in `calc`, in `ref` and online."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from evaluation import Evaluator
 from evaluation import __main__ as cli
 from evaluation.calc import Evaluation
 from evaluation.checks import Settings
+from evaluation.features import load_extractor
+from evaluation.remarks import weights_unlike_published
+from models import catalogue
 from scripts.stand_ins import pictures, write_pngs
 
 BLACK = "have no pixel above level 1 of 255: they are black, or values of 0 to 1 made uint8; multiply those by 255 first"
@@ -134,3 +139,38 @@ def test_online_the_same_is_told_as_early_as_can_be(place):
     assert any("different images, the rest exact repeats" in text for text in warned)
     with pytest.raises(UserError, match="were samples and --ref exchanged"):
         Evaluation.prepare(str(place / "others.npz"), distributed.init("cpu"), settings, "digits").evaluate(place / "adm.npz")
+
+
+def test_weights_that_are_not_the_published_are_said_before_anything_is_extracted(place, inception_weights, monkeypatch, capsys):
+    def too_late(*_):
+        raise UserError("images are extracted")
+
+    monkeypatch.setattr("evaluation.calc.extract", too_late)
+    said = r"warning: The weights of inception \(SHA-256 [0-9a-f]{12}\) are not the published file: compare no number with"
+    options = ("--inception-weights", inception_weights)
+    for command in (
+        ("calc", place / "samples.npz", "--ref", place / "others.npz"),
+        ("ref", place / "samples.npz", "--out", place / "out.npz"),
+    ):
+        with pytest.raises(Stopped, match="images are extracted"):
+            run_here(*command, *options)
+        assert re.match(said, capsys.readouterr().err)
+    prepared = Evaluation.prepare(str(place / "others.npz"), distributed.init("cpu"), Settings(), None, inception_weights)
+    assert re.fullmatch(said.removeprefix("warning: ") + r" published ones\.", prepared.weights_unlike_published)
+
+
+def test_what_is_not_known_of_weights_is_said_of_a_given_file_only(place):
+    digits = load_extractor("digits", None, distributed.init("cpu"))
+    assert weights_unlike_published(digits, None) is None
+    unknown = replace(digits, as_published=None)
+    assert weights_unlike_published(unknown, None) is None
+    assert "Whether w.pth (SHA-256 " in weights_unlike_published(unknown, place / "w.pth")
+
+
+def test_weights_in_the_place_of_dits_published_ones_are_said(tmp_path):
+    published = catalogue.CATALOGUE["dit-xl-2-256"].path(tmp_path)
+    given = ("DiT-XL/2", 256, 1000, tmp_path)
+    assert "may be another than the published DiT-XL-2-256x256.pt" in catalogue.unlike_published(tmp_path / "mine.pt", *given)
+    assert catalogue.unlike_published(published, *given) is None
+    assert catalogue.unlike_published(None, *given) is None
+    assert catalogue.unlike_published(tmp_path / "mine.pt", "DiT-XL/2", 256, 17, tmp_path) is None
