@@ -319,12 +319,15 @@ def test_what_is_called_png_and_is_none_is_named(kind, tmp_path, monkeypatch):
     assert output.read_png(tmp_path / "0.png", 8) is None
 
 
-def test_a_link_to_a_pipe_is_passed_by(tmp_path):
+def test_a_pipe_is_never_waited_for(tmp_path):
+    """One that is called an image is told; what is called nothing is looked into only if it is a file."""
     os.mkfifo(tmp_path / "pipe")
-    for name in ("0.png", "1"):
-        (tmp_path / name).symlink_to(tmp_path / "pipe")
+    (tmp_path / "1").symlink_to(tmp_path / "pipe")
     (tmp_path / "2.png").write_bytes(LOSSLESS["0.png"])
     assert open_images(tmp_path).names == ("2.png",)
+    (tmp_path / "0.png").symlink_to(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"0\.png cannot be read as an image \(it is a named pipe"):
+        open_images(tmp_path)
 
 
 def test_the_beginnings_of_files_are_told_apart():
