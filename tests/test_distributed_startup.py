@@ -6,13 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-import distributed
-from distributed import Group, UserError, is_running, own_process, processes, startup
+from distributed import Group, UserError, is_running, own_process, processes, startup, watch
 from distributed.joining import launched
 
 PATIENCE = 60  # seconds, on a busy machine
@@ -147,7 +147,7 @@ def test_an_environment_that_cannot_be_is_one_sentence(wrong, said, monkeypatch)
     for name, text in (GOOD | wrong).items():
         monkeypatch.setenv(name, text)
     with pytest.raises(UserError, match=f"^{said}"):
-        distributed.init("cpu")
+        launched()
 
 
 def test_a_whole_environment_is_taken(monkeypatch):
@@ -244,3 +244,28 @@ def test_who_exits_among_others_tells_them(code, said):
     done = python(program, env=environment())
     assert done.communicate(timeout=PATIENCE) == ("", said)
     assert done.returncode == code
+
+
+class Frozen:
+    """A store that answers nothing any more, as when its process is stopped."""
+
+    def __init__(self):
+        self.thawed = threading.Event()
+
+    def set(self, *_) -> None:
+        self.thawed.wait(PATIENCE)
+
+    check = get = set
+
+    def add(self, *_) -> int:
+        self.set()
+        return 1
+
+
+def test_a_store_that_does_not_answer_does_not_hold_up_who_is_done(monkeypatch):
+    monkeypatch.setattr(watch, "LOST_BEATS", 1)
+    store = Frozen()
+    with Group(0, 1, 0, "0", None, store):
+        pass
+    assert not store.thawed.is_set()
+    store.thawed.set()
