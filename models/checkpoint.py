@@ -21,6 +21,7 @@ from models import candidates
 from models.candidates import PLAIN
 from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
+from models.other_files import what_else
 from models.unpickling import require_stored, unpickle
 
 STEPS = ("train_steps", "steps", "step", "global_step")
@@ -172,6 +173,8 @@ def read(path: Path, weights_key: str | None = None) -> Checkpoint:
 
 def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
     is_safetensors = path.suffix == ".safetensors"
+    if not is_safetensors and (what := what_else(path)):
+        raise UserError(f"{path} is not whole in torch's zip format: it is {what}")
     if not is_safetensors and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not whole in torch's zip format; if it is older, re-save it with torch.save")
     content = read_safetensors(path) if is_safetensors else unpickle(path)

@@ -100,8 +100,8 @@ SAFE = [(stand_in, name) for name, stand_in in {**PATHS, **NUMPY, **OTHERS}.item
 REFUSED = {"builtins.bytearray", "__builtin__.bytearray"}  # by a number, torch would have it make as many bytes
 
 
-class _Directory(io.FileIO):
-    """A file of which nothing large is read at once."""
+class BoundedFile(io.FileIO):
+    """A file of which nothing large is read at once, as a zip's list of contents might be."""
 
     def read(self, size: int = -1) -> bytes:
         wanted = size if size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
@@ -137,7 +137,7 @@ def unpickle(path: Path) -> object:
 
 def _check(path: Path) -> None:
     """Raises what `unpickle` handles if reading would cost too much; nothing is unpacked or built."""
-    with _Directory(path) as file, zipfile.ZipFile(file) as archive:
+    with BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if packed := next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None):
             raise UserError(

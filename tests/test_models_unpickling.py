@@ -284,6 +284,41 @@ def test_a_value_that_contains_itself_is_quoted():
     assert quoted(value).startswith("{'a': {'a': {'a'")
 
 
+def zipped(folder, name):
+    with zipfile.ZipFile(folder / "other", "w") as archive:
+        archive.writestr(name, b"hello")
+    return (folder / "other").read_bytes()
+
+
+OTHERS = {
+    "EDM2's .pkl": (lambda _: pickle.dumps({"ema": [1, 2]}), "a bare pickle, as EDM's and EDM2's .pkl are"),
+    "protocol 5": (lambda _: pickle.dumps({"ema": [1, 2]}, 5), "a bare pickle"),
+    ".npy": (lambda _: b"\x93NUMPY\x01\0", "an array of numpy's"),
+    ".tar": (lambda _: bytes(257) + b"ustar\0" + bytes(300), "a tar archive; unpack it"),
+    ".tar.gz": (lambda _: b"\x1f\x8b\x08", "packed by gzip; unpack it"),
+    ".png": (lambda _: b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    "a page": (lambda _: b"<!DOCTYPE html>", "a page or other text in tags"),
+    "a pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    "nothing": (lambda _: b"", "it is empty"),
+    ".npz": (lambda folder: zipped(folder, "arr_0.npy"), "an .npz of numpy's"),
+    "TorchScript": (lambda folder: zipped(folder, "code/constants.pkl"), "a TorchScript archive"),
+    "another zip": (lambda folder: zipped(folder, "readme"), "a zip archive of something else"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), OTHERS.values(), ids=OTHERS)
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(tmp_path, content, said):
+    (tmp_path / "a.pkl").write_bytes(content(tmp_path))
+    sentence = refusal(tmp_path / "a.pkl")
+    assert said in sentence
+    assert "not whole in torch's zip format: it is" in sentence
+
+
+def test_torchs_older_format_is_named(state, tmp_path):
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert "in torch's format of before 1.6; re-save it with torch.save" in refusal(tmp_path / "a.pt")
+
+
 def test_a_named_pipe_is_said_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.pt")
     assert "it is a named pipe, not a file" in refusal(tmp_path / "a.pt")
