@@ -121,9 +121,13 @@ def _rows(path: Path, most: int) -> Iterator[np.ndarray]:
 
 
 def _all_rows(folder: Path, count: int, sessions: dict[int, int], mark: int) -> Iterator[np.ndarray]:
-    """The rows of the first `count` images in the table, then those that `sessions` have added, in chunks."""
-    for path, most in _files(folder, count, sessions):
-        for rows in whole_rows(path, most, mark):
+    """The rows of the first `count` images in their places in the table, then those that `sessions` have added, in chunks."""
+    for start, rows in zip(range(0, count, CHUNK), _rows(table_path(folder), count), strict=False):
+        rows = _marked(rows, -mark)
+        places = np.arange(start, start + len(rows), dtype=np.uint64)
+        yield rows[(rows["check"] == checks(rows)) & (rows["index"] == places)]
+    for path in _parts(folder, sessions):
+        for rows in whole_rows(path, TIMES * count, mark):
             yield rows[rows["index"] < count]
 
 

@@ -149,7 +149,7 @@ def test_few_images_are_not_filled_up_to_a_large_block(given, expected):
 
 def test_run_names_of_different_configurations_differ(tiny_checkpoint, tmp_path):
     common = options(tiny_checkpoint, tmp_path, num_fid_samples=1, per_proc_batch_size=1, num_sampling_steps=1)
-    common = common[: common.index("--run-name")]
+    common = [*common[: common.index("--run-name")], "--no-probe"]
     other = tmp_path / "other" / tiny_checkpoint.name  # as trainers name them: 0400000.pt in each experiment's folder
     other.parent.mkdir()
     other.write_bytes(tiny_checkpoint.read_bytes()[:-4] + b"\0\0\0\0")

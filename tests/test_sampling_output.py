@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distributed import NotAFile
 from sampling import archive, output, records
 from sampling.integrity import Copies
 
@@ -64,7 +65,7 @@ def test_an_image_is_recorded_when_it_is_there(tmp_path, monkeypatch):
 def test_a_failed_write_reaches_the_sampler_and_leaves_no_row(tmp_path):
     (folder := tmp_path / "run").mkdir()
     (folder / "000005.png").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(NotAFile, match="it is a folder, not a file"):
         write(folder, np.stack([picture(8, 0)] * 8))
     assert not records.done(folder, 8, {1: 1})[4:].any()
     assert not list(folder.glob(".*"))

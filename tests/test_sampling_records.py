@@ -92,8 +92,9 @@ def test_a_row_in_the_place_of_another_is_not_believed(tmp_path):
     records.merge(tmp_path, {1: 1})
     path, size = records.table_path(tmp_path), records.ROW.itemsize
     content = path.read_bytes()
-    path.write_bytes(content[: 2 * size] + content[size : 2 * size] + content[3 * size :])
-    assert (records.table(tmp_path, 0, 4)["check"] == 0).tolist() == [False, False, True, False]
+    path.write_bytes(content[: 2 * size] + content[3 * size :] + content[2 * size : 3 * size])
+    assert (records.table(tmp_path, 0, 4)["check"] == 0).tolist() == [False, False, True, True]
+    assert records.done(tmp_path, 4, {}).tolist() == [True, True, False, False]
 
 
 def test_the_summary_is_that_of_the_hashes_in_order(tmp_path):
