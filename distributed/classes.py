@@ -254,7 +254,8 @@ def _build(entries: list[object], source: str, if_empty: str = "is empty", any_o
         return known
     aliases: tuple[str, ...] = ()
     others: list[tuple[str, int]] = []
-    if all(isinstance(entry, list) and len(entry) == 2 and SYNSET.match(str(entry[0])) for entry in entries):
+    pairs = all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in entries)
+    if pairs and all(SYNSET.match(entry[0]) for entry in entries):
         aliases = _checked([alias for alias, _ in entries])
         entries = [name for _, name in entries]
         twins = {name for name, count in Counter(map(str, entries)).items() if count > 1}

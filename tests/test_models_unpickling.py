@@ -257,6 +257,22 @@ def test_a_mapping_that_is_endless_when_written_out_is_shown_in_short(state, tmp
         from_mapping(read_class_to_idx(tmp_path / "a.pt"), "here")
 
 
+class Endless(list):
+    """Fails where it would be written out, which of a list of lists of lists may take for ever."""
+
+    def __repr__(self):
+        raise AssertionError("it was written out")
+
+
+def test_a_list_of_classes_is_never_written_out_to_be_looked_at():
+    from distributed.classes import from_mapping
+
+    for entry in (Endless(["a", "b"]), [Endless(["a"]), "b"], ["a", Endless(["b"])], (Endless(),)):
+        for content in ([entry, entry], {"0": entry, "1": entry}, {"a": entry}):
+            with pytest.raises(UserError):
+                from_mapping(content, "here")
+
+
 def test_numbers_that_are_none_are_not_taken(state, tmp_path):
     torch.save(training_checkpoint(state, args={"num_classes": -1}, train_steps=2**600), tmp_path / "a.pt")
     found = read(tmp_path / "a.pt")
