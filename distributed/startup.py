@@ -68,7 +68,8 @@ def _is_born_orphan() -> bool:
     if LAUNCHER != 1 or sys.platform != "linux":
         return False
     with suppress(OSError):
-        if Path("/proc/1/comm").read_text().strip().startswith(("python", "torchrun", "accelerate")):
+        words = Path("/proc/1/cmdline").read_bytes().split(b"\0")  # not its name, which torch changes
+        if any(os.path.basename(word).startswith((b"python", b"torchrun", b"accelerate")) for word in words):
             return False
         return ELASTIC.encode() not in Path("/proc/1/environ").read_bytes()
     return True

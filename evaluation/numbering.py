@@ -125,9 +125,9 @@ def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
 
 def _meanings(names: Sequence[str]) -> dict[str, int]:
     """The label of each name and, of several in one, of each of them, as far as it is one class's only."""
-    spelt = [{spelt(part) for part in (name, *name.split(", "))} for name in names]
-    often = Counter(part for parts in spelt for part in parts)
-    return {part: label for label, parts in enumerate(spelt) for part in parts if often[part] == 1}
+    parts_of = [{spelt(part) for part in (name, *name.split(", "))} for name in names]
+    often = Counter(part for parts in parts_of for part in parts)
+    return {part: label for label, parts in enumerate(parts_of) for part in parts if often[part] == 1}
 
 
 def _by_number(folders: Sequence[str]) -> dict[int, int]:

@@ -53,11 +53,18 @@ def test_an_orphan_ends_whatever_it_is_doing():
     assert said == f"error: the launcher (process {launcher.pid}) is gone; the same command continues\n"
 
 
-@pytest.mark.parametrize(("name", "is_orphan"), [("systemd", True), ("python3.11", False), ("torchrun", False)])
-def test_who_is_born_an_orphan(name, is_orphan, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "is_orphan"),
+    [
+        (b"/sbin/init\0splash\0", True),
+        (b"/usr/bin/python3.11\0-m\0torch.distributed.run\0sample_ddp.py\0", False),
+        (b"/bin/sh\0/opt/bin/torchrun\0sample_ddp.py\0", False),
+    ],
+)
+def test_who_is_born_an_orphan(command, is_orphan, monkeypatch):
     """Process 1 takes orphans in, but in a container it may be the launcher."""
     monkeypatch.setattr(startup, "LAUNCHER", 1)
-    monkeypatch.setattr(startup.Path, "read_text", lambda _: f"{name}\n")
+    monkeypatch.setattr(startup.Path, "read_bytes", lambda path: command if path.name == "cmdline" else b"")
     assert startup._is_born_orphan() is is_orphan
     monkeypatch.setattr(startup, "LAUNCHER", 4711)
     assert not startup._is_born_orphan()

@@ -160,7 +160,7 @@ def test_hub_ids_are_told_from_paths(tmp_path, monkeypatch):
         catalogue.find(Path("facebook/DiT"), **given)
     (tmp_path / "config.json").rename(snapshot / "transformer" / "config.json")
     assert catalogue.find(Path("facebook/DiT"), **given) == snapshot
-    assert SamplingConfig(snapshot, "DiT-XL/2", image_size=256).named_run("0" * 64).startswith("DiT-XL-2-DiT-size-256")
+    assert SamplingConfig(snapshot, model="DiT-XL/2", image_size=256).named_run("0" * 64).startswith("DiT-XL-2-DiT-size-256")
     (tmp_path / "facebook" / "DiT").mkdir(parents=True)
     assert catalogue.find(Path("facebook/DiT"), **given) == Path("facebook/DiT")  # what is there wins
 
