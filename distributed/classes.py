@@ -27,9 +27,12 @@ FORMS = 'expected {"name": index}, {"0": "name"}, {"0": ["synset", "name"]} or a
 TWINS = (("crane", 134), ("maillot", 639), ("missile", 744))  # names that WordNet gives these classes of ImageNet beside others
 NEARLY_ALL = 950  # of ImageNet's classes: where a class has several names, some are lost among their twins
 SYNSET = re.compile(r"n[0-9]+")
-# Lines of lists that are known: a synset, perhaps an index, perhaps names; or an index and a name.
+# Lines of lists that are known: a synset, perhaps an index, perhaps names; an index and a synset, perhaps names; or an index and
+# a name.
 OF_SYNSETS = re.compile(r"(?P<synset>n[0-9]{8})(?:[\s,]+(?P<index>[0-9]{1,9}))?(?:[\s,]+(?P<name>.+))?")
+OF_BOTH = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<synset>n[0-9]{8})(?:[\s,]+(?P<name>.+))?")
 OF_INDICES = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<name>.+)")
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\s{0,9}=\s{0,9}(?=[\[{])")  # before a dictionary or list, as in a program
 LARGEST_FILE = 1 << 24  # bytes; a hundred times ImageNet's
 LARGEST_PRINTED = 1 << 20  # characters of a dictionary of Python's
 LONGEST_NAME = 200  # characters
@@ -149,20 +152,28 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _from_text(text: str, source: str) -> ClassNames:
     """Names from a text file: a name a line, or one of the forms in which lists and dictionaries come."""
-    whole, lines = text.strip(), [line.strip() for line in text.rstrip().splitlines()]
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    whole = ASSIGNMENT.sub("", text.strip(), count=1) if ASSIGNMENT.match(text.strip()) else text.strip()
     if whole[:1] + whole[-1:] in ("{}", "[]") and (printed := _printed(whole)) is not None:
         return _from_mapping(printed, source)
-    for form in (OF_SYNSETS, OF_INDICES):
+    for form in (OF_SYNSETS, OF_BOTH, OF_INDICES):
         found = [match.groupdict() for line in lines if (match := form.fullmatch(line))]
         if not lines or len(found) < len(lines):
             continue
         indices = [one["index"] and int(one["index"]) for one in found]
-        if form is OF_SYNSETS or sorted(indices) in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+        if form is OF_BOTH:
+            _in_order([(index, None) for index in indices], first=min(1, *indices))
+        if form is not OF_INDICES or sorted(indices) in (list(range(len(lines))), list(range(1, len(lines) + 1))):
             if None not in indices:
                 found = [one for _, one in sorted(zip(indices, found, strict=True), key=lambda pair: pair[0])]
-            rows = [(one.get("synset"), one["name"]) for one in found]
+            rows = [(one.get("synset"), one["name"] and _unquoted(one["name"])) for one in found]
             return _build([[synset, name] if synset and name else name or synset for synset, name in rows], source)
     return _build(lines, source)
+
+
+def _unquoted(name: str) -> str:
+    """A name without the quotes that tables of several names have around it."""
+    return name[1:-1].replace('""', '"') if len(name) > 2 and name[0] == name[-1] == '"' else name
 
 
 def _printed(text: str) -> object | None:
@@ -204,23 +215,32 @@ def _from_mapping(content: object, source: str, any_order: bool = False) -> Clas
 def _as_imagenet(named: Mapping[int, Sequence[object]], source: str, any_order: bool = False) -> ClassNames | None:
     """ImageNet's classes, if these are names or synsets of theirs by index, some lost where two classes share one; else None.
 
+    Names may be those of other lists, of which a few lie elsewhere. A synset is one class's only, so that each has its own index.
+
     Raises:
         ValueError: if they are in another order than in the training, unless that is allowed.
     """
     if not (NEARLY_ALL <= len(named) <= IMAGENET_CLASSES and set(named) <= set(range(IMAGENET_CLASSES))):
         return None
-    known, there, moved = imagenet(), 0, []
+    known, there, moved, by_synset, astray = imagenet(), 0, [], 0, False
+    synsets = {synset: index for index, synset in enumerate(known.aliases)}
     places = {spelt(name): index for names in (known.names, known.aliases) for index, name in enumerate(names)}
     others = []
     for index, names in named.items():
         parts = [part for name in names if isinstance(name, str) for part in (name, *name.split(", "))]
         found = {places[spelt(part)] for part in parts if spelt(part) in places}
         others += [(unicodedata.normalize("NFC", part), index) for part in parts]
-        there += index in found
-        moved += [(index, parts[0], min(found))] if found and index not in found else []
-    if there + len(moved) < IMAGENET_CLASSES / 2 or (any_order and len(moved) > there / 20):
+        own = {synsets[part] for part in parts if part in synsets}
+        elsewhere = index not in (own or found)
+        by_synset, astray = by_synset + bool(own), astray or (bool(own) and elsewhere)
+        there += not elsewhere
+        moved += [(index, parts[0], min(own or found))] if (own or found) and elsewhere else []
+    another = astray or len(moved) > there / 20
+    if by_synset == len(named) < IMAGENET_CLASSES:  # nothing is lost of them, so these are a part
         return None
-    if len(moved) > there / 20:
+    if there + len(moved) < IMAGENET_CLASSES / 2 or (any_order and another):
+        return None
+    if another:
         index, name, place = min(moved)
         raise _other_order(index, name, place)
     return ClassNames(known.names, source, known.aliases, tuple(dict.fromkeys((*TWINS, *others))))
@@ -234,10 +254,10 @@ def _other_order(index: int, name: str, place: int) -> ValueError:
     )
 
 
-def _in_order(entries: list[tuple[int, object]]) -> list[object]:
-    """The second of each pair, sorted by the first, which are to be 0, 1, 2 and so on."""
+def _in_order(entries: list[tuple[int, object]], first: int = 0) -> list[object]:
+    """The second of each pair, sorted by the first, which are to be 0, 1, 2 and so on, or begin elsewhere."""
     indices = sorted(index for index, _ in entries)
-    for expected, index in enumerate(indices):
+    for expected, index in enumerate(indices, first):
         if index != expected:
             found, twice = quoted(index), index < expected
             raise ValueError(f"index {found} stands there twice" if twice else f"index {expected} is missing, before {found}")
@@ -294,8 +314,10 @@ def _checked(names: list[object]) -> tuple[str, ...]:
             raise ValueError(f"index {index} is {quoted(name)}, which is no name")
         if len(name) > LONGEST_NAME:
             raise ValueError(f"the name of index {index} has {len(name):,} characters, more than {LONGEST_NAME}")
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(f"the name of index {index}, {quoted(name)}, is not UTF-8 text in one line")
+        categories = {unicodedata.category(letter) for letter in name}
+        if {"Cc", "Cs"} & categories:
+            why = "is not UTF-8 text" if "Cs" in categories else "has a tab, line break or other control character in it"
+            raise ValueError(f"the name of index {index}, {quoted(name)}, {why}")
         name = unicodedata.normalize("NFC", name)
         if name in seen:
             raise ValueError(f"{quoted(name)} is the name of both {seen[name]} and {index}")

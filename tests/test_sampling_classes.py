@@ -70,8 +70,8 @@ DAMAGED = [
     ("a.json", '{"0": ["n1", "a"], "1": "b"}', "index 0 is ['n1', 'a'], which is no name"),
     ("a.json", '["a", 7]', "index 1 is 7, which is no name"),
     ("a.json", '["a", " "]', "index 1 is ' ', which is no name"),
-    ("a.json", '["a", "b\\u0007c"]', "is not UTF-8 text in one line"),
-    ("a.json", '["\\ud800"]', "is not UTF-8 text in one line"),
+    ("a.json", '["a", "b\\u0007c"]', "has a tab, line break or other control character"),
+    ("a.json", '["\\ud800"]', "is not UTF-8 text"),
     ("a.json", json.dumps(["a" * 201]), "has 201 characters, more than 200"),
     ("a.json", "{}", "is empty"),
     ("a.json", "[]", "is empty"),
@@ -83,6 +83,9 @@ DAMAGED = [
     ("a.txt", "", "is empty"),
     ("a.txt", "a\n\nb\n", "index 1 is '', which is no name"),
     ("a.txt", "a\nb\na\n", "'a' is the name of both 0 and 2"),
+    ("a.csv", "0,n02088364,beagle\n2,n02110958,pug", "index 1 is missing, before 2"),
+    ("a.csv", "1,n02088364,beagle\n1,n02110958,pug", "index 1 stands there twice"),
+    ("a.txt", "a\tb\nc", "the name of index 0, 'a\\tb', has a tab"),
     ("a.txt", b"a\n\xff\n", "is not UTF-8 (byte 2)"),
 ]
 
@@ -148,6 +151,8 @@ OTHER_ORDERS = {
     "synset_words.txt": lambda _, synset, name: f"{synset} {name}, or so",
     "names.txt": lambda _, __, name: name,
     "indices.txt": lambda place, _, name: f"{place}: {name}",
+    "table.csv": lambda place, synset, name: f'{place},{synset},"{name}, or so"',
+    "table.tsv": lambda place, synset, name: f"{place + 1}\t{synset}\t{name}",
 }
 
 
@@ -163,12 +168,38 @@ def test_imagenets_classes_in_another_order_are_refused(name, tmp_path):
     assert find(None, tmp_path / "m.pt", known, 1000).names[0] == "n15075141"  # the checkpoint's own is the training's
 
 
+@pytest.mark.parametrize("places", [{3: 4, 4: 3}, {place: 39 - place for place in range(40)}])
+def test_no_synset_has_another_index_than_in_the_training(places, tmp_path):
+    """A few names may, as lists differ in what classes are called; a synset is one class's."""
+    order = [places.get(place, place) for place in range(1000)]
+    synsets, names = ([of[place] for place in order] for of in (imagenet().aliases, imagenet().names))
+    said = f"index {min(places)} is '{synsets[min(places)]}', which has index {places[min(places)]} in ImageNet's training"
+    pairs = list(zip(synsets, names, strict=True))
+    mapping = {synset: index for index, synset in enumerate(synsets)}
+    for content in (json.dumps(mapping), json.dumps(synsets), json.dumps(dict(enumerate(pairs))), json.dumps(pairs)):
+        with pytest.raises(UserError, match=said):
+            read(write(tmp_path / "a.json", content), "x")
+    with pytest.raises(UserError, match=said):
+        read(write(tmp_path / "a.txt", "\n".join(f"{synset} {name}" for synset, name in pairs)), "x")
+    assert read(write(tmp_path / "a.json", json.dumps(names)), "x").names == imagenet().names
+    assert find(None, tmp_path / "m.pt", mapping, 1000).names == tuple(synsets)  # the checkpoint's own is the training's
+
+
+@pytest.mark.parametrize("lacking", [0, 700, 999])
+def test_synsets_of_a_part_of_imagenet_are_themselves(lacking, tmp_path):
+    part = [synset for index, synset in enumerate(imagenet().aliases) if index != lacking]
+    assert read(write(tmp_path / "a.txt", "\n".join(part)), "x").names == tuple(part)
+
+
 TWINS = ["crane" if name == "crane bird" else name.removesuffix(" tank suit") for name in imagenet().names]
 TORCHVISIONS = {name: index for index, names in enumerate(TWINS) for name in (names, *(["Tinca tinca"] if not index else []))}
 IN_ORDER = {
     "synset_words.txt": "\n".join(f"{synset} {name}, or so" for synset, name in zip(imagenet().aliases, TWINS, strict=True)),
     "map_clsloc.txt": "\n".join(f"{synset} {index + 1} x" for index, synset in reversed([*enumerate(imagenet().aliases)])),
     "dict.txt": str({index: f"{name}, or so" for index, name in enumerate(TWINS)}).replace("', ", "',\n "),
+    "program.txt": f"idx2label = {dict(enumerate(TWINS))}\n",
+    "table.csv": "\n".join(f'{index},{synset},"x, y"' for index, synset in reversed([*enumerate(imagenet().aliases)])),
+    "table.tsv": "\n".join(f"{index}\t{synset}\tx" for index, synset in enumerate(imagenet().aliases, 1)),
     "names.txt": "\n".join(TWINS),
     "class_to_idx.json": json.dumps(TORCHVISIONS),
     "imagenet_class_index.json": json.dumps(dict(enumerate(zip(imagenet().aliases, TWINS, strict=True)))),
@@ -197,6 +228,10 @@ def test_imagenets_classes_are_known_in_every_form_with_their_twins(name, tmp_pa
         ("a.txt", "7 beagle\n1 pug", ("7 beagle", "1 pug")),  # numbers that are no indices
         ("a.txt", "[beagle]\n[pug]", ("[beagle]", "[pug]")),
         ("a.txt", "n02088364 beagle\nn02110958 pug", ("beagle", "pug")),
+        ("a.csv", '1,n02110958,"pug, pug-dog"\n0,n02088364,beagle', ("beagle", "pug, pug-dog")),
+        ("a.tsv", "1\tn02088364\n2\tn02110958", ("n02088364", "n02110958")),
+        ("a.txt", "labels = ['beagle',\n 'golden retriever', 'pug']", PETS),
+        ("a.txt", "idx2label={1: 'golden retriever', 0: 'beagle',\n 2: 'pug'}\n", PETS),
         ("a.json", '{"beagle": 0, "hound": 0, "pug": 1}', ("beagle", "pug")),
         ("a.json", '[["beagle", "hound"], ["pug"]]', ("beagle", "pug")),
         ("a.json", '{"0": ["n02012849", "crane"], "1": ["n03126707", "crane"]}', ("crane (n02012849)", "crane (n03126707)")),
