@@ -141,8 +141,8 @@ def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
     mark = output.mark(manifest) if manifest else 0
     disk.check_room(folder, config.num_fid_samples, int((~done).sum()), config.image_size, with_png, mark)
     found = Found(identity, folder, manifest, done, how, size, vae, names)
-    if manifest is None:
-        try_networks(config, group, found)  # so that networks that cannot be drawn from leave no folder
+    if not done.all():
+        try_networks(config, group, found)  # networks that cannot be drawn from leave no folder, and a run as it is
     return found
 
 

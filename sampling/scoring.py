@@ -134,10 +134,12 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
         check_kind(folder, output.ONLINE)  # another run may have been here since
         if identity["per_proc_batch_size"] == "auto":
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)
-        about = read_about(folder) or {"format": FORMAT, "sessions": []}
-        (folder / output.ENDED).unlink(missing_ok=True)
         config = replace(config, per_proc_batch_size=identity["per_proc_batch_size"])
         done = done_images(folder, evaluator, config, fingerprint(identity))
+        if about and not done.all():
+            try_networks(config, group, found)  # and a run as it is
+        about = read_about(folder) or {"format": FORMAT, "sessions": []}
+        (folder / output.ENDED).unlink(missing_ok=True)
         about |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
         about |= {"class_names": names.recorded()} if names else {}
         weights = checkpoint.read(config.ckpt, config.weights_key).kind

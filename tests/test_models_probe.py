@@ -19,6 +19,7 @@ from models import checkpoint, probe
 from models.probe import Response, compare, require_noise, respond
 from sampling import drawing, numerics
 from sampling.drawing import Drawer
+from sampling.lock import LOCK
 
 CPU = torch.device("cpu")
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))  # of root mean square 1
@@ -238,15 +239,22 @@ def test_who_means_it_draws_and_nothing_drawn_hangs_on_the_question(tmp_path, mo
     assert len(contents(tmp_path / "other")) == 5
 
 
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
+
+
 @pytest.mark.parametrize("more", [(), ONLINE], ids=["files", "online"])
-def test_a_run_that_goes_on_asks_again_and_loses_nothing(more, tmp_path, monkeypatch, capsys):
-    main(monkeypatch, *small(tmp_path, *more))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz") if path.parent != tmp_path}
-    respond = probe.respond
-    monkeypatch.setattr(probe, "respond", lambda *given: Response(0.02, 1.0, 0.0) if len(given) == 4 else respond(*given))
-    said = refused(monkeypatch, capsys, *small(tmp_path, *more, count=6))
-    assert "correlation 0.02" in said
-    assert all(path.read_bytes() == content for path, content in before.items())
+def test_a_finished_run_that_is_to_grow_asks_first_and_loses_nothing(more, tmp_path, monkeypatch, capsys):
+    folder, given = tmp_path / "samples", ("--ckpt", opposite(tmp_path), *more)
+    main(monkeypatch, *small(folder, *given, "--no-probe"))
+    before = files(folder)
+    said = refused(monkeypatch, capsys, *small(folder, *given, count=6))
+    assert "correlation -1.00" in said
+    assert files(folder) == before
+    loaded = []
+    monkeypatch.setattr(Drawer, "load", lambda _: loaded.append("loaded"))
+    main(monkeypatch, *small(folder, *given))  # nothing is to be drawn
+    assert not loaded
 
 
 @pytest.mark.long
