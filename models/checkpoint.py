@@ -21,16 +21,13 @@ from models import candidates
 from models.candidates import PLAIN
 from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
+from models.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
 from models.other_files import what_else
 from models.unpickling import require_stored, unpickle
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 ARGUMENTS = ("args", "hyper_parameters")  # as training scripts call them, and Lightning
 LARGEST_NUMBER = 1 << 62  # of steps or classes; what is beyond says nothing
-WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
-CONFIG_FILE = "config.json"
-JSON_BYTES = 1 << 24  # of a configuration or an index
-INDEX_FILE = f"{WEIGHTS_FILES[0]}.index.json"
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 

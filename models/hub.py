@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 from distributed import OFFLINE, UserError, read_text
-from models.checkpoint import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
 
+WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
+CONFIG_FILE = "config.json"
+JSON_BYTES = 1 << 24  # of a configuration or an index
+INDEX_FILE = f"{WEIGHTS_FILES[0]}.index.json"
 WEIGHTS = WEIGHTS_FILES[0].removesuffix(".safetensors")
 DIFFUSERS_FILES = (CONFIG_FILE, WEIGHTS_FILES[0], f"{WEIGHTS}-*-of-*.safetensors", INDEX_FILE)
 OLDER_FILES = (CONFIG_FILE, WEIGHTS_FILES[1])

@@ -18,9 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distributed import Parser, progress_bar, say, user_errors
-from sampling.disk import explained
-from sampling.output import mixed_up
-from sampling.status import require_manifest, status, verify
 
 SHOWN = 20  # damaged images that are named
 
@@ -53,6 +50,8 @@ def show_doctor(args: argparse.Namespace) -> int:
 
 
 def show_status(folder: Path, as_json: bool) -> int:
+    from sampling.status import status
+
     found = status(folder)
     if as_json:
         say(json.dumps({**asdict(found), "exit_code": found.exit_code}))
@@ -63,6 +62,9 @@ def show_status(folder: Path, as_json: bool) -> int:
 
 
 def show_verify(folder: Path) -> int:
+    from sampling.output import mixed_up
+    from sampling.status import require_manifest, status, verify
+
     count, wrong = require_manifest(folder)["num_fid_samples"], 0
     with progress_bar(count, "verifying") as bar:
         for line in verify(folder, bar.update):
@@ -83,6 +85,8 @@ def main() -> int:
     args = build_parser().parse_args()
     if args.command == "doctor":
         return show_doctor(args)
+    from sampling.disk import explained
+
     try:
         return look(args)
     except OSError as error:

@@ -376,10 +376,3 @@ def test_inspecting_what_is_no_checkpoint_is_one_sentence(tmp_path, capsys, cont
     (tmp_path / "a.pt").write_bytes(content)
     assert str(tmp_path / "a.pt") in refusal(capsys, "inspect", tmp_path / "a.pt")
     assert "no such checkpoint file or folder" in refusal(capsys, "inspect", tmp_path / "b.pt")
-
-
-def test_help_does_not_wait_for_diffusers():
-    code = "import sys; from models.__main__ import main; sys.argv = ['models', '--help']\ntry: main()\nexcept SystemExit: pass\n"
-    done = run_command("-c", code + "assert 'diffusers' not in sys.modules")
-    assert done.returncode == 0, done.stderr
-    assert "inspect" in done.stdout

@@ -180,6 +180,6 @@ def test_verify_names_what_is_damaged(run):
 
 
 def test_status_needs_no_torch():
-    code = "import sys, sampling.__main__; sys.exit('torch' in sys.modules)"
+    code = "import sys, sampling.status; sys.exit('torch' in sys.modules)"
     assert run_command("-c", code).returncode == 0
     assert DIGITS.is_dir()
