@@ -1,5 +1,6 @@
 """Which results a line of paths means, such as a shell makes of `samples/sweep-*`: each run once, and why others are left."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,14 +22,14 @@ def find_results(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
             file = find_result(path)
             found.setdefault(file.resolve(), file)
         except UserError as error:
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise
             left.setdefault(path.with_name(path.name.removesuffix(".npz").removesuffix(".html")), str(error))
     return list(found.values()), list(left.values())
 
 
 def choose_results(paths: list[Path], files: list[Path], without: list[str]) -> tuple[list[Known], list[str]]:
-    """The results that can be compared with the first of them, and in a sentence each what is left, with the reason.
+    """The most results that can be compared with each other, and in a sentence each what is left, with the reason.
 
     Args:
         files: with results, as `find_results` found them for `paths`.
@@ -37,20 +38,22 @@ def choose_results(paths: list[Path], files: list[Path], without: list[str]) -> 
     Raises:
         UserError: if they are fewer than two.
     """
-    chosen: list[Known] = []
-    reasons, left = list(without), list(without)
+    read: dict[Path, Known | str] = {}  # or why not
     for file in files:
         try:
-            result = read_result(file)
+            read[file] = read_result(file)
         except UserError as error:
-            reasons.append(str(error))
-            left.append(str(error))
-            continue
-        if why := next(filter(None, (unfit(other, result) for other in chosen)), None):
+            read[file] = str(error)
+    chosen = _largest_group([result for result in read.values() if isinstance(result, Known)])
+    reasons, left = list(without), list(without)
+    for file, result in read.items():
+        if isinstance(result, str):
+            reasons.append(result)
+            left.append(result)
+        elif result not in chosen:
+            why = next(filter(None, (unfit(other, result) for other in chosen)))
             reasons.append(why)
             left.append(f"{file}, for {why}")
-        else:
-            chosen.append(result)
     if len(chosen) > 1:
         return chosen, [printable(text) for text in left]
     if not reasons and len(paths) > 1:
@@ -60,3 +63,18 @@ def choose_results(paths: list[Path], files: list[Path], without: list[str]) -> 
     if len(reasons) == 1:
         raise UserError(reasons[0])
     raise UserError(f"compare needs at least two results, and {len(chosen)} can be used: {'; '.join(reasons[:3])}")
+
+
+def _largest_group(results: list[Known]) -> list[Known]:
+    """Those that can be compared with each other, in their order: the most that some result has with it, of as many the first."""
+    largest: list[Known] = []
+    for first in results:
+        group = [first]
+        for other in results:
+            if other is not first and not any(unfit(one, other) for one in group):
+                group.append(other)
+        if len(group) > len(largest):
+            largest = sorted(group, key=results.index)
+        if len(largest) == len(results):
+            break
+    return largest

@@ -331,7 +331,7 @@ def files_in(folder: Path) -> Iterator[str]:
             if entry.is_dir():
                 if not entry.name.startswith("."):
                     waiting.append((f"{inner}{entry.name}/", (own, above)))
-            elif entry.is_file() or entry.is_symlink():  # no pipes; of a link to one, or to nothing, an error later
+            else:  # also a pipe, or a link to nothing, which is an error later where it is called as an image is
                 yield inner + entry.name
 
 

@@ -315,6 +315,17 @@ def test_the_files_have_what_the_table_has(write, tmp_path):
     assert not any("precision" in line and "coverage" in line for line in done.stdout.splitlines())  # too wide for one table
 
 
+def test_the_odd_one_is_left_out_also_where_it_comes_first(write, tmp_path, monkeypatch, capsys):
+    write("sweep-0", change=put(50_000, "samples", "count"))
+    write("sweep-1", cfg_scale=1.0)
+    write("sweep-2", cfg_scale=2.0)
+    code, out, err = command(monkeypatch, capsys, *sorted(tmp_path.glob("sweep-*.json")), "--json", tmp_path / "all.json")
+    assert (code, err) == (0, "")
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert [text.partition(",")[0] for text in written["left_out"]] == [str(tmp_path / "sweep-0.json")]
+    assert "cfg_scale 2.0 less cfg_scale 1.0" in out
+
+
 def test_a_glob_is_taken_as_the_runs_that_it_can_be(write, tmp_path, monkeypatch, capsys):
     """As a shell expands `sweep-*`: each run by its folder, npz, result and page, beside what is none of one."""
     for number, scale in enumerate((1.0, 2.0)):
@@ -326,6 +337,7 @@ def test_a_glob_is_taken_as_the_runs_that_it_can_be(write, tmp_path, monkeypatch
     (tmp_path / "sweep-2.npz").touch()
     write("sweep-3", change=put(50_000, "samples", "count"))
     write("sweep-4", change=put("fiducial-comparison-1", "format"))
+    (tmp_path / "sweep-6.json").symlink_to("nowhere")
     for name in ("sweep-5.html", "sweep-77.log"):
         (tmp_path / name).touch()
     code, out, err = command(monkeypatch, capsys, *sorted(tmp_path.glob("sweep-*")), "--json", tmp_path / "all.json")
@@ -336,6 +348,7 @@ def test_a_glob_is_taken_as_the_runs_that_it_can_be(write, tmp_path, monkeypatch
     left = [
         (2, "sweep-2 has no result beside it: python -m evaluation calc"),
         (5, "sweep-5.html is no result of calc, and neither the npz nor the folder of a run"),
+        (6, "sweep-6.json: no such file or folder"),
         (77, "sweep-77.log is no result of calc, and neither"),
         (3, "sweep-3.json, for "),
         (4, "sweep-4.json is no result of calc: its format is not"),
@@ -345,7 +358,7 @@ def test_a_glob_is_taken_as_the_runs_that_it_can_be(write, tmp_path, monkeypatch
         assert text.startswith(f"{tmp_path}/sweep-{number}")
         assert said in text
         assert f"left out: {text}" in out
-    assert "N is 1000 in the one and 50000 in the other" in written["left_out"][3]
+    assert "N is 1000 in the one and 50000 in the other" in written["left_out"][4]
 
 
 def test_fewer_than_two_that_fit_are_one_sentence_with_the_reasons(write, tmp_path, monkeypatch, capsys):

@@ -77,7 +77,7 @@ def test_a_folder_and_a_zip_of_it_have_one_order(tmp_path):
     assert open_images(tmp_path / "folder").names == open_images(tmp_path / "a.zip").names
 
 
-def test_links_are_followed_and_pipes_passed_by(tmp_path):
+def test_links_are_followed_and_a_pipe_called_an_image_is_told(tmp_path):
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
@@ -86,10 +86,12 @@ def test_links_are_followed_and_pipes_passed_by(tmp_path):
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "sub" / "circle").symlink_to(folder)
     (folder / "directory.png").mkdir()
-    os.mkfifo(folder / "pipe.png")
     images = open_images(folder)
     assert set(images.names) == {"sub/0.png", "link/1.png"}
     assert len(next(iter(images.batches(2)))) == 2
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png cannot be read as an image \(it is a named pipe, not a file\)"):
+        list(open_images(folder).batches(2))
 
 
 @pytest.mark.parametrize("kind", ["gray", "colour"])

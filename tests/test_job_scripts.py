@@ -89,6 +89,8 @@ NOTHING = [
         {"FIDUCIAL_CONTAINER": "/none/apptainer exec x.sif"},
         "there is no command /none/apptainer here",
     ),
+    ("submit_sweep.sh", (*SWEEP, "--", "--json", "all.json"), {}, "--json: result and report of each run are written beside"),
+    ("evaluate.sbatch", (REFERENCE, "here", "--html=x.html"), {}, "--html=x.html: result and report of each run are written"),
     ("evaluate.sbatch", (REFERENCE,), {}, "no run is named after the reference"),
     ("evaluate.sbatch", (REFERENCE, "here", "absent"), {}, "there is no {}/absent.npz; SAMPLE_DIR names the folder of runs"),
 ]

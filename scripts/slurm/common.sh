@@ -104,7 +104,20 @@ sessions() {
         on_this_node -c 'import json, sys; print(json.loads(sys.stdin.read() or "{}").get("sessions", 0))'
 }
 
+# Refuses options of calc that the scripts give it themselves, for each run.
+refuse_outputs() {
+    local option
+    for option in "$@"; do
+        case $option in
+            --json | --json=* | --html | --html=* | --dry-run)
+                refuse "$option: result and report of each run are written beside its npz; leave it out"
+                ;;
+        esac
+    done
+}
+
 # Holds a reference and further options of calc against each other before anything is drawn that they are for.
 check_evaluation() {
+    refuse_outputs "$@"
     on_this_node -m evaluation calc samples-to-come.npz --ref "$@" --dry-run || exit 2
 }
