@@ -293,6 +293,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
 def main() -> None:
     with distributed.user_errors():
         config, options = parse()
+        distributed.launched()  # before torch is imported
         if options.dry_run:
             distributed.download_nothing()
         from sampling import engine, forecast, numerics

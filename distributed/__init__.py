@@ -108,6 +108,7 @@ __all__ = [
     "is_decodable",
     "is_running",
     "is_visible",
+    "launched",
     "make_folder",
     "nearest",
     "no_file",
@@ -404,12 +405,22 @@ def _mistakes() -> Iterator[None]:
         raise as_mistake(error) from error
 
 
+def _is_launched() -> bool:
+    """Whether the launcher's environment is one."""
+    try:
+        launched()
+    except UserError:
+        return False
+    return True
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
 
     Before there is a group, all ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to
-    end them and speak only if they are still there: then the mistake was theirs alone.
+    end them and speak only if they are still there: then the mistake was theirs alone. Where the launcher's environment cannot
+    be, there may be no rank 0, so all speak at once.
     """
     ready()
     try:
@@ -419,7 +430,7 @@ def user_errors() -> Iterator[None]:
         end(stopped.cause.exit_code, stopped.cause.signal)
     except UserError as error:
         rank = environment_rank()
-        if rank:
+        if rank and _is_launched():
             time.sleep(YIELD_SECONDS)
         where = f" (rank {rank})" if rank else ""
         warn(f"error{where}: {error}")

@@ -247,6 +247,7 @@ def carry_out(args: argparse.Namespace) -> None:
         return compare_all(args)
     if args.command == "prune":
         return prune.run(args)
+    distributed.launched()  # before torch is imported
     from evaluation.checks import Settings
 
     names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")

@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import distributed
 from distributed import Parser, progress_bar, say, user_errors
 
 SHOWN = 20  # damaged images that are named
@@ -42,7 +43,7 @@ def build_parser() -> Parser:
 
 
 def show_doctor(args: argparse.Namespace) -> int:
-    import distributed
+    distributed.launched()  # before torch is imported
     from sampling.doctor import doctor
 
     with distributed.init(args.device) as group:

@@ -157,6 +157,33 @@ def test_an_environment_that_cannot_be_is_one_sentence(wrong, said, monkeypatch)
         launched()
 
 
+IMPOSSIBLE = """
+import distributed, runpy, sys, time
+def sleep(seconds):
+    raise AssertionError("waits for a rank 0 that may not be there")
+time.sleep = sleep
+try:
+    runpy.run_module("{module}", run_name="__main__")
+finally:
+    print("torch" in sys.modules)
+"""
+COMMANDS = [
+    ("sample_ddp", ["--preset", "digits"]),
+    ("sampling", ["doctor"]),
+    ("evaluation", ["calc", "samples.npz", "--ref", "digits"]),
+]
+
+
+@pytest.mark.parametrize(("module", "arguments"), COMMANDS)
+def test_an_environment_that_cannot_be_is_told_at_once(module, arguments):
+    """Neither are slow imports waited for, nor is it left to rank 0, which may not be there."""
+    command = [sys.executable, "-c", IMPOSSIBLE.format(module=module), *arguments]
+    names = environment(**GOOD | {"RANK": "5"})
+    done = subprocess.run(command, cwd=ROOT, env=names, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr == "error (rank 5): RANK is 5, but WORLD_SIZE 2, so ranks are 0 to 1; let torchrun set them\n"
+
+
 def test_a_whole_environment_is_taken(monkeypatch):
     for name, text in GOOD.items():
         monkeypatch.setenv(name, text)
