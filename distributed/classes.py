@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from distributed.console import UserError, quoted
-from distributed.opening import NO_FILE, no_file, read_text
+from distributed.opening import no_file, read_text
 
 IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "classes.json"
 IMAGENET_CLASSES = 1000
@@ -100,8 +100,8 @@ def read(path: Path, source: str) -> ClassNames:
         if path.is_dir():
             names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
             return _build(names, source, "has no subfolders, whose names would be the classes")
-        if reason := no_file(path):
-            raise ValueError("there is no such file or folder" + (f", {reason}" if reason != NO_FILE else ""))
+        if reason := no_file(path, "there is no such file or folder"):
+            raise ValueError(reason)
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"has {path.stat().st_size:,} bytes, too many for a list of names")
         text = read_text(path, LARGEST_FILE, "utf-8-sig")

@@ -71,9 +71,9 @@ def inspect(folder: Path) -> VaeFiles:
         UserError: if a file is missing, damaged, or not of an autoencoder of `CLASSES`.
     """
     weights = folder / WEIGHTS_FILE
-    for file in (folder / CONFIG_FILE, weights):
-        if not file.is_file():
-            raise UserError(f"--vae {folder}: not a diffusers {CLASSES[0]} folder, it has no {file.name}")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"--vae {folder}: not a diffusers {CLASSES[0]} folder, {hub.lacking(folder, name)}")
     config = read_config(folder)
     if odd := next((key for key, value in read_safetensors(weights).items() if not value.is_floating_point()), None):
         raise UserError(f"{weights}: {odd} is of no floating point dtype")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distributed import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
-from models import candidates
+from models import candidates, hub
 from models.candidates import PLAIN
 from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
 from models.dit import DIT_SIZES, DiT, DiT_models
@@ -104,12 +104,15 @@ def find(path: Path) -> Files:
     folder = inner if (inner := path / "transformer").is_dir() else path
     config, index = folder / CONFIG_FILE, folder / INDEX_FILE
     if not config.is_file():
-        raise UserError(f"{path}: not a folder of a {CLASSES[0]} or DiTPipeline, it has no {config.relative_to(path)}")
+        lacks = hub.lacking(path, str(config.relative_to(path)))
+        raise UserError(f"{path}: not a folder of a {CLASSES[0]} or DiTPipeline, {lacks}")
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return Files((folder / name,), config)
     if not index.is_file():
-        raise UserError(f"{path}: it has no {(folder / WEIGHTS_FILES[0]).relative_to(path)}")
+        there = (folder / name for name in (*WEIGHTS_FILES, INDEX_FILE) if (folder / name).exists())
+        wanted = next(there, folder / WEIGHTS_FILES[0])
+        raise UserError(f"{path}: {hub.lacking(path, str(wanted.relative_to(path)))}")
     names = sorted(set(_weight_map(index).values()))
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from distributed import OFFLINE, UserError, read_text
+from distributed import OFFLINE, UserError, no_file, read_text
 
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"
@@ -35,6 +35,12 @@ def is_whole(folder: Path) -> bool:
     else:
         names = {name for name in WEIGHTS_FILES if (folder / name).is_file()}
     return bool(names) and all((folder / name).is_file() for name in (CONFIG_FILE, *names))
+
+
+def lacking(folder: Path, name: str) -> str:
+    """That there is no file of that name in a folder, or what there is in its place, in words."""
+    reason = no_file(folder / name, "")
+    return f"its {name} cannot be read ({reason})" if reason else f"it has no {name}"
 
 
 def snapshot(

@@ -101,11 +101,11 @@ def test_what_is_no_mapping_is_one_sentence(name, content, said, tmp_path):
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
-    for path, said in ((tmp_path / "absent", "no such file or folder"), (tmp_path, "has no subfolders")):
+    for path, said in ((tmp_path / "absent", "^x: there is no such file or folder"), (tmp_path, "has no subfolders")):
         with pytest.raises(UserError, match=said):
             read(path, "x")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"^x: it is a named pipe, not a file$"):
         read(tmp_path / "pipe", "x")
     (tmp_path / os.fsdecode(b"\xff")).mkdir()
     with pytest.raises(UserError, match="not UTF-8"):

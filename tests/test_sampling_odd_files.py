@@ -192,6 +192,24 @@ def test_events_are_not_read_out_of_a_pipe(run):
         prepare.read_events(run, 1, 1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_in_the_place_of_a_file_of_a_folder_is_named(kind, tmp_path):
+    weights = "diffusion_pytorch_model.safetensors"
+    for name in ("config.json", weights, f"{weights}.index.json"):
+        said = rf"its {name} cannot be read \(it is a {kind}, not a file\)$"
+        folder = tmp_path / name / "transformer"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        put(kind, folder / name)
+        with pytest.raises(UserError, match=said.replace("its ", "its transformer/")):
+            checkpoint.find(folder.parent)
+        if not name.endswith("index.json"):
+            vae = shutil.copytree(DIGITS / "vae", tmp_path / name / "vae")
+            put(kind, vae / name)
+            with pytest.raises(UserError, match=said):
+                autoencoder.inspect(vae)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_what_is_given_as_a_file_and_is_none_is_one_sentence(kind, tmp_path):
     path = put(kind, tmp_path / "given")
@@ -200,11 +218,6 @@ def test_what_is_given_as_a_file_and_is_none_is_one_sentence(kind, tmp_path):
             read(path)
     with pytest.raises(UserError, match=rf"--config {path}: cannot be read \(it is a {kind}, not a file\)"):
         parse(["--config", str(path)])
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        vae = shutil.copytree(DIGITS / "vae", tmp_path / name)
-        put(kind, vae / name)
-        with pytest.raises(UserError, match=f"it has no {name}"):
-            autoencoder.inspect(vae)
 
 
 def test_what_killed_processes_left_of_pngs_is_removed(run):
