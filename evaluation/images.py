@@ -33,6 +33,7 @@ from evaluation.image_files import (
     read_image,
     sort_out,
 )
+from evaluation.levels import LOOKED_AT, Levels, look
 from evaluation.numbering import Numbering, labels_of_folders, numbering_of_folders
 
 if TYPE_CHECKING:
@@ -105,6 +106,15 @@ class Images:
                 lossy.update([header.lossy] if header.lossy else [])
                 several += header.several
         return Headers(dict(lossy), several)
+
+    @cached_property
+    def levels(self) -> Levels:
+        """What levels the first images have, of more where those look like a cast; see `evaluation.levels`.
+
+        Raises:
+            UserError: naming a file among them that is damaged, or not like the others.
+        """
+        return look(self.batches(LOOKED_AT))
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Images `start` to `stop` as (B, H, W, 3) uint8, B equal to `size` but for the last.

@@ -23,12 +23,12 @@ from torch import Tensor
 import distributed
 from distributed import Group, UserError, default_cache
 from distributed.classes import from_mapping
+from evaluation import levels
 from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
 from evaluation.checks import Settings, check_size
 from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
 from evaluation.images import MAX_PIXELS
 from evaluation.page import picture
-from evaluation.remarks import LOOKED_AT, without_levels
 from evaluation.report import Grid, Result
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
@@ -126,7 +126,7 @@ class Evaluator:
     def reset(self) -> None:
         """Forgets all images."""
         self._size: tuple[int, int] | None = None
-        self._brightest = 0  # level of any pixel; of states that were merged, unknown, so 255
+        self._levels: set[int] = set()  # of all pixels, as long as they are those of a cast; of merged states unknown, so all
         self._parts: dict[str, list[np.ndarray]] = {"features": [], "spatial": [], "pixels": [], "indices": [], "labels": []}
         self._thumbnails: dict[int, np.ndarray] = {}  # by the order in which images came
         self._kept: dict[int, int] = {}  # thumbnails by label
@@ -153,8 +153,8 @@ class Evaluator:
 
         Raises:
             ValueError: if images, indices or labels are not that, or of another size than before.
-            UserError: if the extractor does not take images of this size, gives what is not finite, or no pixel of the first
-                images is above level 1.
+            UserError: if the extractor does not take images of this size, gives what is not finite, or the first images have
+                levels that values of 0 to 1 or -1 to 1 become.
         """
         pixels = _as_pixels(images)
         count, (height, width) = len(pixels), pixels.shape[1:3]
@@ -165,9 +165,10 @@ class Evaluator:
         self._check_kind(indices, labels)
         if not count:
             return self
-        self._brightest = max(self._brightest, int(pixels.max()))
-        if self._brightest <= 1 and self.count + count >= LOOKED_AT:
-            raise without_levels("the images")
+        if self._levels <= levels.CASTS:
+            self._levels = self._levels.union(*map(levels.levels_in, pixels))
+        if self.count + count >= levels.LOOKED_AT:
+            levels.require(self._levels, "the images")
         features, spatial = self.evaluation.extractor.run(pixels)
         if not (features.isfinite().all() and (spatial is None or spatial.isfinite().all())):
             raise UserError("the features of an image are not finite; are the extractor's weights whole?")
@@ -247,7 +248,7 @@ class Evaluator:
         height, width = arrays["size"].tolist()
         self._check_size(height, width)
         self._check_kind(arrays["indices"], arrays["labels"])
-        start, self._size, self._brightest = self.count, (height, width), 255
+        start, self._size, self._levels = self.count, (height, width), set(range(256))
         for name, parts in self._parts.items():
             parts.append(arrays[name])
         for place, image in zip(arrays["kept"].tolist(), arrays["thumbnails"], strict=True):
@@ -320,8 +321,8 @@ class Evaluator:
             raise UserError(f"image {twice[0]} was given twice; every image of every rank needs an index of its own")
         if not len(indices):
             raise UserError("no image was given to be evaluated")
-        if not group.sum(np.array([float(self._brightest > 1)]))[0]:
-            raise without_levels("the images")
+        everywhere = group.sum(np.array([float(level in self._levels) for level in range(256)]))
+        levels.require(set(np.flatnonzero(everywhere).tolist()), "the images")
         known = None if labels[0] == NONE else labels
         seen = Seen(Path(self.name), len(indices), *self._size_of_all(), known, tuple(self.class_names))
         self.evaluation.check(seen)

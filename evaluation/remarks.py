@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distributed import Group, UserError, warn
+from evaluation import levels
 from evaluation.extraction import Features
 from evaluation.features import Extractor
 from evaluation.images import Images, open_images
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from evaluation.online import Seen
 
 SAMPLES, REFERENCE = "samples", "reference images"
-LOOKED_AT = 16  # images whose levels are looked at; more, where none of those is above 1
 REPEATED = 0.01  # of a training set's images, from which on repeats are told
 
 
@@ -52,11 +52,10 @@ def look_at(images: Images | None, whose: str, group: Group) -> None:
 
 
 def require_levels(images: Images | None, whose: str, group: Group) -> None:
-    """Raises UserError if no pixel is above level 1, as after a cast from [0, 1]; rank 0 looks, at as few images as tell it."""
+    """Raises UserError if images look cast from [0, 1] or [-1, 1]; rank 0 looks, at as few of them as tell it."""
 
     def look() -> str:
-        if all(batch.max() <= 1 for batch in images.batches(LOOKED_AT)):  # ends at the first that is brighter
-            raise without_levels(f"{images.path}: the {images.count:,} {whose}")
+        levels.require(images.levels.found, f"{images.path}: the {images.count:,} {whose}")
         return ""
 
     if images is not None:
@@ -73,6 +72,9 @@ def remarks(images: "Images | Seen | None", whose: str) -> list[str]:
         which = "The" if lossy == images.count else f"{lossy:,} of the {count}"
         are = f"{whose} are {' and '.join(sorted(headers.lossy))} files"
         found.append(f"{which} {are}; compression moves every metric, so write PNG.")
+    if images.levels.casts:
+        among = f"the {count}" if images.levels.count == images.count else f"the first {images.levels.count:,}"
+        found.append(f"{images.levels.casts:,} of {among} {whose} are black, or values of 0 to 1 or -1 to 1 made uint8.")
     if headers.several:
         found.append(f"{headers.several:,} of the {count} {whose} are files of several pictures, of which the first was taken.")
     return found
@@ -90,13 +92,6 @@ def weights_unlike_published(extractor: Extractor, given: Path | None) -> str | 
     if extractor.as_published is None and given:
         return f"Whether {given.name} ({digest}) is {extractor.name}'s published file is not known here: compare the hash."
     return None
-
-
-def without_levels(which: str) -> UserError:
-    """What to say of images of which no pixel has a level above 1."""
-    return UserError(
-        f"{which} have no pixel above level 1 of 255: they are black, or values of 0 to 1 made uint8; multiply those by 255 first"
-    )
 
 
 def repeats(own: Features, theirs: Features | None, reference: Reference | None) -> list[str]:

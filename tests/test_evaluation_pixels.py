@@ -72,11 +72,44 @@ def test_pixels_of_0_to_1_are_refused_before_anything_expensive(place, dark, mon
         evaluated(place, dark, "others.npz")
 
 
-def test_dark_images_among_others_are_no_mistake(place):
+def from_minus_1(images):
+    """Of some bright and some black pixels, as [-1, 1] is cast to uint8 by way of int8: levels 0, 1 and 255."""
+    return (images / 127.5 - 1).astype(np.int8).view(np.uint8)
+
+
+def test_pixels_of_minus_1_to_1_are_refused_wherever_they_are_given(place):
     images = pictures(60, 0)
-    images[:40] = 0
+    images[:, :9], images[:, 9:18] = 0, 255
+    np.savez(place / "signed.npz", arr_0=from_minus_1(images))
+    said = "have no levels but 0, 1 and 255: they are values of -1 to 1 made uint8; save those times 127.5 plus 127.5"
+    for samples, reference, whose in (("signed", "others", "samples"), ("samples", "signed", "reference images")):
+        with pytest.raises((UserError, Stopped), match=f"the 60 {whose} {said}"):
+            evaluated(place, f"{samples}.npz", f"{reference}.npz")
+    evaluator = Evaluator(str(place / "others.npz"), settings=Settings(metrics=("fid",)), extractor="digits")
+    with pytest.raises(UserError, match=f"the images {said}"):
+        evaluator.update(from_minus_1(images[:20]))
+    with pytest.raises(UserError, match=f"the images {said}"):
+        evaluator.fresh().update(from_minus_1(images[:10])).compute()
+
+
+def test_black_and_white_images_are_no_mistake(place):
+    images = np.where(pictures(60, 0) > 127, 255, 0).astype(np.uint8)
+    np.savez(place / "two.npz", arr_0=images)
+    result = evaluated(place, "two.npz", "others.npz")
+    assert result.metrics["fid-digits"].n == 60
+    assert not any("made uint8" in text for text in result.warnings)
+
+
+@pytest.mark.parametrize(("dark", "count", "said"), [(40, 70, "40 of the first 64"), (39, 40, "39 of the 40"), (0, 40, None)])
+def test_dark_images_among_others_are_counted(place, dark, count, said):
+    """As many as are looked at, which ends at the first sixteen without one."""
+    images = pictures(count, 0)
+    images[:dark] //= 255
     np.savez(place / "some.npz", arr_0=images)
-    assert evaluated(place, "some.npz", "others.npz").metrics["fid-digits"].n == 60
+    result = evaluated(place, "some.npz", "others.npz")
+    assert result.metrics["fid-digits"].n == count
+    expected = [f"{said} samples are black, or values of 0 to 1 or -1 to 1 made uint8."] if said else []
+    assert [text for text in result.warnings if "made uint8" in text] == expected
 
 
 def test_images_that_repeat_are_counted(place):
