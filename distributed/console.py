@@ -89,8 +89,13 @@ def as_mistake(error: BaseException) -> BaseException:
     """A `UserError` in the place of what the system says of a path that nobody can use; everything else as it is."""
     unusable = isinstance(error, NotAFile) or (isinstance(error, OSError) and error.errno in UNUSABLE)
     if unusable and error.filename is not None:
-        return UserError(f"{str(error.filename)[:SHOWN]}: {error.strerror or error}")
+        return UserError(f"{shown(error.filename)}: {error.strerror or error}")
     return error
+
+
+def shown(path: object) -> str:
+    """A path as a sentence has it, cut short."""
+    return text if len(text := str(path)) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 class Parser(argparse.ArgumentParser):

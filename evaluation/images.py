@@ -1,5 +1,6 @@
 """Images from a folder, an npz, a zip or a dataset as a stream of uint8 batches, in file order, never all in memory."""
 
+import errno
 import hashlib
 import io
 import itertools
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
-from distributed import UserError, file_sha256, no_file, open_regular
+from distributed import UserError, file_sha256, no_file, open_regular, shown
 from evaluation.advice import advice_on, held_instead, in_words, on_layout, on_missing
 from evaluation.image_files import (
     BEGINNING,
@@ -333,7 +334,10 @@ def files_in(folder: Path) -> Iterator[str]:
         try:
             own, entries = os.stat(path), list(os.scandir(path))
         except OSError as error:
-            raise UserError(f"{Path(path)} cannot be read ({error.strerror})") from error
+            reason = error.strerror
+            if error.errno == errno.ENAMETOOLONG:
+                reason = f"it is too deep: its path has {len(os.fsencode(path)):,} bytes"
+            raise UserError(f"{shown(Path(path))} cannot be read ({reason})") from error
         chain = above
         while chain and not os.path.samestat(chain[0], own):
             chain = chain[1]

@@ -141,3 +141,15 @@ def test_a_folder_is_read_however_deep_it_is(tmp_path, monkeypatch):
     os.symlink("twice", "again")
     assert sorted(files_in(tmp_path)) == ["again/image.png", f"{'d/' * 1100}deep.png", "twice/image.png"]
     subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest's own removal calls itself for each
+
+
+def test_a_folder_that_is_too_deep_to_be_read_is_one_short_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(50):
+        os.mkdir("d" * 100)
+        os.chdir("d" * 100)
+    os.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^/.*d… cannot be read \(it is too deep: its path has 4,\d+ bytes\)$") as told:
+        list(files_in(tmp_path))
+    assert len(str(told.value)) < 300
+    subprocess.run(["rm", "-rf", tmp_path / ("d" * 100)], check=True)
