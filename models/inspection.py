@@ -167,12 +167,13 @@ def ask(path: Path, shape: dict, network: str, weights_key: str | None) -> tuple
 
     cpu = torch.device("cpu")
     dit = checkpoint.load_dit(path, **shape, device=cpu, network=network, weights_key=weights_key)
-    response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu), None
+    with_null = dit.null_label is not None  # it is guided by default then
+    response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu, with_null), None
     try:
         probe.require_noise(response, path)
     except UserError as error:
         refused = str(error)
-    return response.recorded() | {"doubt": None if refused else probe.doubt(response.halfway)}, refused
+    return response.recorded() | {"doubt": None if refused else probe.doubt(response.halfway, response.size)}, refused
 
 
 def dtypes(tensors: "Iterable[Tensor]") -> str:

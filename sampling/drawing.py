@@ -92,14 +92,17 @@ class Drawer:
             UserError: if it is not what a network that predicts noise makes of it.
         """
 
+        config = self.config
+        with_null = dit.null_label is not None and (config.cfg_scale != 1.0 or config.labels == "null")
+
         def respond(network: DiT) -> probe.Response:
             with self._at_work(network, "model"):
-                return probe.respond(network, self.config.num_classes, self._input_size, self._device)
+                return probe.respond(network, config.num_classes, self._input_size, self._device, with_null)
 
         found = respond(dit)
         if not found.is_finite and self.how.dtype != torch.float32:
             found = respond(self._load_dit(REFERENCE))
-        probe.require_noise(found, self.config.ckpt)
+        probe.require_noise(found, config.ckpt)
         return found
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":

@@ -273,7 +273,7 @@ def told_by_probing(drawer: Drawer, group: Group) -> dict:
     if not (asked := [one for one in told if one]):
         return {}
     worst = {name: min(one[name] for one in asked) for name in asked[0]}
-    if said := probe.doubt(worst["correlation_at_500"]):
+    if said := next(filter(None, (probe.doubt(one["correlation_at_500"], one["size_at_999"]) for one in asked)), None):
         warn(f"warning: {drawer.config.ckpt}: {said}")
     return {"probe": worst}
 

@@ -39,7 +39,7 @@ class Stub:
 
 
 def made_by(predict: Callable[[Tensor, float], Tensor], size: int = 8) -> Response:
-    return respond(Stub(predict), 10, size, CPU)
+    return respond(Stub(predict), 10, size, CPU, False)
 
 
 def chain(t: float) -> tuple[float, float]:
@@ -72,6 +72,10 @@ WRONG = {
     "a constant": (lambda x, _: torch.ones_like(x), "correlation 0.00, about 1 expected"),
     "nothing": (lambda x, _: torch.zeros_like(x), "is untrained: of pure noise at t = 999 it makes all but zero, 0 of its"),
     "all but nothing": (lambda x, _: 0.01 * x, "is untrained: of pure noise at t = 999 it makes all but zero, 0.01 of its"),
+    "ten times the noise": (
+        lambda x, _: 10 * x,
+        "at t = 999, but a multiple of it: its output is 10 times as large as its input",
+    ),
     "infinity": (lambda x, _: x / 0, "makes NaN or infinity, also in fp32"),
     "one NaN halfway": (lambda x, t: x if t == 999 else x.index_fill(3, torch.tensor([2]), math.nan), "makes NaN or infinity"),
 }
@@ -93,14 +97,22 @@ def test_what_predicts_noise_passes_and_its_correlation_is_the_closed_form():
     assert found.size == pytest.approx(1, abs=0.01)
     alpha, _ = chain(500)
     assert found.halfway == pytest.approx(1 / math.sqrt(1 + alpha**2), abs=0.01)
-    assert probe.doubt(found.halfway) is None
+    assert probe.doubt(found.halfway, found.size) is None
 
 
 def test_a_network_right_at_the_end_and_of_another_chain_is_doubted():
     """Half image, half noise halfway, as on a cosine schedule."""
     found = made_by(lambda x, t: noise(x, t) if t == 999 else (x - math.sqrt(0.5) * IMAGE) / math.sqrt(0.5))
     require_noise(found, FILE)
-    assert "correlation 0.8" in probe.doubt(found.halfway)
+    assert "correlation 0.8" in probe.doubt(found.halfway, found.size)
+
+
+@pytest.mark.parametrize(("size", "said"), [(0.79, "0.79"), (1.26, "1.26"), (1.99, "1.99"), (0.81, None), (1.24, None)])
+def test_a_size_that_is_not_usual_is_doubted(size, said):
+    found = made_by(lambda x, _: size * x)
+    require_noise(found, FILE)
+    doubt = probe.doubt(found.halfway, found.size)
+    assert f"what this network makes of pure noise is {said} times as large as its input" in doubt if said else doubt is None
 
 
 def test_numbers_by_numpy_and_by_hand():
@@ -117,11 +129,14 @@ def test_numbers_by_numpy_and_by_hand():
 def test_the_digits_are_known_and_nothing_random_is_disturbed():
     network = checkpoint.load_dit(DIGITS / "dit.safetensors", "DiT-XS/2", 10, 8, 4, CPU)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    found = respond(network, 10, 8, CPU)
+    found = respond(network, 10, 8, CPU, True)
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == np.random.get_state()[1].tolist()
     assert found.correlation == pytest.approx(0.99995, abs=2e-5)
-    assert found.halfway == pytest.approx(0.98, abs=0.01)
+    assert found.recorded() == respond(network, 10, 8, CPU, False).recorded()
+    assert found.size == pytest.approx(1.00015, abs=2e-5)
+    assert found.halfway == pytest.approx(0.9823, abs=2e-4)
+    assert found.null.correlation == pytest.approx(0.9999, abs=2e-4)
     require_noise(found, FILE)
 
 
@@ -164,7 +179,7 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
     save_file(state, tmp_path / "large.safetensors")
     config = parsed("--no-compile", "--precision", "fp16", "--ckpt", tmp_path / "large.safetensors")
     drawer = Drawer(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
-    assert not respond(drawer._load_dit(drawer.how), 10, 8, CPU).is_finite
+    assert not respond(drawer._load_dit(drawer.how), 10, 8, CPU, False).is_finite
     drawer.load()
     assert drawer.response.correlation == pytest.approx(0.99995, abs=2e-5)
 
@@ -183,6 +198,29 @@ def test_nothing_is_compiled_for_the_question(monkeypatch):
     how = numerics.Numerics("fp32", True, "sdpa", False)
     Drawer(parsed(), CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
     assert calls == ["asked", "compiled"]
+
+
+def with_null_row(folder: Path, factor: float) -> Path:
+    """The digits' network with the row of its null label multiplied."""
+    state = load_file(DIGITS / "dit.safetensors")
+    state["y_embedder.embedding_table.weight"][-1] *= factor
+    save_file(state, folder / "null.safetensors")
+    return folder / "null.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"), [(math.nan, "makes NaN or infinity"), (100, "does not predict noise at t = 999: correlation ")]
+)
+@pytest.mark.parametrize("needed", [("--cfg-scale", 1.5), ("--cfg-scale", 1, "--labels", "null")], ids=["guided", "null"])
+def test_the_null_label_is_asked_for_where_a_run_needs_it(factor, said, needed, tmp_path):
+    def load(*given: object) -> None:
+        config = parsed("--exact", "--ckpt", with_null_row(tmp_path, factor), *given)
+        Drawer(config, CPU, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+
+    load("--cfg-scale", 1)
+    with pytest.raises(UserError, match=r"null\.safetensors: with the null label, .*; --cfg-scale 1\.0 draws classes") as refused:
+        load(*needed)
+    assert said in str(refused.value)
 
 
 def small(folder: Path, *more: object, count: int = 4) -> list[str]:
@@ -268,9 +306,10 @@ def test_a_rank_whose_own_weights_are_wrong_ends_the_run(tmp_path):
 
 
 def test_doubt_is_said_once_and_drawing_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(probe, "respond", lambda *_: Response(0.99, 1.0, 0.75))
+    monkeypatch.setattr(probe, "respond", lambda *_: Response(0.99, 1.5, 0.75))
     main(monkeypatch, *small(tmp_path))
     (said,) = (line for line in capsys.readouterr().err.splitlines() if "warning" in line)
-    assert said.startswith(f"warning: {DIGITS / 'dit.safetensors'}: at t = 500 ")
+    assert said.startswith(f"warning: {DIGITS / 'dit.safetensors'}: at t = 999 ")
+    assert "; at t = 500 " in said
     assert len(contents(tmp_path)) == 5
     assert distributed.printable(said) == said
