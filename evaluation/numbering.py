@@ -113,6 +113,24 @@ def pair(labels: np.ndarray, names: Sequence[str], theirs: Numbering | None, ref
     return Pairing({label: known[label] for label in found})
 
 
+def mispaired(astray: int, count: int, reference: str) -> Pairing:
+    """No pairs, as so many of all classes are, by their features, others than those that they were paired with."""
+    why = f"{astray:,} of {count:,} classes of the samples lie nearer to another class of {reference} than to their own"
+    return Pairing({}, f"{why}, so that its folders or labels are not their classes, which FID by class needs")
+
+
+def within_one_folder(files: Sequence[str], reference: str) -> Pairing:
+    """No pairs for a reference without labels; and why, where its files lie in folders within a single one."""
+    if len({_outermost(file) for file in files}) != 1 or not (
+        inner := {PurePosixPath(file).parts[1:-1] for file in files} - {()}
+    ):
+        return UNPAIRED
+    first, (outer, *_) = min(inner)[0], PurePosixPath(files[0]).parts
+    within = f"{printable(repr(outer)[:60])}, and in folders within ({_some([first])}, ...)"
+    why = f"all images of {reference} lie in its folder {within}"
+    return Pairing({}, f"{why}, of which FID by class needs those that are the classes; give that folder as the reference")
+
+
 def _by_name(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
     """Their label by ours, of names that both sides have, each for one class. ImageNet's names stand for its synsets too."""
     known, first = imagenet(), _meanings(theirs)

@@ -23,7 +23,7 @@ from evaluation.metrics import (
     vendi_score,
 )
 from evaluation.neighbours import neighbourhoods
-from evaluation.numbering import UNPAIRED, Pairing, pair
+from evaluation.numbering import UNPAIRED, Pairing, mispaired, pair, within_one_folder
 from evaluation.protocols import (
     ADM_IS_BLOCK,
     FIDELITY_IS_SPLITS,
@@ -36,6 +36,7 @@ from evaluation.protocols import (
 from evaluation.references import Reference
 from evaluation.statistics import FeatureStatistics
 
+MOST = 0.5  # of all classes; where more lie nearer to another, they are paired wrongly
 LOGITS_CHUNK = 1000  # images whose logits exist at once
 
 
@@ -93,6 +94,8 @@ class Scorer:
         if {"fid", "fid-infinity"} & set(self.metrics):
             values["fid"] = self._distance(own.statistics, own.rows, reference.mu, reference.sigma)
             classes, astray = self._classes(pairing)
+            if astray > MOST * len(classes):
+                pairing, classes, astray = mispaired(astray, len(classes), self.reference.path.name), [], 0
         if "fid-infinity" in self.metrics:
             curve = frechet_curve(own.rows, reference.mu, reference.sigma, values["fid"], group)
             values["fid-infinity"] = curve.at_infinity
@@ -131,8 +134,10 @@ class Scorer:
     def _pairing(self) -> Pairing:
         """Which class of the reference is which of the samples'; of none where no class has images enough for a distance."""
         ours, reference = self.labels, self.reference
-        if not {"fid", "fid-infinity"} & set(self.metrics) or ours is None or reference.labels is None:
+        if not {"fid", "fid-infinity"} & set(self.metrics) or ours is None:
             return UNPAIRED
+        if reference.labels is None:
+            return within_one_folder(reference.images.names if reference.images else (), reference.path.name)
         enough = (np.unique(side, return_counts=True)[1].max() > self.extractor.dimension for side in (ours, reference.labels))
         if reference.features is None or not all(enough):
             return UNPAIRED

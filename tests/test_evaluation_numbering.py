@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from distributed.classes import imagenet
 from evaluation import Evaluator
 from evaluation.calc import Evaluation
 from evaluation.checks import Settings
-from evaluation.numbering import Numbering, labels_of_folders, numbering_of_folders, pair
+from evaluation.numbering import UNPAIRED, Numbering, labels_of_folders, numbering_of_folders, pair, within_one_folder
 from evaluation.references import DIGITS, open_reference, write_reference
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -131,6 +132,31 @@ def test_classes_that_lie_nearer_to_others_are_warned_about(place, scans):
     assert distances(result)[0] > 100
     assert any("those of 2 of 10 classes lie nearer to another class of the reference" in text for text in result.warnings)
     assert not any("lie nearer" in text for text in evaluated(place, "samples.npz", "digits").warnings)
+
+
+def test_shards_that_are_called_as_digits_are_no_classes(place, scans):
+    """Their names vouch for labels that they do not have, which most classes show."""
+    _, (others, _) = scans
+    for index, image in enumerate(others[:880]):
+        (place / "tens" / str(index // 88)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / "tens" / str(index // 88) / f"{index:05d}.png", compress_level=1)
+    result = evaluated(place, "samples.npz", "tens")
+    assert result.classes == []
+    said = (
+        r"([6-9]|10) of 10 classes of the samples lie nearer to another class of tens than to their own, so that its folders or"
+    )
+    assert re.match(said, result.left_out["FID-digits by class"])
+    assert not any("lie nearer" in text for text in result.warnings)
+
+
+def test_classes_within_a_single_folder_are_said(place):
+    (place / "outer").mkdir()
+    shutil.copytree(place / "words", place / "outer" / "train")
+    result = evaluated(place, "samples.npz", "outer", WORDS)
+    assert result.classes == []
+    said = "all images of outer lie in its folder 'train', and in folders within ('eight', ...), of which FID by class needs"
+    assert result.left_out["FID-digits by class"].startswith(said)
+    assert within_one_folder(("train/0.png", "train/1.png"), "r") == within_one_folder((), "r") == UNPAIRED
 
 
 def test_a_reference_keeps_the_names_of_its_folders(place):
