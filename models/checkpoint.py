@@ -4,12 +4,11 @@ and folders as diffusers writes them.
 Pickles are read with `weights_only=True`, and everything is memory-mapped: a check costs no more than the header.
 """
 
-import argparse
 import hashlib
 import math
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,11 +22,11 @@ from models.diffusers_form import CLASSES, State, has_own_embedders, hold_agains
 from models.dit import DIT_SIZES, DiT, DiT_models
 from models.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
 from models.other_files import what_else
+from models.said import Said, number, options_of
+from models.said import read as read_said
 from models.unpickling import require_stored, unpickle
 
 STEPS = ("train_steps", "steps", "step", "global_step")
-ARGUMENTS = ("args", "hyper_parameters")  # as training scripts call them, and Lightning
-LARGEST_NUMBER = 1 << 62  # of steps or classes; what is beyond says nothing
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
@@ -67,7 +66,8 @@ class Checkpoint:
     form: str
     family: str  # of the network: DiT, SiT, REPA
     step: int | None = None
-    trained_classes: int | None = None
+    trained_classes: int | None = None  # as the file says, where its label table does not belie it
+    said: Said = field(default_factory=Said)
     says_family: bool = False  # or else it is DiT because most are
     networks: tuple[str, ...] = ()  # all that `--weights-key` can name
     averages: tuple[str, ...] = ()  # those of them that are an EMA, by their names
@@ -179,32 +179,29 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
         raise UserError(f"{path} is not whole in torch's zip format; if it is older, re-save it with torch.save")
     content = read_safetensors(path) if is_safetensors else unpickle(path)
     found = candidates.search(content if isinstance(content, dict) else {}, path)
-    options = _arguments(content) if isinstance(content, dict) else {}
+    said = read_said(content, _mapping(content, path), DiT_models)
     usual = next((name for name in candidates.USUAL if isinstance(content, dict) and isinstance(content.get(name), dict)), PLAIN)
     if found.networks:
         kind, state = found.choose(weights_key, path)
     else:
         kind, state = usual, _unwrapped(content if usual == PLAIN else content[usual], path)
     require_stored(state, path)
-    step, classes = next((content[name] for name in STEPS if name in content), None), options.get("num_classes")
+    step = next((content[name] for name in STEPS if name in content), None)
+    table = state.get("y_embedder.embedding_table.weight")
     return Checkpoint(
         state,
         kind,
         "safetensors" if is_safetensors else "state dict" if kind == PLAIN else "training checkpoint",
-        _family(state, options),
-        step=_number(step),
-        trained_classes=_number(classes),
+        _family(state, content),
+        step=number(step),
+        trained_classes=said.classes(None if table is None or not table.dim() else len(table)),
+        said=said,
         says_family="args" in content,
         networks=tuple(one.key for one in found.networks),
         averages=tuple(one.key for one in found.networks if one.is_average),
         empty=found.empty,
         is_usual=kind == usual,
     )
-
-
-def _number(value: object) -> int | None:
-    """A count that someone may have meant."""
-    return value if type(value) is int and 0 <= value < LARGEST_NUMBER else None
 
 
 def _unwrapped(state: object, path: Path) -> State:
@@ -220,11 +217,11 @@ def _unwrapped(state: object, path: Path) -> State:
     return state
 
 
-def _family(state: State, options: dict) -> str:
+def _family(state: State, content: dict) -> str:
     """Whose kind of network this is, as far as the file tells: SiT's weights alone look as DiT's do."""
     if any(key.startswith("projectors.") for key in state):
         return "REPA"
-    return "SiT" if "path_type" in options or "prediction" in options else "DiT"
+    return "SiT" if {"path_type", "prediction"} & {name for name, _ in options_of(content, deepest=1)} else "DiT"
 
 
 def read_weights(path: Path, weights_key: str | None = None) -> tuple[State, str]:
@@ -257,21 +254,17 @@ def read_class_to_idx(path: Path) -> object | None:
     """
     if not path.is_file():  # a folder's files have no place for it
         return None
+    return _mapping(None if path.suffix == ".safetensors" else unpickle(path), path)
+
+
+def _mapping(content: object, path: Path) -> object | None:
+    """The class mapping of a file that holds `content`, or that is safetensors."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(CLASS_TO_IDX)
-    content = unpickle(path)
-    if not isinstance(content, dict):
-        return None
-    return content.get(CLASS_TO_IDX, _arguments(content).get(CLASS_TO_IDX))
-
-
-def _arguments(content: dict) -> dict:
-    """Those of the training that a checkpoint is of, where it has them."""
-    for options in map(content.get, ARGUMENTS):
-        if isinstance(options, dict | argparse.Namespace):
-            return options if isinstance(options, dict) else vars(options)
-    return {}
+    if isinstance(content, dict) and CLASS_TO_IDX in content:
+        return content[CLASS_TO_IDX]
+    return next((value for name, value in options_of(content) if name == CLASS_TO_IDX), None)
 
 
 def check(

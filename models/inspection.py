@@ -123,6 +123,7 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         "learn_sigma": checkpoint.learns_sigma(found.state),
         "weights": found.weights,
         "beside": found.beside or None,
+        "said": "; ".join(label_table.contradictions(found, path, size)) or None,
         "step": found.step,
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),

@@ -6,7 +6,7 @@ Shapes alone do not tell 17 classes without a null label from 16 with one; what 
 from pathlib import Path
 
 from distributed import UserError
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, describe
 
 TABLE = "y_embedder.embedding_table.weight"
 
@@ -16,6 +16,12 @@ def classes_of(found: Checkpoint) -> tuple[int, bool]:
     rows = len(found.state[TABLE])
     has_null = rows > 1 and rows != found.trained_classes
     return rows - has_null, has_null
+
+
+def contradictions(found: Checkpoint, path: Path, image_size: int) -> list[str]:
+    """What a described checkpoint says of its training that its weights, which draw such images, are not, in words."""
+    shape = describe(found.state, path)
+    return found.said.contradictions(len(found.state[TABLE]), shape["model"], (image_size, shape["input_size"]))
 
 
 def has_null_label(found: Checkpoint, path: Path, num_classes: int, unguided: bool) -> bool:

@@ -294,8 +294,10 @@ def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_nu
     """Says which weights of a file with several are drawn, and what about them may not be meant."""
     if found.kind != checkpoint.PLAIN or found.beside:
         said = f"weights of {config.ckpt}: {found.weights}" + (f"; {found.beside}" if found.beside else "")
-        is_raw = found.kind not in found.averages and (found.averages or found.empty)
+        is_raw = found.kind not in found.averages and (len(found.networks) > 1 or found.empty)
         warn(f"warning: {said}") if is_raw else say(said)
+    for said in label_table.contradictions(found, config.ckpt, config.image_size):
+        warn(f"warning: {config.ckpt} says of its training: {said}; see that it is the file that is meant")
     if not has_null and found.trained_classes is None and config.num_classes > 1:
         warn(
             f"warning: --num-classes {config.num_classes}: all rows of the label table are classes then, and none is the null "

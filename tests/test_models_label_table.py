@@ -13,8 +13,8 @@ from distributed import UserError, init
 from models import DiT_models
 from models.checkpoint import check_shape, load_dit, read
 from models.dit import DiT, guided_model
-from models.label_table import classes_of, has_null_label
-from sampling import engine
+from models.label_table import classes_of, contradictions, has_null_label
+from sampling import engine, prepare
 
 TABLE = "y_embedder.embedding_table.weight"
 
@@ -135,3 +135,56 @@ def test_a_mismatch_names_the_options_that_mend_it(change, remedy):
     with pytest.raises(UserError) as caught:
         check_shape(state, Path("a.pt"), LARGER, factor=8)
     assert str(caught.value).endswith(remedy)
+
+
+def names(number):
+    return {f"c{index:02}": index for index in range(number)}
+
+
+# what a file of 17 rows has beside its weights -> its classes, whether it has a null label, and what is told
+SAID = {
+    "never dropped": ({"args": {"class_dropout_prob": 0.0}}, (17, False), None),
+    "never dropped, in text": ({"args": {"model": {"class_dropout_prob": "0"}}}, (17, False), None),
+    "config": ({"config": {"num_classes": 17}}, (17, False), None),
+    "nested": ({"args": {"model": {"num_classes": 17}}}, (17, False), None),
+    "text": ({"args": argparse.Namespace(num_classes="17")}, (17, False), None),
+    "named": ({"class_to_idx": names(17)}, (17, False), None),
+    "named in nested arguments": ({"args": {"data": {"class_to_idx": names(17)}}}, (17, False), None),
+    "named, with a null label": ({"class_to_idx": names(16)}, (16, True), None),
+    "another network's first": ({"args": {"num_classes": 1000, "model": {"num_classes": 17}}}, (17, False), None),
+    "dropped": ({"args": {"class_dropout_prob": 0.1}}, (16, True), None),
+    "neither": ({"args": {"num_classes": 1000}}, (16, True), "num_classes 1000, but the label table has 17 rows"),
+    "a null label never trained": (
+        {"args": {"class_dropout_prob": 0, "num_classes": 16}},
+        (16, True),
+        "class_dropout_prob 0, but the label table has 17 rows for 16 classes, so that its null label was never trained",
+    ),
+    "another model": ({"args": {"model": "DiT-XL/2"}}, (16, True), "model DiT-XL/2, but the weights are of DiT-XS/8"),
+    "another size": ({"args": {"image_size": 256}}, (16, True), "image_size 256, but the weights are of 64"),
+    "true": ({"args": {"model": "DiT-XS/8", "image_size": 64, "num_classes": 16}}, (16, True), None),
+    "latent size": ({"config": {"model": {"image_size": 8}}}, (16, True), None),
+}
+
+
+@pytest.mark.parametrize(("content", "classes", "told"), SAID.values(), ids=SAID)
+def test_what_a_file_says_of_its_training_is_held_against_its_rows(tmp_path, content, classes, told):
+    torch.save(torch.load(path := saved(tmp_path, 17)) | content, path)
+    found = read(path)
+    assert classes_of(found) == classes
+    assert contradictions(found, path, 64) == ([told] if told else [])
+
+
+def test_a_command_of_inspect_goes_with_the_names_in_the_file(tmp_path):
+    torch.save(torch.load(path := saved(tmp_path, 17)) | {"class_to_idx": names(17)}, path)
+    found = inspected(path)
+    assert (found["num_classes"], found["command"].split()[-2:]) == (17, ["--cfg-scale", "1.0"])
+    arguments = options(path, tmp_path, num_classes=17, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
+    config, _ = sample_ddp.parse([*arguments, "--no-probe"])
+    engine.check_given(config, init("cpu"))
+
+
+def test_a_run_tells_of_what_the_file_says_and_is_not_so(tmp_path, capsys):
+    torch.save(torch.load(path := saved(tmp_path, 17)) | {"args": {"num_classes": 1000}}, path)
+    config, _ = sample_ddp.parse([*options(path, tmp_path, num_classes=16), "--no-probe"])
+    prepare.tell_of_weights(config, read(path), has_null=True)
+    assert "says of its training: num_classes 1000, but the label table has 17 rows" in capsys.readouterr().err
