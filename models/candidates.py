@@ -7,6 +7,7 @@ further dictionaries (`{"module": ...}`), with prefixes (`module.`, `ema_denoise
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
@@ -18,11 +19,20 @@ PLAIN = "plain"  # weights that have no name in their file
 USUAL = ("ema", "model", "state_dict")  # the names that are looked for first
 WRAPPERS = ("module", "_orig_mod")  # prefixes of DistributedDataParallel and torch.compile, which name nothing
 MARK = "x_embedder.proj.weight"  # only a DiT has it
-AVERAGED = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|shadow|averag|polyak")
+# `schema`, `cinema` and `exp_avg`, which is Adam's, are none.
+AVERAGED = re.compile(
+    r"(?<!sch)(?<!cin)emas?(?![a-z])|(?<![a-z])ema(?=model|net|param|state|weight)|(?<![a-z])swa(?![a-z])"
+    r"|(?<![a-z])(?<!exp_)avg(?=model|net|param|state|weight|(?![a-z]))|shadow|averag|polyak"
+)
+MOMENTS = re.compile(r"exp_avg|momentum")  # an optimiser's, which may have the names of the weights
+COUNT = "n_averaged"  # beside the weights of torch's AveragedModel
+ONLINE = ("online", "online_model")  # what an average is of, where both are in one module
+INSIDE = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")  # of any module in a network
 FLAT_MARK = MARK.replace(".", "")
 NUMBERED = "\0"  # before the place of a tensor in a list
 DEEPEST = 5  # dictionaries in dictionaries
 MOST_NETWORKS = 16
+MOST_IN_LIST = 100  # dictionaries
 FEW = 10  # tensors, of which there is no network
 MOST_ENTRIES = 1_000_000  # of dictionaries, each counted as often as it is referred to
 LONGEST_NAME = 100  # characters of a name that is looked at
@@ -36,16 +46,24 @@ class Candidate:
     prefix: tuple[str, ...]
     state: State = field(repr=False)
     key: str = PLAIN  # as --weights-key names it
+    counted: bool = False  # an AveragedModel's
+    online: bool = False  # what the average beside it is of
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (*self.where, *self.prefix)
 
     @property
     def rank(self) -> int:
         """The lower, the rather it is drawn from; up to 2 it is an average."""
-        parts = (*self.where, *self.prefix)
+        parts = self.parts
+        if self.online:
+            return 3 + len(USUAL)
         if self.key == "ema":
             return 0
         if parts and is_averaged(parts[-1]):
             return 1
-        if any(map(is_averaged, parts)):
+        if self.counted or any(map(is_averaged, parts)):
             return 2
         return 3 + USUAL.index(self.key) if self.key in USUAL else 3 + len(USUAL)
 
@@ -75,7 +93,7 @@ class Found:
                 only = "one network, without a name; leave it out" if names == PLAIN else names
                 reason = f"; {self.unusable[key]}" if key in self.unusable else ""
                 raise UserError(f"--weights-key {quoted(key)}: {path} holds {only}{reason}")
-            return key, found.state
+            return key, self._whole(found, path)
         first, *others = sorted(self.networks, key=lambda one: one.rank)
         if others and others[0].rank == first.rank:
             raise UserError(f"{path} holds several networks, {names}; say by --weights-key which one to draw from")
@@ -84,7 +102,29 @@ class Found:
             raise UserError(
                 f"{path}: nothing can be drawn from its {name}, for {reason}; give --weights-key {first.key} for the raw weights"
             )
-        return first.key, first.state
+        return first.key, self._whole(first, path)
+
+    def _whole(self, chosen: Candidate, path: Path) -> State:
+        """The weights of one of the networks.
+
+        Raises:
+            UserError: if they lack what another network of the same width has.
+        """
+        for other in self.networks:
+            if other.state.keys() & {MARK} and other.state[MARK].shape == chosen.state[MARK].shape and not lacking(other.state):
+                missing = sorted(wanted(other.state) - chosen.state.keys())
+                if missing:
+                    raise UserError(
+                        f"{path}: of the keys that {other.key} has, its {chosen.key} lacks {len(missing)}, as "
+                        f"{quoted(missing[0])}, so it was not saved whole; give --weights-key {other.key}, or another checkpoint"
+                    )
+        if lacking(chosen.state) == {POSITIONS}:
+            which = "it" if chosen.key == PLAIN else f"its {chosen.key}"
+            raise UserError(
+                f"{path}: {which} lacks {POSITIONS}, which is not trained and so is left out of a dictionary of trained "
+                "parameters; give a checkpoint that also holds the raw weights, from which it is taken"
+            )
+        return chosen.state
 
 
 def is_averaged(name: str) -> bool:
@@ -102,7 +142,9 @@ def search(content: dict, path: Path) -> Found:
     averages: list[Candidate] = []  # whose tensors have yet to be named, as the raw weights' are
     reached: set[str] = set()
     for where, values in _walk(content, path):
-        split = [Candidate(where, *part) for part in _split(values)]
+        if any(map(MOMENTS.search, where)):
+            continue
+        split = [Candidate(where, *part, counted=is_counted) for *part, is_counted in _split(values)]
         networks += (own := [one for one in split if len(one.state) == len(values) or not lacking(one.state) - {POSITIONS}])
         reached.update(where[:1])
         if flattened := [Candidate(where, *part) for part in _flattened(values)]:
@@ -111,6 +153,7 @@ def search(content: dict, path: Path) -> Found:
             averages.append(Candidate(where, (), values))
     raws = [one for one in _keyed(networks) if not one.is_average and not lacking(one.state)]
     raw = raws[0] if len(raws) == 1 else next((one for one in raws if one.key in USUAL), None)
+    networks = [_with_positions(one, raw) for one in networks]
     unusable = {}
     for one in averages:
         try:
@@ -126,13 +169,13 @@ def search(content: dict, path: Path) -> Found:
 
 def _walk(content: dict, path: Path) -> Iterator[tuple[tuple[str, ...], State]]:
     """Dictionaries and lists of tensors, with the names that lead to them; what is in a list is named by its place."""
-    waiting, entries = [((), content)], 0
+    waiting, entries, lists = [((), content)], 0, set()
     for where, outer in waiting:
         entries += len(outer)
         if entries > MOST_ENTRIES:
             raise UserError(f"{path}: its dictionaries have more than {MOST_ENTRIES:,} entries, which no checkpoint of a DiT has")
         if tensors := {name: value for name, value in outer.items() if isinstance(value, Tensor)}:
-            yield where, tensors if all(isinstance(name, str) for name in outer) else _numbered(tensors.values())
+            yield where, _unwrapped(tensors) if all(isinstance(name, str) for name in outer) else _numbered(tensors.values())
         for name, value in outer.items():
             if not isinstance(name, str) or len(name) > LONGEST_NAME:
                 continue
@@ -140,20 +183,31 @@ def _walk(content: dict, path: Path) -> Iterator[tuple[tuple[str, ...], State]]:
                 waiting.append(((*where, name), value))
             elif isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value):
                 yield (*where, name), _numbered(value)
+            elif isinstance(value, list | tuple) and id(value) not in lists and len(where) < DEEPEST:
+                lists.add(id(value))
+                inside = ((str(place), one) for place, one in enumerate(value) if isinstance(one, dict))
+                waiting.append(((*where, name), dict(islice(inside, MOST_IN_LIST))))
+
+
+def _unwrapped(tensors: State) -> State:
+    """The same without what sharding, checkpointing of activations and compiling put into the names of the modules inside."""
+    bare = {INSIDE.sub("", key): value for key, value in tensors.items()}
+    return bare if len(bare) == len(tensors) else tensors
 
 
 def _numbered(values: Iterable[Tensor]) -> State:
     return {f"{NUMBERED}{place}": value for place, value in enumerate(values)}
 
 
-def _split(tensors: State) -> Iterator[tuple[tuple[str, ...], State]]:
-    """The networks in one dictionary, each with the prefix of its keys, which is taken off."""
+def _split(tensors: State) -> Iterator[tuple[tuple[str, ...], State, bool]]:
+    """The networks in one dictionary, each with the prefix of its keys, which is taken off, and if it is an AveragedModel's."""
     prefixes = [key.removesuffix(MARK) for key in tensors if key == MARK or key.endswith("." + MARK)]
     for prefix in prefixes if len(prefixes) <= MOST_NETWORKS else ():
         others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         own = {key: value for key, value in tensors.items() if key.startswith(prefix) and not key.startswith(others)}
         parts = tuple(part for part in prefix.split(".") if part and part not in WRAPPERS)
-        yield parts, {key.removeprefix(prefix): value for key, value in own.items()}
+        is_counted = prefix.endswith("module.") and prefix.removesuffix("module.") + COUNT in tensors
+        yield parts, {key.removeprefix(prefix): value for key, value in own.items()}, is_counted
 
 
 def _flattened(tensors: State) -> Iterator[tuple[tuple[str, ...], State]]:
@@ -170,20 +224,39 @@ def _flattened(tensors: State) -> Iterator[tuple[tuple[str, ...], State]]:
 
 def lacking(state: State) -> set[str]:
     """What keys a DiT of as many blocks has, and these weights do not."""
+    return wanted(state) - state.keys()
+
+
+def wanted(state: State) -> set[str]:
+    """What keys a DiT of as many blocks has."""
     blocks = (f"blocks.{number}.{part}" for number in range(depth_of(state)) for part in IN_BLOCKS)
     modules = (*EMBEDDERS, *ENDS, *blocks)
     kinds = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | {POSITIONS}
-    return kinds - {"y_embedder.embedding_table.bias"} - state.keys()
+    return kinds - {"y_embedder.embedding_table.bias"}
 
 
 def _keyed(networks: list[Candidate]) -> list[Candidate]:
-    """The same, named by the outermost dictionary that they are in, or in full where that holds several."""
+    """The same, named by the outermost dictionary that they are in, or in full where that holds several; a `model` with an
+    average at its side, and what is called online, are what the average is of."""
 
     def key(one: Candidate) -> str:
         is_alone = sum(other.where[:1] == one.where[:1] for other in networks) == 1
-        return ".".join(one.where[:1] if is_alone else (*one.where, *one.prefix)) or PLAIN
+        return ".".join(one.where[:1] if is_alone else one.parts) or PLAIN
 
-    return [replace(one, key=key(one)) for one in networks]
+    averages = {one.parts[:-1] for one in networks if one.parts and is_averaged(one.parts[-1])}
+
+    def is_online(one: Candidate) -> bool:
+        *outer, last = one.parts or ("",)
+        return last in ONLINE or (last == "model" and len(outer) > 0 and tuple(outer) in averages)
+
+    return [replace(one, key=key(one), online=is_online(one)) for one in networks]
+
+
+def _with_positions(one: Candidate, raw: Candidate | None) -> Candidate:
+    """An average with the position embedding of the raw weights where it has none, as that is not trained."""
+    if raw is None or not one.is_average or lacking(one.state) != {POSITIONS} or one.state[MARK].shape != raw.state[MARK].shape:
+        return one
+    return replace(one, state={POSITIONS: raw.state[POSITIONS]} | one.state)
 
 
 def _named(values: State, raw: Candidate | None) -> State:

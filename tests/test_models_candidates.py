@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_command
+from conftest import options, run_command
 from formats import training_checkpoint, wrapped
 from safetensors.torch import load_file, save_file
 
+import sample_ddp
 from distributed import UserError
+from models.candidates import _walk, is_averaged
 from models.checkpoint import check, load_dit, read, read_weights
 from models.diffusers_form import POSITIONS
+from sampling import prepare
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 VAE_KEYS = {"vae.decoder.conv_in.weight": torch.ones(2, 2), "loss.scale": torch.ones(())}
@@ -56,6 +59,19 @@ def flattened(state, positions=False):
     return {key.replace(".", ""): value for key, value in state.items() if positions or key != POSITIONS}
 
 
+def trained(state):
+    """As named_parameters give it, without what needs no gradient."""
+    return {key: value for key, value in state.items() if key != POSITIONS}
+
+
+def sharded(state):
+    """As FSDP, checkpointing of activations and torch.compile of blocks name them."""
+    inside = {key.replace(".attn.", "._checkpoint_wrapped_module._orig_mod.attn."): value for key, value in state.items()}
+    return wrapped(
+        {key.replace("blocks.0.", "blocks.0._fsdp_wrapped_module."): value for key, value in inside.items()}, "module."
+    )
+
+
 ONE = torch.ones(())
 AVERAGES = {
     "model_ema": (lambda ema, raw: {"model": raw, "model_ema": ema}, "model_ema"),
@@ -92,6 +108,25 @@ AVERAGES = {
         lambda ema, raw: {"ema": wrapped(raw, "online_model.") | wrapped(ema, "ema_model.") | {"step": ONE}},
         "ema.ema_model",
     ),
+    "trained parameters by name": (lambda ema, raw: {"model": raw, "ema": trained(ema)}, "ema"),
+    "avg_model": (lambda ema, raw: {"model": raw, "avg_model": ema}, "avg_model"),
+    "model_avg": (lambda ema, raw: {"model": raw, "model_avg": ema}, "model_avg"),
+    "modelema": (lambda ema, raw: {"model": raw, "modelema": ema}, "modelema"),
+    "emas by decay": (lambda ema, raw: {"model": raw, "emas": {"0.9999": ema}}, "emas"),
+    "torch's AveragedModel": (lambda ema, raw: {"model": raw, "second": wrapped(ema, "module.") | {"n_averaged": ONE}}, "second"),
+    "an AveragedModel in a module": (
+        lambda ema, raw: {
+            "state_dict": wrapped(raw, "net.") | wrapped(ema, "slow.module.") | {"slow.n_averaged": ONE, "other.x": ONE}
+        },
+        "state_dict.slow",
+    ),
+    "in a list": (lambda ema, raw: {"model": raw, "ema": [ema]}, "ema"),
+    "NeMo's": (
+        lambda ema, raw: {"model": raw, "optimizer_states": [{"optimizer": {}, "ema": tuple(ema.values())}]},
+        "optimizer_states",
+    ),
+    "sharded": (lambda ema, raw: {"model": sharded(raw), "ema": sharded(ema)}, "ema"),
+    "moments of the same names": (lambda ema, raw: {"net": raw, "ema": ema, "opt": {"exp_avg": raw, "exp_avg_sq": raw}}, "ema"),
     "prefixes alone": (lambda ema, raw: wrapped(raw, "net.") | wrapped(ema, "net_ema."), "net_ema"),
 }
 
@@ -153,6 +188,33 @@ def test_identities_name_weights_only_where_they_are_others_than_before(ema, raw
     assert found(ema, tmp_path, "plain").is_usual
 
 
+def test_what_the_average_is_of_is_none_itself(ema, raw, tmp_path):
+    content = {"ema": wrapped(raw, "online_model.") | wrapped(ema, "ema_model.")}
+    checkpoint = found(content, tmp_path)
+    assert (checkpoint.networks, checkpoint.averages) == (("ema.online_model", "ema.ema_model"), ("ema.ema_model",))
+    assert is_of(found({"ema": {"model": raw, "ema_model": ema}}, tmp_path).state, ema)
+    assert found({"model": raw, "ema": {"model": ema}}, tmp_path).averages == ("ema",)
+
+
+@pytest.mark.parametrize(
+    "name", ["schema", "cinema", "exp_avg", "exp_avg_sq", "cache", "model", "stage", "savgol", "demand", "schemas", "network"]
+)
+def test_names_of_no_average(name):
+    assert not is_averaged(name)
+
+
+def test_raw_weights_beside_another_network_are_warned_of(ema, raw, tmp_path, capsys):
+    torch.save({"model": raw, "second": ema}, path := tmp_path / "a.pt")
+    config, _ = sample_ddp.parse(options(path, tmp_path, num_classes=10))
+    prepare.tell_of_weights(config, read(path), has_null=True)
+    assert capsys.readouterr().err.startswith(f"warning: weights of {path}: model, not an EMA; beside it: second")
+
+
+def test_long_lists_of_logs_are_no_hindrance(raw, tmp_path):
+    content = {"model": raw, "losses": [0.5] * 1_100_000, "log": [{"step": 1}] * 1_100_000}
+    assert [where for where, _ in _walk(content, tmp_path)] == [("model",)]
+
+
 def permuted(values):
     return [values[-1], *values[1:-1], values[0]]
 
@@ -195,6 +257,12 @@ REFUSED = {
         None,
         ["from its model_ema", "its 20 tensors are not a DiT checkpoint's"],
     ),
+    "without a block": (
+        lambda ema, raw: {"model": raw, "ema": {key: value for key, value in ema.items() if not key.startswith("blocks.0.")}},
+        None,
+        ["of the keys that model has, its ema lacks 10, as 'blocks.0.", "--weights-key model"],
+    ),
+    "without positions": (lambda ema, _: {"ema": trained(ema)}, None, ["its ema lacks pos_embed, which is not trained"]),
     "a key too many": (lambda ema, raw: {"model": raw, "ema": ema | {"odd": torch.ones(1)}}, None, ["surplus 1"]),
 }
 
