@@ -121,8 +121,8 @@ class Found:
         if lacking(chosen.state) == {POSITIONS}:
             which = "it" if chosen.key == PLAIN else f"its {chosen.key}"
             raise UserError(
-                f"{path}: {which} lacks {POSITIONS}, which is not trained and so is left out of a dictionary of trained "
-                "parameters; give a checkpoint that also holds the raw weights, from which it is taken"
+                f"{path} is not a DiT checkpoint: {which} lacks {POSITIONS}, which is not trained and so is left out of a "
+                "dictionary of trained parameters; give a checkpoint that also holds the raw weights, from which it is taken"
             )
         return chosen.state
 

@@ -245,7 +245,8 @@ MISMATCHES = {
 @pytest.mark.parametrize(("change", "said"), MISMATCHES.values(), ids=MISMATCHES)
 def test_weights_of_another_network_are_refused(state, tmp_path, change, said, nested):
     weights = change(state)
-    torch.save(training_checkpoint(state, ema=weights) if nested else weights, tmp_path / "weights.pt")
+    content = training_checkpoint(state, model=weights, ema=weights) if nested else weights
+    torch.save(content, tmp_path / "weights.pt")
     sentence = refusal(tmp_path / "weights.pt")
     assert all(part in sentence for part in said), sentence
 
