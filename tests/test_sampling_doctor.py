@@ -27,7 +27,7 @@ def test_it_speaks_of_everything_once_for_two_ranks_and_leaves_nothing(tmp_path)
     assert lines[-1] == "no problem"
     assert [line.split()[1] for line in lines[:-1]] == [
         *("packages", "processor", "compiler", "memory", "checkpoint", "inception", "reference", "vae", "vae"),
-        *("cache", "cache", "network", "folder", "disk", "folder"),
+        *("cache", "cache", "network", "hub", "folder", "disk", "folder"),
     ]
     assert f"{tmp_path} is seen by ranks other than 0, too" in lines[-2]
     assert list(tmp_path.iterdir()) == []
