@@ -263,12 +263,13 @@ class Watch:
 
     def _find_out_alone(self) -> bool:
         """Where no store answers: whether this rank is the one to speak, and if rank 0 held the store, what became of it."""
-        patience = DYING_LOOKS
-        while self._before() and (patience := patience - 1):
+        before, patience = self._before(), DYING_LOOKS
+        while not startup.is_orphan() and self._before() and (patience := patience - 1):
             time.sleep(BEAT_SECONDS / 10)
         if self._cause.kind == "lost" and startup.is_orphan():
             self._cause = self._resumable("lost", startup.gone())
-        elif self._cause.kind == "lost" and 0 in self._node() and not self._answers(0):
+            return not before  # who was there then is an orphan too, and has spoken or will
+        if self._cause.kind == "lost" and 0 in self._node() and not self._answers(0):
             self._cause = self._missing(0, KILLED)
         return not self._before()
 
