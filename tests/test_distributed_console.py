@@ -41,9 +41,10 @@ def test_the_launcher_is_told_printably(tmp_path, monkeypatch):
     assert HARMLESS in json.loads((tmp_path / "error").read_text())["message"]["message"]
 
 
-def test_an_error_that_nobody_hears_is_no_traceback(monkeypatch):
+def test_an_error_that_nobody_hears_is_no_traceback(monkeypatch, capfd):
     monkeypatch.setattr("sys.stderr", None)
     warn("unheard")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_else_prints():
