@@ -235,8 +235,10 @@ def say(*lines: str) -> None:
 
 def warn(*lines: str) -> None:
     """The same on standard error, where it is no matter if nobody can read it; not in the line where a progress bar stands."""
+    if sys.stderr is None:  # for which print would take standard output
+        return
     before = [""] if live_bar() else []
-    with suppress(OSError, ValueError, AttributeError):  # closed, or never there
+    with suppress(OSError, ValueError):  # closed
         print(*before, *map(printable, lines), sep="\n", file=sys.stderr, flush=True)
 
 
