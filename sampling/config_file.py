@@ -16,6 +16,7 @@ import yaml
 from distributed import UserError, decode_json, read_text
 from sampling import output
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from sampling.parts import in_json
 from sampling.plan import LONGEST_SPEC
 
 NOT_IN_A_FILE = ("help", "config", "dry_run")  # what one call does, not what a run is
@@ -141,7 +142,7 @@ def _of_manifest(path: Path, text: str, parser: argparse.ArgumentParser) -> dict
         manifest = output.load_manifest(path)
         options = dict(manifest["options"]) if "options" in manifest else _of_identity(manifest, path, parser)
         _check_plain(options)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"is not a whole manifest of format {output.MANIFEST_FORMAT} ({error})") from error
     # Its own folder is named after `auto` and knows the number that was found; a run elsewhere is to have the same number.
     is_there = Path(str(options.get("sample_dir"))).resolve() == path.resolve().parent.parent
@@ -155,18 +156,20 @@ def _check_plain(options: dict) -> None:
     for name, value in options.items():
         entries = value if isinstance(value, list) else [value]
         if len(entries) > MOST_ENTRIES or not all(isinstance(entry, str | int | float | bool) for entry in entries):
-            raise ValueError(f"its option {name[:SHOWN]} is {str(value)[:SHOWN]}")
+            raise ValueError(f"options.{name[:SHOWN]} is {in_json(value)}, not text, a number, true or false, or a list of those")
     if len(options) > MOST_ENTRIES or sum(len(str(value)) for value in options.values()) > 2 * LONGEST_SPEC:
         raise ValueError("its options are too many, or too long")
 
 
 def _of_identity(manifest: dict, path: Path, parser: argparse.ArgumentParser) -> dict:
     """The same of a manifest that was written when they were not recorded."""
+    if "paths" not in manifest:
+        raise ValueError("it has neither options nor paths")
     identity, folder = manifest["identity"], path.resolve().parent
     names = {action.dest for action in parser._actions}
     options = {name: value for name, value in identity.items() if name in names}
     options |= {name: manifest["paths"][name] for name in ("ckpt", "vae")} | {"num_fid_samples": manifest["num_fid_samples"]}
-    options["no_png"] = not manifest["sessions"][-1]["png"] if manifest["sessions"] else False
+    options["no_png"] = not manifest["sessions"][-1].get("png", True) if manifest["sessions"] else False
     if "device_type" in identity:
         options["device"] = identity["device_type"]
     if path.name == output.MANIFEST:

@@ -29,6 +29,7 @@ from distributed import (
     open_new,
     open_regular,
     open_to_write,
+    quoted,
     read_json,
     remove_leftovers,
     require_place,
@@ -37,6 +38,7 @@ from distributed import (
 from distributed.classes import names_sha256
 from sampling import archive, disk, records
 from sampling.config import LIMITS, fingerprint
+from sampling.parts import OF_EVERY_RUN, OF_FILES, in_json, require_parts
 from sampling.plan import parse_labels
 
 MANIFEST, ONLINE = "manifest.json", "online.json"
@@ -228,54 +230,49 @@ def load_manifest(path: Path) -> dict:
         OSError: if it cannot be read.
         ValueError: with the reason, if it is not one of ours, or was changed by hand into what cannot be.
     """
-    return load_run(path, MANIFEST_FORMAT, _check_files)
+    return load_run(path, MANIFEST_FORMAT, OF_EVERY_RUN | OF_FILES, _check_files)
 
 
-def load_run(path: Path, made: str, check: Callable[[dict], object] | None = None) -> dict:
-    """What is told of a run in the file `path`, which is to be of the format `made` and to pass `check`; errors as of that."""
+def load_run(path: Path, made: str, parts: dict[str, str] = OF_EVERY_RUN, check: Callable[[dict], object] | None = None) -> dict:
+    """What is told of a run in the file `path`, which is to be of the format `made`, to have these parts, and to pass `check`;
+    errors as of that."""
     content = read_json(path, MANIFEST_BYTES)
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
-    try:
-        if content["format"] != made:
-            raise ValueError(f"its format is {str(content['format'])[:40]!r}")
-        _check_run(content)
-        if check:
-            check(content)
-        return content
-    except KeyError as error:
-        raise ValueError(f"it has no {str(error)[:40]}") from error
-    except (TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from error
+    if "format" not in content:
+        raise ValueError("it has no format")
+    if content["format"] != made:
+        raise ValueError(f"its format is {quoted(content['format'])}")
+    require_parts(content, parts)
+    _check_run(content)
+    if check:
+        check(content)
+    return content
 
 
 def _check_run(manifest: dict) -> None:
     """What every run has, with images or without."""
     _require(manifest, "num_fid_samples", 1, LIMITS["num_fid_samples"])
-    if not isinstance(manifest["sessions"], list):
-        raise ValueError("its sessions are no list")
-    for session in manifest["sessions"]:
-        _require(session, "world_size", 1, LIMITS["world_size"], "a session's ")
-        _require(session, "images_before", 0, LIMITS["num_fid_samples"], "a session's ")
+    for number, session in enumerate(manifest["sessions"]):
+        _require(session, "world_size", 1, LIMITS["world_size"], f"sessions[{number}].")
+        _require(session, "images_before", 0, LIMITS["num_fid_samples"], f"sessions[{number}].")
     identity = manifest["identity"]
-    if manifest["fingerprint"] != fingerprint(dict(identity)):
+    if manifest["fingerprint"] != fingerprint(identity):
         raise ValueError("its identity is not that of its fingerprint")
     for name in ("per_proc_batch_size", "image_size", "num_classes"):
-        _require(identity, name, 1, LIMITS[name])
-    _require(identity, "global_seed", 0, (1 << 64) - 1)
+        _require(identity, name, 1, LIMITS[name], "identity.")
+    _require(identity, "global_seed", 0, (1 << 64) - 1, "identity.")
     parse_labels(identity["labels"], identity["num_classes"])
     if (classes := manifest.get("class_names")) is not None:  # runs of before names were recorded have none
         names = classes["names"]
-        if not isinstance(names, list) or not all(isinstance(text, str) for text in (classes["source"], *names)):
-            raise ValueError("its class_names are no text")
         if len(names) != identity["num_classes"] or classes["sha256"] != names_sha256(names):
             raise ValueError("its class_names are not those of their hash")
 
 
 def _require(content: dict, name: str, least: int, most: int, whose: str = "") -> None:
-    """Raises ValueError if a number is none, or beyond what it can be."""
-    if type(value := content[name]) is not int or not least <= value <= most:
-        raise ValueError(f"{whose}{name} is {str(value)[:40]}")
+    """Raises ValueError if a number is beyond what it can be."""
+    if not least <= (value := content[name]) <= most:
+        raise ValueError(f"{whose}{name} is {in_json(value)}, not {least:,} to {most:,}")
 
 
 def _check_files(manifest: dict) -> None:
@@ -285,11 +282,11 @@ def _check_files(manifest: dict) -> None:
     if (ranks := sum(session["world_size"] for session in sessions[manifest["merged"] :])) > MOST_FILES:
         raise ValueError(f"its sessions had {ranks:,} ranks")
     if npz is not None:
-        if npz["file"] != Path(npz["file"]).name or {type(npz["count"]), type(npz["bytes"])} != {int}:
-            raise ValueError(f"its npz is {str(npz)[:80]}")
-        _require(npz, "count", 1, manifest["num_fid_samples"], "its npz's ")
+        if npz["file"] != Path(npz["file"]).name:
+            raise ValueError(f"npz.file is {in_json(npz['file'])}, which is no name of a file")
+        _require(npz, "count", 1, manifest["num_fid_samples"], "npz.")
     if manifest.get("records_format") not in (None, RECORDS_FORMAT):  # those of before have none
-        raise ValueError(f"its records_format is {str(manifest['records_format'])[:40]}")
+        raise ValueError(f"its records_format is {in_json(manifest['records_format'])}")
 
 
 def new_manifest() -> dict:

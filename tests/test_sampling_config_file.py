@@ -154,7 +154,7 @@ MISTAKES = [
     ("!!python/object/apply:os.system {a: b}", "a: no such option"),
     ("[" * 5000, "is not YAML"),
     ('{"format": "fiducial-run-1"}', "is not a whole manifest of format fiducial-run-2 (its format is 'fiducial-run-1')"),
-    ('{"format": "fiducial-run-2"}', "is not a whole manifest of format fiducial-run-2 (it has no 'num_fid_samples')"),
+    ('{"format": "fiducial-run-2"}', "is not a whole manifest of format fiducial-run-2 (it has no num_fid_samples)"),
 ]
 
 
