@@ -4,12 +4,16 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from distributed import open_regular
 from evaluation.image_files import kind_of
 from evaluation.runs import MANIFEST
 
 LOOKED_INTO = 512  # bytes of a file
 FILES = 20  # of a folder, that are looked into
+OVERSHOT = 0.25  # by which a network's or a filter's values go beyond their range
+NORMALISED = 8.0  # values of images by their mean and deviation are smaller
 PICKLE = (
     "is a pickle, as EDM2's references are, and pickles are not read, for they can run anything; if you trust it: python -c "
     "\"import numpy, pickle; s = pickle.load(open('IN.pkl', 'rb'))['fid']; numpy.savez('OUT.npz', mu=s['mu'], sigma=s['sigma'])\""
@@ -44,12 +48,50 @@ def advice_on(path: Path) -> str | None:
 
 
 def on_layout(shape: tuple[int, ...]) -> str:
-    """A sentence's end on how images of this shape become (N, H, W, 3); empty where that is not known."""
+    """How images of this shape become (N, H, W, 3), as an expression in numpy; `images` where that is so, or not known."""
     if len(shape) == 3:
-        return "; save numpy.stack([images] * 3, axis=3) of grey images"
-    if len(shape) == 4 and shape[1] == 3:
-        return "; save images.transpose(0, 2, 3, 1)"
-    return "; save images[..., :3]" if len(shape) == 4 and shape[3] == 4 else ""
+        return "numpy.stack([images] * 3, axis=3)"
+    if len(shape) == 4 and shape[3] != 3 and shape[1] == 3:
+        return "images.transpose(0, 2, 3, 1)"
+    return "images[..., :3]" if len(shape) == 4 and shape[3] == 4 else "images"
+
+
+def on_array(shape: tuple[int, ...], first: np.ndarray) -> str:
+    """A sentence's end on how an array of this shape, of which the `first` values are given, becomes uint8 (N, H, W, 3)."""
+    images = on_layout(shape)
+    if first.dtype == np.uint8 or first.dtype.kind not in "biuf" or not first.size:
+        return "" if images == "images" else f"; save {images}{' of grey images' * (len(shape) == 3)}"
+    return on_values(first.dtype.kind, float(first.min()), float(first.max()), images)
+
+
+def on_values(kind: str, low: float, high: float, images: str = "images", cast: str = "astype('uint8')") -> str:
+    """A sentence's end on how numbers between these become levels of 0 to 255.
+
+    Args:
+        kind: of their dtype, as numpy has it.
+        images: what they are called, in an expression.
+        cast: the method that makes them uint8.
+    """
+    found = f"; its first values are {low:.4g} to {high:.4g}"
+    if kind == "b":
+        return f"; save {images}.{cast} * 255"
+    if kind != "f":
+        if low >= -1 and high <= 1:
+            return f"{found}, so that no levels are left: save them times 255, or from -1 to 1 plus 1 times 127.5, as floats were"
+        if low >= 0 and high <= 255:
+            return f"{found}: save {images}.{cast}"
+        if low >= 0 and high <= 65535:
+            return f"{found}, as those of 16 bits: save ({images} / 257).round().{cast}"
+        return f"{found}, and levels are 0 to 255"
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "; its first values hold NaN or infinity"
+    if low >= -OVERSHOT and high <= 1 + OVERSHOT:
+        return f"{found}: save ({images} * 255).round().clip(0, 255).{cast}"
+    if low >= -1 - OVERSHOT and high <= 1 + OVERSHOT:
+        return f"{found}: save (({images} + 1) * 127.5).round().clip(0, 255).{cast}"
+    if low >= -OVERSHOT * 255 and NORMALISED < high <= (1 + OVERSHOT) * 255:
+        return f"{found}: save {images}.round().clip(0, 255).{cast}"
+    return f"{found}, which is none of 0 to 1, -1 to 1 and 0 to 255: undo the normalisation first"
 
 
 def on_missing(path: Path) -> str:

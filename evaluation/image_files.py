@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TypeVar
 
@@ -30,14 +31,27 @@ DAMAGED_IMAGE = (Image.DecompressionBombError, AssertionError, AttributeError, Z
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")  # Pillow's names; not PostScript, for which it starts other programs
 READ = "PNG, JPEG, WebP, TIFF, BMP or PPM"
 ENDINGS = {
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp"),
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
+# Of images that Pillow does not know, or calls otherwise than people do; what else it knows is in `endings_not_read`.
 ENDINGS_NOT_READ = {
-    **{".gif": "GIF", ".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL", ".jp2": "JPEG 2000"},
-    **{".j2k": "JPEG 2000", ".tga": "TGA", ".psd": "Photoshop", ".exr": "OpenEXR", ".hdr": "Radiance", ".dds": "DDS"},
-    **{".qoi": "QOI", ".svg": "SVG", ".eps": "EPS", ".ico": "ICO", ".pfm": "PFM", ".dng": "DNG"},
+    **{
+        ".avif": "AVIF",
+        ".avifs": "AVIF",
+        ".qoi": "QOI",
+        ".heic": "HEIC",
+        ".heif": "HEIC",
+        ".jxl": "JPEG XL",
+        ".exr": "OpenEXR",
+        ".hdr": "Radiance",
+        ".svg": "SVG",
+    },
+    **{".pfm": "PFM", ".pam": "PAM", ".dng": "DNG", ".jxr": "JPEG XR", ".xcf": "GIMP", ".jph": "JPEG 2000", ".jpt": "JPEG 2000"},
 }
+CALLED = {"JPEG2000": "JPEG 2000", "PSD": "Photoshop"}  # Pillow's names, as people say them
+# What Pillow knows and is no picture: documents, films, drawings, and measurements in a grid.
+NO_PICTURES = ("PDF", "EPS", "MPEG", "HDF5", "BUFR", "GRIB", "WMF", "IPTC")
 # Of files that stand beside images by the thousand, and are not looked into.
 ENDINGS_OF_OTHERS = {
     *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".py", ".sh", ".db", ".ini"),
@@ -51,7 +65,9 @@ BEGINNINGS = {
     "TIFF": rb"II[*+]\x00|MM\x00[*+]",
     "BMP": rb"BM.{4}\x00{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\x00{3}",
     "PPM": rb"P[1-6]\s+[\d#]",
+    "PFM": rb"P[fF]\s+\d",
     "GIF": rb"GIF8[79]a",
+    "PAM": rb"P7\n(?:#|WIDTH|HEIGHT|DEPTH|MAXVAL|TUPLTYPE)",
     "AVIF": rb".{4}ftypavi[fs]",
     "HEIC": rb".{4}ftyp(?:hei|hev|mif1|msf1)",
     "JPEG XL": rb"\xff\x0a|\x00{3}\x0cJXL ",
@@ -60,10 +76,20 @@ BEGINNINGS = {
     "OpenEXR": rb"v/1\x01",
     "QOI": rb"qoif",
     "PostScript": rb"%!PS-Adobe|\xc5\xd0\xd3\xc6",
+    "Radiance": rb"#\?RADIANCE|#\?RGBE",
+    "GIMP": rb"gimp xcf ",
+    "IM": rb"Image type: ",
+    "XBM": rb"\s*#define\s+\w*width\s+\d",
+    "PCX": rb"\n[\x00\x02-\x05]\x01[\x01\x02\x04\x08]",
+    "DIB": rb"[\x28\x34\x38\x40\x6c\x7c]\x00{3}.{8}\x01\x00[\x01\x04\x08\x10\x18\x20]\x00",
+    "TGA": rb"\x00[\x00\x01][\x01-\x03\x09-\x0b].{13}[\x08\x0f\x10\x18\x20][\x00\x08\x20\x28]",
+    "GBR": rb".{4}\x00{3}\x02.{8}\x00{3}[\x01\x04]GIMP",
+    "XVTHUMB": rb"P7 332",
 }
 READ_BY_BYTES = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "PPM")
 CROPS = "python -m evaluation calc and ref make images of any size and colour fit by --image-size"
-BEGINNING = 32  # bytes that tell them apart
+BEGINNING = 64  # bytes that tell them apart
+SIGNATURE = 16  # of those, which Pillow looks at
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 LOSSY_IN_TIFF = ("tiff_jpeg", "jpeg", "webp")  # Pillow's names of compressions
 MAX_PIXELS = 80_000_000  # of one image
@@ -114,9 +140,11 @@ def sort_out(names: Iterable[str], beginning: Callable[[str], bytes]) -> tuple[t
             continue
         if ending in ENDINGS:
             taken.append(name)
-        elif ending in ENDINGS_NOT_READ:
-            others[ENDINGS_NOT_READ[ending]] += 1
-        elif kind := kind_of(beginning(name)):
+        elif kind := endings_not_read().get(ending):
+            others[kind] += 1
+        elif ending in endings_of_no_pictures():
+            continue
+        elif (kind := kind_of(beginning(name))) and kind != "PostScript":
             if kind in READ_BY_BYTES and not ending:
                 taken.append(name)
             else:
@@ -135,9 +163,43 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part != ".." for part in parts) or "__MACOSX" in parts
 
 
+@cache
+def endings_not_read() -> dict[str, str]:
+    """What kind of image, which is not read, a file of an ending is: all that Pillow knows, and more."""
+    known = {ending: CALLED.get(kind, kind) for ending, kind in Image.registered_extensions().items() if kind not in NO_PICTURES}
+    return {ending: kind for ending, kind in (known | ENDINGS_NOT_READ).items() if ending not in ENDINGS}
+
+
+@cache
+def endings_of_no_pictures() -> frozenset[str]:
+    """The endings of files that Pillow knows and that are no pictures."""
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in NO_PICTURES)
+
+
 def kind_of(beginning: bytes) -> str | None:
-    """The format of an image file by its first `BEGINNING` bytes, in words; None if it is none that is known."""
-    return next((kind for kind, pattern in BEGINNINGS.items() if re.match(pattern, beginning, re.DOTALL)), None)
+    """The format of an image file by its first `BEGINNING` bytes, in words; None if it is none that is known.
+
+    After the patterns, Pillow's own signatures say, of those formats that have no pattern.
+    """
+    if found := next((kind for kind, pattern in BEGINNINGS.items() if re.match(pattern, beginning, re.DOTALL)), None):
+        return found
+    return next((CALLED.get(kind, kind) for kind, accepts in _signatures() if _accepted(accepts, beginning)), None)
+
+
+@cache
+def _signatures() -> tuple[tuple[str, Callable[[bytes], bool | str]], ...]:
+    """Pillow's formats of pictures that have signatures, except for those with patterns of ours, whose are the stricter."""
+    Image.init()
+    known = {*NO_PICTURES, *FORMATS, *(kind for kind in Image.OPEN if CALLED.get(kind, kind) in BEGINNINGS)}
+    return tuple((kind, accepts) for kind, (_, accepts) in Image.OPEN.items() if accepts and kind not in known)
+
+
+def _accepted(accepts: Callable[[bytes], bool | str], beginning: bytes) -> bool:
+    """Whether one of Pillow's signatures fits; those that read beyond the end of a short file do not."""
+    try:
+        return accepts(beginning[:SIGNATURE]) is True
+    except (IndexError, struct.error):
+        return False
 
 
 def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> np.ndarray:

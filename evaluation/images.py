@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 
 from distributed import UserError, file_sha256, no_file, open_regular, shown
-from evaluation.advice import advice_on, held_instead, in_words, on_layout, on_missing
+from evaluation.advice import advice_on, held_instead, in_words, on_array, on_missing
 from evaluation.image_files import (
     BEGINNING,
     CROPS,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
 MAX_HEADER = 4096  # bytes of an npy header's text
+FIRST_VALUES = 1 << 24  # bytes of an array of another kind, which tell what it is
 READER_THREADS = 4
 READ_AHEAD = 2
 AT_ONCE = 256  # files that are handed to the threads at once
@@ -305,8 +306,9 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
     with archive.open(info) as member:
         shape, dtype = read_header(member)
         room = info.file_size - member.tell()
+        first = _first_values(member, dtype)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise UserError(f"{path}: arr_0 expected as uint8 (N, H, W, 3); found {dtype} {shape}{on_layout(shape)}")
+        raise UserError(f"{path}: arr_0 expected as uint8 (N, H, W, 3); found {dtype} {shape}{on_array(shape, first)}")
     if shape[1] * shape[2] > MAX_PIXELS:
         raise UserError(f"{path}: its images are {shape[1]} x {shape[2]}, more than {MAX_PIXELS:,} pixels")
     if int(np.prod(shape, dtype=object)) != room:
@@ -315,6 +317,14 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
         raise UserError(f"{path} holds images of {shape[1]} x {shape[2]}; --image-size {crop} crops files of images, not an npz")
     labels = read_labels(archive, shape[0]) if "arr_1.npy" in archive.namelist() else None
     return Images(path, *shape[:3], labels=labels)
+
+
+def _first_values(member: BinaryIO, dtype: np.dtype) -> np.ndarray:
+    """The first values of an array that is not uint8, of which `member` is at the first byte; none of uint8, or of objects."""
+    if dtype == np.uint8 or dtype.kind not in "biuf":
+        return np.empty(0, np.uint8)
+    data = member.read(FIRST_VALUES)
+    return np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import distributed
 from distributed import Group, UserError, default_cache
 from distributed.classes import from_mapping
 from evaluation import levels
+from evaluation.advice import on_array, on_values
 from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
 from evaluation.checks import Settings, check_size
 from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
@@ -386,10 +387,15 @@ def _as_pixels(images: Tensor | np.ndarray) -> np.ndarray:
     """(N, H, W, 3) uint8 in C order, of a tensor (N, 3, H, W) or an array (N, H, W, 3)."""
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images expected as uint8 (N, 3, H, W), values 0 to 255; got {images.dtype} {tuple(images.shape)}")
+            floats = images.is_floating_point() and images.numel()
+            remedy = on_values("f", float(images.min()), float(images.max()), cast="byte()") if floats else ""
+            what = f"{images.dtype} {tuple(images.shape)}{remedy.replace('save', 'give')}"
+            raise ValueError(f"images expected as uint8 (N, 3, H, W), values 0 to 255; got {what}")
         return np.ascontiguousarray(images.detach().cpu().permute(0, 2, 3, 1).numpy())
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        what = type(images).__name__
+        if isinstance(images, np.ndarray):
+            what = f"{images.dtype} {images.shape}{on_array(images.shape, images).replace('save', 'give')}"
         raise ValueError(f"images expected as a uint8 tensor (N, 3, H, W) or array (N, H, W, 3); got {what}")
     return np.ascontiguousarray(images)
 

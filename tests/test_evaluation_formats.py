@@ -1,5 +1,6 @@
 """Image files as people have them: which are read, that their pixels are right, and what is said of those that are not."""
 
+import contextlib
 import io
 import os
 import struct
@@ -86,6 +87,37 @@ NOT_READ = {
     "e.png.bak": encoded("PNG"),
     "f.bak": encoded("JPEG"),
 }
+# Each is counted, under this name; by its ending, and where it has none by its first bytes.
+OF_PILLOW = {
+    **{kind: encoded(kind) for kind in ("DDS", "DIB", "ICNS", "ICO", "IM", "PCX", "SGI", "TGA")},
+    "JPEG 2000": encoded("JPEG2000"),
+    "QOI": b"qoif" + bytes(30),
+    "XBM": encoded("XBM", PICTURE.convert("1")),
+    "MSP": encoded("MSP", PICTURE.convert("1")),
+    "BLP": encoded("BLP", PICTURE.convert("P")),
+    "XPM": b"/* XPM */\nstatic char *picture[] = {",
+    "SUN": b"\x59\xa6\x6a\x95" + bytes(28),
+    "CUR": b"\0\0\2\0\1\0" + bytes(16),
+    "PAM": b"P7\nWIDTH 16\nHEIGHT 12\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n",
+    "PFM": b"PF\n16 12\n-1.0\n",
+    "Radiance": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n",
+    "OpenEXR": b"v/1\1" + bytes(16),
+    "FITS": b"SIMPLE  =                    T",
+}
+ALSO_NO_IMAGES = {
+    "a.pdf": b"%PDF-1.7",
+    "b.eps": b"%!PS-Adobe-3.0 EPSF-3.0",
+    "figure": b"%!PS-Adobe-3.0 EPSF-3.0",
+    "c.mpg": b"\0\0\1\xb3",
+    "d.h5": b"\x89HDF\r\n\x1a\n",
+    "e.grib": b"GRIB\0\0\0\1",
+    "film": b"\0\0\1\xb3" + bytes(20),
+    "f.h": b"#define SIDE 16",
+    "g.bin": b"\x28\0\0\0" + bytes(60),
+    "zeros": bytes(64),
+    "h.txt": encoded("SGI"),
+    "lines": b"\n\n\nthree empty lines",
+}
 NO_IMAGES = {
     "notes": b"no image",
     "P1 is a plan": b"P1 is the plan",
@@ -122,6 +154,46 @@ def test_what_only_looks_like_an_image_is_counted(place, tmp_path):
     images = open_images(place(files, tmp_path / "images"))
     assert images.names == ("0.png",)
     assert images.not_read == "3 GIF, 1 AVIF, 1 HEIC, 1 JPEG XL, 1 JPEG of the ending .bak, 1 PNG of the ending .bak"
+
+
+@pytest.mark.parametrize("place", [in_a_folder, zipped])
+@pytest.mark.parametrize("kind", OF_PILLOW)
+def test_each_format_of_pillows_is_counted_with_an_ending_and_without(kind, place, tmp_path):
+    registered = image_files.endings_not_read()
+    files = {f"a{ending}": b"anything" for ending, of in registered.items() if of == kind}
+    assert files
+    found = {"0.png": LOSSLESS["0.png"], "bare": OF_PILLOW[kind], "b.old": OF_PILLOW[kind]} | files
+    images = open_images(place(found, tmp_path / "images"))
+    assert images.names == ("0.png",)
+    assert images.not_read == f"{2 + len(files)} {kind}"
+
+
+def test_every_ending_that_pillow_knows_is_read_counted_or_no_picture(tmp_path):
+    endings = Image.registered_extensions()
+    images = open_images(in_a_folder({f"0{ending}": LOSSLESS["0.png"] for ending in endings if ending != ".pfm"}, tmp_path))
+    counted = sum(int(part.split()[0]) for part in images.not_read.split(", "))
+    no_pictures = sum(kind in image_files.NO_PICTURES for kind in endings.values())
+    assert images.count + counted + no_pictures == len(endings) - 1
+    assert {endings[Path(name).suffix] for name in images.names} == {*image_files.FORMATS, "MPO"}
+    assert 5 < no_pictures < 20
+
+
+def test_the_formats_that_pillow_writes_are_known_by_their_bytes():
+    """Whatever version it is; but for two that have no signature, and documents."""
+    for kind in Image.SAVE.keys() - {"PALM", "SPIDER", "PDF", "EPS", "BUFR", "GRIB", "HDF5", "WMF"}:
+        for mode in ("RGB", "P", "1"):
+            with contextlib.suppress(OSError, ValueError):
+                data = encoded(kind, PICTURE.resize((64, 64)).convert(mode))
+                assert kind_of(data[: image_files.BEGINNING]) or (kind, mode) == ("TGA", "1"), (kind, mode)
+                break
+        else:
+            pytest.fail(f"{kind} was not written")
+
+
+@pytest.mark.parametrize("place", [in_a_folder, zipped])
+def test_documents_films_and_other_files_are_no_images(place, tmp_path):
+    files = {"0.png": LOSSLESS["0.png"]} | ALSO_NO_IMAGES
+    assert open_images(place(files, tmp_path / "images")).not_read is None
 
 
 def test_a_class_in_a_format_of_its_own_is_a_class(tmp_path):
@@ -334,6 +406,62 @@ def test_the_beginnings_of_files_are_told_apart():
     for data in (*LOSSLESS.values(), *(data for _, data in LOSSY.values())):
         assert kind_of(data[: image_files.BEGINNING]) in image_files.READ_BY_BYTES
     assert [kind_of(data) for name, data in NO_IMAGES.items() if not name.endswith(("png", "txt"))] == [None] * 5
+
+
+FLOATS = PIXELS[None].astype(np.float32)
+# What an array holds, and the expression that the sentence gives, of which the right pixels come.
+ARRAYS = {
+    "0 to 1": (FLOATS / 255, "(images * 255).round().clip(0, 255).astype('uint8')"),
+    "0 to 1 in halves": ((FLOATS / 255).astype(np.float16), "(images * 255).round().clip(0, 255).astype('uint8')"),
+    "-1 to 1": (FLOATS / 127.5 - 1, "((images + 1) * 127.5).round().clip(0, 255).astype('uint8')"),
+    "-1 to 1 of another byte order": (
+        (FLOATS / 127.5 - 1).astype(">f8"),
+        "((images + 1) * 127.5).round().clip(0, 255).astype('uint8')",
+    ),
+    "0 to 255": (FLOATS + 0.25, "images.round().clip(0, 255).astype('uint8')"),
+    "int64": (PIXELS[None].astype(np.int64), "images.astype('uint8')"),
+    "uint16": (PIXELS[None].astype(np.uint16) * 257, "(images / 257).round().astype('uint8')"),
+    "channels first": (
+        (FLOATS / 255).transpose(0, 3, 1, 2).copy(),
+        "(images.transpose(0, 2, 3, 1) * 255).round().clip(0, 255).astype('uint8')",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_remedy_for_an_array_of_another_kind_makes_the_right_pixels(kind, save, tmp_path):
+    images, expected = ARRAYS[kind]
+    save(tmp_path / "a.npz", arr_0=images)
+    with pytest.raises(
+        UserError, match=r"arr_0 expected as uint8 \(N, H, W, 3\); found .*: save|, as those of 16 bits: save"
+    ) as said:
+        open_images(tmp_path / "a.npz")
+    remedy = str(said.value).rpartition("save ")[2]
+    assert remedy == expected
+    np.savez(tmp_path / "b.npz", arr_0=eval(remedy, {"images": images, "numpy": np}))
+    assert (open_images(tmp_path / "b.npz").pick([0])[0] == PIXELS).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([-2.1, 2.6]), "which is none of 0 to 1, -1 to 1 and 0 to 255: undo the normalisation first"),
+        (np.array([0, np.nan]), "hold NaN or infinity"),
+        (np.array([0, 1]), "0 to 1, so that no levels are left: save them times 255"),
+        (np.array([-1, 0, 1]), "-1 to 1, so that no levels are left"),
+        (np.array([-300, 300]), "-300 to 300, and levels are 0 to 255"),
+        (np.array([False, True]), "save images.astype('uint8') * 255"),
+        (np.array([1j]), "found complex128 (4, 8, 8, 3)"),
+        (np.array(["a"]), "found <U1 (4, 8, 8, 3)"),
+        (np.array([None]), "found object (4, 8, 8, 3)"),
+    ],
+)
+def test_what_no_expression_makes_levels_of_is_told(values, said, tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.resize(values, (4, 8, 8, 3)))
+    with pytest.raises(UserError) as error:
+        open_images(tmp_path / "a.npz")
+    assert str(error.value).endswith(said) if values.dtype.kind in "cUOb" else said in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,11 @@ def test_images_go_on_after_a_result(arrays, samples):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((torch.zeros(2, 3, 64, 64),), "expected as uint8"),
+        (
+            (torch.zeros(2, 3, 64, 64),),
+            r"expected as uint8 .* 0 to 0: give \(images \* 255\)\.round\(\)\.clip\(0, 255\)\.byte\(\)",
+        ),
+        ((np.full((2, 64, 64, 3), -0.5),), r"-0\.5 to -0\.5: give \(\(images \+ 1\) \* 127\.5\)"),
         ((torch.zeros(2, 64, 64, 3, dtype=torch.uint8),), "expected as uint8"),
         ((np.zeros((2, 3, 64, 64), np.uint8),), "expected as a uint8"),
         (([1, 2],), "got list"),
