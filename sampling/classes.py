@@ -1,55 +1,15 @@
-"""Class names of a run: which mapping holds for a checkpoint, and what names in `--labels` mean. No torch."""
+"""What names in `--labels` mean. No torch."""
 
 import difflib
-import os
 import re
-from pathlib import Path
 
-from distributed import CLASSES_BESIDE, UserError, quoted
-from distributed.classes import IMAGENET_CLASSES, ClassNames, difference, from_mapping, imagenet, read
+from distributed import UserError, quoted
+from distributed.classes import ClassNames
 from sampling.plan import LABEL_MODES
 
 CLOSEST = 3  # names that are suggested for a misspelt one
 COMMA = re.compile(r"(?<!\\),")
 NUMBERS = re.compile(r"[0-9]+(-[0-9]*)?")  # an index or a range of them, also one that lacks its end
-
-
-def find(option: Path | None, ckpt: Path, embedded: object, num_classes: int) -> ClassNames | None:
-    """The names that hold for a checkpoint, or None if nobody knows any.
-
-    Args:
-        option: what `--class-names` gives.
-        embedded: the checkpoint's own `class_to_idx`, as it was found in the file, or None.
-
-    Raises:
-        UserError: if one of the mappings is none, two of them differ, or there are not `num_classes` names.
-    """
-    own = [from_mapping(embedded, f"class_to_idx in {ckpt}")] if embedded is not None else []
-    place = ckpt if ckpt.name else ckpt.absolute()  # "." has no name
-    sidecar = place.with_name(place.name + CLASSES_BESIDE)
-    if os.path.lexists(sidecar):
-        own.append(read(sidecar, str(sidecar)))
-    given = [] if option is None else [read(option, f"--class-names {option}")]
-    if not (known := [*given, *own]):
-        return imagenet() if num_classes == IMAGENET_CLASSES else None
-    for names in known[:-1]:
-        _check_equal(names, known[-1])
-    if len(known[0].names) != num_classes:
-        raise UserError(
-            f"{known[0].source}: names {len(known[0].names)} classes, but --num-classes is {num_classes}, as in {ckpt}; "
-            "give the mapping that it was trained with, a name for each class"
-        )
-    return known[0]
-
-
-def _check_equal(names: ClassNames, own: ClassNames) -> None:
-    """Raises UserError if two mappings differ."""
-    if names.names != own.names:
-        raise UserError(
-            f"{names.source}: its {len(names.names)} classes are not the {len(own.names)} of {own.source}, for "
-            f"{difference(own.names, names.names)}; a folder that was added, removed or renamed since the training shifts those "
-            "after it, so give the mapping that it was trained with"
-        )
 
 
 def has_names(spec: str) -> bool:

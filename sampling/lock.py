@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,14 +28,17 @@ LENGTH = 512  # bytes, always the same, so that renewing takes no space on a ful
 class Lock:
     """Holds `folder` while it is open. The holder is told by `lost` if another run took the folder for abandoned.
 
+    Args:
+        check: called while another's lock is watched, which takes half a minute; what it raises ends that.
+
     Raises:
         UserError: if another run holds it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, check: Callable[[], object] = lambda: None):
         self.path, self.token, self.lost = folder / LOCK, uuid.uuid4().hex, threading.Event()
         self.told: Path | None = None  # the file that says what the run is, once it is there
-        self._count, self._file, self._claim = 0, -1, None
+        self._count, self._file, self._claim, self._check = 0, -1, None, check
         while not (self._create(self.path) or self._succeed()):
             pass
         self._released = threading.Event()
@@ -144,6 +148,7 @@ class Lock:
         say(f"{self.path.parent} was left locked by {who}; watching for {LEASE_SECONDS:.0f} s whether that run is alive")
         until = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < until:
+            self._check()
             time.sleep(RENEW_SECONDS / 5)
             if (now := read(path)) is None:
                 return False

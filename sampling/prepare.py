@@ -32,7 +32,7 @@ from distributed import (
     unwritable,
     warn,
 )
-from distributed.classes import GUESSED, ClassNames, difference
+from distributed.classes import GUESSED, ClassNames, difference, names_of_checkpoint
 from models import autoencoder, checkpoint, label_table
 from models.dit import DiT_models
 from sampling import archive, classes, disk, numerics, output, records
@@ -163,7 +163,7 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
     except OSError as error:
         raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
     try:
-        held = stack.enter_context(Lock(folder))
+        held = stack.enter_context(Lock(folder, group.check))
         if identity["per_proc_batch_size"] == "auto":
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         manifest, done = claim(folder, config, identity)
@@ -307,7 +307,7 @@ def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_nu
 
 def class_names(config: SamplingConfig) -> ClassNames | None:
     """What the classes of the run are called, if anybody knows, for a checkpoint that was read before."""
-    return classes.find(config.class_names, config.ckpt, checkpoint.read_class_to_idx(config.ckpt), config.num_classes)
+    return names_of_checkpoint(config.class_names, config.ckpt, checkpoint.read_class_to_idx(config.ckpt), config.num_classes)
 
 
 def check_names(folder: Path, manifest: dict | None, names: ClassNames | None) -> None:

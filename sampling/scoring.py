@@ -130,7 +130,7 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
     try:
         make_folder(folder / "records")
         (folder / evaluator.extractor).mkdir(exist_ok=True)
-        held = stack.enter_context(Lock(folder))
+        held = stack.enter_context(Lock(folder, group.check))
         check_kind(folder, output.ONLINE)  # another run may have been here since
         if identity["per_proc_batch_size"] == "auto":
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)

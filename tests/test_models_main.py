@@ -144,11 +144,19 @@ def of_many_channels(_state):
     return randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10, in_channels=16)).state_dict()
 
 
+def circle():
+    mapping = {}
+    return mapping | {"a": mapping.setdefault("a", mapping)}
+
+
 UNSAMPLED = {
     "SiT": (sit, "predicts velocity", {"family": "SiT", "step": 7}),
     "no variance": (without_variance, "was trained without a variance", {"learn_sigma": False}),
     "16 channels": (of_many_channels, "--vae ema: has 4 latent channels, but", {"in_channels": 16}),
     "a key is missing": (lambda s: {k: v for k, v in s.items() if k != "blocks.2.attn.proj.bias"}, "lacks 1", {}),
+    "names in a circle": (lambda s: {"ema": s, "class_to_idx": circle()}, "class_to_idx in", {"num_classes": 10}),
+    "names from 1 on": (lambda s: {"ema": s, "class_to_idx": {f"c{n}": n + 1 for n in range(10)}}, "index 0 is missing", {}),
+    "9 names": (lambda s: {"ema": s, "class_to_idx": {f"c{n}": n for n in range(9)}}, "names 9 classes", {}),
     "5 blocks": (lambda s: {k: v for k, v in s.items() if "blocks.5" not in k}, "(160 wide, 5 deep)", {}),
 }
 

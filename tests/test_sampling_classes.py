@@ -6,8 +6,8 @@ import os
 import pytest
 
 from distributed import UserError, classes
-from distributed.classes import ClassNames, imagenet, read
-from sampling.classes import find, has_names, numbered
+from distributed.classes import ClassNames, imagenet, names_of_checkpoint, read
+from sampling.classes import has_names, numbered
 
 PETS = ("beagle", "golden retriever", "pug")
 
@@ -165,7 +165,7 @@ def test_imagenets_classes_in_another_order_are_refused(name, tmp_path):
     known = json.dumps({synset: 999 - index for index, synset in enumerate(imagenet().aliases)})
     with pytest.raises(UserError, match="index 0 is 'n15075141', which has index 999"):
         read(write(tmp_path / "a.json", known), "x")
-    assert find(None, tmp_path / "m.pt", known, 1000).names[0] == "n15075141"  # the checkpoint's own is the training's
+    assert names_of_checkpoint(None, tmp_path / "m.pt", known, 1000).names[0] == "n15075141"  # its own is the training's
 
 
 @pytest.mark.parametrize("places", [{3: 4, 4: 3}, {place: 39 - place for place in range(40)}])
@@ -182,7 +182,7 @@ def test_no_synset_has_another_index_than_in_the_training(places, tmp_path):
     with pytest.raises(UserError, match=said):
         read(write(tmp_path / "a.txt", "\n".join(f"{synset} {name}" for synset, name in pairs)), "x")
     assert read(write(tmp_path / "a.json", json.dumps(names)), "x").names == imagenet().names
-    assert find(None, tmp_path / "m.pt", mapping, 1000).names == tuple(synsets)  # the checkpoint's own is the training's
+    assert names_of_checkpoint(None, tmp_path / "m.pt", mapping, 1000).names == tuple(synsets)  # its own is the training's
 
 
 @pytest.mark.parametrize("lacking", [0, 700, 999])
@@ -267,22 +267,22 @@ def test_what_only_begins_like_a_dictionary_is_one_sentence(content, tmp_path):
 
 def test_which_names_hold(tmp_path):
     ckpt, sidecar = tmp_path / "m.pt", tmp_path / "m.pt.classes.json"
-    assert find(None, ckpt, None, 3) is None
-    assert find(None, ckpt, None, 1000) == imagenet()
+    assert names_of_checkpoint(None, ckpt, None, 3) is None
+    assert names_of_checkpoint(None, ckpt, None, 1000) == imagenet()
     folder = tmp_path / "train"
     for name in PETS:
         (folder / name).mkdir(parents=True)
-    assert find(folder, ckpt, None, 3) == ClassNames(PETS, f"--class-names {folder}")
+    assert names_of_checkpoint(folder, ckpt, None, 3) == ClassNames(PETS, f"--class-names {folder}")
     embedded = {"pug": 2, "beagle": 0, "golden retriever": 1}
-    assert find(None, ckpt, embedded, 3) == ClassNames(PETS, f"class_to_idx in {ckpt}")
-    assert find(None, ckpt, json.dumps(embedded), 3) == find(None, ckpt, embedded, 3)
-    assert find(folder, ckpt, embedded, 3).names == PETS
+    assert names_of_checkpoint(None, ckpt, embedded, 3) == ClassNames(PETS, f"class_to_idx in {ckpt}")
+    assert names_of_checkpoint(None, ckpt, json.dumps(embedded), 3) == names_of_checkpoint(None, ckpt, embedded, 3)
+    assert names_of_checkpoint(folder, ckpt, embedded, 3).names == PETS
     write(sidecar, json.dumps(PETS))
-    assert find(None, ckpt, None, 3) == ClassNames(PETS, str(sidecar))
-    assert find(folder, ckpt, embedded, 3).names == PETS
+    assert names_of_checkpoint(None, ckpt, None, 3) == ClassNames(PETS, str(sidecar))
+    assert names_of_checkpoint(folder, ckpt, embedded, 3).names == PETS
     own = [f"own {index}" for index in range(1000)]
     write(sidecar, json.dumps(own))
-    assert find(None, ckpt, None, 1000).names == tuple(own)  # and not ImageNet's
+    assert names_of_checkpoint(None, ckpt, None, 1000).names == tuple(own)  # and not ImageNet's
 
 
 def test_mappings_that_differ_are_refused_by_the_first_index_that_does(tmp_path):
@@ -292,31 +292,31 @@ def test_mappings_that_differ_are_refused_by_the_first_index_that_does(tmp_path)
         (folder / name).mkdir(parents=True)
     shifted = r"--class-names .*train: its 4 classes are not the 3 of class_to_idx in .*m\.pt, for index 1 is 'golden retriever' "
     with pytest.raises(UserError, match=shifted + "there and 'corgi' here"):
-        find(folder, ckpt, embedded, 3)
+        names_of_checkpoint(folder, ckpt, embedded, 3)
     (folder / "corgi").rename(folder / "shiba")
     with pytest.raises(UserError, match="index 3 is nothing there and 'shiba' here"):
-        find(folder, ckpt, embedded, 3)
+        names_of_checkpoint(folder, ckpt, embedded, 3)
     (folder / "shiba").rmdir()
-    assert find(folder, ckpt, embedded, 3).names == PETS
+    assert names_of_checkpoint(folder, ckpt, embedded, 3).names == PETS
     write(sidecar := tmp_path / "m.pt.classes.json", '["beagle", "pug", "golden retriever"]')
     for option in (folder, None, sidecar):
         with pytest.raises(UserError, match="index 1 is 'pug' there and 'golden retriever' here"):
-            find(option, ckpt, embedded, 3)
+            names_of_checkpoint(option, ckpt, embedded, 3)
     with pytest.raises(UserError, match="index 1 is 'pug' there and 'golden retriever' here"):
-        find(folder, ckpt, None, 3)
+        names_of_checkpoint(folder, ckpt, None, 3)
 
 
 def test_there_is_a_name_for_each_class(tmp_path):
     names = write(tmp_path / "a.txt", "\n".join(PETS))
     for count in (2, 4, 1000):
         with pytest.raises(UserError, match=f"a.txt: names 3 classes, but --num-classes is {count}"):
-            find(names, tmp_path / "m.pt", None, count)
+            names_of_checkpoint(names, tmp_path / "m.pt", None, count)
 
 
 @pytest.mark.parametrize("embedded", [7, [], {}, "{", {"a": 1}, {0: "a", 1: "b"}, {"a": "b"}])
 def test_an_unusable_mapping_of_the_checkpoint_is_one_sentence(embedded, tmp_path):
     with pytest.raises(UserError, match=r"^class_to_idx in .*m\.pt: "):
-        find(None, tmp_path / "m.pt", embedded, 1)
+        names_of_checkpoint(None, tmp_path / "m.pt", embedded, 1)
 
 
 KNOWN = ClassNames(("beagle", "golden retriever", "pug", "mouse, grey", "3-5", "7", "ä"), "pets", tuple("nopqrst"))

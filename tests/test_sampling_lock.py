@@ -48,6 +48,26 @@ def test_another_process_with_the_number_of_a_dead_one_does_not_hold_it_either(t
         assert lock.read(tmp_path / "lock")["token"] != "other"
 
 
+def test_watching_is_work_and_can_be_ended(tmp_path, monkeypatch):
+    """Else a run whose --hang-timeout is shorter ended as hung, each time that it was started."""
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.3)
+    leave(tmp_path, scope="elsewhere", host="far")
+    checked = []
+
+    def check():
+        checked.append(1)
+        if len(checked) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lock.Lock(tmp_path, check)
+    assert json.loads((tmp_path / "lock").read_text())["token"] == "other"
+    with lock.Lock(tmp_path, lambda: checked.append(1)):
+        assert len(checked) > 10
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_on_another_machine_is_watched(tmp_path, monkeypatch, capsys):
     """The process number says nothing there: it is refused if the count goes up, and dead if it stands still."""
     monkeypatch.setattr(lock, "LEASE_SECONDS", 1.5)
