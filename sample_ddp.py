@@ -334,7 +334,7 @@ def evaluate(evaluation: "Evaluation", npz: Path) -> None:
         if evaluation.group.is_main:
             distributed.say(f"{html_file}: evaluated before")
     elif result := evaluation.evaluate(npz):
-        result.write(json_file, html_file)
+        result.write(json_file, html_file, evaluation.said)
 
 
 def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: Group) -> None:
@@ -343,13 +343,14 @@ def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: 
     from evaluation.runs import as_run, names_in
     from sampling import scoring
 
-    evaluator = Evaluator(evaluation=prepare_evaluation(config, options, group))
+    evaluation = prepare_evaluation(config, options, group)
+    evaluator = Evaluator(evaluation=evaluation)
     drawn = scoring.run(config, group, evaluator, options.hang_timeout, vars(options))
     names = names_in(drawn.about)
     evaluator.name, evaluator.class_names = str(drawn.folder), names.names if names else ()
     if result := evaluator.compute():
         result = replace(result, run=as_run(drawn.about))
-        result.write(*(drawn.folder.with_name(drawn.folder.name + ending) for ending in (".json", ".html")))
+        result.write(*(drawn.folder.with_name(drawn.folder.name + ending) for ending in (".json", ".html")), evaluation.said)
 
 
 if __name__ == "__main__":

@@ -233,13 +233,18 @@ def say(*lines: str) -> None:
         raise UserError(f"standard output cannot be written ({error.strerror})") from error
 
 
-def warn(*lines: str) -> None:
-    """The same on standard error, where it is no matter if nobody can read it; not in the line where a progress bar stands."""
+def warn(*lines: str) -> bool:
+    """The same on standard error, where it is no matter if nobody can read it; not in the line where a progress bar stands.
+
+    Whether somebody could, as far as it is known here.
+    """
     if sys.stderr is None:  # for which print would take standard output
-        return
+        return False
     before = [""] if live_bar() else []
     with suppress(OSError, ValueError):  # closed
         print(*before, *map(printable, lines), sep="\n", file=sys.stderr, flush=True)
+        return True
+    return False
 
 
 _results: list[Callable[[str], None]] = []  # at most one

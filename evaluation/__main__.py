@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import distributed
-from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept, warn
+from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept
 from evaluation import prune
 from evaluation.published import PUBLISHED
 
@@ -301,7 +301,7 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     check_image_size(args.image_size)
     to_come = args.dry_run and not args.samples.exists()
     images = None if to_come else open_samples(args.samples, args.image_size)
-    look_at(images, SAMPLES, group)  # before the weights, which take longer
+    said = look_at(images, SAMPLES, group)  # before the weights, which take longer
     files = args.inception_weights, images.height if images else args.image_size, args.dinov2_weights, args.train
     evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, *files, args.image_size, args.class_names)
     if args.dry_run:
@@ -313,7 +313,7 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
         return
     result = evaluation.evaluate(images)
     if result:
-        result.write(args.json, args.html)
+        result.write(args.json, args.html, (*said, *evaluation.said))
 
 
 def check_image_size(size: int | None) -> None:
@@ -326,7 +326,8 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from evaluation.features import load_extractor, weights_of
     from evaluation.images import open_images
     from evaluation.references import holds_statistics, write_reference
-    from evaluation.remarks import look_at, remarks, repeated, require_levels, weights_unlike_published
+    from evaluation.remarks import look_at, remarks, repeated, require_levels, tell, weights_unlike_published
+    from evaluation.wording import warnings_left
 
     check_image_size(args.image_size)
     if args.features < 0:
@@ -334,13 +335,13 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     if holds_statistics(args.images):
         raise UserError(f"{args.images} holds statistics, so it is a reference already; give it to calc as --ref")
     images = open_images(args.images, args.image_size)
-    look_at(images, "images", group)
+    said = look_at(images, "images", group)
     name = args.extractor or "inception"
     weights = weights_of(name, args.inception_weights, args.dinov2_weights)
     extractor = load_extractor(name, weights, group, settings.dtype, settings.cache_dir)
     require_levels(images, "images", group)
     if (unlike := weights_unlike_published(extractor, weights)) and group.is_main:
-        warn(f"warning: {unlike}")
+        tell(unlike)
     made = make_reference(images, extractor, group, settings, args.features)
     if group.is_main:
         write_reference(made, args.out)
@@ -349,7 +350,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         found = remarks(images, "images")
         if made.provenance.different:
             found.append(repeated(made.provenance.different, images.count, "images"))
-        say(*lines, *(f"warning: {remark}" for remark in found))
+        say(*lines, *warnings_left(found, said))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from distributed import Group, UserError, printable, read_json, warn
+from distributed import Group, UserError, printable, read_json
 from distributed.classes import names_sha256
 from distributed.classes import read as read_names
 from evaluation.checks import (
@@ -52,6 +52,7 @@ from evaluation.remarks import (
     open_samples,
     repeats,
     require_levels,
+    tell,
     weights_unlike_published,
 )
 from evaluation.report import Grid, Metric, Result
@@ -76,7 +77,8 @@ class Evaluation:
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
     float32, where the one in use is not. `training` are the images that samples may be copies of, `class_names` what the
-    samples' classes are called, where that was given, `weights_unlike_published` a sentence, where there is one to say.
+    samples' classes are called, where that was given, `weights_unlike_published` a sentence, where there is one to say, and
+    `said` those that were said already on this rank's terminal.
     """
 
     reference: Reference | None
@@ -89,6 +91,7 @@ class Evaluation:
     training: Images | None = None
     class_names: ClassNames | None = None
     weights_unlike_published: str | None = None
+    said: tuple[str, ...] = ()
 
     @classmethod
     def prepare(
@@ -125,22 +128,22 @@ class Evaluation:
         reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
         outputs = choose_extractor(reference, extractor, settings)
         metrics, left_out = choose_metrics(reference, outputs, settings)
-        look_at(reference.images if reference and needed else None, REFERENCE, group)
+        said = look_at(reference.images if reference and needed else None, REFERENCE, group)
         weights = weights_of(outputs.name, inception_weights, dinov2_weights)
         network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
         if (unlike := weights_unlike_published(network, weights)) and group.is_main:
-            warn(f"warning: {unlike}")
+            said += tell(unlike)
         if reference:
             check_reference(reference, network)
             require_levels(reference.images if needed else None, REFERENCE, group)
         reference = reference if needed else None
         training = open_training(training, network, image_size or network.image_size) if training else None
-        look_at(training, "training images", group)
+        said += look_at(training, "training images", group)
         require_levels(training, "training images", group)
         lower = settings.dtype != "float32"
         exact = load_extractor(outputs.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         names = names and ClassNames(names.names, names.sha256)
-        return cls(reference, network, settings, group, metrics, left_out, exact, training, names, unlike)
+        return cls(reference, network, settings, group, metrics, left_out, exact, training, names, unlike, said)
 
     def evaluate(self, samples: Path | Images) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.

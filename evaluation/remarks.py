@@ -32,8 +32,8 @@ def open_samples(path: Path, crop: int | None = None) -> Images:
     return open_images(path, crop)
 
 
-def look_at(images: Images | None, whose: str, group: Group) -> None:
-    """Reads all headers on rank 0, the others waiting, and says at once what is missing among the files.
+def look_at(images: Images | None, whose: str, group: Group) -> tuple[str, ...]:
+    """Reads all headers on rank 0, the others waiting, and says at once what is missing among the files; the sentences said.
 
     Args:
         whose: what the images are called, such as `SAMPLES`.
@@ -42,13 +42,20 @@ def look_at(images: Images | None, whose: str, group: Group) -> None:
         UserError: naming the first file that is damaged, or not like the others.
     """
 
+    said: list[str] = []
+
     def look() -> str:
-        for remark in missing(images, whose):
-            warn(f"warning: {remark}")
+        said.extend(tell(*missing(images, whose)))
         return str(images.headers)
 
     if images is not None:
         group.once(look)
+    return tuple(said)
+
+
+def tell(*sentences: str) -> tuple[str, ...]:
+    """Says what a reader has to know before anything is computed; the sentences that could be said."""
+    return tuple(sentence for sentence in sentences if warn(f"warning: {sentence}"))
 
 
 def require_levels(images: Images | None, whose: str, group: Group) -> None:

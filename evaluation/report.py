@@ -1,7 +1,7 @@
 """The typed result, and its forms: a table on the screen, JSON, one self-contained HTML page."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from evaluation.page import picture, report_page
 from evaluation.protocols import UNITS
 from evaluation.runs import ClassNames, Run
 from evaluation.scores import ClassScore
-from evaluation.wording import RESULT_FORMAT, between, counted, deliver, number
+from evaluation.wording import RESULT_FORMAT, between, counted, deliver, number, warnings_left
 
 OWN_FORM = (
     "grid",
@@ -127,8 +127,8 @@ class Result:
         more |= {"run": asdict(self.run)} if self.run else {}
         return json.dumps({"format": RESULT_FORMAT, "metrics": metrics, **fields, **more, **names}, indent=2) + "\n"
 
-    def table(self) -> str:
-        """The numbers for a terminal; what is missing and warnings below."""
+    def table(self, said: Collection[str] = ()) -> str:
+        """The numbers for a terminal; what is missing and warnings below, but for those that were `said` there before."""
         rows = [("metric", "value", "95 % interval", "N", "reference")]
         rows += [
             (m.label, m.shown(), between(m.low, m.high, m.unit), f"{m.n:,}", counted(m.reference_n))
@@ -136,12 +136,12 @@ class Result:
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows]
-        notes = [f"left out: {why}" for why in self.left_out.values()] + [f"warning: {text}" for text in self.warnings]
+        notes = [f"left out: {why}" for why in self.left_out.values()] + warnings_left(self.warnings, said)
         return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *notes]))
 
     def to_html(self) -> str:
         return report_page(self)
 
-    def write(self, json_file: Path | None, html_file: Path | None) -> None:
-        """Writes the files that are asked for, prints the table, and says where they are."""
-        deliver(self.table(), {json_file: self.to_json, html_file: self.to_html})
+    def write(self, json_file: Path | None, html_file: Path | None, said: Collection[str] = ()) -> None:
+        """Writes the files that are asked for, prints the table and where they are; warnings `said` before are not repeated."""
+        deliver(self.table(said), {json_file: self.to_json, html_file: self.to_html})

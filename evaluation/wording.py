@@ -1,7 +1,7 @@
 """How numbers are written, in tables as on pages and into files."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from distributed import STDOUT, UserError, say, say_result, write_whole
@@ -44,6 +44,13 @@ def counted(count: int | None) -> str:
 def signed(value: float, unit: str = "", low: float | None = None, high: float | None = None) -> str:
     """A difference with its sign, to as many digits as its interval means."""
     return f"{'+' if value >= 0 else '-'}{number(abs(value), unit, low, high)}"
+
+
+def warnings_left(sentences: Sequence[str], said: Collection[str]) -> list[str]:
+    """Lines of the warnings that were not `said` on the terminal before, and how many were."""
+    left = [f"warning: {sentence}" for sentence in sentences if sentence not in said]
+    before = len(sentences) - len(left)
+    return [*left, *([f"{before} more {'warning was' if before == 1 else 'warnings were'} given at the start"] if before else [])]
 
 
 def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:

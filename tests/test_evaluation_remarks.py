@@ -15,7 +15,10 @@ import distributed
 from distributed import UserError
 from evaluation import Evaluator
 from evaluation import __main__ as cli
+from evaluation.images import open_images
 from evaluation.references import open_reference
+from evaluation.remarks import SAMPLES, look_at, missing
+from evaluation.wording import warnings_left
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 12
@@ -36,7 +39,9 @@ def calc(monkeypatch, capsys, samples: Path, *arguments: object) -> tuple[dict, 
     wanted = "--extractor", "digits", "--metrics", "fid", "--json", files[0], "--html", files[1]
     out, err = command(monkeypatch, capsys, "calc", samples, *wanted, *arguments)
     result = json.loads(files[0].read_text())
-    assert all(f"warning: {text}" in out for text in result["warnings"])
+    given = sum(f"warning: {text}\n" in err for text in result["warnings"])
+    assert ("given at the start" in out) == bool(given)
+    assert all((out + err).count(f"warning: {text}\n") == 1 for text in result["warnings"])
     return result, files[1].read_text(), err
 
 
@@ -72,7 +77,7 @@ def test_images_that_are_not_read_are_counted_everywhere(which, folder, tmp_path
 def test_a_reference_keeps_what_was_not_read_when_it_was_made(folder, tmp_path, monkeypatch, capsys):
     spoil(folder)
     out, early = command(monkeypatch, capsys, "ref", folder, "--extractor", "digits", "--out", tmp_path / "ref.npz")
-    assert f"{COUNT} images, digits\nwarning: Beside the {COUNT} images {NOT_READ}\n" in out
+    assert f"{COUNT} images, digits\n1 more warning was given at the start\n" in out
     assert f"Beside the {COUNT} images {NOT_READ}" in early
     assert open_reference(tmp_path / "ref.npz").provenance.not_read == "2 GIF, 1 AVIF"
     samples = write_pngs(tmp_path / "samples", pictures(COUNT, 1, 64))
@@ -81,6 +86,23 @@ def test_a_reference_keeps_what_was_not_read_when_it_was_made(folder, tmp_path, 
     assert said in result["warnings"]
     assert said in page
     assert result["reference"]["not_read"] == "2 GIF, 1 AVIF"
+
+
+@pytest.mark.parametrize("closed", [None, io.StringIO()])
+def test_what_nobody_could_hear_at_the_start_stands_in_the_table(closed, folder, monkeypatch):
+    spoil(folder)
+    images = open_images(folder)
+    assert len(look_at(images, SAMPLES, group := distributed.init())) == 1
+    monkeypatch.setattr(sys, "stderr", closed)
+    if closed:
+        closed.close()
+    assert look_at(images, SAMPLES, group) == ()
+    (sentence,) = missing(images, SAMPLES)
+    assert warnings_left([sentence], ()) == [f"warning: {sentence}"]
+    assert warnings_left([sentence, "Else.", "More."], ("More.", sentence)) == [
+        "warning: Else.",
+        "2 more warnings were given at the start",
+    ]
 
 
 @pytest.mark.parametrize(("whole", "said"), [(400, f"are {COUNT} of the 400 images"), (4, "in the folder of a run of 4;")])
@@ -178,8 +200,6 @@ def test_statistics_of_another_byte_or_memory_order_are_read(order, tmp_path):
 
 
 def test_labels_of_another_memory_order_leave_the_images_readable(tmp_path):
-    from evaluation.images import open_images
-
     images = pictures(4, 0, 16)
     np.savez(tmp_path / "one-hot.npz", arr_0=images, arr_1=np.asfortranarray(np.eye(4)))
     assert open_images(tmp_path / "one-hot.npz").labels is None
