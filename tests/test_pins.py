@@ -1,33 +1,184 @@
-"""Fingerprints of released presets and of a whole run, to the letter: with others, no run begun before could be continued."""
+"""What must not change by accident, pinned: fingerprints of presets, bytes of `--exact` runs, and whole results.
 
+`pins.json` was written by `python tests/test_pins.py`; a change of it is a change of what people have published.
+"""
+
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import run_command
+import torch
+from conftest import ROOT, run_command
 
 import sample_ddp
 from sampling.config import fingerprint
+from scripts.stand_ins import write_inception
+
+PINS = Path(__file__).with_name("pins.json")
+PRESETS = ("digits", "dit-xl-2-256", "dit-xl-2-512")
+SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
+# Instructions that every processor has, so that sums are the same on each.
+PORTABLE = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "1"}
+CANARY = """
+import hashlib, torch
+torch.manual_seed(0); torch.set_num_threads(1)
+x, y = torch.randn(96, 96), torch.randn(2, 8, 16, 16)
+found = [x @ x, x.exp(), x.softmax(1), torch.nn.functional.conv2d(y, torch.randn(8, 8, 3, 3))]
+print(hashlib.sha256(b"".join(value.numpy().tobytes() for value in found)).hexdigest())
+"""
+VOLATILE = ("created", "packages", "fiducial", "path", "source", "device", "paths", "options", "sessions", "run", "file")
+LOOSE = 2e-3  # relative, where sums may come out otherwise: a covariance of few images is all but singular
 
 
-@pytest.mark.parametrize(
-    ("preset", "expected"),
-    [
-        ("digits", "67ee4e53a8ac561cb4baaa6f8f65dee34405a96862bdc2c9b690a3a7599edded"),
-        ("dit-xl-2-256", "cc24625dafae4d70cf92192b04b67989361ae83b21ba8099ecc1c2039198f5f1"),
-        ("dit-xl-2-512", "37a5d69089d55adb56497d83cceedfee5189015ca3b0b5dfa530a7be6028d5f0"),
-    ],
-)
-def test_the_identity_of_a_preset_is_pinned(preset, expected):
-    config, _ = sample_ddp.parse(["--preset", preset])
-    assert fingerprint(config.identity()) == expected
+def canary() -> str:
+    """What this processor's sums come to, on which the bytes of a run hang."""
+    environment = os.environ | PORTABLE
+    return subprocess.run([sys.executable, "-c", CANARY], env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_fingerprint_of_an_exact_run_is_pinned(tmp_path):
-    size = ("--num-fid-samples", "2", "--per-proc-batch-size", "2", "--num-sampling-steps", "2")
-    where = ("--device", "cpu", "--sample-dir", tmp_path, "--run-name", "run")
-    done = run_command("sample_ddp.py", "--preset", "digits", "--exact", *size, *where)
+def draw(folder: Path, sampler: str, *more: str) -> Path:
+    """A small exact run of the digits."""
+    size = ("--num-fid-samples", "12", "--per-proc-batch-size", "4", "--num-sampling-steps", "5", "--sampler", sampler)
+    where = ("--device", "cpu", "--sample-dir", folder, "--run-name", sampler)
+    done = run_command("sample_ddp.py", "--preset", "digits", "--exact", *size, *where, *more, **PORTABLE)
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["format"] == "fiducial-run-2"
-    assert manifest["fingerprint"] == fingerprint(manifest["identity"])
-    assert manifest["fingerprint"] == "6da5ecedfa07d532b0d3bf783054a11d4f595df21e361d1ebcde87f02e22bf9f"
+    return folder / sampler
+
+
+def of_run(run: Path) -> dict:
+    """What is pinned of an exact run."""
+    npz, manifest = run.with_name(f"{run.name}.npz"), json.loads((run / "manifest.json").read_text())
+    with np.load(npz) as arrays:
+        means = arrays["arr_0"].mean((1, 2, 3)).tolist()
+    pngs = b"".join(path.read_bytes() for path in sorted(run.glob("*.png")))
+    return {
+        "npz": hashlib.sha256(npz.read_bytes()).hexdigest(),
+        "pngs": hashlib.sha256(pngs).hexdigest(),
+        "means": means,
+        "format": manifest["format"],
+        "fingerprint": manifest["fingerprint"],
+        "identity": manifest["identity"],
+    }
+
+
+def of_result(path: Path) -> dict:
+    """A result without what is of its day and place."""
+
+    def kept(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: kept(part) for key, part in value.items() if key not in VOLATILE and not key.endswith("_sha256")}
+        return value
+
+    return kept(json.loads(path.read_text()))
+
+
+def pictures(count: int, seed: int, size: int = 64) -> np.ndarray:
+    """Waves of several directions and colours, (count, size, size, 3) uint8, by integers and one table of sines."""
+    random = np.random.default_rng(seed)
+    table = np.rint(100 * np.sin(np.arange(256) * np.pi / 128)).astype(np.int64)
+    down, across, phase = (random.integers(low, high, (count, 3, 1, 1)) for low, high in ((1, 12), (1, 12), (0, 256)))
+    at = np.arange(size)
+    waves = table[(down * at[:, None] + across * at + phase) % 256]
+    return (128 + waves + random.integers(-20, 20, waves.shape)).transpose(0, 2, 3, 1).astype(np.uint8)
+
+
+def calc(folder: Path, name: str, count: int, *options: str | Path) -> dict:
+    """The result of some pictures."""
+    np.savez(folder / f"{name}.npz", arr_0=pictures(count, 1), arr_1=np.arange(count) % 10)
+    where = (folder / f"{name}.npz", "--json", folder / f"{name}.json", "--no-cache", "--device", "cpu")
+    done = run_command("-m", "evaluation", "calc", *where, *options, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return of_result(folder / f"{name}.json")
+
+
+def of_digits(folder: Path) -> dict:
+    return calc(folder, "digits", 700, "--ref", "digits")
+
+
+def of_inception(folder: Path, weights: Path) -> dict:
+    np.savez(folder / "reference.npz", arr_0=pictures(10, 2))
+    metrics = ("--metrics", "fid,sfid,is,precision,recall,kid", "--kid-subset-size", "8")
+    return calc(folder, "inception", 10, "--ref", folder / "reference.npz", "--inception-weights", weights, *metrics)
+
+
+def of_online(folder: Path) -> dict:
+    run = draw(folder, "ddpm", "--evaluate-online", "--ref", "digits")
+    return of_result(run.with_name(f"{run.name}-online.json"))
+
+
+def require_equal(found: object, pinned: object, where: str = "") -> None:
+    """Fails where they differ, numbers by more than `LOOSE`."""
+    if isinstance(pinned, dict):
+        assert isinstance(found, dict), where
+        assert set(found) == set(pinned), where
+        for key in pinned:
+            require_equal(found[key], pinned[key], f"{where}.{key}")
+    elif isinstance(pinned, list):
+        assert len(found) == len(pinned), where
+        for row, (one, other) in enumerate(zip(found, pinned, strict=True)):
+            require_equal(one, other, f"{where}[{row}]")
+    elif isinstance(pinned, float):
+        assert found == pytest.approx(pinned, rel=LOOSE, abs=LOOSE), where
+    else:
+        assert found == pinned, where
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict:
+    return json.loads(PINS.read_text())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_identity_of_a_preset_is_pinned(preset, pins):
+    config, _ = sample_ddp.parse(["--preset", preset])
+    assert fingerprint(config.identity()) == pins["presets"][preset]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_bytes_of_an_exact_run_are_pinned(sampler, pins, tmp_path):
+    found, pinned = of_run(draw(tmp_path, sampler)), pins["runs"][sampler]
+    assert found["fingerprint"] == fingerprint(found["identity"])
+    if canary() != pins["canary"]:  # another kind of processor: the same images, but for the last bits of sums
+        require_equal(found.pop("means"), pinned.pop("means"))
+        found, pinned = ({key: part[key] for key in ("format", "fingerprint", "identity")} for part in (found, pinned))
+    assert found == pinned
+
+
+def test_the_result_of_digits_is_pinned(pins, tmp_path):
+    require_equal(of_digits(tmp_path), pins["digits"])
+
+
+def test_the_result_of_inception_is_pinned(pins, tmp_path, inception_weights):
+    require_equal(of_inception(tmp_path, inception_weights), pins["inception"])
+
+
+def test_the_result_of_an_online_run_is_pinned(pins, tmp_path):
+    require_equal(of_online(tmp_path), pins["online"])
+
+
+def write(folder: Path) -> None:
+    """Pins what is so today."""
+    torch.set_num_threads(1)
+    weights = write_inception(folder / "weights.pth")
+    found = {
+        "canary": canary(),
+        "presets": {name: fingerprint(sample_ddp.parse(["--preset", name])[0].identity()) for name in PRESETS},
+        "runs": {sampler: of_run(draw(folder, sampler)) for sampler in SAMPLERS},
+        "digits": of_digits(folder),
+        "inception": of_inception(folder, weights),
+        "online": of_online(folder / "online"),
+    }
+    PINS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
