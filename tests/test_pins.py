@@ -6,6 +6,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,9 @@ def of_result(path: Path) -> dict:
     def kept(value: object) -> object:
         if isinstance(value, dict):
             return {key: kept(part) for key, part in value.items() if key not in VOLATILE and not key.endswith("_sha256")}
-        return value
+        if isinstance(value, list):
+            return [kept(part) for part in value]
+        return re.sub(r"SHA-256 [0-9a-f]+", "SHA-256", value) if isinstance(value, str) else value
 
     return kept(json.loads(path.read_text()))
 
