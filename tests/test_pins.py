@@ -5,9 +5,7 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -38,8 +36,9 @@ LOOSE = 2e-3  # relative, where sums may come out otherwise: a covariance of few
 
 def canary() -> str:
     """What this processor's sums come to, on which the bytes of a run hang."""
-    environment = os.environ | PORTABLE
-    return subprocess.run([sys.executable, "-c", CANARY], env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    done = run_command("-c", CANARY, **PORTABLE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def draw(folder: Path, sampler: str, *more: str) -> Path:
