@@ -22,6 +22,8 @@ SHOWN = 200  # characters of a path in a message
 STDOUT = Path("-")  # in the place of a file's name
 QUOTED = 60  # characters of a value of a file in a message
 LONGEST_INTEGER = 128  # bits of one that is written out
+# Where a launcher dies, torch would write a hundred lines of stack frames around the one that says so; errors are raised anyhow.
+TORCHS_WARNINGS = ("TORCH_CPP_LOG_LEVEL", "ERROR")
 # A path that nobody can use, whatever it was given as.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -52,6 +54,7 @@ def ready() -> None:
         sys.stderr = io.TextIOWrapper(raw, getattr(sys.stderr, "encoding", None), "backslashreplace", line_buffering=True)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a result is not lost for want of a character
+    os.environ.setdefault(*TORCHS_WARNINGS)
     if not _signal:
         _signal.append(0)
         atexit.register(_die)  # before others are, so that it comes after them
