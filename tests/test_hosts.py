@@ -46,6 +46,12 @@ def hosts() -> Iterator[tuple[str, str]]:
             ip("netns", "del", name)
 
 
+def of_a_run(checkpoint: Path) -> list[str]:
+    """Options of a run whose images cost little."""
+    network = ["--model", "DiT-XS/8", "--ckpt", str(checkpoint), "--no-probe"]  # its weights are random
+    return ["--preset", "digits", *network, "--num-fid-samples", "120"]
+
+
 def start(host: int, addresses: tuple[str, str], folder: Path, arguments: list[str], before: str = "") -> subprocess.Popen:
     """torchrun on one of the hosts, with two ranks; its output goes to a file named after the host."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", f"--node-rank={host}"]
@@ -64,17 +70,15 @@ def start(host: int, addresses: tuple[str, str], folder: Path, arguments: list[s
 @pytest.mark.long
 def test_a_host_that_is_cut_off_ends_the_job_and_a_restart_finishes_it(hosts, tiny_checkpoint, tmp_path):
     choices = [
-        "--preset",
-        "digits",
-        "--model",
-        "DiT-XS/8",
-        "--ckpt",
-        str(tiny_checkpoint),
-        "--num-fid-samples",
-        "120",
-        "--no-probe",
+        *of_a_run(tiny_checkpoint),
+        "--per-proc-batch-size",
+        "4",
+        "--num-sampling-steps",
+        "250",
+        "--exact",
+        "--run-name",
+        "run",
     ]
-    choices += ["--per-proc-batch-size", "4", "--num-sampling-steps", "250", "--exact", "--run-name", "run"]
     arguments = [*choices, "--ref", "digits", "--sample-dir", str(tmp_path)]
     run = tmp_path / "run"
     jobs = [start(host, hosts, tmp_path, arguments) for host in (0, 1)]
@@ -115,19 +119,8 @@ def test_a_host_that_is_cut_off_ends_the_job_and_a_restart_finishes_it(hosts, ti
 
 def test_a_folder_that_is_not_shared_is_one_sentence(hosts, tiny_checkpoint, tmp_path):
     """The second host has a disk of its own where the run is to go."""
-    choices = [
-        "--preset",
-        "digits",
-        "--model",
-        "DiT-XS/8",
-        "--ckpt",
-        str(tiny_checkpoint),
-        "--num-fid-samples",
-        "120",
-        "--no-probe",
-    ]
     (runs := tmp_path / "runs").mkdir()
-    arguments = [*choices, "--sample-dir", str(runs), "--run-name", "run"]
+    arguments = [*of_a_run(tiny_checkpoint), "--sample-dir", str(runs), "--run-name", "run"]
     jobs = [start(0, hosts, tmp_path, arguments), start(1, hosts, tmp_path, arguments, f"mount -t tmpfs tmpfs {runs} && ")]
     for job in jobs:
         assert job.wait(timeout=120) != 0
