@@ -10,6 +10,9 @@
 The same command run again continues where the last one ended, with any number of processes.
 """
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
 import argparse
 from dataclasses import MISSING, fields, replace
 from pathlib import Path

@@ -426,6 +426,8 @@ def user_errors() -> Iterator[None]:
     """
     ready()
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # in order from here on: `interrupts` had it end at once
         with LOOKOUT.kept(), _mistakes():
             yield
     except Stopped as stopped:

@@ -1,7 +1,6 @@
 """The evaluator: images in, numbers that say what they are out. Usable alone: it knows nothing of how images were drawn."""
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing's, which takes longer to import than all that commands do before Ctrl-C is theirs
 if TYPE_CHECKING:
     from evaluation.online import Evaluator
 

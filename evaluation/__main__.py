@@ -16,6 +16,9 @@ References published by ADM are downloaded by name:
 FIDUCIAL_MIRROR=http://host/folder has downloads come from there, under the paths that they have on their own hosts.
 """
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
 import argparse
 import os
 from functools import partial

@@ -1,7 +1,6 @@
 """The networks: the diffusion transformer, the autoencoder, and how their weights are read."""
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing's, which takes longer to import than all that commands do before Ctrl-C is theirs
 if TYPE_CHECKING:
     from models.dit import DiT, DiT_models
 

@@ -11,6 +11,9 @@ command restores or redraws what is damaged. Both exit with 2 if there is no suc
 to do about each problem, and exits with 1 if there is one.
 """
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
 import argparse
 import json
 import sys

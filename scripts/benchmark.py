@@ -17,30 +17,33 @@ scaling: what a run costs beside drawing, from 1,000 to 10 million images and at
 networks. Ratios hold for one machine in one run.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
+
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
 import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from distributed import STDOUT, Parser, UserError, require_ending, say_result, stdout_kept, user_errors  # noqa: E402
-from scripts import benchmark_evaluation as evaluating  # noqa: E402
-from scripts import benchmark_runs as runs  # noqa: E402
-from scripts import benchmark_sampling as drawing  # noqa: E402
-from scripts.benchmark_work import IMAGE_SIZE, Measured, Work, memory_above, seconds  # noqa: E402
+from distributed import STDOUT, Parser, UserError, require_ending, say_result, stdout_kept, user_errors
+from scripts import benchmark_evaluation as evaluating
+from scripts import benchmark_runs as runs
+from scripts import benchmark_sampling as drawing
+from scripts.benchmark_work import IMAGE_SIZE, Measured, Work, memory_above, seconds
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,16 @@
 Draws 1,000 digits at each of several guidance scales and without labels. Needs scikit-learn, which brings the real scans.
 """
 
-import argparse
 import sys
-import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
+
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
+import argparse
+import tempfile
 
 import numpy as np
 import torch
@@ -16,16 +22,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import distributed  # noqa: E402
-from evaluation.features import load_extractor  # noqa: E402
-from evaluation.metrics import frechet_distance  # noqa: E402
-from evaluation.references import DIGITS, open_reference  # noqa: E402
-from sampling import engine  # noqa: E402
-from sampling.config import PRESETS, SamplingConfig  # noqa: E402
-from scripts.train_demo import load_scans  # noqa: E402
+import distributed
+from distributed import Parser, UserError, require_ending, say, unwritable, user_errors
+from evaluation.features import load_extractor
+from evaluation.metrics import frechet_distance
+from evaluation.references import DIGITS, open_reference
+from sampling import engine
+from sampling.config import PRESETS, SamplingConfig
+from scripts.train_demo import load_scans
 
 COUNT = 1000
 SCALES = (1.0, 1.25, 1.5, 2.0, 4.0)
@@ -64,12 +68,31 @@ def save_grid(images: Tensor, labels: Tensor, path: Path) -> None:
     Image.fromarray(torch.cat(rows).numpy()).save(path, optimize=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="scripts/measure_demo.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--grid", type=Path, default=DIGITS.with_name("grid.png"), help="the README's picture (default: %(default)s)"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def check(grid: Path) -> None:
+    """Raises UserError for a picture that could not be written after all is drawn."""
+    require_ending("--grid", grid, ".png")
+    if grid.is_dir() or not grid.absolute().parent.is_dir():
+        raise UserError(f"--grid {grid}: it is a folder, or its folder is not there")
+    if reason := unwritable(grid.absolute().parent):
+        raise UserError(f"--grid {grid}: its folder cannot be written ({reason})")
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    check(args.grid)
     images, labels, held_out = load_scans()
     train = images[~held_out]
     real, read = features(images)
@@ -103,7 +126,7 @@ def main() -> None:
         "",
         f"Without labels, digits 0 to 9 in %: {', '.join(f'{share:.1f}' for share in shares)}",
     ]
-    print("\n".join(lines))
+    say(*lines)
 
 
 def spread(distances: Tensor) -> str:
@@ -112,4 +135,5 @@ def spread(distances: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main()

@@ -6,10 +6,16 @@ writes FOLDER/inception.pth (Inception's weights), FOLDER/dit.pt (a DiT), FOLDER
 the commands that take them. What they stand in for is trained, and cannot be shipped; tests and benchmarks use them too.
 """
 
-import argparse
-import shlex
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
+
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
+import argparse
+import shlex
 
 import numpy as np
 import torch
@@ -17,10 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # as a script, it is started from anywhere
-
-from distributed import Parser, UserError, say, user_errors  # noqa: E402
+from distributed import Parser, UserError, say, user_errors
 
 CLASSES = 10
 

@@ -6,14 +6,20 @@
 One scan in ten is held out, by a fixed seed, and never trained on. Needs scikit-learn, which brings the scans.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
+
+if __name__ == "__main__":
+    import interrupts  # noqa: F401 (before what takes time)
+
 import argparse
 import json
 import math
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -23,22 +29,22 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+import distributed
+from diffusion.losses import hybrid_loss
+from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from distributed import Parser, UserError, make_folder, nearest, say, unwritable, user_errors
+from evaluation.calc import make_reference
+from evaluation.checks import Settings
+from evaluation.features import DigitsNet, load_extractor
+from evaluation.images import open_images
+from evaluation.references import write_reference
+from models import DiT_models
+from models.autoencoder import LATENT_SCALE
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import distributed  # noqa: E402
-from diffusion.losses import hybrid_loss  # noqa: E402
-from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule  # noqa: E402
-from evaluation.calc import make_reference  # noqa: E402
-from evaluation.checks import Settings  # noqa: E402
-from evaluation.features import DigitsNet, load_extractor  # noqa: E402
-from evaluation.images import open_images  # noqa: E402
-from evaluation.references import write_reference  # noqa: E402
-from models import DiT_models  # noqa: E402
-from models.autoencoder import LATENT_SCALE  # noqa: E402
-
 IMAGE_SIZE = 64
 NUM_CLASSES = 10
+STAGES = ("extractor", "reference", "vae", "dit")
 HELD_OUT = 10  # one scan in so many
 LABEL_DROPOUT = 0.1
 KL_WEIGHT = 5e-5  # against a mean squared error; keeps the latents smooth, costs no visible sharpness
@@ -49,7 +55,10 @@ def load_scans() -> tuple[Tensor, Tensor, Tensor]:
 
     A scan has 8 x 8 pixels of 17 levels; it is enlarged bicubically, so that the images are smooth, not blocky.
     """
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("the scans come with scikit-learn, which is not installed (pip install scikit-learn)") from error
 
     scans, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(scans).float().view(-1, 1, 8, 8) / 16
@@ -209,16 +218,34 @@ def write_reference_statistics(images: Tensor, labels: Tensor, held_out: Tensor,
         write_reference(reference, out / "reference.npz")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="scripts/train_demo.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "digits", help="folder to write (default: %(default)s)")
-    stages = ["extractor", "reference", "vae", "dit"]
-    parser.add_argument("--stages", nargs="+", choices=stages, default=stages, help="what to train (default: all)")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to train (default: all)")
+    return parser
+
+
+def check(stages: Sequence[str], out: Path) -> None:
+    """Raises UserError for what training would only end in."""
+    if reason := unwritable(nearest(out)):
+        raise UserError(f"--out {out}: {nearest(out)} cannot be written ({reason})")
+    before = stages[: stages.index("dit")] if "dit" in stages else stages
+    if "dit" in stages and "vae" not in before and not (out / "vae" / "config.json").is_file():
+        raise UserError(f"--stages dit: {out} has no vae, whose latents the DiT is trained on; give --stages vae dit")
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    check(args.stages, args.out)
     images, labels, held_out = load_scans()
+    make_folder(args.out)
     for stage in args.stages:
-        print(f"{stage}: {torch.get_num_threads()} threads", flush=True)
+        say(f"{stage}: {torch.get_num_threads()} threads")
         torch.manual_seed(0)
         if stage == "extractor":
             train_extractor(images, labels, held_out, args.out)
@@ -231,4 +258,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main()

@@ -222,12 +222,44 @@ def test_a_process_that_cannot_be_seen_is_not_dead(monkeypatch):
 INTERRUPTED = "import distributed\nwith distributed.user_errors():\n    raise KeyboardInterrupt"
 
 
+LATE = ("numpy", "torch.nn", "torch")
+EARLY = [
+    ["sample_ddp.py", "--preset", "digits", "--sample-dir", "{}"],
+    ["-m", "evaluation", "calc", "assets/digits/grid.png", "--ref", "digits"],
+    ["-m", "models", "inspect", "assets/digits/vae"],
+    ["-m", "sampling", "doctor", "--sample-dir", "{}"],
+    ["scripts/stand_ins.py", "{}/new"],
+]
+
+
 @pytest.mark.parametrize(("names", "code"), [({}, -signal.SIGINT), ({"TORCHELASTIC_RUN_ID": "1"}, 130)])
 def test_who_is_interrupted_ends_by_the_signal(names, code):
     """Or a shell's loop would go on; torchrun is told by an exit code."""
     done = python(INTERRUPTED, env=environment(**names))
     assert done.communicate(timeout=PATIENCE) == ("", "interrupted\n")
     assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("names", "code"), [({}, -signal.SIGINT), ({"TORCHELASTIC_RUN_ID": "1"}, 130)], ids=["alone", "torchrun"]
+)
+@pytest.mark.parametrize(
+    "last", ["interrupts", "argparse", "distributed", *(pytest.param(name, marks=pytest.mark.long) for name in LATE)]
+)
+@pytest.mark.parametrize("program", EARLY, ids=lambda words: words[0] if words[0] != "-m" else words[1])
+def test_ctrl_c_while_a_command_imports_is_no_traceback(program, last, names, code, tmp_path):
+    """At the moment when a module was imported, of which Python tells: from the first one on."""
+    words = [sys.executable, "-X", "importtime", *(word.format(tmp_path) for word in program)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, cwd=ROOT, env=environment(**names), text=True, **pipes) as command:
+        for line in command.stderr:
+            if line.startswith("import time") and line.rpartition("|")[2].strip() == last:
+                break
+        command.send_signal(signal.SIGINT)
+        rest = [line for line in command.stderr if not line.startswith("import time")]
+        assert command.wait(PATIENCE) == code, rest
+        assert command.stdout.read() == ""
+    assert rest in ([], ["interrupted\n"])
 
 
 STREAMS = """

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_command
@@ -20,14 +21,31 @@ PROGRAMS = (
     ["-m", "sampling"],
     ["-m", "sampling", "doctor"],
 )
+SCRIPTS = tuple(
+    [str(path.relative_to(ROOT))]
+    for path in sorted((ROOT / "scripts").glob("*.py"))
+    if '__name__ == "__main__"' in path.read_text()
+)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_the_scripts_are_found():
+    assert {Path(script).name for (script,) in SCRIPTS} >= {"benchmark.py", "measure_demo.py", "stand_ins.py", "train_demo.py"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS + SCRIPTS, ids=" ".join)
 def test_every_command_has_a_version(program):
     done = run_command(*program, "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == version.described(version.about()) + "\n"
     assert done.stdout.startswith(f"Fiducial {version.VERSION}")
+
+
+@pytest.mark.parametrize("program", SCRIPTS, ids=" ".join)
+def test_a_mistake_with_a_script_is_one_sentence(program):
+    done = run_command(*program, "--no-such-option", "there")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("(see --help)\n")
 
 
 def git(folder, *arguments):

@@ -124,3 +124,24 @@ def test_a_benchmark_that_cannot_be_run_is_one_sentence():
     done = run_command("scripts/benchmark.py", "sampling", "--options=--no-compile --cfg-scale high")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: argument --cfg-scale: 'high' is not a number (see --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "said"),
+    [
+        ("train_demo.py", ["--stages", "all"], "argument --stages: invalid choice: 'all'"),
+        ("train_demo.py", ["--out", "{file}"], "--out {file}: {file} cannot be written (Not a directory)"),
+        ("train_demo.py", ["--out", "{folder}", "--stages", "dit"], "--stages dit: {folder} has no vae"),
+        ("train_demo.py", ["--out", "{folder}", "--stages", "dit", "vae"], "--stages dit: {folder} has no vae"),
+        ("measure_demo.py", ["--grid", "{folder}/grid.jpg"], "--grid {folder}/grid.jpg: what is written there is .png"),
+        ("measure_demo.py", ["--grid", "{folder}/no/grid.png"], "--grid {folder}/no/grid.png: it is a folder, or its folder"),
+    ],
+)
+def test_what_the_demo_cannot_be_made_with_is_told_at_once(script, options, said, tmp_path):
+    (file := tmp_path / "file").write_text("")
+    (folder := tmp_path / "folder").mkdir()
+    names = {"file": file, "folder": folder}
+    done = run_command(f"scripts/{script}", *(option.format(**names) for option in options))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: {said.format(**names)}")
+    assert not list(folder.iterdir())
