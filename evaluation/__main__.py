@@ -305,12 +305,13 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     to_come = args.dry_run and not args.samples.exists()
     images = None if to_come else open_samples(args.samples, args.image_size)
     said = look_at(images, SAMPLES, group)  # before the weights, which take longer
-    files = args.inception_weights, images.height if images else args.image_size, args.dinov2_weights, args.train
+    require_levels(images, SAMPLES, group)
+    size = args.image_size if images is None else images.height if images.height == images.width else None
+    files = args.inception_weights, size, args.dinov2_weights, args.train
     evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, *files, args.image_size, args.class_names)
     if args.dry_run:
         if images:
             evaluation.check(images)
-            require_levels(images, SAMPLES, group)
         if group.is_main:
             say(f"{args.samples} can be evaluated: {', '.join(evaluation.metrics)} by {evaluation.extractor.name}")
         return
@@ -339,10 +340,10 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         raise UserError(f"{args.images} holds statistics, so it is a reference already; give it to calc as --ref")
     images = open_images(args.images, args.image_size)
     said = look_at(images, "images", group)
+    require_levels(images, "images", group)
     name = args.extractor or "inception"
     weights = weights_of(name, args.inception_weights, args.dinov2_weights)
     extractor = load_extractor(name, weights, group, settings.dtype, settings.cache_dir)
-    require_levels(images, "images", group)
     if (unlike := weights_unlike_published(extractor, weights)) and group.is_main:
         tell(unlike)
     made = make_reference(images, extractor, group, settings, args.features)

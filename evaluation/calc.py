@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,15 +24,18 @@ from evaluation.checks import (
     check_reference_images,
     check_samples,
     check_size,
+    check_size_of_reference,
     choose_extractor,
     choose_metrics,
     deviations,
+    making_reference,
     spread_of_labels,
     warnings,
     warnings_of_classes,
 )
 from evaluation.extraction import Features, extract, plain_float32
 from evaluation.features import Extractor, load_extractor, weights_of
+from evaluation.image_files import NeedsCrop
 from evaluation.images import Images, open_images
 from evaluation.memorisation import Memorisation, memorisation
 from evaluation.metrics import frechet_distance
@@ -125,17 +129,20 @@ class Evaluation:
             raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
         names = read_names(class_names, f"--class-names {class_names}") if class_names else None
         extractor = check_protocol(ref, extractor, settings)
-        reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
-        outputs = choose_extractor(reference, extractor, settings)
-        metrics, left_out = choose_metrics(reference, outputs, settings)
-        said = look_at(reference.images if reference and needed else None, REFERENCE, group)
+        with naming_the_crop(ref, image_size, extractor):
+            reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
+            outputs = choose_extractor(reference, extractor, settings)
+            metrics, left_out = choose_metrics(reference, outputs, settings)
+            if reference and reference.images and needed and image_size:
+                check_size_of_reference("the samples", image_size, image_size, reference, outputs.name)
+            said = look_at(reference.images if reference and needed else None, REFERENCE, group)
+        require_levels(reference.images if reference and needed else None, REFERENCE, group)
         weights = weights_of(outputs.name, inception_weights, dinov2_weights)
         network = load_extractor(outputs.name, weights, group, settings.dtype, settings.cache_dir)
         if (unlike := weights_unlike_published(network, weights)) and group.is_main:
             said += tell(unlike)
         if reference:
             check_reference(reference, network)
-            require_levels(reference.images if needed else None, REFERENCE, group)
         reference = reference if needed else None
         training = open_training(training, network, image_size or network.image_size) if training else None
         said += look_at(training, "training images", group)
@@ -366,6 +373,22 @@ class Evaluation:
                 deviations=tuple(deviations("authpct", None, self.extractor, self.settings)),
             )
         }
+
+
+@contextmanager
+def naming_the_crop(ref: str | None, image_size: int | None, extractor: str | None) -> Iterator[None]:
+    """In here a refusal of images that a crop would make fit names the command that makes a reference of them.
+
+    Args:
+        image_size: of the samples, where it is known.
+        extractor: to make it with; None for Inception.
+    """
+    try:
+        yield
+    except NeedsCrop as error:
+        if image_size is None:
+            raise
+        raise UserError(f"{error.fact}; {making_reference(ref, image_size, extractor or 'inception')}") from error
 
 
 def _grid_of(images: Images) -> Grid:

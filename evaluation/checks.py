@@ -1,5 +1,6 @@
 """What fits together, before anything is computed; and what a reader has to know of the numbers afterwards."""
 
+import shlex
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -182,9 +183,27 @@ def check_size(what: str, height: int, width: int, extractor: Extractor, referen
     size = extractor.image_size
     if size and (height, width) != (size, size):
         raise UserError(f"{what}: images of {width} x {height}, but the extractor {extractor.name} takes {size} x {size} only")
-    size = reference.image_size if reference else None
-    if size and size != (height, width):
-        raise UserError(f"{what}: images of {width} x {height}, but the reference {reference.path} is of {size[1]} x {size[0]}")
+    if reference:
+        check_size_of_reference(what, height, width, reference, extractor.name)
+
+
+def check_size_of_reference(what: str, height: int, width: int, reference: Reference, extractor: str) -> None:
+    """Raises UserError if the reference is of another size than these images; before the extractor of that name is loaded."""
+    size = reference.image_size
+    if not size or size == (height, width):
+        return
+    remedy = ""
+    if height == width and not (reference.images and reference.path.suffix == ".npz"):  # whose images are what they are
+        remedy = f"; {making_reference(reference.path if reference.images else 'IMAGES', height, extractor)}"
+    are = f"images of {width} x {height}, but the reference {reference.path} is of {size[1]} x {size[0]}"
+    raise UserError(f"{what}: {are}{remedy}")
+
+
+def making_reference(images: Path | str, size: int, extractor: str) -> str:
+    """The command that makes a reference of images of any size, in a clause."""
+    options = "" if extractor == "inception" else f" --extractor {extractor}"
+    command = f"python -m evaluation ref {shlex.quote(str(images))} --image-size {size}{options} --out REF.npz"
+    return f"{command} makes one of this size"
 
 
 def check_samples(

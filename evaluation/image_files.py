@@ -110,6 +110,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Found = TypeVar("Found")
 
 
+class NeedsCrop(UserError):
+    """Images of another size or colour than is needed, which a crop would mend. `fact` is the sentence without the remedy."""
+
+    def __init__(self, fact: str):
+        super().__init__(f"{fact}; {CROPS}")
+        self.fact = fact
+
+
 @dataclass(frozen=True)
 class Header:
     """What an image file says of itself before it is decoded, in pixels.
@@ -249,12 +257,13 @@ def _used(file: BinaryIO, where: str, crop: int | None, use: Callable[[Image.Ima
     with Image.open(file, formats=FORMATS) as image:
         most = MAX_PIXELS if crop is None else MAX_PHOTOGRAPH
         if image.width * image.height > most:
-            remedy = f"; {CROPS}" if crop is None else ""
-            raise UserError(f"{where} is {image.width} x {image.height}, more than {most:,} pixels{remedy}")
+            raise (NeedsCrop if crop is None else UserError)(
+                f"{where} is {image.width} x {image.height}, more than {most:,} pixels"
+            )
         if _is_deeper(image):
             raise UserError(f"{where} has more than 8 bits a channel; convert it first, so that the rounding is yours")
         if crop is None and image.mode != "RGB":
-            raise UserError(f"{where} is not an 8-bit RGB image (its mode is {image.mode}); {CROPS}")
+            raise NeedsCrop(f"{where} is not an 8-bit RGB image (its mode is {image.mode})")
         return use(image, file)
 
 

@@ -23,12 +23,12 @@ from distributed import UserError, file_sha256, no_file, open_regular, shown
 from evaluation.advice import advice_on, held_instead, in_words, on_array, on_missing
 from evaluation.image_files import (
     BEGINNING,
-    CROPS,
     DAMAGED_ARCHIVE,
     MAX_FILE,
     MAX_PIXELS,
     READ,
     Header,
+    NeedsCrop,
     image_header,
     one_line,
     read_image,
@@ -189,7 +189,7 @@ class Images:
     def _check_size(self, height: int, width: int, where: str) -> None:
         if (height, width) != (self.height, self.width):
             first = repr(self.names[0]) if self.names else "row 0"
-            raise UserError(f"{where} is {width} x {height}, but {first} is {self.width} x {self.height}; {CROPS}")
+            raise NeedsCrop(f"{where} is {width} x {height}, but {first} is {self.width} x {self.height}")
 
     def _from_files(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
         archive = zipfile.ZipFile(self.path) if self.path.is_file() else None

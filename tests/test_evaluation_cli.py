@@ -236,7 +236,7 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "shape.npz", **own | {"mu": own["mu"][:5]})
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32))
     np.savez(tmp_path / "objects.npz", mu=np.array([None, 1]), sigma=np.eye(2))
-    np.savez(tmp_path / "small.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    np.savez(tmp_path / "small.npz", arr_0=np.full((4, 8, 8, 3), 99, dtype=np.uint8))
     np.savez(tmp_path / "one.npz", arr_0=scans()[:1])
     np.savez(tmp_path / "alike.npz", arr_0=scans()[:1].repeat(40, 0))
     np.savez(tmp_path / "three.npz", arr_0=scans()[:3])
@@ -246,7 +246,7 @@ def files(samples, tmp_path):
     np.savez(tmp_path / "asymmetric.npz", **own | {"sigma": np.triu(own["sigma"])})
     np.savez(tmp_path / "vast.npz", mu=own["mu"] + 1e200, sigma=own["sigma"])
     np.savez(tmp_path / "indefinite.npz", mu=own["mu"], sigma=2 * np.eye(64) - np.ones((64, 64)))
-    np.savez(tmp_path / "wide.npz", arr_0=np.zeros((4, 64, 96, 3), dtype=np.uint8))
+    np.savez(tmp_path / "wide.npz", arr_0=np.full((4, 64, 96, 3), 99, dtype=np.uint8))
     np.savez(tmp_path / "features.npz", **own | {"features": own["features"].astype(np.float64)})
     with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
         archive.writestr("mu.npy", npy_header((10**9,)))

@@ -15,6 +15,7 @@ import distributed
 from distributed import UserError
 from evaluation import Evaluator
 from evaluation import __main__ as cli
+from evaluation import calc as calculation
 from evaluation.images import open_images
 from evaluation.references import open_reference
 from evaluation.remarks import SAMPLES, look_at, missing
@@ -171,6 +172,30 @@ def test_an_evaluator_refuses_a_reference_of_several_kinds_at_once(name, size, m
     said = rf"{name} is 64 x 65, but '000000\.png' is 64 x 64" if mode == "RGB" else rf"{name} is not an 8-bit RGB image"
     with pytest.raises(UserError, match=said):
         Evaluator(str(folder), extractor="digits")
+
+
+@pytest.mark.parametrize("kind", ["another size", "several sizes", "grey"])
+def test_a_run_whose_reference_has_another_size_is_told_the_command_before_weights(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(calculation, "load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
+    folder = write_pngs(tmp_path / "a folder", pictures(COUNT, 0, 96 if kind == "another size" else 64))
+    if kind == "several sizes":
+        Image.new("RGB", (70, 90), "red").save(folder / "z.png")
+    elif kind == "grey":
+        Image.new("L", (64, 64)).save(folder / "000000.png")
+    said = f"; python -m evaluation ref '{folder}' --image-size 64 --extractor digits --out REF.npz makes one of this size"
+    with pytest.raises(UserError) as error:
+        Evaluator(str(folder), extractor="digits", image_size=64)
+    assert str(error.value).endswith(said)
+
+
+@pytest.mark.parametrize("which", ["samples", "reference"])
+def test_values_of_0_to_1_are_refused_before_weights_are_loaded(which, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(calculation, "load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
+    dark = write_pngs(tmp_path / "dark", pictures(40, 1, 64) // 200)
+    pair = (dark, folder) if which == "samples" else (folder, dark)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, capsys, "calc", pair[0], "--ref", pair[1])
+    assert "have no pixel above level 1 of 255" in capsys.readouterr().err
 
 
 def test_lossy_files_are_told_by_their_bytes_in_the_result(folder, monkeypatch, capsys):

@@ -176,7 +176,7 @@ MISTAKES = [
     (["--ref", "absent.npz"], "--ref absent.npz: no such file"),
     (["--ref", "{ref.npz}"], "ref.npz"),
     (["--ref", "{empty-folder}"], "holds no images"),
-    (["--ref", "{mixed-folder}"], "65.png is 65 x 64, but '64.png' is 64 x 64; python -m evaluation calc and ref make images"),
+    (["--ref", "{mixed-folder}"], "mixed-folder --image-size 64 --out REF.npz makes one of this size"),
     (["--ref", "{mixed-folder}", "--evaluate-online"], "65.png is 65 x 64, but '64.png' is 64 x 64"),
     (["--ref", "digits", "--image-size", "32", "--model", "DiT-XS/2"], "takes 64 x 64 only"),
     (["--ref", "adm-imagenet-256"], "is of 256 pixels, and the samples are of 64; choose from adm-imagenet-64"),
@@ -231,7 +231,8 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_pa
 def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, capsys):
     monkeypatch.setattr("sampling.engine.run", lambda *_: pytest.fail("drawing began"))
     found = SimpleNamespace(
-        extractor=SimpleNamespace(image_size=None), reference=SimpleNamespace(path="r.npz", image_size=(32, 32))
+        extractor=SimpleNamespace(image_size=None, name="inception"),
+        reference=SimpleNamespace(path=Path("r.npz"), image_size=(32, 32), images=None),
     )
     monkeypatch.setattr("evaluation.calc.Evaluation.prepare", lambda *_: found)
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--ref", "r.npz"])
