@@ -72,11 +72,15 @@ class Checkpoint:
     networks: tuple[str, ...] = ()  # all that `--weights-key` can name
     averages: tuple[str, ...] = ()  # those of them that are an EMA, by their names
     empty: tuple[str, ...] = ()  # EMAs that are there by name alone
+    folder: str = ""  # the name of the folder that these are in, where there is another of an EMA, or of raw weights, beside it
+    folders: tuple[str, ...] = ()  # the names of those
     is_usual: bool = True  # the weights that a run takes whose identity names none
 
     @property
     def weights(self) -> str:
         """Which weights these are, in words."""
+        if self.folder:
+            return f"{self.folder}, {'an EMA' if candidates.is_averaged(self.folder) else 'not an EMA'}"
         if self.kind in self.averages:
             return self.kind if self.kind == "ema" else f"{self.kind}, an EMA"
         if self.averages or self.kind == "model":
@@ -88,7 +92,25 @@ class Checkpoint:
         """What else there is to draw from, in words; empty if nothing."""
         others = [name + " (an EMA)" * (name in self.averages) for name in self.networks if name != self.kind]
         said = [f"beside it: {', '.join(others)} (--weights-key)"] if others else []
+        if self.folders:
+            named = ", ".join(name + " (an EMA)" * candidates.is_averaged(name) for name in self.folders)
+            said.append(f"beside it: {named}, for which give that folder as --ckpt")
         return "; ".join([*said, *(f"{name} is empty" for name in self.empty)])
+
+
+def folders_beside(folder: Path) -> tuple[str, ...]:
+    """The names of the folders with the EMA of the weights in this one, or of what this is the EMA of, as `transformer_ema`."""
+    own = folder.resolve()
+    try:
+        names = sorted(other.name for other in own.parent.iterdir() if other != own and (other / CONFIG_FILE).is_file())
+    except OSError:
+        return ()
+    pairs = ((own.name, name) if candidates.is_averaged(name) else (name, own.name) for name in names)
+    return tuple(
+        name
+        for name, (raw, average) in zip(names, pairs, strict=True)
+        if raw in average and candidates.is_averaged(average) and not candidates.is_averaged(raw)
+    )
 
 
 def find(path: Path) -> Files:
@@ -157,8 +179,12 @@ def read(path: Path, weights_key: str | None = None) -> Checkpoint:
     files = find(path)
     if files.config is None:
         return _read_file(path, weights_key)
+    folders = folders_beside(files.config.parent)
     if weights_key not in (None, PLAIN):
-        raise UserError(f"--weights-key {quoted(weights_key)}: {path} is a folder, which holds one network; leave it out")
+        remedy = "leave it out"
+        if weights_key in (*folders, files.config.parent.name):
+            remedy = f"give {files.config.parent.resolve().parent / weights_key} as --ckpt instead"
+        raise UserError(f"--weights-key {quoted(weights_key)}: {path} is a folder, which holds one network; {remedy}")
     state: State = {}
     for file in files.weights:
         part = _read_file(file).state
@@ -168,7 +194,9 @@ def read(path: Path, weights_key: str | None = None) -> Checkpoint:
     if files.index and (wrong := state.keys() ^ _weight_map(files.index).keys()):
         raise UserError(f"{path}: {quoted(min(wrong))} is only in its shards or only in {files.index.name}")
     form = f"diffusers folder, {len(files.weights)} shards" if files.index else "diffusers folder"
-    return Checkpoint(to_official(state, read_json(files.config), path), PLAIN, form, "DiT", says_family=True)
+    state = to_official(state, read_json(files.config), path)
+    own = files.config.resolve().parent.name if folders else ""
+    return Checkpoint(state, PLAIN, form, "DiT", says_family=True, folder=own, folders=folders)
 
 
 def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:

@@ -33,7 +33,7 @@ from distributed import (
     warn,
 )
 from distributed.classes import GUESSED, ClassNames, difference, names_of_checkpoint
-from models import autoencoder, checkpoint, label_table
+from models import autoencoder, candidates, checkpoint, label_table
 from models.dit import DiT_models
 from sampling import archive, classes, disk, numerics, output, records
 from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
@@ -290,11 +290,16 @@ def has_null_label(config: SamplingConfig, found: checkpoint.Checkpoint) -> bool
     return label_table.has_null_label(found, config.ckpt, num_classes, unguided)
 
 
+def is_raw_folder(found: checkpoint.Checkpoint) -> bool:
+    """Whether the weights are of a folder beside which there is another with their EMA."""
+    return any(map(candidates.is_averaged, found.folders))
+
+
 def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_null: bool) -> None:
     """Says which weights of a file with several are drawn, and what about them may not be meant."""
     if found.kind != checkpoint.PLAIN or found.beside:
         said = f"weights of {config.ckpt}: {found.weights}" + (f"; {found.beside}" if found.beside else "")
-        is_raw = found.kind not in found.averages and (len(found.networks) > 1 or found.empty)
+        is_raw = found.kind not in found.averages and (len(found.networks) > 1 or found.empty or is_raw_folder(found))
         warn(f"warning: {said}") if is_raw else say(said)
     for said in label_table.contradictions(found, config.ckpt, config.image_size):
         warn(f"warning: {config.ckpt} says of its training: {said}; see that it is the file that is meant")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import sample_ddp
 from distributed import UserError, file_sha256
-from models import DiT_models
+from models import DiT_models, checkpoint
 from models.checkpoint import check, load_dit, read_weights, sha256
+from sampling import prepare
 from sampling.config import SamplingConfig, fingerprint
 from sampling.engine import find_weights
 
@@ -311,3 +313,33 @@ def test_an_autoencoder_of_another_kind_is_one_sentence(written, tmp_path, monke
     path = copied(written[form], tmp_path)
     change_config(path, **changes)
     assert said in refusal(monkeypatch, capsys, tmp_path, "--ckpt", written["safetensors"], "--vae", path)
+
+
+def test_an_ema_in_a_folder_of_its_own_never_passes_silently(network, tmp_path, capsys):
+    """As diffusers' trainings leave it: `transformer_ema` beside `transformer`."""
+    raw = CHECKPOINTS["DiTPipeline"](network, tmp_path)
+    shutil.copytree(raw / "transformer", average := raw / "transformer_ema")
+    change_config(average, decay=0.9999, optimization_step=1000)
+    change_weights(average, lambda state: state.update({key: value + 1 for key, value in state.items()}))
+    beside = "transformer_ema (an EMA), for which give that folder as --ckpt"
+    for path in (raw, raw / "transformer"):
+        found = checkpoint.read(path)
+        prepare.tell_of_weights(
+            SimpleNamespace(ckpt=path, image_size=64, num_classes=10), replace(found, trained_classes=10), has_null=True
+        )
+        said = capsys.readouterr().err
+        assert said == f"warning: weights of {path}: transformer, not an EMA; beside it: {beside}\n"
+    found = checkpoint.read(average)
+    assert (found.state["x_embedder.proj.bias"] == network.state_dict()["x_embedder.proj.bias"] + 1).all()
+    prepare.tell_of_weights(
+        SimpleNamespace(ckpt=average, image_size=64, num_classes=10), replace(found, trained_classes=10), has_null=True
+    )
+    heard = capsys.readouterr()
+    assert heard.err == ""
+    assert "transformer_ema, an EMA; beside it: transformer" in heard.out
+    with pytest.raises(UserError, match=r"holds one network; give .*pipeline/transformer_ema as --ckpt instead"):
+        checkpoint.read(raw, "transformer_ema")
+    with pytest.raises(UserError, match="holds one network; leave it out"):
+        checkpoint.read(raw, "ema")
+    shutil.rmtree(average)
+    assert checkpoint.read(raw).beside == ""
