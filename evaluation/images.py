@@ -45,6 +45,7 @@ MAX_HEADER = 4096  # bytes of an npy header's text
 FIRST_VALUES = 1 << 24  # bytes of an array of another kind, which tell what it is
 READER_THREADS = 4
 READ_AHEAD = 2
+MOST_NAMES = 100  # of one folder, as links give it
 AT_ONCE = 256  # files that are handed to the threads at once
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -336,8 +337,12 @@ def files_in(folder: Path) -> Iterator[str]:
     """The files in a folder and its subfolders, as paths relative to it; links are followed, but never in a circle.
 
     However deep it is: subfolders wait in a list, each with the folders that it lies in, as nested pairs.
+
+    Raises:
+        UserError: if a folder in it cannot be read, or links lead to one from so many that it would be read for ever.
     """
     waiting: list[tuple[str, tuple]] = [("", ())]
+    reached: Counter[tuple[int, int]] = Counter()
     while waiting:
         inner, above = waiting.pop()
         path = os.path.join(folder, inner)
@@ -348,6 +353,9 @@ def files_in(folder: Path) -> Iterator[str]:
             if error.errno == errno.ENAMETOOLONG:
                 reason = f"it is too deep: its path has {len(os.fsencode(path)):,} bytes"
             raise UserError(f"{shown(Path(path))} cannot be read ({reason})") from error
+        reached[(place := (own.st_dev, own.st_ino))] += 1
+        if reached[place] > MOST_NAMES:
+            raise UserError(f"{shown(Path(path))}: links lead to this folder from more than {MOST_NAMES} others; remove some")
         chain = above
         while chain and not os.path.samestat(chain[0], own):
             chain = chain[1]

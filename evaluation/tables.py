@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from distributed import UserError, require_file
-from evaluation.image_files import one_line, read_image
-from evaluation.images import Images
+from evaluation.image_files import is_hidden, one_line, read_image
+from evaluation.images import Images, files_in
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
 PARQUET = ".parquet"
@@ -119,9 +119,8 @@ def open_table(path: Path, crop: int | None) -> Images | None:
 
 def parquet_in(folder: Path) -> list[Path]:
     """The parquet files in a folder and its subfolders, but for hidden ones, which the hub's client leaves."""
-    found = (path for path in folder.rglob(f"*{PARQUET}") if path.is_file())
-    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(shown, key=lambda path: path.parts)
+    shown = (folder / name for name in files_in(folder) if name.endswith(PARQUET) and not is_hidden(name))
+    return sorted((path for path in shown if path.is_file()), key=lambda path: path.parts)
 
 
 def _open_saved(folder: Path) -> Table:

@@ -18,6 +18,7 @@ from evaluation.features import load_extractor
 from evaluation.images import files_in, open_images
 from evaluation.references import find_reference
 from evaluation.results import find_result, read_result
+from evaluation.tables import parquet_in
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,32 @@ def test_a_folder_is_read_however_deep_it_is(tmp_path, monkeypatch):
     os.symlink("twice", "again")
     assert sorted(files_in(tmp_path)) == ["again/image.png", f"{'d/' * 1100}deep.png", "twice/image.png"]
     subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest's own removal calls itself for each
+
+
+def test_a_deep_folder_without_images_holds_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    with pytest.raises(UserError, match="holds no images"):
+        open_images(tmp_path)
+    open(".hidden.parquet", "w").close()
+    open("x.parquet", "w").close()
+    assert parquet_in(tmp_path) == [tmp_path / f"{'d/' * 1100}x.parquet"]
+
+
+def test_links_to_folders_of_links_are_not_followed_for_ever(tmp_path):
+    """Ten links in each of nine folders, all to the next, are a thousand million paths."""
+    for level in range(9):
+        folder = tmp_path / str(level)
+        folder.mkdir()
+        for number in range(10):
+            (folder / f"link{number}").symlink_to(tmp_path / str(level + 1))
+    (tmp_path / "9").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "9" / "image.png")
+    with pytest.raises(UserError, match="links lead to this folder from more than 100 others; remove some"):
+        open_images(tmp_path / "0")
+    assert open_images(tmp_path / "8").count == 10
 
 
 def test_a_folder_that_is_too_deep_to_be_read_is_one_short_sentence(tmp_path, monkeypatch):
