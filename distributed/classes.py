@@ -33,6 +33,12 @@ SYNSET = re.compile(r"n[0-9]+")
 OF_SYNSETS = re.compile(r"(?P<synset>n[0-9]{8})(?:[\s,]+(?P<index>[0-9]{1,9}))?(?:[\s,]+(?P<name>.+))?")
 OF_BOTH = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<synset>n[0-9]{8})(?:[\s,]+(?P<name>.+))?")
 OF_INDICES = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<name>.+)")
+# Words of the line above a table, and those of them that are no class where one stands alone.
+HEADER = re.compile(
+    r"(?:class|label|category)?[_-]?(?:index|idx|ids?|number|names?|labels?)|class(?:es)?|category|categories|synsets?|wnids?"
+    r"|human|readable|description|text|folder|target|words"
+)
+HEADER_ALONE = re.compile(r"(?:class|label|category)?[_-]?names?|labels?|class(?:es)?|category|categories|synsets?|wnids?")
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\s{0,9}=\s{0,9}(?=[\[{])")  # before a dictionary or list, as in a program
 LARGEST_FILE = 1 << 24  # bytes; a hundred times ImageNet's
 LARGEST_PRINTED = 1 << 20  # characters of a dictionary of Python's
@@ -195,6 +201,8 @@ def _from_text(text: str, source: str) -> ClassNames:
     whole = ASSIGNMENT.sub("", text.strip(), count=1) if ASSIGNMENT.match(text.strip()) else text.strip()
     if whole[:1] + whole[-1:] in ("{}", "[]") and (printed := _printed(whole)) is not None:
         return _from_mapping(printed, source)
+    if _has_header(lines):
+        lines = lines[1:]
     for form in (OF_SYNSETS, OF_BOTH, OF_INDICES):
         found = [match.groupdict() for line in lines if (match := form.fullmatch(line))]
         if not lines or len(found) < len(lines):
@@ -208,6 +216,29 @@ def _from_text(text: str, source: str) -> ClassNames:
             rows = [(one.get("synset"), one["name"] and _unquoted(one["name"])) for one in found]
             return _build([[synset, name] if synset and name else name or synset for synset, name in rows], source)
     return _build(lines, source)
+
+
+def _has_header(lines: Sequence[str]) -> bool:
+    """Whether the first line says what stands in those below it, which are of a form that is known.
+
+    Raises:
+        ValueError: if it does and they are not, or all others are numbered and it is not.
+    """
+    first, rest = (lines[0] if lines else ""), lines[1:]
+    words = [word for word in re.split(r"[\s,;:|\"']+", first.lower()) if word]
+    says = bool(rest) and bool(words) and all(HEADER.fullmatch(word) for word in words)
+    if says and len(words) > 1 and any(all(form.fullmatch(line) for line in rest) for form in (OF_SYNSETS, OF_BOTH, OF_INDICES)):
+        return True
+    if says and (re.search(r"[,;|\t]", first) or (len(words) == 1 and HEADER_ALONE.fullmatch(words[0]))):
+        raise ValueError(
+            f"line 1, {quoted(first)}, is a header and no class; remove it, and give a name a line, or an index or synset before "
+            "each"
+        )
+    numbers = [int(match["index"]) for line in rest if (match := OF_BOTH.fullmatch(line) or OF_INDICES.fullmatch(line))]
+    is_numbered = len(rest) > 1 and sorted(numbers) in (list(range(len(rest))), list(range(1, len(rest) + 1)))
+    if is_numbered and not OF_INDICES.fullmatch(first):
+        raise ValueError(f"line 1, {quoted(first)}, has no index before a name, as the others have; remove it if it is a header")
+    return False
 
 
 def _unquoted(name: str) -> str:

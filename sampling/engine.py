@@ -278,6 +278,16 @@ def told_by_probing(drawer: Drawer, group: Group) -> dict:
     return {"probe": worst}
 
 
+def in_words(probed: dict | None) -> str:
+    """What pure noise told, by its entry in a manifest; None where it was not asked."""
+    if not probed:
+        return "the network was not asked whether it predicts noise (--no-probe)"
+    return (
+        f"the network predicts noise: correlation {probed['correlation_at_999']:.3f} and size {probed['size_at_999']:.3f} at "
+        f"t = {probe.PURE_NOISE}, about 1 expected, and correlation {probed['correlation_at_500']:.3f} at t = {probe.HALFWAY}"
+    )
+
+
 def say_ready(group: Group, how: numerics.Numerics, checking: float, loading: float) -> None:
     """How many seconds went by before drawing began."""
     compiling = " and compiling" if how.compile else ""

@@ -18,7 +18,7 @@ from distributed import Group, UserError, say
 from sampling import archive, disk, lock, memory, numerics, output, plan, records
 from sampling.config import SamplingConfig
 from sampling.drawing import Drawer, is_out_of_memory
-from sampling.engine import COMPILING_SECONDS, fetch, vae_of_node
+from sampling.engine import COMPILING_SECONDS, fetch, in_words, told_by_probing, vae_of_node
 from sampling.noise import check_stream
 from sampling.prepare import Task, examine, find_batch_size
 
@@ -83,18 +83,19 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
         numerics.apply(task.how, config, group.device)
     checking = time.monotonic() - started
     config = replace(config, per_proc_batch_size=task.batch_size, labels=task.labels)
-    own = measure(config, group, task, with_png) if task.missing else None
+    own, probed = measure(config, group, task, with_png) if task.missing else (None, {})
     group.publish(f"measured/{group.rank}", json.dumps(asdict(own) if own else None))
     if group.is_main:
         told = [json.loads(group.receive(f"measured/{rank}")) for rank in range(group.world_size)]
         pngs = task.missing + records.without_png(task.folder, len(task.done), task.mark) if with_png else 0
-        for line in lines(config, task, group, [Measured(**one) for one in told if one], pngs, checking):
+        for line in lines(config, task, group, [Measured(**one) for one in told if one], pngs, checking, probed.get("probe")):
             say(line)
     group.wait()
 
 
-def measure(config: SamplingConfig, group: Group, task: Task, with_png: bool) -> Measured:
-    """Loads the networks on this rank and tries them; all ranks do so at once, as they would draw.
+def measure(config: SamplingConfig, group: Group, task: Task, with_png: bool) -> tuple[Measured, dict]:
+    """Loads the networks on this rank and tries them; all ranks do so at once, as they would draw. With it, on rank 0, what
+    `told_by_probing` returns.
 
     Raises:
         UserError: if memory is not enough for that.
@@ -104,10 +105,10 @@ def measure(config: SamplingConfig, group: Group, task: Task, with_png: bool) ->
     started = time.monotonic()
     drawer.load()
     loading = time.monotonic() - started
-    group.wait()
+    probed = told_by_probing(drawer, group)  # which waits for all
     try:
         with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
-            return Trial(drawer, group).measured(task.how, loading, with_png)
+            return Trial(drawer, group).measured(task.how, loading, with_png), probed
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -215,8 +216,16 @@ def add_up(config: SamplingConfig, task: Task, world_size: int, ranks: list[Meas
     )
 
 
-def lines(config: SamplingConfig, task: Task, group: Group, ranks: list[Measured], pngs: int, checking: float) -> Iterator[str]:
-    """The forecast for people."""
+def lines(
+    config: SamplingConfig,
+    task: Task,
+    group: Group,
+    ranks: list[Measured],
+    pngs: int,
+    checking: float,
+    probed: dict | None = None,
+) -> Iterator[str]:
+    """The forecast for people; `probed` is what the networks made of pure noise, None where it was not asked."""
     readable, how, count = disk.readable, task.how, len(task.done)
     found = add_up(config, task, group.world_size, ranks, pngs)
     yield f"folder    {task.folder}"
@@ -239,6 +248,8 @@ def lines(config: SamplingConfig, task: Task, group: Group, ranks: list[Measured
     compiled = "compiled" if how.compile else "not compiled"
     exact = ", exact" if config.exact else ""
     yield f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {group.device.type}{exact}"
+    if ranks:
+        yield f"probe     {in_words(probed)}"
     own = f", {pngs:,} PNGs among it" if pngs else ", no PNGs among it"
     yield f"disk      {readable(found.disk)} to be written{own}; {readable(found.disk_free)} are free"
     if not ranks:

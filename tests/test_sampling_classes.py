@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -373,3 +374,40 @@ def test_an_unknown_name_is_answered_with_the_closest(spec, said):
 def test_without_names_the_remedy_is_said():
     with pytest.raises(UserError, match=r"^--labels 'pug' .*no class names are known; give them with --class-names$"):
         numbered("pug", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("index,name\n0,cat\n1,dog\n", ("cat", "dog")),
+        ("index\tname\n1\tdog\n0\tcat\n", ("cat", "dog")),
+        ('"class_id","class_name"\n0,"cat, wild"\n1,dog\n', ("cat, wild", "dog")),
+        ("Class ID, Class Name\n1, cat\n2, dog\n", ("cat", "dog")),
+        ("synset label\nn00000001 tench\nn00000002 goldfish\n", ("tench", "goldfish")),
+        ("index synset name\n0 n00000001 tench\n1 n00000002 goldfish\n", ("tench", "goldfish")),
+        ("label maker\ndog\n", ("label maker", "dog")),
+        ("index finger\nthumb\n", ("index finger", "thumb")),
+        ("label\n", ("label",)),
+        ("text\nphoto\n", ("text", "photo")),
+        ("class number\nhuman readable\n", ("class number", "human readable")),
+    ],
+)
+def test_a_header_is_no_class(text, names, tmp_path):
+    (path := tmp_path / "names.csv").write_text(text)
+    assert read(path, "FILE").names == names
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,index\ncat,0\ndog,1\n", "line 1, 'name,index', is a header and no class; remove it, and give a name a line"),
+        ("name\ncat\ndog\n", "line 1, 'name', is a header and no class"),
+        ("class_name\ncat\ndog\n", "line 1, 'class_name', is a header and no class"),
+        ("what it is, how often\n0,cat\n1,dog\n", "line 1, 'what it is, how often', has no index before a name"),
+        ("cat\n1,dog\n2,bird\n", "line 1, 'cat', has no index before a name, as the others have"),
+    ],
+)
+def test_a_line_that_is_no_class_is_told_by_its_number(text, said, tmp_path):
+    (path := tmp_path / "names.tsv").write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"FILE: {said}")):
+        read(path, "FILE")

@@ -54,6 +54,9 @@ def test_disk_and_memory_of_the_digits_come_true_on_two_ranks(tmp_path):
     assert f"{npz}, {disk.readable(npz.stat().st_size)}\n" in dry.stdout
     assert amount("disk +SIZE to be written", dry.stdout) == pytest.approx(taken(tmp_path), rel=0.1)
     manifest = json.loads((npz.with_suffix("") / "manifest.json").read_text())
+    probed = manifest["probe"]  # which the manifest has, and a dry run says
+    assert f"correlation {probed['correlation_at_999']:.3f} and size {probed['size_at_999']:.3f} at t = 999" in dry.stdout
+    assert dry.stdout.count(f"and correlation {probed['correlation_at_500']:.3f} at t = 500") == 1
     assert amount("holds about SIZE", dry.stdout) == pytest.approx(manifest["sessions"][0]["peak_memory"], rel=0.3)
 
 
@@ -69,6 +72,7 @@ def test_a_continued_run_is_told_from_a_new_one(tiny_checkpoint, tmp_path, capsy
     assert "13 of 64 x 64, of which 9 are there" in text
     assert "2 block(s) of 4 on 1 rank(s), at most 2 each" in text
     assert "4 PNGs among it" in text
+    assert "probe     the network was not asked whether it predicts noise (--no-probe)\n" in text
     with lock.Lock(tmp_path / "run"):
         assert "note      locked by process" in said(*sample_ddp.parse(arguments), capsys)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "run"} == {
