@@ -354,6 +354,8 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         found = remarks(images, "images")
         if made.provenance.different:
             found.append(repeated(made.provenance.different, images.count, "images"))
+        if made.provenance.no_classes:
+            found.append(f"FID by class cannot be had of it: {made.provenance.no_classes}.")
         say(*lines, *warnings_left(found, said))
 
 

@@ -39,6 +39,7 @@ from evaluation.image_files import NeedsCrop
 from evaluation.images import Images, open_images
 from evaluation.memorisation import Memorisation, memorisation
 from evaluation.metrics import frechet_distance
+from evaluation.numbering import within_one_folder
 from evaluation.protocols import (
     FIDELITY_SEED,
     FROM_FEATURES,
@@ -439,6 +440,7 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
         features=len(chosen),
         features_seed=FEATURES_SEED if len(chosen) < images.count else None,
         different=different if different < images.count else None,
+        no_classes=(images.classes is None and within_one_folder(images.names, printable(images.path.name)).why) or None,
     )
     chosen = np.sort(chosen)
     features = seen.rows[chosen] if keep else None

@@ -43,6 +43,7 @@ class Provenance:
     features: int | None = None
     features_seed: int | None = None
     different: int | None = None  # images, where some are equal to others pixel by pixel
+    no_classes: str | None = None  # why it has no classes, in a clause, where they may be expected
 
     @classmethod
     def parse(cls, text: str) -> "Provenance":

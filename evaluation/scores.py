@@ -137,6 +137,8 @@ class Scorer:
         if not {"fid", "fid-infinity"} & set(self.metrics) or ours is None:
             return UNPAIRED
         if reference.labels is None:
+            if reference.images is None and reference.provenance.no_classes:
+                return Pairing({}, f"{reference.path.name} has no classes: {reference.provenance.no_classes}")
             return within_one_folder(reference.images.names if reference.images else (), reference.path.name)
         enough = (np.unique(side, return_counts=True)[1].max() > self.extractor.dimension for side in (ours, reference.labels))
         if reference.features is None or not all(enough):

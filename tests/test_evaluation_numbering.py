@@ -156,6 +156,11 @@ def test_classes_within_a_single_folder_are_said(place):
     assert result.classes == []
     said = "all images of outer lie in its folder 'train', and in folders within ('eight', ...), of which FID by class needs"
     assert result.left_out["FID-digits by class"].startswith(said)
+    options = ["--extractor", "digits", "--out", place / "outer.npz", "--cache-dir", place / "cache"]
+    made = run_command("-m", "evaluation", "ref", place / "outer", *options)
+    assert f"warning: FID by class cannot be had of it: {said}" in made.stdout
+    result = evaluated(place, "samples.npz", "outer.npz", WORDS)
+    assert result.left_out["FID-digits by class"].startswith(f"outer.npz has no classes: {said}")
     assert within_one_folder(("train/0.png", "train/1.png"), "r") == within_one_folder((), "r") == UNPAIRED
 
 
