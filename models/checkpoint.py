@@ -28,6 +28,7 @@ from models.unpickling import require_stored, unpickle
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
+VELOCITY = ("velocity", "v", "v_prediction")  # as a `prediction` is called; a DiT's may be called, too, and is of noise
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
 
@@ -249,7 +250,10 @@ def _family(state: State, content: dict) -> str:
     """Whose kind of network this is, as far as the file tells: SiT's weights alone look as DiT's do."""
     if any(key.startswith("projectors.") for key in state):
         return "REPA"
-    return "SiT" if {"path_type", "prediction"} & {name for name, _ in options_of(content, deepest=1)} else "DiT"
+    own = content.items() if isinstance(content, dict) else ()
+    said = [(name, value) for name, value in (*own, *options_of(content)) if isinstance(value, str)]
+    is_sit = any(name == "path_type" or (name == "prediction" and value in VELOCITY) for name, value in said)
+    return "SiT" if is_sit else "DiT"
 
 
 def read_weights(path: Path, weights_key: str | None = None) -> tuple[State, str]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from distributed import UserError
 from models import DiT_models
-from models.checkpoint import check, describe, load_dit, read_class_to_idx, read_weights
+from models.checkpoint import check, describe, load_dit, read, read_class_to_idx, read_weights
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
@@ -369,6 +369,9 @@ SIT = argparse.Namespace(model="SiT-XL/2", num_classes=10, path_type="Linear", p
 OF_ANOTHER_FAMILY = {
     "SiT": (lambda state: training_checkpoint(state, args=SIT), "of SiT's kind"),
     "SiT with a dictionary of arguments": (lambda state: training_checkpoint(state, args=vars(SIT)), "of SiT's kind"),
+    "SiT's arguments at the top": (lambda state: training_checkpoint(state) | vars(SIT), "of SiT's kind"),
+    "SiT with a configuration": (lambda state: training_checkpoint(state, config={"transport": vars(SIT)}), "of SiT's kind"),
+    "REPA's arguments": (lambda state: training_checkpoint(state, args={"prediction": "v"}), "of SiT's kind"),
     "REPA": (lambda state: training_checkpoint(state | PROJECTORS, args=SIT, steps=400_000), "of REPA's kind"),
     "REPA under DDP": (lambda state: training_checkpoint(wrapped(state | PROJECTORS, "module.")), "of REPA's kind"),
     "REPA's weights alone": (lambda state: state | PROJECTORS, "of REPA's kind"),
@@ -381,6 +384,14 @@ def test_networks_that_predict_velocity_are_refused_where_the_file_tells(state, 
     sentence = refusal(tmp_path / "weights.pt")
     assert said in sentence
     assert "predicts velocity" in sentence
+
+
+@pytest.mark.parametrize(
+    "said", [{"prediction": "epsilon"}, {"prediction_type": "epsilon"}, {"path_type": None}, {"model": "DiT-XL/2"}]
+)
+def test_a_dits_arguments_are_not_a_sits(state, tmp_path, said):
+    torch.save(training_checkpoint(state, config=said, args=argparse.Namespace(**said)) | said, tmp_path / "weights.pt")
+    assert read(tmp_path / "weights.pt").family == "DiT"
 
 
 @pytest.mark.parametrize(
