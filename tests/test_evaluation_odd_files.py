@@ -149,11 +149,14 @@ def test_a_deep_folder_without_images_holds_none(tmp_path, monkeypatch):
     for _ in range(1100):
         os.mkdir("d")
         os.chdir("d")
-    with pytest.raises(UserError, match="holds no images"):
-        open_images(tmp_path)
-    open(".hidden.parquet", "w").close()
-    open("x.parquet", "w").close()
-    assert parquet_in(tmp_path) == [tmp_path / f"{'d/' * 1100}x.parquet"]
+    try:
+        with pytest.raises(UserError, match="holds no images"):
+            open_images(tmp_path)
+        open(".hidden.parquet", "w").close()
+        open("x.parquet", "w").close()
+        assert parquet_in(tmp_path) == [tmp_path / f"{'d/' * 1100}x.parquet"]
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # as above
 
 
 def test_links_to_folders_of_links_are_not_followed_for_ever(tmp_path):
