@@ -11,20 +11,20 @@ The same command run again continues where the last one ended, with any number o
 """
 
 if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
+    import fiducial.interrupts
 
 import argparse
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import distributed
-from distributed import Group, Parser, UserError
-from sampling.config import AUTO, PRESETS, PUBLISHED, SamplingConfig
-from sampling.config_file import given_options
+import fiducial
+from fiducial import Group, Parser, UserError
+from fiducial.sampling.config import AUTO, PRESETS, PUBLISHED, SamplingConfig
+from fiducial.sampling.config_file import given_options
 
 if TYPE_CHECKING:
-    from evaluation.calc import Evaluation
+    from fiducial.evaluation.calc import Evaluation
 
 
 def build_parser() -> Parser:
@@ -294,15 +294,15 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
 
 
 def main() -> None:
-    with distributed.user_errors():
+    with fiducial.user_errors():
         config, options = parse()
-        distributed.launched()  # before torch is imported
+        fiducial.launched()  # before torch is imported
         if options.dry_run:
-            distributed.download_nothing()
-        from sampling import engine, forecast, numerics
+            fiducial.download_nothing()
+        from fiducial.sampling import engine, forecast, numerics
 
         numerics.ready_torch()  # before an evaluation makes tensors
-        with distributed.init(options.device) as group:
+        with fiducial.init(options.device) as group:
             engine.check_given(config, group)
             if config.untold():
                 config = engine.fetch(config, group)
@@ -318,8 +318,8 @@ def main() -> None:
 
 def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, group: Group) -> "Evaluation":
     """Everything that evaluating hangs on besides the samples, before any is drawn."""
-    from evaluation.calc import Evaluation
-    from evaluation.checks import Settings, check_size
+    from fiducial.evaluation.calc import Evaluation
+    from fiducial.evaluation.checks import Settings, check_size
 
     settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
     settings.check_cache()
@@ -335,16 +335,16 @@ def evaluate(evaluation: "Evaluation", npz: Path) -> None:
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
     if evaluation.group.once(lambda: str(html_file.exists() and evaluation.is_done(npz, json_file))) == "True":
         if evaluation.group.is_main:
-            distributed.say(f"{html_file}: evaluated before")
+            fiducial.say(f"{html_file}: evaluated before")
     elif result := evaluation.evaluate(npz):
         result.write(json_file, html_file, evaluation.said)
 
 
 def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: Group) -> None:
     """On all ranks: draws and evaluates without files of images, and writes the result."""
-    from evaluation import Evaluator
-    from evaluation.runs import as_run, names_in
-    from sampling import scoring
+    from fiducial.evaluation import Evaluator
+    from fiducial.evaluation.runs import as_run, names_in
+    from fiducial.sampling import scoring
 
     evaluation = prepare_evaluation(config, options, group)
     evaluator = Evaluator(evaluation=evaluation)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
-from diffusion.schedule import Schedule
+from fiducial.diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
+from fiducial.diffusion.schedule import Schedule
 
 VLB_WEIGHT = 1e-3  # times the number of timesteps, because one timestep stands for all: the hybrid loss of improved-DDPM
 

@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 
 
 def is_guided(t: float, interval: tuple[float, float]) -> bool:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
-from diffusion.schedule import Schedule, linear_betas
+from fiducial.diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
+from fiducial.diffusion.schedule import Schedule, linear_betas
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin

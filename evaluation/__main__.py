@@ -16,22 +16,19 @@ References published by ADM are downloaded by name:
 FIDUCIAL_MIRROR=http://host/folder has downloads come from there, under the paths that they have on their own hosts.
 """
 
-if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
-
 import argparse
 import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import distributed
-from distributed import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept
-from evaluation import prune
-from evaluation.published import PUBLISHED
+import fiducial
+from fiducial import STDOUT, Group, Parser, UserError, fetch_each, require_ending, say, stdout_kept
+from fiducial.evaluation import prune
+from fiducial.evaluation.published import PUBLISHED
 
 if TYPE_CHECKING:
-    from evaluation.checks import Settings
+    from fiducial.evaluation.checks import Settings
 
 OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
 
@@ -250,8 +247,8 @@ def carry_out(args: argparse.Namespace) -> None:
         return compare_all(args)
     if args.command == "prune":
         return prune.run(args)
-    distributed.launched()  # before torch is imported
-    from evaluation.checks import Settings
+    fiducial.launched()  # before torch is imported
+    from fiducial.evaluation.checks import Settings
 
     names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
     settings = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"keep_features": not args.no_cache}
@@ -265,7 +262,7 @@ def carry_out(args: argparse.Namespace) -> None:
         if (path := getattr(args, name, None))
     ]
     check_outputs(args, inputs)
-    with distributed.init(args.device) as group:
+    with fiducial.init(args.device) as group:
         (calculate if args.command == "calc" else make)(args, settings, group)
 
 
@@ -277,7 +274,7 @@ def fetch_all(names: list[str], cache_dir: Path | None) -> None:
     """
     if unknown := [name for name in names if name not in (*PUBLISHED, "dinov2")]:
         raise UserError(f"fetch {unknown[0]}: no such reference; choose from {', '.join(PUBLISHED)}, or dinov2 for its weights")
-    from evaluation import dinov2, inception, published
+    from fiducial.evaluation import dinov2, inception, published
 
     wanted = {"Inception": partial(inception.fetch, cache_dir)}
     for name in names:
@@ -287,9 +284,9 @@ def fetch_all(names: list[str], cache_dir: Path | None) -> None:
 
 
 def compare_all(args: argparse.Namespace) -> None:
-    from evaluation.choice import choose_results, find_results
-    from evaluation.compare import compare
-    from evaluation.wording import deliver
+    from fiducial.evaluation.choice import choose_results, find_results
+    from fiducial.evaluation.compare import compare
+    from fiducial.evaluation.wording import deliver
 
     files, without = find_results(args.runs)
     check_outputs(args, [*files, *args.runs])
@@ -298,8 +295,8 @@ def compare_all(args: argparse.Namespace) -> None:
 
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
-    from evaluation.calc import Evaluation
-    from evaluation.remarks import SAMPLES, look_at, open_samples, require_levels
+    from fiducial.evaluation.calc import Evaluation
+    from fiducial.evaluation.remarks import SAMPLES, look_at, open_samples, require_levels
 
     check_image_size(args.image_size)
     to_come = args.dry_run and not args.samples.exists()
@@ -326,12 +323,12 @@ def check_image_size(size: int | None) -> None:
 
 
 def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
-    from evaluation.calc import make_reference
-    from evaluation.features import load_extractor, weights_of
-    from evaluation.images import open_images
-    from evaluation.references import holds_statistics, write_reference
-    from evaluation.remarks import look_at, remarks, repeated, require_levels, tell, weights_unlike_published
-    from evaluation.wording import warnings_left
+    from fiducial.evaluation.calc import make_reference
+    from fiducial.evaluation.features import load_extractor, weights_of
+    from fiducial.evaluation.images import open_images
+    from fiducial.evaluation.references import holds_statistics, write_reference
+    from fiducial.evaluation.remarks import look_at, remarks, repeated, require_levels, tell, weights_unlike_published
+    from fiducial.evaluation.wording import warnings_left
 
     check_image_size(args.image_size)
     if args.features < 0:
@@ -360,5 +357,5 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.user_errors():
+    with fiducial.user_errors():
         run(build_parser().parse_args())

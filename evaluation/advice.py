@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import open_regular
-from evaluation.image_files import kind_of
-from evaluation.runs import MANIFEST
+from fiducial import open_regular
+from fiducial.evaluation.image_files import kind_of
+from fiducial.evaluation.runs import MANIFEST
 
 LOOKED_INTO = 512  # bytes of a file
 FILES = 20  # of a folder, that are looked into

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from distributed import Group, UserError, printable, read_json
-from distributed.classes import names_sha256
-from distributed.classes import read as read_names
-from evaluation.checks import (
+from fiducial import Group, UserError, printable, read_json
+from fiducial.classes import names_sha256
+from fiducial.classes import read as read_names
+from fiducial.evaluation.checks import (
     Settings,
     check_class_names,
     check_protocol,
@@ -33,14 +33,14 @@ from evaluation.checks import (
     warnings,
     warnings_of_classes,
 )
-from evaluation.extraction import Features, extract, plain_float32
-from evaluation.features import Extractor, load_extractor, weights_of
-from evaluation.image_files import NeedsCrop
-from evaluation.images import Images, open_images
-from evaluation.memorisation import Memorisation, memorisation
-from evaluation.metrics import frechet_distance
-from evaluation.numbering import within_one_folder
-from evaluation.protocols import (
+from fiducial.evaluation.extraction import Features, extract, plain_float32
+from fiducial.evaluation.features import Extractor, load_extractor, weights_of
+from fiducial.evaluation.image_files import NeedsCrop
+from fiducial.evaluation.images import Images, open_images
+from fiducial.evaluation.memorisation import Memorisation, memorisation
+from fiducial.evaluation.metrics import frechet_distance
+from fiducial.evaluation.numbering import within_one_folder
+from fiducial.evaluation.protocols import (
     FIDELITY_SEED,
     FROM_FEATURES,
     PROTOCOLS,
@@ -48,8 +48,8 @@ from evaluation.protocols import (
     WITHOUT_REFERENCE,
     called,
 )
-from evaluation.references import Provenance, Reference, find_reference
-from evaluation.remarks import (
+from fiducial.evaluation.references import Provenance, Reference, find_reference
+from fiducial.evaluation.remarks import (
     REFERENCE,
     SAMPLES,
     look_at,
@@ -60,14 +60,14 @@ from evaluation.remarks import (
     tell,
     weights_unlike_published,
 )
-from evaluation.report import Grid, Metric, Result
-from evaluation.results import LARGEST
-from evaluation.runs import ClassNames, find_names, find_run
-from evaluation.scores import Scorer, Scores
-from evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.report import Grid, Metric, Result
+from fiducial.evaluation.results import LARGEST
+from fiducial.evaluation.runs import ClassNames, find_names, find_run
+from fiducial.evaluation.scores import Scorer, Scores
+from fiducial.evaluation.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
-    from evaluation.online import Seen
+    from fiducial.evaluation.online import Seen
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
@@ -118,7 +118,7 @@ class Evaluation:
             image_size: of the samples, so that a published reference of another size is not fetched, and training images are
                 cropped to it.
             crop: to which a reference's files of images are cropped, as the samples' are.
-            class_names: of the samples, as `distributed.classes.read` takes them; without, those of the run that drew them.
+            class_names: of the samples, as `fiducial.classes.read` takes them; without, those of the run that drew them.
 
         Raises:
             UserError: in one sentence, if something is missing or does not fit.

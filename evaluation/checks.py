@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distributed import Group, UserError, default_cache, unwritable
-from distributed.classes import difference
-from evaluation.extraction import temporary_cache
-from evaluation.features import EXTRACTORS, Extractor, Outputs
-from evaluation.images import Images
-from evaluation.metrics import PER_DIMENSION
-from evaluation.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS
-from evaluation.protocols import (
+from fiducial import Group, UserError, default_cache, unwritable
+from fiducial.classes import difference
+from fiducial.evaluation.extraction import temporary_cache
+from fiducial.evaluation.features import EXTRACTORS, Extractor, Outputs
+from fiducial.evaluation.images import Images
+from fiducial.evaluation.metrics import PER_DIMENSION
+from fiducial.evaluation.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS
+from fiducial.evaluation.protocols import (
     ADM_IS_BLOCK,
     BY_DEFAULT,
     FIDELITY_IS_SPLITS,
@@ -29,13 +29,13 @@ from evaluation.protocols import (
     REFUSED,
     called,
 )
-from evaluation.published import PUBLISHED
-from evaluation.references import ADM_KIND, Reference
-from evaluation.remarks import SAMPLES, remarks
-from evaluation.runs import ClassNames, names_beside
+from fiducial.evaluation.published import PUBLISHED
+from fiducial.evaluation.references import ADM_KIND, Reference
+from fiducial.evaluation.remarks import SAMPLES, remarks
+from fiducial.evaluation.runs import ClassNames, names_beside
 
 if TYPE_CHECKING:
-    from evaluation.scores import Scores
+    from fiducial.evaluation.scores import Scores
 
 CLASSES_SHOWN = 5  # that a warning names
 ASTRAY = 0.1  # of all classes, from which on they may be numbered wrongly

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from distributed import UserError, printable
-from evaluation.compare import unfit
-from evaluation.results import Known, find_result, read_result
+from fiducial import UserError, printable
+from fiducial.evaluation.compare import unfit
+from fiducial.evaluation.results import Known, find_result, read_result
 
 
 def find_results(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from distributed import UserError, about, printable
-from evaluation.intervals import Estimate, estimate
-from evaluation.page import comparison_page
-from evaluation.protocols import UNITS
-from evaluation.results import Known, Value
-from evaluation.wording import between, number, signed
+from fiducial import UserError, about, printable
+from fiducial.evaluation.intervals import Estimate, estimate
+from fiducial.evaluation.page import comparison_page
+from fiducial.evaluation.protocols import UNITS
+from fiducial.evaluation.results import Known, Value
+from fiducial.evaluation.wording import between, number, signed
 
 FORMAT = "fiducial-comparison-1"
 SEED = "global_seed"  # in a run's identity

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distributed import Group, UserError, download, no_file
+from fiducial import Group, UserError, download, no_file
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"  # no hash of it is known here
 DIMENSION = 1024

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distributed import (
+from fiducial import (
     Group,
     UserError,
     file_sha256,
@@ -36,11 +36,11 @@ from distributed import (
     remove_leftovers,
     write_whole,
 )
-from distributed.cache import FEATURES_MARK, hold, release
-from evaluation.features import Extractor
-from evaluation.image_files import DAMAGED_ARCHIVE
-from evaluation.images import Images, read_ahead
-from evaluation.statistics import FeatureStatistics
+from fiducial.cache import FEATURES_MARK, hold, release
+from fiducial.evaluation.features import Extractor
+from fiducial.evaluation.image_files import DAMAGED_ARCHIVE
+from fiducial.evaluation.images import Images, read_ahead
+from fiducial.evaluation.statistics import FeatureStatistics
 
 FORMAT = "fiducial-features-3"
 FEATURES, SPATIAL, PIXELS = "features.f32", "spatial.f32", "pixels.sha256"

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from distributed import Group, UserError, file_sha256
-from distributed.memory import keep_freed_memory
-from evaluation import dinov2, inception
+from fiducial import Group, UserError, file_sha256
+from fiducial.evaluation import dinov2, inception
+from fiducial.memory import keep_freed_memory
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CUDA_CHUNK = 64  # images at once on a GPU

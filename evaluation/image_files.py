@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from distributed import UserError, open_regular
+from fiducial import UserError, open_regular
 
 # What zipfile and numpy raise on damaged archives, between them.
 DAMAGED_ARCHIVE = (

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
-from distributed import UserError, file_sha256, no_file, open_regular, shown
-from evaluation.advice import advice_on, held_instead, in_words, on_array, on_missing
-from evaluation.image_files import (
+from fiducial import UserError, file_sha256, no_file, open_regular, shown
+from fiducial.evaluation.advice import advice_on, held_instead, in_words, on_array, on_missing
+from fiducial.evaluation.image_files import (
     BEGINNING,
     DAMAGED_ARCHIVE,
     MAX_FILE,
@@ -34,11 +34,11 @@ from evaluation.image_files import (
     read_image,
     sort_out,
 )
-from evaluation.levels import LOOKED_AT, Levels, look
-from evaluation.numbering import Numbering, labels_of_folders, numbering_of_folders
+from fiducial.evaluation.levels import LOOKED_AT, Levels, look
+from fiducial.evaluation.numbering import Numbering, labels_of_folders, numbering_of_folders
 
 if TYPE_CHECKING:
-    from evaluation.tables import Table
+    from fiducial.evaluation.tables import Table
 
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
 MAX_HEADER = 4096  # bytes of an npy header's text
@@ -112,7 +112,7 @@ class Images:
 
     @cached_property
     def levels(self) -> Levels:
-        """What levels the first images have, of more where those look like a cast; see `evaluation.levels`.
+        """What levels the first images have, of more where those look like a cast; see `fiducial.evaluation.levels`.
 
         Raises:
             UserError: naming a file among them that is damaged, or not like the others.
@@ -240,7 +240,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
     Raises:
         UserError: if there is nothing there, or it is not uint8 RGB images.
     """
-    from evaluation.tables import PARQUET, open_table
+    from fiducial.evaluation.tables import PARQUET, open_table
 
     if path.suffix == PARQUET and path.is_file():
         return open_table(path, crop)
@@ -258,7 +258,7 @@ def open_images(path: Path, crop: int | None = None) -> Images:
 
 
 def _open_folder(path: Path, crop: int | None) -> Images:
-    from evaluation.tables import PARQUET, is_saved, open_table
+    from fiducial.evaluation.tables import PARQUET, is_saved, open_table
 
     def beginning(name: str) -> bytes:
         try:

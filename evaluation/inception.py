@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distributed import Group, UserError, download, no_file
+from fiducial import Group, UserError, download, no_file
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 PUBLISHED_SHA256 = "6726825d"  # the first digits, which the published file carries in its name

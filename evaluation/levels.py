@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distributed import UserError
+from fiducial import UserError
 
 LOOKED_AT = 16  # images whose levels are looked at; more, where some of those look like a cast
 CASTS = frozenset({0, 1, 255})  # levels that values of 0 to 1 become, or of -1 to 1 by way of int8

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from distributed import Group
-from evaluation.intervals import Estimate, share
-from evaluation.neighbours import Chosen, Pairs, closest, nearest
+from fiducial import Group
+from fiducial.evaluation.intervals import Estimate, share
+from fiducial.evaluation.neighbours import Chosen, Pairs, closest, nearest
 
 SHOWN = 10  # pairs
 

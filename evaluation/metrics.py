@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.linalg
 
-from distributed import Group
-from evaluation.intervals import ROUNDING, Estimate, error_of_mean, estimate
-from evaluation.statistics import FeatureStatistics, divergences_from, mean_divergence
+from fiducial import Group
+from fiducial.evaluation.intervals import ROUNDING, Estimate, error_of_mean, estimate
+from fiducial.evaluation.statistics import FeatureStatistics, divergences_from, mean_divergence
 
 if TYPE_CHECKING:
-    from evaluation.extraction import Rows
+    from fiducial.evaluation.extraction import Rows
 
 ROWS = 2048  # that are worked on at once
 BLOCK_COUNTS = (1, 2, 3, 4)  # FID against N: of all samples, of halves, of thirds, of quarters

@@ -11,8 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed import Group, progress_bar
-from evaluation.intervals import GROUPS, Estimate, error_of_mean, estimate, groups_of, jackknife_error, kept_groups, share
+from fiducial import Group, progress_bar
+from fiducial.evaluation.intervals import (
+    GROUPS,
+    Estimate,
+    error_of_mean,
+    estimate,
+    groups_of,
+    jackknife_error,
+    kept_groups,
+    share,
+)
 
 NEIGHBOURS = 3  # k of precision and recall; an image is its own nearest neighbour, so the radius is the 4th smallest distance
 DENSITY_NEIGHBOURS = 5  # k of density and coverage

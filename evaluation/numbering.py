@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from distributed import printable
-from distributed.classes import IMAGENET_CLASSES, imagenet, spelt
+from fiducial import printable
+from fiducial.classes import IMAGENET_CLASSES, imagenet, spelt
 
 MOST_CLASSES = 1 << 15  # of folders or in a file; more folders than that are no classes
 LONGEST = 255  # characters of a folder's name

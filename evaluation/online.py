@@ -1,6 +1,6 @@
 """Scoring images as they are made: in a sampler, or in a training loop, without files of images.
 
-from evaluation import Evaluator
+from fiducial.evaluation import Evaluator
 
 evaluator = Evaluator("digits")
 for images, labels in batches:                   # (N, 3, H, W) uint8
@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import distributed
-from distributed import Group, UserError, default_cache
-from distributed.classes import from_mapping
-from evaluation import levels
-from evaluation.advice import on_array, on_values
-from evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
-from evaluation.checks import Settings, check_size
-from evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
-from evaluation.images import MAX_PIXELS
-from evaluation.page import picture
-from evaluation.report import Grid, Result
+import fiducial
+from fiducial import Group, UserError, default_cache
+from fiducial.classes import from_mapping
+from fiducial.evaluation import levels
+from fiducial.evaluation.advice import on_array, on_values
+from fiducial.evaluation.calc import GRID_COLUMNS, GRID_ROWS, Evaluation
+from fiducial.evaluation.checks import Settings, check_size
+from fiducial.evaluation.extraction import DIGEST, FEATURES, PIXELS, SPATIAL, gathered, plain_float32, temporary_cache
+from fiducial.evaluation.images import MAX_PIXELS
+from fiducial.evaluation.page import picture
+from fiducial.evaluation.report import Grid, Result
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
 NONE = -1  # as an index or a label: none was given
@@ -38,7 +38,7 @@ NONE = -1  # as an index or a label: none was given
 
 @dataclass(frozen=True)
 class Seen:
-    """Images that are gone, as far as a result speaks of them, like `evaluation.images.Images`."""
+    """Images that are gone, as far as a result speaks of them, like `fiducial.evaluation.images.Images`."""
 
     path: Path
     count: int
@@ -61,7 +61,7 @@ class Evaluator:
 
     Args:
         ref: as `--ref` of `python -m evaluation calc`; None if no metric needs one.
-        group: the ranks, from `distributed.init()`, which is called if it is left out; several evaluators can share one.
+        group: the ranks, from `fiducial.init()`, which is called if it is left out; several evaluators can share one.
         settings: protocol, metrics and the cache, which all ranks see.
         extractor, inception_weights, dinov2_weights: as the options of these names.
         name: what the result calls the samples.
@@ -90,7 +90,7 @@ class Evaluator:
         class_names: Sequence[str] = (),
     ):
         if evaluation is None:
-            settings, group = settings or Settings(), group or distributed.init()
+            settings, group = settings or Settings(), group or fiducial.init()
             files = inception_weights, image_size, dinov2_weights, train
             evaluation = Evaluation.prepare(ref, group, settings, extractor, *files)
         if evaluation.exact:

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import described
-from evaluation.plots import Bar, bars_figure, curve_figure, dots_figure, pair_figure, svg
-from evaluation.wording import between, counted, number, signed
+from fiducial import described
+from fiducial.evaluation.plots import Bar, bars_figure, curve_figure, dots_figure, pair_figure, svg
+from fiducial.evaluation.wording import between, counted, number, signed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from evaluation.compare import Comparison, Row
-    from evaluation.memorisation import Memorisation
-    from evaluation.report import Grid, Metric, Result
-    from evaluation.runs import ClassNames, Run
+    from fiducial.evaluation.compare import Comparison, Row
+    from fiducial.evaluation.memorisation import Memorisation
+    from fiducial.evaluation.report import Grid, Metric, Result
+    from fiducial.evaluation.runs import ClassNames, Run
 
 BARS = 30  # classes that are shown
 PAIRS = (("recall", "precision"), ("coverage", "density"))  # the horizontal and the vertical axis

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from distributed import printable
+from fiducial import printable
 
 if TYPE_CHECKING:  # matplotlib is imported where a figure is made: no command waits for it without need
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is made: no command w
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from evaluation.metrics import Curve
+    from fiducial.evaluation.metrics import Curve
 
 INK, ACCENT, LINE = "#010203", "#040506", "#070809"  # stand-ins for the page's colours
 COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", LINE: "var(--line)"}
@@ -47,7 +47,7 @@ class Bar:
 
 def curve_figure(curve: "Curve", label: str) -> "Figure":
     """FID against 1 / N: the points, the line through the first three, and where it ends, with its interval."""
-    from evaluation.metrics import FITTED
+    from fiducial.evaluation.metrics import FITTED
 
     whole = curve.counts[0]
     with _figure(WIDTH, 230) as (figure, axes):

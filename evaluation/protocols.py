@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evaluation.features import Extractor
+    from fiducial.evaluation.features import Extractor
 
 ADM_IS_BLOCK = 5000
 FIDELITY_IS_SPLITS = 10

@@ -4,8 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
-from distributed import UserError, default_cache, say
-from distributed.cache import KINDS, PUBLISHED, Entry, chosen, entries, remove
+from fiducial import UserError, default_cache, say
+from fiducial.cache import KINDS, PUBLISHED, Entry, chosen, entries, remove
 
 SECONDS = {"h": 3600, "d": 86400, "w": 604800}
 BYTES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}

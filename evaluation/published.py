@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import REFERENCES, default_cache, download
+from fiducial import REFERENCES, default_cache, download
 
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 

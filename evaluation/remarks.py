@@ -6,16 +6,16 @@ Before anything is computed, what can be no images of a model is refused.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import Group, UserError, warn
-from evaluation import levels
-from evaluation.extraction import Features
-from evaluation.features import Extractor
-from evaluation.images import Images, open_images
-from evaluation.references import Reference, holds_statistics
-from evaluation.runs import count_of_run
+from fiducial import Group, UserError, warn
+from fiducial.evaluation import levels
+from fiducial.evaluation.extraction import Features
+from fiducial.evaluation.features import Extractor
+from fiducial.evaluation.images import Images, open_images
+from fiducial.evaluation.references import Reference, holds_statistics
+from fiducial.evaluation.runs import count_of_run
 
 if TYPE_CHECKING:
-    from evaluation.online import Seen
+    from fiducial.evaluation.online import Seen
 
 SAMPLES, REFERENCE = "samples", "reference images"
 REPEATED = 0.01  # of a training set's images, from which on repeats are told

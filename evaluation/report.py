@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import about, printable
-from evaluation.memorisation import Memorisation
-from evaluation.metrics import Curve
-from evaluation.page import picture, report_page
-from evaluation.protocols import UNITS
-from evaluation.runs import ClassNames, Run
-from evaluation.scores import ClassScore
-from evaluation.wording import RESULT_FORMAT, between, counted, deliver, number, warnings_left
+from fiducial import about, printable
+from fiducial.evaluation.memorisation import Memorisation
+from fiducial.evaluation.metrics import Curve
+from fiducial.evaluation.page import picture, report_page
+from fiducial.evaluation.protocols import UNITS
+from fiducial.evaluation.runs import ClassNames, Run
+from fiducial.evaluation.scores import ClassScore
+from fiducial.evaluation.wording import RESULT_FORMAT, between, counted, deliver, number, warnings_left
 
 OWN_FORM = (
     "grid",

@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import UserError, no_file, printable, read_json
-from evaluation.intervals import Estimate
-from evaluation.protocols import LABELS
-from evaluation.wording import RESULT_FORMAT
+from fiducial import UserError, no_file, printable, read_json
+from fiducial.evaluation.intervals import Estimate
+from fiducial.evaluation.protocols import LABELS
+from fiducial.evaluation.wording import RESULT_FORMAT
 
 LARGEST = 1 << 24  # bytes of a file
 LONGEST = 200  # characters of a text

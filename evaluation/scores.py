@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from distributed import Group, UserError
-from evaluation.checks import Settings, looks_sorted
-from evaluation.extraction import Features
-from evaluation.features import Extractor
-from evaluation.intervals import ENOUGH, Estimate, estimate, without_interval
-from evaluation.metrics import (
+from fiducial import Group, UserError
+from fiducial.evaluation.checks import Settings, looks_sorted
+from fiducial.evaluation.extraction import Features
+from fiducial.evaluation.features import Extractor
+from fiducial.evaluation.intervals import ENOUGH, Estimate, estimate, without_interval
+from fiducial.evaluation.metrics import (
     Curve,
     frechet_curve,
     frechet_distance,
@@ -22,9 +22,9 @@ from evaluation.metrics import (
     kernel_distance,
     vendi_score,
 )
-from evaluation.neighbours import neighbourhoods
-from evaluation.numbering import UNPAIRED, Pairing, mispaired, pair, within_one_folder
-from evaluation.protocols import (
+from fiducial.evaluation.neighbours import neighbourhoods
+from fiducial.evaluation.numbering import UNPAIRED, Pairing, mispaired, pair, within_one_folder
+from fiducial.evaluation.protocols import (
     ADM_IS_BLOCK,
     FIDELITY_IS_SPLITS,
     FIDELITY_SEED,
@@ -33,8 +33,8 @@ from evaluation.protocols import (
     SHARES,
     SHUFFLE_SEED,
 )
-from evaluation.references import Reference
-from evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.references import Reference
+from fiducial.evaluation.statistics import FeatureStatistics
 
 MOST = 0.5  # of all classes; where more lie nearer to another, they are paired wrongly
 LOGITS_CHUNK = 1000  # images whose logits exist at once

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from distributed import Group
+from fiducial import Group
 
 CHUNK = 1024  # rows added at once: the scatter matrix is gone through once for so many
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from distributed import UserError, require_file
-from evaluation.image_files import is_hidden, one_line, read_image
-from evaluation.images import Images, files_in
+from fiducial import UserError, require_file
+from fiducial.evaluation.image_files import is_hidden, one_line, read_image
+from fiducial.evaluation.images import Images, files_in
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
 PARQUET = ".parquet"

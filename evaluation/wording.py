@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from distributed import STDOUT, UserError, say, say_result, write_whole
+from fiducial import STDOUT, UserError, say, say_result, write_whole
 
 RESULT_FORMAT = "fiducial-result-3"
 MOST_DECIMALS = 12

@@ -8,14 +8,11 @@ inspect exits with 0 if sample_ddp.py takes what it looked at, 1 if not, with th
 cannot be used or had.
 """
 
-if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
-
 import argparse
 import sys
 
-from distributed import Parser, user_errors
-from models import conversion, fetch, inspection
+from fiducial import Parser, user_errors
+from fiducial.models import conversion, fetch, inspection
 
 COMMANDS = {"inspect": inspection, "convert": conversion, "fetch": fetch}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from distributed import UserError, quoted
-from models.diffusers_form import EMBEDDERS, ENDS, IN_BLOCKS, POSITIONS, State, depth_of
+from fiducial import UserError, quoted
+from fiducial.models.diffusers_form import EMBEDDERS, ENDS, IN_BLOCKS, POSITIONS, State, depth_of
 
 PLAIN = "plain"  # weights that have no name in their file
 USUAL = ("ema", "model", "state_dict")  # the names that are looked for first

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import CHECKPOINTS, UserError, default_cache, download
-from models import hub
+from fiducial import CHECKPOINTS, UserError, default_cache, download
+from fiducial.models import hub
 
 OFFICIAL = "https://dl.fbaipublicfiles.com/DiT/models"
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # endings of a file of weights, which no hub id has

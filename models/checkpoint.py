@@ -15,16 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distributed import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
-from models import candidates, hub
-from models.candidates import PLAIN
-from models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
-from models.dit import DIT_SIZES, DiT, DiT_models
-from models.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
-from models.other_files import what_else
-from models.said import Said, number, options_of
-from models.said import read as read_said
-from models.unpickling import require_stored, unpickle
+from fiducial import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
+from fiducial.models import candidates, hub
+from fiducial.models.candidates import PLAIN
+from fiducial.models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
+from fiducial.models.dit import DIT_SIZES, DiT, DiT_models
+from fiducial.models.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
+from fiducial.models.other_files import what_else
+from fiducial.models.said import Said, number, options_of
+from fiducial.models.said import read as read_said
+from fiducial.models.unpickling import require_stored, unpickle
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distributed import MIRROR, UserError, download, fetch_each, say
-from models.catalogue import CATALOGUE
+from fiducial import MIRROR, UserError, download, fetch_each, say
+from fiducial.models.catalogue import CATALOGUE
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: in the end, if some failed.
     """
-    from models import autoencoder
+    from fiducial.models import autoencoder
 
     published, cache_dir = CATALOGUE[args.preset], args.cache_dir and args.cache_dir.absolute()
     failed = fetch_each(

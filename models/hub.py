@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from distributed import OFFLINE, UserError, no_file, read_text
+from fiducial import OFFLINE, UserError, no_file, read_text
 
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import UserError, say, stdout_kept
-from distributed.classes import names_of_checkpoint
+from fiducial import UserError, say, stdout_kept
+from fiducial.classes import names_of_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.autoencoder import VaeFiles
-    from models.checkpoint import Checkpoint
+    from fiducial.models.autoencoder import VaeFiles
+    from fiducial.models.checkpoint import Checkpoint
 
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
@@ -75,8 +75,8 @@ def inspect(path: Path, probed: bool = False, weights_key: str | None = None) ->
 
 def is_autoencoder(folder: Path) -> bool:
     """Whether a folder says of itself that it is an autoencoder, of whichever kind."""
-    from models.autoencoder import CONFIG_FILE
-    from models.checkpoint import read_json
+    from fiducial.models.autoencoder import CONFIG_FILE
+    from fiducial.models.checkpoint import read_json
 
     try:
         return "Autoencoder" in str(read_json(folder / CONFIG_FILE).get("_class_name"))
@@ -85,8 +85,8 @@ def is_autoencoder(folder: Path) -> bool:
 
 
 def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dict[str, str | int | bool | None]:
-    from models import autoencoder, checkpoint, label_table
-    from models.diffusers_form import has_own_embedders
+    from fiducial.models import autoencoder, checkpoint, label_table
+    from fiducial.models.diffusers_form import has_own_embedders
 
     found = checkpoint.read(path, weights_key)
     shape = checkpoint.describe(found.state, path)
@@ -148,7 +148,7 @@ def folder_beside(path: Path) -> Path:
 
 def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "VaeFiles | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
-    from models import autoencoder, checkpoint
+    from fiducial.models import autoencoder, checkpoint
 
     try:
         checkpoint.require_dit(found, path)
@@ -166,7 +166,7 @@ def ask(path: Path, shape: dict, network: str, weights_key: str | None) -> tuple
     """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
-    from models import checkpoint, probe
+    from fiducial.models import checkpoint, probe
 
     cpu = torch.device("cpu")
     dit = checkpoint.load_dit(path, **shape, device=cpu, network=network, weights_key=weights_key)
@@ -189,8 +189,8 @@ def inspect_autoencoder(folder: Path) -> dict[str, str | int | float]:
     """Loads it too, because only that shows whether weights and configuration belong together."""
     import torch
 
-    from models import autoencoder
-    from models.checkpoint import read_safetensors
+    from fiducial.models import autoencoder
+    from fiducial.models.checkpoint import read_safetensors
 
     files = autoencoder.inspect(folder)
     autoencoder.load(folder, torch.device("cpu"))

@@ -5,8 +5,8 @@ Shapes alone do not tell 17 classes without a null label from 16 with one; what 
 
 from pathlib import Path
 
-from distributed import UserError
-from models.checkpoint import Checkpoint, describe
+from fiducial import UserError
+from fiducial.models.checkpoint import Checkpoint, describe
 
 TABLE = "y_embedder.embedding_table.weight"
 

@@ -3,8 +3,8 @@
 import zipfile
 from pathlib import Path
 
-from distributed import open_regular
-from models.unpickling import BoundedFile
+from fiducial import open_regular
+from fiducial.models.unpickling import BoundedFile
 
 AT_MOST = 512  # bytes that are looked at
 OLDER = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save began files with before its zip format

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distributed import UserError
-from models.dit import DiT
+from fiducial import UserError
+from fiducial.models.dit import DiT
 
 PURE_NOISE, HALFWAY = 999, 500  # timesteps
 LATENTS = 4  # each of another class, one at a time, so that it takes no more memory than drawing one image

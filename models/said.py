@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from distributed import UserError
-from distributed.classes import from_mapping
+from fiducial import UserError
+from fiducial.classes import from_mapping
 
 ARGUMENTS = ("args", "hyper_parameters", "config")  # as training scripts call them, and Lightning
 LARGEST_NUMBER = 1 << 62  # of steps or classes; what is beyond says nothing

@@ -11,17 +11,14 @@ command restores or redraws what is damaged. Both exit with 2 if there is no suc
 to do about each problem, and exits with 1 if there is one.
 """
 
-if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
-
 import argparse
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import distributed
-from distributed import Parser, progress_bar, say, user_errors
+import fiducial
+from fiducial import Parser, progress_bar, say, user_errors
 
 SHOWN = 20  # damaged images that are named
 
@@ -46,15 +43,15 @@ def build_parser() -> Parser:
 
 
 def show_doctor(args: argparse.Namespace) -> int:
-    distributed.launched()  # before torch is imported
-    from sampling.doctor import doctor
+    fiducial.launched()  # before torch is imported
+    from fiducial.sampling.doctor import doctor
 
-    with distributed.init(args.device) as group:
+    with fiducial.init(args.device) as group:
         return doctor(group, args.sample_dir, args.cache_dir)
 
 
 def show_status(folder: Path, as_json: bool) -> int:
-    from sampling.status import status
+    from fiducial.sampling.status import status
 
     found = status(folder)
     if as_json:
@@ -66,8 +63,8 @@ def show_status(folder: Path, as_json: bool) -> int:
 
 
 def show_verify(folder: Path) -> int:
-    from sampling.output import mixed_up
-    from sampling.status import require_manifest, status, verify
+    from fiducial.sampling.output import mixed_up
+    from fiducial.sampling.status import require_manifest, status, verify
 
     count, wrong = require_manifest(folder)["num_fid_samples"], 0
     with progress_bar(count, "verifying") as bar:
@@ -89,7 +86,7 @@ def main() -> int:
     args = build_parser().parse_args()
     if args.command == "doctor":
         return show_doctor(args)
-    from sampling.disk import explained
+    from fiducial.sampling.disk import explained
 
     try:
         return look(args)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import open_regular, open_to_write
+from fiducial import open_regular, open_to_write
 
 PIXELS_AT = 65536  # a whole number of pages on any machine
 MEMBER, LABELS = b"arr_0.npy", b"arr_1.npy"

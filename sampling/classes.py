@@ -3,9 +3,9 @@
 import difflib
 import re
 
-from distributed import UserError, quoted
-from distributed.classes import ClassNames
-from sampling.plan import LABEL_MODES
+from fiducial import UserError, quoted
+from fiducial.classes import ClassNames
+from fiducial.sampling.plan import LABEL_MODES
 
 CLOSEST = 3  # names that are suggested for a misspelt one
 COMMA = re.compile(r"(?<!\\),")

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed import UserError
-from sampling.classes import has_names
-from sampling.plan import parse_labels
+from fiducial import UserError
+from fiducial.sampling.classes import has_names
+from fiducial.sampling.plan import parse_labels
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import yaml
 
-from distributed import UserError, decode_json, read_text
-from sampling import output
-from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
-from sampling.parts import in_json
-from sampling.plan import LONGEST_SPEC
+from fiducial import UserError, decode_json, read_text
+from fiducial.sampling import output
+from fiducial.sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from fiducial.sampling.parts import in_json
+from fiducial.sampling.plan import LONGEST_SPEC
 
 NOT_IN_A_FILE = ("help", "config", "dry_run")  # what one call does, not what a run is
 NULL, BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from distributed import (
+from fiducial import (
     CHECKPOINTS,
     REFERENCES,
     ZIPPED,
@@ -35,10 +35,10 @@ from distributed import (
     say,
     write_whole,
 )
-from models import autoencoder, hub
-from sampling import disk, memory, numerics
-from sampling.config import SamplingConfig
-from sampling.lock import Lock, await_token
+from fiducial.models import autoencoder, hub
+from fiducial.sampling import disk, memory, numerics
+from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling.lock import Lock, await_token
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 PYTHON = (3, 11)

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.prediction import is_guided
-from diffusion.samplers import SAMPLERS, Model, noise_draws
-from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from distributed import UserError, warn
-from models import autoencoder, checkpoint, probe
-from models.dit import DiT, guided_model
-from sampling import memory, numerics, plan
-from sampling.config import SamplingConfig
-from sampling.noise import NoiseStream
-from sampling.numerics import REFERENCE, Numerics
+from fiducial import UserError, warn
+from fiducial.diffusion.prediction import is_guided
+from fiducial.diffusion.samplers import SAMPLERS, Model, noise_draws
+from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from fiducial.models import autoencoder, checkpoint, probe
+from fiducial.models.dit import DiT, guided_model
+from fiducial.sampling import memory, numerics, plan
+from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.numerics import REFERENCE, Numerics
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

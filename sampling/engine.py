@@ -20,15 +20,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from distributed import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, warn, write_whole
-from distributed.classes import read as read_names
-from models import autoencoder, catalogue, checkpoint, probe
-from sampling import archive, disk, integrity, memory, numerics, output, plan, records
-from sampling.config import SamplingConfig
-from sampling.drawing import Drawer
-from sampling.lock import LOCK, Lock, await_token, read
-from sampling.noise import check_stream
-from sampling.prepare import Task, check_options, events_path, has_null_label, prepare, read_events, remove_events, told
+from fiducial import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, warn, write_whole
+from fiducial.classes import read as read_names
+from fiducial.models import autoencoder, catalogue, checkpoint, probe
+from fiducial.sampling import archive, disk, integrity, memory, numerics, output, plan, records
+from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling.drawing import Drawer
+from fiducial.sampling.lock import LOCK, Lock, await_token, read
+from fiducial.sampling.noise import check_stream
+from fiducial.sampling.prepare import Task, check_options, events_path, has_null_label, prepare, read_events, remove_events, told
 
 IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "images",

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.prediction import is_guided
-from distributed import Group, UserError, say
-from sampling import archive, disk, lock, memory, numerics, output, plan, records
-from sampling.config import SamplingConfig
-from sampling.drawing import Drawer, is_out_of_memory
-from sampling.engine import COMPILING_SECONDS, fetch, in_words, told_by_probing, vae_of_node
-from sampling.noise import check_stream
-from sampling.prepare import Task, examine, find_batch_size
+from fiducial import Group, UserError, say
+from fiducial.diffusion.prediction import is_guided
+from fiducial.sampling import archive, disk, lock, memory, numerics, output, plan, records
+from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling.drawing import Drawer, is_out_of_memory
+from fiducial.sampling.engine import COMPILING_SECONDS, fetch, in_words, told_by_probing, vae_of_node
+from fiducial.sampling.noise import check_stream
+from fiducial.sampling.prepare import Task, examine, find_batch_size
 
 TRIAL_SECONDS = 8.0  # that an evaluation and a decoding of the measured batch may take
 BATCH_SECONDS = 30.0  # that a batch may take to be drawn to the end

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import NO_FILE, no_file, read_bytes
-from sampling import archive, output, records
+from fiducial import NO_FILE, no_file, read_bytes
+from fiducial.sampling import archive, output, records
 
 CHECKED_AT_ONCE = 256
 THREADS = min(4, max(2, os.cpu_count() or 1))  # which decode PNGs, so that more than cores are slower

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from distributed import UserError, in_the_making, is_running, is_visible, open_regular, own_process, say
-from sampling.disk import gone
+from fiducial import UserError, in_the_making, is_running, is_visible, open_regular, own_process, say
+from fiducial.sampling.disk import gone
 
 LOCK = "lock"
 RENEW_SECONDS = 5.0

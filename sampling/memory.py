@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from distributed.memory import give_back_freed_memory
+from fiducial.memory import give_back_freed_memory
 
 SHARE = 0.8  # of what is free, so that what varies from batch to batch still fits
 MOST = {"cpu": 32, "cuda": 256}  # images: beyond these a batch is no faster, and a killed run loses more

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed import UserError
-from sampling.plan import philox
+from fiducial import UserError
+from fiducial.sampling.plan import philox
 
 NOISE_VERSION = "philox-v1"
 NOISE_STREAM = 0

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distributed import (
+from fiducial import (
     UserError,
     in_the_making,
     is_decodable,
@@ -35,11 +35,11 @@ from distributed import (
     require_place,
     write_whole,
 )
-from distributed.classes import names_sha256
-from sampling import archive, disk, records
-from sampling.config import LIMITS, fingerprint
-from sampling.parts import OF_EVERY_RUN, OF_FILES, in_json, require_parts
-from sampling.plan import parse_labels
+from fiducial.classes import names_sha256
+from fiducial.sampling import archive, disk, records
+from fiducial.sampling.config import LIMITS, fingerprint
+from fiducial.sampling.parts import OF_EVERY_RUN, OF_FILES, in_json, require_parts
+from fiducial.sampling.plan import parse_labels
 
 MANIFEST, ONLINE = "manifest.json", "online.json"
 MANIFEST_KIND = "fiducial-run-"

@@ -3,7 +3,7 @@
 import itertools
 import json
 
-from distributed import QUOTED
+from fiducial import QUOTED
 
 OBJECT, LIST, TEXT, COUNT, NUMBER = "an object", "a list", "text", "a whole number", "a number"
 SWITCH, NUMBER_OR_NULL = "true or false", "a number or null"

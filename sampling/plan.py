@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-LABEL_STREAM = 1  # second key word of the generator; `sampling.noise` uses another
+LABEL_STREAM = 1  # second key word of the generator; `fiducial.sampling.noise` uses another
 LABEL_MODES = ("random", "balanced", "null")
 LONGEST_SPEC = 1 << 19  # characters of a list of labels, which a manifest holds twice
 MOST_LABELS = 1 << 22  # that it comes to

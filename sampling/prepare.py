@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion.schedule import spaced_timesteps
-from distributed import (
+from fiducial import (
     Group,
     UserError,
     about,
@@ -32,17 +31,18 @@ from distributed import (
     unwritable,
     warn,
 )
-from distributed.classes import GUESSED, ClassNames, difference, names_of_checkpoint
-from models import autoencoder, candidates, checkpoint, label_table
-from models.dit import DiT_models
-from sampling import archive, classes, disk, numerics, output, records
-from sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
-from sampling.config_file import recorded
-from sampling.drawing import Drawer
-from sampling.lock import LOCK, Lock
-from sampling.memory import MOST
-from sampling.noise import NOISE_VERSION
-from sampling.numerics import RESOLVED, Numerics
+from fiducial.classes import GUESSED, ClassNames, difference, names_of_checkpoint
+from fiducial.diffusion.schedule import spaced_timesteps
+from fiducial.models import autoencoder, candidates, checkpoint, label_table
+from fiducial.models.dit import DiT_models
+from fiducial.sampling import archive, classes, disk, numerics, output, records
+from fiducial.sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from fiducial.sampling.config_file import recorded
+from fiducial.sampling.drawing import Drawer
+from fiducial.sampling.lock import LOCK, Lock
+from fiducial.sampling.memory import MOST
+from fiducial.sampling.noise import NOISE_VERSION
+from fiducial.sampling.numerics import RESOLVED, Numerics
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 TRYING_SECONDS = 300  # for the compiler to show that it works

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import open_regular, open_to_write, require_place
+from fiducial import open_regular, open_to_write, require_place
 
 ROW = np.dtype(
     [

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from distributed import (
+from fiducial import (
     Group,
     UserError,
     check_lengths,
@@ -34,14 +34,14 @@ from distributed import (
     say,
     write_whole,
 )
-from models import checkpoint
-from sampling import archive, disk, memory, output, plan
-from sampling.config import AUTO, SamplingConfig, fingerprint
-from sampling.config_file import recorded
-from sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session, told_by_probing
-from sampling.lock import Lock
-from sampling.numerics import RESOLVED, Numerics
-from sampling.prepare import (
+from fiducial.models import checkpoint
+from fiducial.sampling import archive, disk, memory, output, plan
+from fiducial.sampling.config import AUTO, SamplingConfig, fingerprint
+from fiducial.sampling.config_file import recorded
+from fiducial.sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session, told_by_probing
+from fiducial.sampling.lock import Lock
+from fiducial.sampling.numerics import RESOLVED, Numerics
+from fiducial.sampling.prepare import (
     SHORTER,
     Found,
     Task,

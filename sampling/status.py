@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed import NO_FILE, RESUMABLE, UserError, is_running, no_file, open_regular, own_process
-from sampling import archive, integrity, lock, output, plan, records
+from fiducial import NO_FILE, RESUMABLE, UserError, is_running, no_file, open_regular, own_process
+from fiducial.sampling import archive, integrity, lock, output, plan, records
 
 COMPLETE, FAILED = 0, 1
 STEP = 8192  # images looked at between two signs of life

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
 
 if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
+    import fiducial.interrupts  # noqa: F401 (before what takes time)
 
 import argparse
 import json
@@ -39,7 +39,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from distributed import STDOUT, Parser, UserError, require_ending, say_result, stdout_kept, user_errors
+from fiducial import STDOUT, Parser, UserError, require_ending, say_result, stdout_kept, user_errors
 from scripts import benchmark_evaluation as evaluating
 from scripts import benchmark_runs as runs
 from scripts import benchmark_sampling as drawing

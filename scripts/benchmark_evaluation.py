@@ -13,12 +13,12 @@ DIMENSION = 2048
 
 
 def extract_ours(work: Work, dtype: str) -> Measured:
-    import distributed
-    from evaluation.extraction import extract
-    from evaluation.features import load_extractor
-    from evaluation.images import open_images
+    import fiducial
+    from fiducial.evaluation.extraction import extract
+    from fiducial.evaluation.features import load_extractor
+    from fiducial.evaluation.images import open_images
 
-    group = distributed.init("cpu")
+    group = fiducial.init("cpu")
     extractor = load_extractor("inception", Path(work.weights), group, dtype)
     with tempfile.TemporaryDirectory() as cache:
         return seconds(lambda: extract(open_images(work.folder / "a"), extractor, group, 64, Path(cache)))
@@ -53,7 +53,7 @@ def covariances() -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def fid_ours(_: Work) -> Measured:
-    from evaluation.metrics import frechet_distance
+    from fiducial.evaluation.metrics import frechet_distance
 
     s1, s2, expected = covariances()
     mean, found = np.zeros(DIMENSION), []
@@ -77,10 +77,10 @@ def features(count: int, seed: int) -> np.ndarray:
 
 
 def precision_recall_ours(work: Work) -> Measured:
-    import distributed
-    from evaluation.neighbours import neighbourhoods
+    import fiducial
+    from fiducial.evaluation.neighbours import neighbourhoods
 
-    group, reference, samples = distributed.init("cpu"), features(work.reference, 0), features(work.samples, 1)
+    group, reference, samples = fiducial.init("cpu"), features(work.reference, 0), features(work.samples, 1)
     return memory_above(lambda: seconds(lambda: neighbourhoods(reference, samples, group)))
 
 
@@ -93,7 +93,7 @@ def precision_recall_torch_fidelity(work: Work) -> Measured:
 
 
 def everything_ours(work: Work) -> Measured:
-    from evaluation.__main__ import build_parser, run
+    from fiducial.evaluation.__main__ import build_parser, run
 
     arguments = ["calc", "a", "--ref", "b", "--protocol", "torch-fidelity", "--kid-subset-size", str(work.images)]
     options = ["--inception-weights", work.weights, "--no-cache", "--json", "ours.json"]

@@ -20,7 +20,7 @@ PROCESSES = 8  # that stand in for the ranks of one start
 
 def make_run(folder: Path, count: int, size: int, pictures: np.ndarray | None) -> None:
     """A finished run: PNGs, npz and records; with `pictures` repeated over the indices, or without PNGs and all black."""
-    from sampling import archive, output, records
+    from fiducial.sampling import archive, output, records
 
     folder.mkdir(parents=True)
     black = np.zeros((1, size, size, 3), dtype=np.uint8)
@@ -52,7 +52,7 @@ def pack_plainly(folder: Path, count: int) -> None:
     """What the scripts that people copy do, but for holding it all in memory."""
     from PIL import Image
 
-    from sampling import output
+    from fiducial.sampling import output
 
     with open(folder.parent / "plain.npy", "wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, 256, 256, 3)}
@@ -63,7 +63,7 @@ def pack_plainly(folder: Path, count: int) -> None:
 
 def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
     """The end of a run: each place is held against the records, filled from the PNG where need be, and the frame put around."""
-    from sampling import archive, integrity, records
+    from fiducial.sampling import archive, integrity, records
 
     reopen(folder, count, size)
     part = archive.part_path(folder)
@@ -82,7 +82,7 @@ def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
 
 def reopen(folder: Path, count: int, size: int) -> None:
     """Undoes `complete`, for the next turn."""
-    from sampling import archive
+    from fiducial.sampling import archive
 
     if archive.npz_path(folder).exists():
         os.replace(archive.npz_path(folder), archive.part_path(folder))
@@ -91,7 +91,7 @@ def reopen(folder: Path, count: int, size: int) -> None:
 
 def complete(folder: Path, count: int, size: int) -> None:
     """What rank 0 does alone: checksums of all, labels, directory."""
-    from sampling import archive, plan, records
+    from fiducial.sampling import archive, plan, records
 
     crcs, _ = records.summary(folder, count)
     labels = plan.labels("random", 1000, 0, 0, count)
@@ -101,9 +101,9 @@ def complete(folder: Path, count: int, size: int) -> None:
 
 def plan_work(folder: Path, count: int) -> None:
     """From the records, with nine of ten images done, to what one rank of many is to draw, as rank 0 and another find out."""
-    from sampling import plan, records
-    from sampling.numerics import REFERENCE
-    from sampling.prepare import Task
+    from fiducial.sampling import plan, records
+    from fiducial.sampling.numerics import REFERENCE
+    from fiducial.sampling.prepare import Task
 
     done = records.done(folder, count, {})
     assert 0.85 < done.mean() < 0.91
@@ -115,8 +115,8 @@ def plan_work(folder: Path, count: int) -> None:
 
 def undo_some(folder: Path, count: int) -> None:
     """Takes the rows of every tenth block away, and loads what the plan needs, which is no part of it."""
-    import sampling.prepare  # noqa: F401
-    from sampling import records
+    import fiducial.sampling.prepare  # noqa: F401
+    from fiducial.sampling import records
 
     with open(records.table_path(folder), "r+b") as table:
         for start in range(0, count, 10 * BLOCK):
@@ -126,7 +126,7 @@ def undo_some(folder: Path, count: int) -> None:
 
 def give_parts(folder: Path, count: int) -> None:
     """What 1,024 ranks have added when they drew every tenth block."""
-    from sampling import records
+    from fiducial.sampling import records
 
     (folder / "records").mkdir(exist_ok=True)
     row = records.row(0, b"", 0)
@@ -141,18 +141,18 @@ def give_parts(folder: Path, count: int) -> None:
 
 
 def merge_parts(folder: Path) -> None:
-    from sampling import records
+    from fiducial.sampling import records
 
     records.merge(folder, {1: RANKS})
 
 
 def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     """A whole run by one rank whose network takes no time, as the engine does it."""
-    import distributed
-    from sampling import archive, engine, records
-    from sampling.config import SamplingConfig
-    from sampling.numerics import REFERENCE
-    from sampling.prepare import Task
+    import fiducial
+    from fiducial.sampling import archive, engine, records
+    from fiducial.sampling.config import SamplingConfig
+    from fiducial.sampling.numerics import REFERENCE
+    from fiducial.sampling.prepare import Task
 
     folder.mkdir(parents=True, exist_ok=True)
     config = SamplingConfig(Path("none"), image_size=TINY, num_classes=1000, num_fid_samples=count, per_proc_batch_size=BLOCK)
@@ -161,7 +161,7 @@ def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     os.truncate(part, archive.slot(count, TINY))
     task = Task(folder, part, 1, "", 1, 4, "", "", REFERENCE, BLOCK, "random", np.zeros(count, dtype=bool))
     black = np.zeros((BLOCK, TINY, TINY, 3), dtype=np.uint8)
-    work = engine.Work(config, distributed.init("cpu"), task, with_png, None)
+    work = engine.Work(config, fiducial.init("cpu"), task, with_png, None)
     work.drawer.blocks = lambda starts, *_: ((start, black) for start in starts)
     work.draw(np.arange(-(-count // BLOCK)), ~task.done, lambda _: None)
     work.mend()
@@ -177,9 +177,9 @@ def start_ranks(ranks: int, count: int) -> list[int]:
     """
     import torch.distributed as dist
 
-    from distributed import Group, _meet
-    from sampling.numerics import REFERENCE
-    from sampling.prepare import Task
+    from fiducial import Group, _meet
+    from fiducial.sampling.numerics import REFERENCE
+    from fiducial.sampling.prepare import Task
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -202,8 +202,8 @@ def be_ranks() -> None:
     """Some ranks, one thread each; for `start_ranks`."""
     import torch.distributed as dist
 
-    from distributed import Group, _meet
-    from sampling.prepare import Task
+    from fiducial import Group, _meet
+    from fiducial.sampling.prepare import Task
 
     port, ranks, *own = map(int, sys.argv[1:])
 
@@ -224,13 +224,13 @@ def evaluate_stubs(folder: Path, _: int) -> None:
     """One pass over the npz of a run: hashes, and statistics of 64 features that take no time to compute."""
     import torch
 
-    import distributed
-    from evaluation.extraction import extract
-    from evaluation.features import Extractor
-    from evaluation.images import open_images
+    import fiducial
+    from fiducial.evaluation.extraction import extract
+    from fiducial.evaluation.features import Extractor
+    from fiducial.evaluation.images import open_images
 
     def features(images: torch.Tensor) -> tuple[torch.Tensor, None]:
         return images.flatten(1)[:, :64].float(), None
 
     stub = Extractor("stub", 64, "", torch.device("cpu"), features, lambda rows: rows, suffix="-stub", image_size=TINY)
-    extract(open_images(folder.with_name("run.npz")), stub, distributed.init("cpu"), 1000, folder.parent / "cache")
+    extract(open_images(folder.with_name("run.npz")), stub, fiducial.init("cpu"), 1000, folder.parent / "cache")

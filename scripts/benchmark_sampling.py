@@ -21,9 +21,9 @@ import torch
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
-    from sampling.drawing import Drawer
+    from fiducial.sampling.drawing import Drawer
 
-from distributed import UserError
+from fiducial import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG_SCALE = 1.5
@@ -66,7 +66,7 @@ class Drawing:
 def check(work: Drawing) -> None:
     """Raises UserError for a network that there is not, a GPU that is not here, or options that sample_ddp.py does not take."""
     import sample_ddp
-    from models import DiT_models
+    from fiducial.models import DiT_models
 
     if work.model not in DiT_models:
         raise UserError(f"--model {work.model}: no such model; choose from {', '.join(DiT_models)}")
@@ -81,7 +81,7 @@ def write_networks(folder: Path, model: str, image_size: int) -> None:
     """A DiT and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
     from safetensors.torch import save_file
 
-    from models import DiT_models
+    from fiducial.models import DiT_models
 
     torch.manual_seed(0)
     network = DiT_models[model](input_size=image_size // FACTOR, num_classes=CLASSES)
@@ -110,7 +110,7 @@ def arguments(work: Drawing, *options: str) -> list[str]:
 def ours(work: Drawing, *options: str) -> "Drawer":
     """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them."""
     import sample_ddp
-    from sampling import drawing, numerics
+    from fiducial.sampling import drawing, numerics
 
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
@@ -150,7 +150,7 @@ def operations(work: Drawing) -> float:
     """Floating-point operations of one guided evaluation of the network, multiplications and additions counted each."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from models import DiT_models
+    from fiducial.models import DiT_models
 
     rows = 2 * work.images
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -179,7 +179,7 @@ def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
 def their_network(work: Drawing, precision: str) -> "DiTTransformer2DModel":
     from diffusers import DiTTransformer2DModel
 
-    from models.dit import DIT_SIZES
+    from fiducial.models.dit import DIT_SIZES
 
     size, patch = work.model.removeprefix("DiT-").split("/")
     hidden, depth, heads = DIT_SIZES[size]
@@ -235,8 +235,8 @@ def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:
 
 def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[str, float]:
     """Blocks from noise to pixels, and with `with_png` into the npz and PNGs, as a run writes them; the time of one."""
-    from sampling import archive, engine
-    from sampling.prepare import Task
+    from fiducial.sampling import archive, engine
+    from fiducial.sampling.prepare import Task
 
     started = time.perf_counter()
     drawer = ours(work, *options)
@@ -249,10 +249,10 @@ def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[s
     list(drawer.blocks([0], count, lambda: None))
     started = time.perf_counter()
     if with_png:
-        import distributed
+        import fiducial
 
         task = Task(run, part, 1, "", work.side, LATENT, "", "", drawer.how, work.images, "random", np.zeros(count, dtype=bool))
-        rank = engine.Work(drawer.config, distributed.init(work.device), task, True, None)
+        rank = engine.Work(drawer.config, fiducial.init(work.device), task, True, None)
         rank.drawer = drawer
         rank.draw(np.arange(BLOCKS), ~task.done, lambda _: None)
     else:
@@ -265,7 +265,7 @@ def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> di
     """diffusers' DiTPipeline, from noise to PIL images."""
     from diffusers import DDIMScheduler, DiTPipeline
 
-    from models.autoencoder import LATENT_SCALE
+    from fiducial.models.autoencoder import LATENT_SCALE
 
     started = time.perf_counter()
     vae = make_vae().to(work.place, DTYPES[precision]).eval().requires_grad_(False)
@@ -285,7 +285,7 @@ def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> di
 
 
 def per_block(seconds: float, loading: float, work: Drawing) -> dict[str, float]:
-    from sampling import memory
+    from fiducial.sampling import memory
 
     hours = seconds / work.images * 50_000 / 3600
     return {"seconds": seconds, "loading": loading, "hours to 50,000": hours, "peak GB": memory.peak(work.place) / 1e9}

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
 
 if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
+    import fiducial.interrupts
 
 import argparse
 import tempfile
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import distributed
-from distributed import Parser, UserError, require_ending, say, unwritable, user_errors
-from evaluation.features import load_extractor
-from evaluation.metrics import frechet_distance
-from evaluation.references import DIGITS, open_reference
-from sampling import engine
-from sampling.config import PRESETS, SamplingConfig
+import fiducial
+from fiducial import Parser, UserError, require_ending, say, unwritable, user_errors
+from fiducial.evaluation.features import load_extractor
+from fiducial.evaluation.metrics import frechet_distance
+from fiducial.evaluation.references import DIGITS, open_reference
+from fiducial.sampling import engine
+from fiducial.sampling.config import PRESETS, SamplingConfig
 from scripts.train_demo import load_scans
 
 COUNT = 1000
@@ -38,14 +38,14 @@ SCALES = (1.0, 1.25, 1.5, 2.0, 4.0)
 def draw(folder: Path, labels: str, cfg_scale: float) -> tuple[Tensor, Tensor]:
     """Images (COUNT, 3, 64, 64) uint8 and labels of the digits preset."""
     settings = PRESETS["digits"] | {"num_fid_samples": COUNT, "labels": labels, "cfg_scale": cfg_scale, "sample_dir": folder}
-    with np.load(engine.run(SamplingConfig(**settings), distributed.init("cpu"))) as arrays:
+    with np.load(engine.run(SamplingConfig(**settings), fiducial.init("cpu"))) as arrays:
         return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2), torch.from_numpy(arrays["arr_1"])
 
 
 @torch.inference_mode()
 def features(images: Tensor) -> tuple[np.ndarray, Tensor]:
     """The extractor's features (N, 64) and the digits that it reads (N,)."""
-    extractor = load_extractor("digits", None, distributed.init("cpu"))
+    extractor = load_extractor("digits", None, fiducial.init("cpu"))
     pool, _ = extractor.apply(images)
     return pool.double().numpy(), extractor.logits(pool).argmax(1)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
 
 if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
+    import fiducial.interrupts  # noqa: F401 (before what takes time)
 
 import argparse
 import shlex
@@ -23,7 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
-from distributed import Parser, UserError, say, user_errors
+from fiducial import Parser, UserError, say, user_errors
 
 CLASSES = 10
 
@@ -83,7 +83,7 @@ def write_inception(path: Path) -> Path:
 
 def write_dit(path: Path, model: str, image_size: int) -> Path:
     """An official checkpoint of a DiT of `CLASSES` classes, every parameter random: at the initialisation its output is 0."""
-    from models import DiT_models
+    from fiducial.models import DiT_models
 
     network = DiT_models[model](input_size=image_size // 8, num_classes=CLASSES)
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +129,7 @@ def main() -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for what could not be written."""
-    from models import DiT_models
+    from fiducial.models import DiT_models
 
     if args.model not in DiT_models:
         raise UserError(f"--model {args.model}: no such model; choose from {', '.join(DiT_models)}")

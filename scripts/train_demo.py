@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, it is started from anywhere
 
 if __name__ == "__main__":
-    import interrupts  # noqa: F401 (before what takes time)
+    import fiducial.interrupts
 
 import argparse
 import json
@@ -29,17 +29,17 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
-import distributed
-from diffusion.losses import hybrid_loss
-from diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from distributed import Parser, UserError, make_folder, nearest, say, unwritable, user_errors
-from evaluation.calc import make_reference
-from evaluation.checks import Settings
-from evaluation.features import DigitsNet, load_extractor
-from evaluation.images import open_images
-from evaluation.references import write_reference
-from models import DiT_models
-from models.autoencoder import LATENT_SCALE
+import fiducial
+from fiducial import Parser, UserError, make_folder, nearest, say, unwritable, user_errors
+from fiducial.diffusion.losses import hybrid_loss
+from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from fiducial.evaluation.calc import make_reference
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.features import DigitsNet, load_extractor
+from fiducial.evaluation.images import open_images
+from fiducial.evaluation.references import write_reference
+from fiducial.models import DiT_models
+from fiducial.models.autoencoder import LATENT_SCALE
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_SIZE = 64
@@ -212,7 +212,7 @@ def write_reference_statistics(images: Tensor, labels: Tensor, held_out: Tensor,
     with TemporaryDirectory() as folder:
         scans = Path(folder) / "digits-train.npz"
         np.savez(scans, arr_0=images[~held_out].permute(0, 2, 3, 1).numpy(), arr_1=labels[~held_out].numpy())
-        group = distributed.init("cpu")
+        group = fiducial.init("cpu")
         settings = Settings(cache_dir=Path(folder) / "features")
         reference = make_reference(open_images(scans), load_extractor("digits", None, group), group, settings, keep=len(images))
         write_reference(reference, out / "reference.npz")

@@ -12,8 +12,8 @@ import torch
 from mirror import Mirror
 from safetensors.torch import save_file
 
-import distributed
-from models import DiT_models
+import fiducial
+from fiducial.models import DiT_models
 from scripts.stand_ins import write_inception
 
 torch.set_num_threads(1)  # on networks as small as these, threads only wait for each other
@@ -83,9 +83,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def alone() -> distributed.Group:
+def alone() -> fiducial.Group:
     """A group of one, on the CPU."""
-    return distributed.init("cpu")
+    return fiducial.init("cpu")
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed.memory import give_back_freed_memory
-from models import autoencoder, checkpoint
-from sampling import drawing, output
+from fiducial.memory import give_back_freed_memory
+from fiducial.models import autoencoder, checkpoint
+from fiducial.sampling import drawing, output
 
 WHEN = 10  # evaluations of the network before the fault
 
@@ -96,7 +96,7 @@ def other_weights():
 
 
 def hang_in_evaluation():
-    from evaluation.calc import Evaluation
+    from fiducial.evaluation.calc import Evaluation
 
     Evaluation.evaluate = hang
 
@@ -107,8 +107,8 @@ def hang_on_disk():
 
 def late():
     """Longer than others would wait for a beat."""
-    original = distributed._meet
-    distributed._meet = lambda *arguments: (time.sleep(25), original(*arguments))[1]
+    original = fiducial._meet
+    fiducial._meet = lambda *arguments: (time.sleep(25), original(*arguments))[1]
 
 
 FAULTS = {

@@ -10,8 +10,8 @@ from conftest import DIGITS
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from models import DiT
-from models.diffusers_form import to_diffusers
+from fiducial.models import DiT
+from fiducial.models.diffusers_form import to_diffusers
 
 State = dict[str, torch.Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

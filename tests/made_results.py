@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from evaluation.intervals import Estimate
-from evaluation.memorisation import Memorisation, Pair
-from evaluation.metrics import Curve
-from evaluation.report import Grid, Metric, Result
-from evaluation.runs import ClassNames, Run
-from evaluation.scores import ClassScore
+from fiducial.evaluation.intervals import Estimate
+from fiducial.evaluation.memorisation import Memorisation, Pair
+from fiducial.evaluation.metrics import Curve
+from fiducial.evaluation.report import Grid, Metric, Result
+from fiducial.evaluation.runs import ClassNames, Run
+from fiducial.evaluation.scores import ClassScore
 
 NASTY = '$x$ <script>alert(1)</script> & "q"'  # formulas, too, are text
 VALUES = {  # value and standard error

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sampling import archive, output, plan, records
-from sampling.config import fingerprint
+from fiducial.sampling import archive, output, plan, records
+from fiducial.sampling.config import fingerprint
 
 IDENTITY = {"image_size": 8, "num_classes": 10, "global_seed": 0, "labels": "random", "per_proc_batch_size": 4, "cfg_scale": 1.5}
 

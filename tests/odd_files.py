@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed import in_the_making, own_process
+from fiducial import in_the_making, own_process
 
 KINDS = ("folder", "named pipe", "socket", "device")  # the last as a link to one
 GUARD_SECONDS = 60

@@ -13,16 +13,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import distributed  # noqa: E402
-from evaluation import metrics, neighbours  # noqa: E402
-from evaluation.intervals import Estimate  # noqa: E402
-from evaluation.memorisation import memorisation  # noqa: E402
-from evaluation.statistics import FeatureStatistics  # noqa: E402
+import fiducial  # noqa: E402
+from fiducial.evaluation import metrics, neighbours  # noqa: E402
+from fiducial.evaluation.intervals import Estimate  # noqa: E402
+from fiducial.evaluation.memorisation import memorisation  # noqa: E402
+from fiducial.evaluation.statistics import FeatureStatistics  # noqa: E402
 
 SMALL = {(metrics, "ROWS"): 9, (neighbours, "TILE"): 7, (neighbours, "ADM_BLOCK"): 40}  # so that there are parts for every rank
 
 
-def everything(group: distributed.Group) -> dict[str, list]:
+def everything(group: fiducial.Group) -> dict[str, list]:
     """Every metric that ranks share out, with errors and intervals."""
     random = np.random.default_rng(0)
     x, y = (np.abs(random.normal(0.4 + shift, 0.3, size=(count, 6))).astype(np.float32) for count, shift in ((101, 0), (90, 0.1)))
@@ -55,5 +55,5 @@ def everything(group: distributed.Group) -> dict[str, list]:
 if __name__ == "__main__":
     for (module, name), value in SMALL.items():
         setattr(module, name, value)
-    with distributed.init("cpu") as ranks:
+    with fiducial.init("cpu") as ranks:
         (Path(sys.argv[1]) / f"{ranks.rank}.json").write_text(json.dumps(everything(ranks)))

@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import DIGITS, PLAIN, ROOT, run_command
 
-import distributed
-from distributed import UserError
-from evaluation.calc import make_reference
-from evaluation.checks import Settings
-from evaluation.features import DigitsNet, load_extractor
-from evaluation.images import open_images
-from evaluation.references import open_reference
-from models import autoencoder
-from models.checkpoint import check, read_weights
+import fiducial
+from fiducial import UserError
+from fiducial.evaluation.calc import make_reference
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.features import DigitsNet, load_extractor
+from fiducial.evaluation.images import open_images
+from fiducial.evaluation.references import open_reference
+from fiducial.models import autoencoder
+from fiducial.models.checkpoint import check, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def scans():
 
 def read(images: np.ndarray) -> np.ndarray:
     """What the classifier reads in (N, 64, 64, 3) uint8."""
-    extractor = load_extractor("digits", None, distributed.init("cpu"))
+    extractor = load_extractor("digits", None, fiducial.init("cpu"))
     features, _ = extractor.apply(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     return extractor.logits(features).argmax(1).numpy()
 

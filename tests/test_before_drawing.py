@@ -9,11 +9,11 @@ import pytest
 from conftest import options
 
 import sample_ddp
-from distributed import UserError, check_lengths, make_folder, unwritable
-from evaluation import Evaluator
-from evaluation.checks import Settings
-from sampling.config import PRESETS, SamplingConfig
-from sampling.drawing import Drawer
+from fiducial import UserError, check_lengths, make_folder, unwritable
+from fiducial.evaluation import Evaluator
+from fiducial.evaluation.checks import Settings
+from fiducial.sampling.config import PRESETS, SamplingConfig
+from fiducial.sampling.drawing import Drawer
 
 
 def refusal(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sample_ddp
-from distributed.classes import ClassNames
-from models import DiT_models
+from fiducial.classes import ClassNames
+from fiducial.models import DiT_models
 from scripts.stand_ins import pictures
 
 TABLE = "y_embedder.embedding_table.weight"

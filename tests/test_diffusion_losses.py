@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from diffusion.losses import VLB_WEIGHT, gaussian_kl, hybrid_loss
-from diffusion.schedule import Schedule
+from fiducial.diffusion.losses import VLB_WEIGHT, gaussian_kl, hybrid_loss
+from fiducial.diffusion.schedule import Schedule
 
 SHAPE = (4, 2, 3, 3)
 STEPS = torch.tensor([0, 5, 8, 9])

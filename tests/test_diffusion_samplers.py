@@ -10,9 +10,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
 
-from diffusion import samplers
-from diffusion.samplers import noise_draws, sample_ddim, sample_ddpm, sample_dpm_solver, sample_heun, sample_unipc
-from diffusion.schedule import Schedule, linear_betas, spaced_timesteps
+from fiducial.diffusion import samplers
+from fiducial.diffusion.samplers import noise_draws, sample_ddim, sample_ddpm, sample_dpm_solver, sample_heun, sample_unipc
+from fiducial.diffusion.schedule import Schedule, linear_betas, spaced_timesteps
 
 TOLERANCE = 2e-6  # of the largest value; the coefficients are float32, the latents here float64
 SHAPE = (2, 4, 3, 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from diffusion.schedule import Schedule, linear_betas, spaced_timesteps
+from fiducial.diffusion.schedule import Schedule, linear_betas, spaced_timesteps
 
 SPACINGS = ["1", "2", "10", "250", "1000", "ddim10", "ddim50", "10,20,30"]
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from test_custom_classes import write_checkpoint
 from test_models_fetch import in_hub_cache
 
-from evaluation import dinov2, inception
-from models.catalogue import CATALOGUE
+from fiducial.evaluation import dinov2, inception
+from fiducial.models.catalogue import CATALOGUE
 from scripts.stand_ins import pictures, write_pngs
 
 PROGRAMS = ("bash", "export", "python", "sbatch", "source", "torchrun")
@@ -113,7 +113,7 @@ def place(stand_ins, tmp_path) -> Path:
     """A checkout to run in, with the stand-ins in it, and an environment."""
     place = tmp_path / "checkout"
     shutil.copytree(stand_ins, place)
-    for name in ("assets", "diffusion", "distributed", "evaluation", "models", "sampling", "scripts", "sample_ddp.py"):
+    for name in ("assets", "diffusion", "fiducial", "evaluation", "models", "sampling", "scripts", "sample_ddp.py"):
         (place / name).symlink_to(ROOT / name)
     (place / ".venv" / "bin").mkdir(parents=True)
     (place / ".venv" / "bin" / "activate").touch()

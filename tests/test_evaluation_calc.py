@@ -14,14 +14,14 @@ from conftest import ROOT, run_command
 from PIL import Image, ImageFilter
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
-import distributed
-from evaluation import __main__ as cli
-from evaluation import calc, checks, extraction, scores
-from evaluation.calc import Evaluation
-from evaluation.checks import Settings, looks_sorted
-from evaluation.features import Extractor, load_extractor
-from evaluation.images import open_images
-from evaluation.neighbours import neighbourhoods
+import fiducial
+from fiducial.evaluation import __main__ as cli
+from fiducial.evaluation import calc, checks, extraction, scores
+from fiducial.evaluation.calc import Evaluation
+from fiducial.evaluation.checks import Settings, looks_sorted
+from fiducial.evaluation.features import Extractor, load_extractor
+from fiducial.evaluation.images import open_images
+from fiducial.evaluation.neighbours import neighbourhoods
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 24
@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 
 def evaluate(samples, reference, weights=None, group=None, extractor=None, **settings) -> dict[str, float]:
     """The values of one evaluation by metric."""
-    evaluator = Evaluation.prepare(str(reference), group or distributed.init("cpu"), Settings(**settings), extractor, weights)
+    evaluator = Evaluation.prepare(str(reference), group or fiducial.init("cpu"), Settings(**settings), extractor, weights)
     return {name: metric.value for name, metric in evaluator.evaluate(samples).metrics.items()}
 
 
@@ -195,7 +195,7 @@ PIECES = {
 }
 IN_PIECES = f"""
 import sys
-from evaluation import __main__ as cli, metrics, neighbours, scores
+from fiducial.evaluation import __main__ as cli, metrics, neighbours, scores
 {", ".join(PIECES)} = {tuple(PIECES.values())}
 cli.run(cli.build_parser().parse_args(sys.argv[1:]))
 """
@@ -224,7 +224,7 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
         values[ranks, half] |= {f"{name}'s {end}": metric[end] for name, metric in metrics.items() for end in ("low", "high")}
     for half in (False, True):
         assert values[3, half] == pytest.approx(values[1, half], rel=1e-12)
-    group = distributed.init("cpu")
+    group = fiducial.init("cpu")
     rows = [extracted(tmp_path / f"{name}.npz", group, tmp_path / "cache") for name in "ab"]
     for half in (False, True):
         found = vars(neighbourhoods(rows[1], rows[0], group, half))
@@ -312,7 +312,7 @@ def test_a_failed_pass_leaves_nothing_in_the_cache(folders, tmp_path, alone):
     shutil.copytree(folders / "a", tmp_path / "broken")
     (tmp_path / "broken" / "000020.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     extractor = load_extractor("digits", None, alone)
-    with pytest.raises(distributed.UserError, match=r"000020\.png"):
+    with pytest.raises(fiducial.UserError, match=r"000020\.png"):
         extraction.extract(open_images(tmp_path / "broken"), extractor, alone, 4, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
@@ -321,7 +321,7 @@ def test_features_that_are_not_finite_are_named(folders, tmp_path, alone):
     extractor = Extractor(
         "stub", 4, "0", alone.device, lambda x: (torch.full((len(x), 4), torch.nan), None), lambda features: features
     )
-    with pytest.raises(distributed.UserError, match="features of image 0 are not finite"):
+    with pytest.raises(fiducial.UserError, match="features of image 0 are not finite"):
         extraction.extract(open_images(folders / "a"), extractor, alone, 4, tmp_path)
 
 

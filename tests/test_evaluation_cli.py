@@ -13,8 +13,8 @@ import pytest
 from conftest import DIGITS, ROOT, run_command
 from PIL import Image
 
-import distributed
-from evaluation import __main__ as cli
+import fiducial
+from fiducial.evaluation import __main__ as cli
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
@@ -43,7 +43,7 @@ def evaluate(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     """Runs the command in this process: exit code, standard output, standard error without progress bars."""
     monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
     try:
-        with distributed.user_errors():
+        with fiducial.user_errors():
             cli.run(cli.build_parser().parse_args())
         code = 0
     except SystemExit as ended:

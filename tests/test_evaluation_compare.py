@@ -7,11 +7,11 @@ import pytest
 from conftest import run_command
 from made_results import IDENTITY, NASTY, Page, made
 
-import distributed
-from distributed import UserError
-from evaluation import __main__ as cli
-from evaluation.compare import compare
-from evaluation.results import find_result, read_result
+import fiducial
+from fiducial import UserError
+from fiducial.evaluation import __main__ as cli
+from fiducial.evaluation.compare import compare
+from fiducial.evaluation.results import find_result, read_result
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def command(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["evaluation", "compare", *map(str, arguments)])
     code = 0
     try:
-        with distributed.user_errors():
+        with fiducial.user_errors():
             cli.run(cli.build_parser().parse_args())
     except SystemExit as ended:
         code = ended.code
@@ -285,7 +285,7 @@ def test_a_run_is_found_by_its_json_its_npz_or_its_folder(write, tmp_path, monke
     monkeypatch.chdir(tmp_path / "run")
     assert find_result(type(path)(".")) == path
     (tmp_path / "new.npz").touch()
-    with pytest.raises(distributed.UserError, match=r"new\.npz has no result beside it: python -m evaluation calc"):
+    with pytest.raises(fiducial.UserError, match=r"new\.npz has no result beside it: python -m evaluation calc"):
         find_result(tmp_path / "new.npz")
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
-from distributed import UserError
-from evaluation import dinov2
-from evaluation.features import load_extractor
+from fiducial import UserError
+from fiducial.evaluation import dinov2
+from fiducial.evaluation.features import load_extractor
 from scripts.stand_ins import pictures
 
 WIDTH, HEADS = dinov2.DIMENSION, 16

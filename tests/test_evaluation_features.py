@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.extraction import plain_float32
-from evaluation.features import Extractor, load_extractor
+from fiducial.evaluation.extraction import plain_float32
+from fiducial.evaluation.features import Extractor, load_extractor
 from scripts.stand_ins import pictures
 
 IMAGES = pictures(70, 1)

@@ -13,11 +13,11 @@ import pytest
 from conftest import run_command
 from PIL import Image, ImageCms, PngImagePlugin
 
-from distributed import UserError
-from evaluation import image_files
-from evaluation.image_files import image_header, kind_of, read_image
-from evaluation.images import open_images
-from sampling import archive, output
+from fiducial import UserError
+from fiducial.evaluation import image_files
+from fiducial.evaluation.image_files import image_header, kind_of, read_image
+from fiducial.evaluation.images import open_images
+from fiducial.sampling import archive, output
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -354,7 +354,7 @@ def one_colour(side: int, rows: int) -> bytes:
 LOOK = """
 import sys
 from pathlib import Path
-from evaluation.image_files import image_header, read_image
+from fiducial.evaluation.image_files import image_header, read_image
 path = Path(sys.argv[1])
 print(image_header(path, "it", 64).several, read_image(path, "it", 64).reshape(-1, 3).mean(0).tolist())
 """

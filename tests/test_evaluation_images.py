@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distributed import UserError
-from evaluation.images import open_images, read_ahead
+from fiducial import UserError
+from fiducial.evaluation.images import open_images, read_ahead
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (11, 6, 5, 3), dtype=np.uint8)
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
-from distributed import UserError
-from evaluation import inception
-from evaluation.features import load_extractor
+from fiducial import UserError
+from fiducial.evaluation import inception
+from fiducial.evaluation.features import load_extractor
 from scripts.stand_ins import pictures
 
 NAMES = ("pool3", "spatial", "logits")

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-import distributed
-from evaluation.intervals import GROUPS, SPLITS, Estimate, error_of_mean, estimate, groups_of, jackknife_error, kept_groups, share
-from evaluation.memorisation import memorisation
-from evaluation.metrics import (
+import fiducial
+from fiducial.evaluation.intervals import (
+    GROUPS,
+    SPLITS,
+    Estimate,
+    error_of_mean,
+    estimate,
+    groups_of,
+    jackknife_error,
+    kept_groups,
+    share,
+)
+from fiducial.evaluation.memorisation import memorisation
+from fiducial.evaluation.metrics import (
     frechet_curve,
     frechet_distance,
     frechet_error,
@@ -17,8 +27,8 @@ from evaluation.metrics import (
     kernel_distance,
     vendi_score,
 )
-from evaluation.neighbours import Neighbourhoods, neighbourhoods
-from evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.neighbours import Neighbourhoods, neighbourhoods
+from fiducial.evaluation.statistics import FeatureStatistics
 
 DRAWS = 200
 BAND = (0.90, 0.98)
@@ -156,7 +166,7 @@ def test_kids_interval_holds_its_expectation(alone):
 
 @pytest.fixture(scope="module")
 def neighbourhoods_of_draws() -> list[Neighbourhoods]:
-    alone = distributed.init("cpu")
+    alone = fiducial.init("cpu")
     return draws(lambda random: neighbourhoods(REFERENCE, drawn(random), alone))
 
 

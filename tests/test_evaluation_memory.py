@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import distributed
-from evaluation.calc import Evaluation
-from evaluation.checks import Settings, choose_metrics
-from evaluation.features import Extractor
-from evaluation.neighbours import neighbourhoods
-from evaluation.references import Reference
+import fiducial
+from fiducial.evaluation.calc import Evaluation
+from fiducial.evaluation.checks import Settings, choose_metrics
+from fiducial.evaluation.features import Extractor
+from fiducial.evaluation.neighbours import neighbourhoods
+from fiducial.evaluation.references import Reference
 
 COUNT, SIZE = 50_000, 256
 
@@ -65,7 +65,7 @@ def sparse_npz(path: Path) -> Path:
     return path
 
 
-def stub(group: distributed.Group) -> Extractor:
+def stub(group: fiducial.Group) -> Extractor:
     """Features of Inception's widths, from random numbers seeded by each image's first bytes."""
     generator = torch.Generator()
     head = torch.randn(2048, 1008) * 0.05

@@ -11,9 +11,9 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from evaluation import metrics
-from evaluation.intervals import Estimate
-from evaluation.metrics import (
+from fiducial.evaluation import metrics
+from fiducial.evaluation.intervals import Estimate
+from fiducial.evaluation.metrics import (
     SHUFFLES,
     frechet_curve,
     frechet_distance,
@@ -23,7 +23,7 @@ from evaluation.metrics import (
     transport,
     vendi_score,
 )
-from evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.statistics import FeatureStatistics
 
 
 def gaussian(dimension: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,14 +11,14 @@ from conftest import run_command
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import distributed
-from distributed import UserError
-from distributed.classes import imagenet
-from evaluation import Evaluator
-from evaluation.calc import Evaluation
-from evaluation.checks import Settings
-from evaluation.numbering import UNPAIRED, Numbering, labels_of_folders, numbering_of_folders, pair, within_one_folder
-from evaluation.references import DIGITS, open_reference, write_reference
+import fiducial
+from fiducial import UserError
+from fiducial.classes import imagenet
+from fiducial.evaluation import Evaluator
+from fiducial.evaluation.calc import Evaluation
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.numbering import UNPAIRED, Numbering, labels_of_folders, numbering_of_folders, pair, within_one_folder
+from fiducial.evaluation.references import DIGITS, open_reference, write_reference
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_NAMES = tuple("0123456789")
@@ -64,7 +64,7 @@ def evaluated(place, samples, reference, names=None):
         given.write_text(json.dumps(names))
     settings = Settings(metrics=("fid",), cache_dir=place / "cache")
     files = {"class_names": given if names else None}
-    prepared = Evaluation.prepare(str(place / reference), distributed.init("cpu"), settings, "digits", **files)
+    prepared = Evaluation.prepare(str(place / reference), fiducial.init("cpu"), settings, "digits", **files)
     return prepared.evaluate(place / samples)
 
 

@@ -11,14 +11,14 @@ from made_results import made
 from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, put
 from PIL import Image
 
-from distributed import UserError
-from evaluation import dinov2, extraction, inception
-from evaluation.__main__ import check_outputs
-from evaluation.features import load_extractor
-from evaluation.images import files_in, open_images
-from evaluation.references import find_reference
-from evaluation.results import find_result, read_result
-from evaluation.tables import parquet_in
+from fiducial import UserError
+from fiducial.evaluation import dinov2, extraction, inception
+from fiducial.evaluation.__main__ import check_outputs
+from fiducial.evaluation.features import load_extractor
+from fiducial.evaluation.images import files_in, open_images
+from fiducial.evaluation.references import find_reference
+from fiducial.evaluation.results import find_result, read_result
+from fiducial.evaluation.tables import parquet_in
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ import torch
 from conftest import ROOT, run_command
 from PIL import Image
 
-import distributed
-from distributed import UserError
-from evaluation import Evaluator
-from evaluation.calc import Evaluation
-from evaluation.checks import Settings
-from evaluation.page import grid_html
+import fiducial
+from fiducial import UserError
+from fiducial.evaluation import Evaluator
+from fiducial.evaluation.calc import Evaluation
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.page import grid_html
 from scripts.stand_ins import pictures
 
 COUNT = 660  # enough for every metric
@@ -50,7 +50,7 @@ def same(one, other) -> bool:
 
 
 def from_npz(samples, ref="digits", weights=None, **settings):
-    return Evaluation.prepare(ref, distributed.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
+    return Evaluation.prepare(ref, fiducial.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
 
 
 @pytest.mark.parametrize("size", [7, 64, COUNT])
@@ -84,13 +84,13 @@ ON_RANKS = """
 import sys
 import numpy as np
 from pathlib import Path
-import distributed
-from evaluation import Evaluator
-from evaluation.checks import Settings
-from evaluation.page import grid_html
+import fiducial
+from fiducial.evaluation import Evaluator
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.page import grid_html
 
 samples, ref, weights, out, metrics = sys.argv[1:]
-with distributed.init("cpu") as group:
+with fiducial.init("cpu") as group:
     images, labels = (np.load(samples)[name] for name in ("arr_0", "arr_1"))
     settings = Settings(cache_dir=Path(out).parent / "cache", metrics=tuple(metrics.split(",")) if metrics else None)
     evaluator = Evaluator(ref, group, settings, inception_weights=Path(weights) if weights else None)
@@ -216,8 +216,8 @@ def test_only_what_the_report_shows_is_kept_of_the_images(arrays):
 IN_A_LOOP = """
 import os, sys
 import numpy as np, torch, torch.distributed as dist
-import distributed
-from evaluation import Evaluator
+import fiducial
+from fiducial.evaluation import Evaluator
 from pathlib import Path
 
 dist.init_process_group("gloo")  # as a training script does before
@@ -250,13 +250,13 @@ OF_SOME_RANKS = """
 import atexit, sys
 from pathlib import Path
 import numpy as np, torch.distributed as dist
-import distributed
-from distributed import UserError
-from evaluation import Evaluator
+import fiducial
+from fiducial import UserError
+from fiducial.evaluation import Evaluator
 
 atexit.register(lambda: Path(f"{sys.argv[2]}/open-{group.rank}").write_text(str(dist.is_initialized())))
 images, said = np.load(sys.argv[1])["arr_0"][:8], []
-group = distributed.init("cpu")  # which nobody closes
+group = fiducial.init("cpu")  # which nobody closes
 mine = range(group.rank, 8, 2)
 for what in ("indices", "labels"):
     evaluator = Evaluator("digits", group)

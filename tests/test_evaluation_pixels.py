@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from conftest import run_command
 
-import distributed
-from distributed import Stopped, UserError
-from evaluation import Evaluator
-from evaluation import __main__ as cli
-from evaluation.calc import Evaluation
-from evaluation.checks import Settings
-from evaluation.features import load_extractor
-from evaluation.remarks import weights_unlike_published
-from models import catalogue
+import fiducial
+from fiducial import Stopped, UserError
+from fiducial.evaluation import Evaluator
+from fiducial.evaluation import __main__ as cli
+from fiducial.evaluation.calc import Evaluation
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.features import load_extractor
+from fiducial.evaluation.remarks import weights_unlike_published
+from fiducial.models import catalogue
 from scripts.stand_ins import pictures, write_pngs
 
 BLACK = "have no pixel above level 1 of 255: they are black, or values of 0 to 1 made uint8; multiply those by 255 first"
@@ -45,12 +45,12 @@ def run_here(*arguments):
 
 def evaluated(place, samples, reference):
     settings = Settings(metrics=("fid",), cache_dir=place / "cache")
-    return Evaluation.prepare(str(place / reference), distributed.init("cpu"), settings, "digits").evaluate(place / samples)
+    return Evaluation.prepare(str(place / reference), fiducial.init("cpu"), settings, "digits").evaluate(place / samples)
 
 
 @pytest.mark.parametrize("exchanged", ["adm.npz", "statistics.npz"])
 def test_samples_and_reference_that_are_exchanged_are_refused(place, exchanged, monkeypatch):
-    monkeypatch.setattr("evaluation.calc.load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("fiducial.evaluation.calc.load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
     said = rf"{exchanged} holds mu and sigma, so it is a reference and no samples; were samples and --ref exchanged\?"
     with pytest.raises((UserError, Stopped), match=said):
         run_here("calc", place / exchanged, "--ref", place / "samples.npz", "--extractor", "digits")
@@ -60,7 +60,7 @@ def test_samples_and_reference_that_are_exchanged_are_refused(place, exchanged, 
 
 @pytest.mark.parametrize("dark", ["dark.npz", "dark"])
 def test_pixels_of_0_to_1_are_refused_before_anything_expensive(place, dark, monkeypatch):
-    monkeypatch.setattr("evaluation.calc.extract", lambda *_: pytest.fail("images were extracted"))
+    monkeypatch.setattr("fiducial.evaluation.calc.extract", lambda *_: pytest.fail("images were extracted"))
     for samples, reference, whose in ((dark, "others.npz", "samples"), ("samples.npz", dark, "reference images")):
         with pytest.raises((UserError, Stopped), match=f"the 60 {whose} {BLACK}"):
             run_here("calc", place / samples, "--ref", place / reference, "--extractor", "digits")
@@ -171,14 +171,14 @@ def test_online_the_same_is_told_as_early_as_can_be(place):
     warned = evaluator.fresh().merge(other).compute().warnings
     assert any("different images, the rest exact repeats" in text for text in warned)
     with pytest.raises(UserError, match="were samples and --ref exchanged"):
-        Evaluation.prepare(str(place / "others.npz"), distributed.init("cpu"), settings, "digits").evaluate(place / "adm.npz")
+        Evaluation.prepare(str(place / "others.npz"), fiducial.init("cpu"), settings, "digits").evaluate(place / "adm.npz")
 
 
 def test_weights_that_are_not_the_published_are_said_before_anything_is_extracted(place, inception_weights, monkeypatch, capsys):
     def too_late(*_):
         raise UserError("images are extracted")
 
-    monkeypatch.setattr("evaluation.calc.extract", too_late)
+    monkeypatch.setattr("fiducial.evaluation.calc.extract", too_late)
     said = r"warning: The weights of inception \(SHA-256 [0-9a-f]{12}\) are not the published file: compare no number with"
     options = ("--inception-weights", inception_weights)
     for command in (
@@ -188,12 +188,12 @@ def test_weights_that_are_not_the_published_are_said_before_anything_is_extracte
         with pytest.raises(Stopped, match="images are extracted"):
             run_here(*command, *options)
         assert re.match(said, capsys.readouterr().err)
-    prepared = Evaluation.prepare(str(place / "others.npz"), distributed.init("cpu"), Settings(), None, inception_weights)
+    prepared = Evaluation.prepare(str(place / "others.npz"), fiducial.init("cpu"), Settings(), None, inception_weights)
     assert re.fullmatch(said.removeprefix("warning: ") + r" published ones\.", prepared.weights_unlike_published)
 
 
 def test_what_is_not_known_of_weights_is_said_of_a_given_file_only(place):
-    digits = load_extractor("digits", None, distributed.init("cpu"))
+    digits = load_extractor("digits", None, fiducial.init("cpu"))
     assert weights_unlike_published(digits, None) is None
     unknown = replace(digits, as_published=None)
     assert weights_unlike_published(unknown, None) is None

@@ -11,8 +11,8 @@ from test_evaluation_cli import evaluate
 from test_evaluation_dinov2 import forward, narrow, official, pil_prepared, positions
 from test_evaluation_inception import clean_oracle
 
-from evaluation import dinov2, features, inception
-from evaluation.protocols import OUTPUTS, PROTOCOLS, called
+from fiducial.evaluation import dinov2, features, inception
+from fiducial.evaluation.protocols import OUTPUTS, PROTOCOLS, called
 from scripts.stand_ins import pictures
 
 COUNT = 12

@@ -11,14 +11,14 @@ import pytest
 from conftest import ROOT
 from test_evaluation_cli import evaluate
 
-import distributed
-from distributed import cache
-from evaluation import dinov2, inception
-from evaluation.calc import Evaluation
-from evaluation.checks import Settings
-from evaluation.published import PUBLISHED
-from models.catalogue import CATALOGUE
-from sampling import doctor
+import fiducial
+from fiducial import cache
+from fiducial.evaluation import dinov2, inception
+from fiducial.evaluation.calc import Evaluation
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.published import PUBLISHED
+from fiducial.models.catalogue import CATALOGUE
+from fiducial.sampling import doctor
 
 DAY = 86400
 
@@ -101,7 +101,7 @@ def test_what_is_no_time_or_size_is_one_sentence(options, filled, monkeypatch, c
 HOLDER = """
 import sys
 from pathlib import Path
-from distributed import cache
+from fiducial import cache
 {how}
 print("held", flush=True)
 sys.stdin.read()
@@ -173,7 +173,7 @@ def test_whoever_comes_while_an_entry_goes_finds_none(filled):
 def test_downloads_are_told_from_a_persons_own_files(tmp_path):
     kept = [published.path(tmp_path) for published in CATALOGUE.values()]
     kept += [inception.kept_at(tmp_path), dinov2.kept_at(tmp_path)]
-    kept += [tmp_path / distributed.REFERENCES / f"{name}.npz" for name in PUBLISHED]
+    kept += [tmp_path / fiducial.REFERENCES / f"{name}.npz" for name in PUBLISHED]
     assert all(cache.DOWNLOADED.fullmatch(path.name) for path in kept)
     assert not cache.DOWNLOADED.fullmatch("0400000.pt")
 
@@ -182,4 +182,4 @@ def test_doctor_gives_the_sizes(filled):
     told, of_the_user = map(str, doctor.cached(filled))
     said = rf"ok +cache +{filled} holds \d+ kB of features, \S+ \S+ of compiled kernels, \d+\.?\d* kB of published files; "
     assert re.match(said + rf"python -m evaluation prune --cache-dir {filled} --older-than 30d", told)
-    assert f"{distributed.default_cache()} holds " in of_the_user
+    assert f"{fiducial.default_cache()} holds " in of_the_user

@@ -7,15 +7,15 @@ import pytest
 from conftest import run_command
 from PIL import Image
 
-import distributed
-from distributed import UserError, default_cache
-from evaluation.calc import Evaluation, make_reference
-from evaluation.checks import Settings
-from evaluation.extraction import extract
-from evaluation.features import load_extractor
-from evaluation.image_files import centre_crop
-from evaluation.images import open_images
-from evaluation.references import open_reference, write_reference
+import fiducial
+from fiducial import UserError, default_cache
+from fiducial.evaluation.calc import Evaluation, make_reference
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.extraction import extract
+from fiducial.evaluation.features import load_extractor
+from fiducial.evaluation.image_files import centre_crop
+from fiducial.evaluation.images import open_images
+from fiducial.evaluation.references import open_reference, write_reference
 from scripts.stand_ins import pictures, write_pngs
 
 WIDTHS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
@@ -33,7 +33,7 @@ def statistics(samples, inception_weights):
     """mu, sigma, mu_s and sigma_s of other pictures."""
     path = samples.with_name("b.npz")
     np.savez(path, arr_0=pictures(20, 1))
-    group = distributed.init("cpu")
+    group = fiducial.init("cpu")
     made = make_reference(open_images(path), load_extractor("inception", inception_weights, group), group, Settings(), keep=8)
     assert {name: len(getattr(made, name)) for name in WIDTHS} == WIDTHS
     chosen = np.sort(np.random.default_rng(0).choice(20, 8, replace=False))
@@ -43,7 +43,7 @@ def statistics(samples, inception_weights):
 
 
 def result_of(samples, reference, weights, **settings):
-    return Evaluation.prepare(str(reference), distributed.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
+    return Evaluation.prepare(str(reference), fiducial.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.long)])
@@ -81,7 +81,7 @@ def test_our_own_files_carry_everything(samples, statistics, inception_weights, 
     for name in WIDTHS:
         assert (getattr(read, name) == getattr(statistics, name)).all()
     assert read.provenance == statistics.provenance
-    assert read.provenance.weights_sha256 == distributed.file_sha256(inception_weights)
+    assert read.provenance.weights_sha256 == fiducial.file_sha256(inception_weights)
     result = result_of(samples, tmp_path / "own.npz", inception_weights)
     assert set(result.metrics) == {"fid", "sfid", "is", "is-shuffled", "precision", "recall", "density", "coverage"}
     assert result.metrics["precision"].reference_n == 8
@@ -132,7 +132,7 @@ def test_a_reference_of_photographs_of_any_size_and_colour(tmp_path):
         about = json.loads(str(arrays["provenance"]))
     assert about["resize"] == "RGB, ADM's centre crop to 64"
     assert (about["count"], about["image_size"], about["features"]) == (4, 64, 4)
-    group = distributed.init("cpu")
+    group = fiducial.init("cpu")
     cropped = np.stack([next(open_images(folder, 64).batches(1, i, i + 1))[0] for i in range(4)])
     np.savez(tmp_path / "cropped.npz", arr_0=cropped)
     direct = make_reference(open_images(tmp_path / "cropped.npz"), load_extractor("digits", None, group), group, Settings(), 0)

@@ -11,15 +11,15 @@ from conftest import DIGITS
 from PIL import Image
 from test_evaluation_references import adm_crop
 
-import distributed
-from distributed import UserError
-from evaluation import Evaluator
-from evaluation import __main__ as cli
-from evaluation import calc as calculation
-from evaluation.images import open_images
-from evaluation.references import open_reference
-from evaluation.remarks import SAMPLES, look_at, missing
-from evaluation.wording import warnings_left
+import fiducial
+from fiducial import UserError
+from fiducial.evaluation import Evaluator
+from fiducial.evaluation import __main__ as cli
+from fiducial.evaluation import calc as calculation
+from fiducial.evaluation.images import open_images
+from fiducial.evaluation.references import open_reference
+from fiducial.evaluation.remarks import SAMPLES, look_at, missing
+from fiducial.evaluation.wording import warnings_left
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 12
@@ -28,7 +28,7 @@ COUNT = 12
 def command(monkeypatch, capsys, *arguments: object) -> tuple[str, str]:
     """Runs `python -m evaluation` in this process: what it says on standard output, and on standard error before it computes."""
     monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
-    with distributed.user_errors():
+    with fiducial.user_errors():
         cli.run(cli.build_parser().parse_args())
     out, err = capsys.readouterr()
     return out, err.partition("evaluating")[0]
@@ -93,7 +93,7 @@ def test_a_reference_keeps_what_was_not_read_when_it_was_made(folder, tmp_path, 
 def test_what_nobody_could_hear_at_the_start_stands_in_the_table(closed, folder, monkeypatch):
     spoil(folder)
     images = open_images(folder)
-    assert len(look_at(images, SAMPLES, group := distributed.init())) == 1
+    assert len(look_at(images, SAMPLES, group := fiducial.init())) == 1
     monkeypatch.setattr(sys, "stderr", closed)
     if closed:
         closed.close()

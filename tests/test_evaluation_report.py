@@ -9,12 +9,12 @@ import pytest
 from conftest import run_command
 from made_results import NASTY, Page, made, whole
 
-from evaluation import __main__ as cli
-from evaluation import page, plots
-from evaluation.intervals import Estimate
-from evaluation.page import document
-from evaluation.plots import Bar
-from evaluation.scores import ClassScore
+from fiducial.evaluation import __main__ as cli
+from fiducial.evaluation import page, plots
+from fiducial.evaluation.intervals import Estimate
+from fiducial.evaluation.page import document
+from fiducial.evaluation.plots import Bar
+from fiducial.evaluation.scores import ClassScore
 from scripts.stand_ins import pictures
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.page import grid_html, names_html
-from evaluation.report import Grid
-from evaluation.runs import ClassNames, find_names
+from fiducial.evaluation.page import grid_html, names_html
+from fiducial.evaluation.report import Grid
+from fiducial.evaluation.runs import ClassNames, find_names
 
 NAMES = ["tench", "<b>&'\"", "ä", "3"]
 KNOWN = {"names": NAMES, "sha256": "ab" * 32}

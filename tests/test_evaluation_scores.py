@@ -11,17 +11,17 @@ from conftest import ROOT, run_command
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-import distributed
-from distributed import UserError
-from evaluation import scores
-from evaluation.calc import Evaluation, make_reference
-from evaluation.checks import Settings
-from evaluation.extraction import extract
-from evaluation.features import Extractor, load_extractor
-from evaluation.images import open_images
-from evaluation.references import Provenance, Reference, open_reference, write_reference
-from evaluation.scores import Scorer
-from evaluation.statistics import FeatureStatistics
+import fiducial
+from fiducial import UserError
+from fiducial.evaluation import scores
+from fiducial.evaluation.calc import Evaluation, make_reference
+from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.extraction import extract
+from fiducial.evaluation.features import Extractor, load_extractor
+from fiducial.evaluation.images import open_images
+from fiducial.evaluation.references import Provenance, Reference, open_reference, write_reference
+from fiducial.evaluation.scores import Scorer
+from fiducial.evaluation.statistics import FeatureStatistics
 from scripts.stand_ins import pictures
 
 DIMENSION = 4
@@ -183,9 +183,9 @@ SPATIAL = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-import distributed
+import fiducial
 from test_evaluation_scores import cached
-with distributed.init("cpu") as group:
+with fiducial.init("cpu") as group:
     cached(Path(sys.argv[1]), Path(sys.argv[2]), group)
 """
 
@@ -237,7 +237,7 @@ def test_the_interval_of_sfid_is_that_of_its_own_features(alone, tmp_path):
 def result_of(images: np.ndarray, tmp_path: Path, **settings):
     """The digits' numbers of these images, from an npz."""
     np.savez(tmp_path / "samples.npz", arr_0=images)
-    return Evaluation.prepare("digits", distributed.init("cpu"), Settings(cache_dir=tmp_path / "cache", **settings)).evaluate(
+    return Evaluation.prepare("digits", fiducial.init("cpu"), Settings(cache_dir=tmp_path / "cache", **settings)).evaluate(
         tmp_path / "samples.npz"
     )
 
@@ -260,7 +260,7 @@ def test_few_samples_have_intervals_only_of_what_is_counted(tmp_path):
 def test_no_value_lies_outside_its_interval_where_samples_are_the_reference(tmp_path):
     """There the first derivative is 0, and what the line in 1 / N gives is below 0."""
     np.savez(tmp_path / "a.npz", arr_0=pictures(650, 0))
-    found = Evaluation.prepare(str(tmp_path / "a.npz"), distributed.init("cpu"), Settings(cache_dir=tmp_path), "digits").evaluate(
+    found = Evaluation.prepare(str(tmp_path / "a.npz"), fiducial.init("cpu"), Settings(cache_dir=tmp_path), "digits").evaluate(
         tmp_path / "a.npz"
     )
     for name, metric in found.metrics.items():
@@ -270,7 +270,7 @@ def test_no_value_lies_outside_its_interval_where_samples_are_the_reference(tmp_
 
 
 def test_a_vendi_score_that_is_not_defined_is_one_sentence(alone, monkeypatch):
-    monkeypatch.setattr("evaluation.scores.vendi_score", lambda *_: None)
+    monkeypatch.setattr("fiducial.evaluation.scores.vendi_score", lambda *_: None)
     rows, labels = in_classes(0, {0: 30})
     with pytest.raises(UserError, match="all features of an image are 0"):
         Scorer(("vendi",), SimpleNamespace(rows=rows), labels, None, None, Settings(metrics=("vendi",)), alone).scores()
@@ -300,7 +300,7 @@ def test_training_images_are_cropped_and_count_once(tmp_path):
     gray.save(tmp_path / "tree" / "gray.png")
     for training in ("twice.npz", "tree"):
         evaluation = Evaluation.prepare(
-            "digits", distributed.init("cpu"), Settings(cache_dir=tmp_path / "cache"), image_size=64, training=tmp_path / training
+            "digits", fiducial.init("cpu"), Settings(cache_dir=tmp_path / "cache"), image_size=64, training=tmp_path / training
         )
         result = evaluation.evaluate(tmp_path / "near.npz")
         assert result.metrics["authpct-digits"].value < 10

@@ -11,9 +11,9 @@ from conftest import run_command
 from PIL import Image
 from pyarrow import parquet
 
-from distributed import UserError
-from evaluation import tables
-from evaluation.images import open_images
+from fiducial import UserError
+from fiducial.evaluation import tables
+from fiducial.evaluation.images import open_images
 
 COUNT = 150
 PICTURES = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 5, 3), dtype=np.uint8)

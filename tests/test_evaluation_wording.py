@@ -3,7 +3,7 @@
 import pytest
 from made_results import Page, made
 
-from evaluation.wording import between, number, signed
+from fiducial.evaluation.wording import between, number, signed
 
 WRITTEN = [  # value, low, high, unit, as a value, as an interval
     (0.000351234, 0.00029, 0.00041, "", "0.000351", "0.000290 to 0.000410"),

@@ -11,19 +11,19 @@ from made_results import made
 from made_runs import make_run
 
 import sample_ddp
-from distributed import UserError, decode_json
-from evaluation.results import read_result
-from evaluation.runs import find_run
-from sampling import output, plan
-from sampling.config import SamplingConfig, fingerprint
-from sampling.status import status, verify
+from fiducial import UserError, decode_json
+from fiducial.evaluation.results import read_result
+from fiducial.evaluation.runs import find_run
+from fiducial.sampling import output, plan
+from fiducial.sampling.config import SamplingConfig, fingerprint
+from fiducial.sampling.status import status, verify
 
 MOST_MEMORY = 500e6
 TRIED = r"""
 import re, sys
 from pathlib import Path
-from distributed import UserError
-from sampling.status import status, verify
+from fiducial import UserError
+from fiducial.sampling.status import status, verify
 for look in (status, lambda folder: list(verify(folder, lambda _: None))):
     try:
         print(look(Path(sys.argv[1])))

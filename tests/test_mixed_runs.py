@@ -11,10 +11,10 @@ from conftest import contents, options, run_command
 from made_runs import make_run
 
 import sample_ddp
-from distributed import UserError
-from sampling import output, records
-from sampling.prepare import check_records
-from sampling.status import status, verify
+from fiducial import UserError
+from fiducial.sampling import output, records
+from fiducial.sampling.prepare import check_records
+from fiducial.sampling.status import status, verify
 
 
 def damage_lines(run: Path) -> list[str]:

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
-from distributed import UserError
-from models.autoencoder import WEIGHTS_FILE, decode, inspect, load, merge_doubling, resolve, to_uint8
+from fiducial import UserError
+from fiducial.models.autoencoder import WEIGHTS_FILE, decode, inspect, load, merge_doubling, resolve, to_uint8
 
 CPU = torch.device("cpu")
 REPOSITORY = "fiducial-tests/no-such-vae"

@@ -11,11 +11,11 @@ from formats import training_checkpoint, wrapped
 from safetensors.torch import load_file, save_file
 
 import sample_ddp
-from distributed import UserError
-from models.candidates import _walk, is_averaged
-from models.checkpoint import check, load_dit, read, read_weights
-from models.diffusers_form import POSITIONS
-from sampling import prepare
+from fiducial import UserError
+from fiducial.models.candidates import _walk, is_averaged
+from fiducial.models.checkpoint import check, load_dit, read, read_weights
+from fiducial.models.diffusers_form import POSITIONS
+from fiducial.sampling import prepare
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 VAE_KEYS = {"vae.decoder.conv_in.weight": torch.ones(2, 2), "loss.scale": torch.ones(())}
@@ -24,7 +24,7 @@ VAE_KEYS = {"vae.decoder.conv_in.weight": torch.ones(2, 2), "loss.scale": torch.
 @pytest.fixture
 def ema(tiny_checkpoint):
     """In the order of the parameters, which a safetensors file does not keep."""
-    from models import DiT_models
+    from fiducial.models import DiT_models
 
     state = load_file(tiny_checkpoint)
     return {key: state[key] for key in DiT_models["DiT-XS/8"](input_size=8, num_classes=10).state_dict()}

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import DIGITS, run_command
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from evaluation.published import PUBLISHED
-from models import catalogue, hub
-from sampling import engine
-from sampling.config import PRESETS, SamplingConfig
+from fiducial import UserError
+from fiducial.evaluation.published import PUBLISHED
+from fiducial.models import catalogue, hub
+from fiducial.sampling import engine
+from fiducial.sampling.config import PRESETS, SamplingConfig
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
 REFERENCE = "/diffusion/jul-2021/ref_batches/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
@@ -132,7 +132,7 @@ def test_a_run_without_a_checkpoint_is_that_of_the_published_file(mirror, tiny_c
     fetched = tmp_path / "cache" / "checkpoints" / "tiny.safetensors"
     for given in ([], ["--ckpt", str(fetched)]):
         config, _ = sample_ddp.parse([*small, "--sample-dir", str(tmp_path / "samples"), *given])
-        engine.run(config, distributed.init("cpu"))
+        engine.run(config, fiducial.init("cpu"))
         assert fetched.read_bytes() == tiny_checkpoint.read_bytes()
     assert len(mirror.seen) == 1
     (folder,) = (path for path in (tmp_path / "samples").iterdir() if path.is_dir())

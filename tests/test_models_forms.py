@@ -14,12 +14,12 @@ from formats import AUTOENCODERS, CHECKPOINTS, WEIGHTS, change_config, change_we
 from safetensors.torch import load_file, save_file
 
 import sample_ddp
-from distributed import UserError, file_sha256
-from models import DiT_models, checkpoint
-from models.checkpoint import check, load_dit, read_weights, sha256
-from sampling import prepare
-from sampling.config import SamplingConfig, fingerprint
-from sampling.engine import find_weights
+from fiducial import UserError, file_sha256
+from fiducial.models import DiT_models, checkpoint
+from fiducial.models.checkpoint import check, load_dit, read_weights, sha256
+from fiducial.sampling import prepare
+from fiducial.sampling.config import SamplingConfig, fingerprint
+from fiducial.sampling.engine import find_weights
 
 SHAPE = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ DAMAGES = [cut, emptied, flipped_header, missing_key, surplus_key, wrong_shape, 
 
 def refusal(monkeypatch, capsys, folder, *given):
     """What `sample_ddp.py` says in the place of drawing."""
-    monkeypatch.setattr("sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
     with pytest.raises(SystemExit) as ended:
         sample(monkeypatch, folder / "samples", *given)
     out, err = capsys.readouterr()

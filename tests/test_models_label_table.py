@@ -9,12 +9,12 @@ from conftest import options, randomised
 from test_models_main import command, inspected, refusal
 
 import sample_ddp
-from distributed import UserError, init
-from models import DiT_models
-from models.checkpoint import check_shape, load_dit, read
-from models.dit import DiT, guided_model
-from models.label_table import classes_of, contradictions, has_null_label
-from sampling import engine, prepare
+from fiducial import UserError, init
+from fiducial.models import DiT_models
+from fiducial.models.checkpoint import check_shape, load_dit, read
+from fiducial.models.dit import DiT, guided_model
+from fiducial.models.label_table import classes_of, contradictions, has_null_label
+from fiducial.sampling import engine, prepare
 
 TABLE = "y_embedder.embedding_table.weight"
 

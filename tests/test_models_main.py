@@ -16,9 +16,9 @@ from formats import CHECKPOINTS, WEIGHTS, training_checkpoint
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from distributed import user_errors
-from models import DiT_models, __main__, diffusers_form
-from models.checkpoint import CLASS_TO_IDX, load_dit, read_class_to_idx, read_weights
+from fiducial import user_errors
+from fiducial.models import DiT_models, __main__, diffusers_form
+from fiducial.models.checkpoint import CLASS_TO_IDX, load_dit, read_class_to_idx, read_weights
 
 POSITIONS = "pos_embed"
 

@@ -12,14 +12,14 @@ from conftest import DIGITS, PLAIN, contents, run_command
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from models import checkpoint, probe
-from models.probe import Response, compare, require_noise, respond
-from sampling import drawing, numerics
-from sampling.drawing import Drawer
-from sampling.lock import LOCK
+from fiducial import UserError
+from fiducial.models import checkpoint, probe
+from fiducial.models.probe import Response, compare, require_noise, respond
+from fiducial.sampling import drawing, numerics
+from fiducial.sampling.drawing import Drawer
+from fiducial.sampling.lock import LOCK
 
 CPU = torch.device("cpu")
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))  # of root mean square 1
@@ -186,7 +186,7 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
 
 def test_an_offloaded_network_is_asked_on_its_device_and_goes_back(monkeypatch):
     config, device, moves = parsed("--offload", "model"), torch.device("cpu", 0), []
-    monkeypatch.setattr("models.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
+    monkeypatch.setattr("fiducial.models.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
     Drawer(config, device, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
     assert moves == ["cpu:0", "cpu"]
 
@@ -312,4 +312,4 @@ def test_doubt_is_said_once_and_drawing_goes_on(tmp_path, monkeypatch, capsys):
     assert said.startswith(f"warning: {DIGITS / 'dit.safetensors'}: at t = 999 ")
     assert "; at t = 500 " in said
     assert len(contents(tmp_path)) == 5
-    assert distributed.printable(said) == said
+    assert fiducial.printable(said) == said

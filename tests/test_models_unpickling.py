@@ -21,10 +21,10 @@ import torch
 from formats import training_checkpoint
 from safetensors.torch import load_file
 
-from distributed import UserError, quoted
-from models import pickles
-from models.checkpoint import check, describe, read, read_class_to_idx, read_weights
-from models.unpickling import unpickle
+from fiducial import UserError, quoted
+from fiducial.models import pickles
+from fiducial.models.checkpoint import check, describe, read, read_class_to_idx, read_weights
+from fiducial.models.unpickling import unpickle
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 LABELS, POSITIONS, PATCHES = "y_embedder.embedding_table.weight", "pos_embed", "x_embedder.proj.weight"
@@ -206,7 +206,7 @@ def test_a_compressed_member_is_refused(state, tmp_path):
 
 
 def test_a_zip_of_very_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("models.unpickling.LARGEST_DIRECTORY", 10_000)
+    monkeypatch.setattr("fiducial.models.unpickling.LARGEST_DIRECTORY", 10_000)
     monkeypatch.setattr(pickles, "MOST_BYTES", 10_000)
     torch.save({f"k{number}": torch.zeros(1) for number in range(300)}, tmp_path / "a.pt")
     assert "its list of contents is larger than 10,000 bytes" in refusal(tmp_path / "a.pt")
@@ -250,7 +250,7 @@ def test_a_long_header_of_safetensors_is_refused_unread(tmp_path):
 
 
 def test_a_mapping_that_is_endless_when_written_out_is_shown_in_short(state, tmp_path):
-    from distributed.classes import from_mapping
+    from fiducial.classes import from_mapping
 
     torch.save({"ema": state, "class_to_idx": {"a": nested(45)}}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"maps 'a' to \[\[\[\["):
@@ -265,7 +265,7 @@ class Endless(list):
 
 
 def test_a_list_of_classes_is_never_written_out_to_be_looked_at():
-    from distributed.classes import from_mapping
+    from fiducial.classes import from_mapping
 
     for entry in (Endless(["a", "b"]), [Endless(["a"]), "b"], ["a", Endless(["b"])], (Endless(),)):
         for content in ([entry, entry], {"0": entry, "1": entry}, {"a": entry}):

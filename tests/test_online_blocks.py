@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from made_runs import IDENTITY
 
-from distributed import NotAFile, UserError
-from evaluation import Evaluator
-from sampling import scoring
-from sampling.config import PRESETS, SamplingConfig, fingerprint
+from fiducial import NotAFile, UserError
+from fiducial.evaluation import Evaluator
+from fiducial.sampling import scoring
+from fiducial.sampling.config import PRESETS, SamplingConfig, fingerprint
 
 COUNT, SIZE, RUN = 8, 4, "a" * 64
 CONFIG = SamplingConfig(**PRESETS["digits"] | {"num_fid_samples": COUNT, "per_proc_batch_size": SIZE, "labels": "0-7"})

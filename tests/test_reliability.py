@@ -22,11 +22,11 @@ from conftest import ROOT, contents, run_command
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from sampling import archive, engine
-from sampling.status import status, verify
+from fiducial import UserError
+from fiducial.sampling import archive, engine
+from fiducial.sampling.status import status, verify
 
 COUNT = 90
 ENDS_WITHIN = 180 if os.environ.get("FIDUCIAL_FAST") else 60  # seconds; longer counts as hanging, and compiling takes some
@@ -102,7 +102,7 @@ def _exact_here():
 def draw_here(*arguments: str, with_png: bool = True) -> Path:
     """A run in this process, on one rank."""
     config, _ = sample_ddp.parse(list(arguments))
-    return engine.run(config, distributed.init("cpu"), with_png)
+    return engine.run(config, fiducial.init("cpu"), with_png)
 
 
 @pytest.fixture(scope="module")
@@ -584,13 +584,13 @@ def test_what_cannot_say_how_far_it_has_come_is_given_time(seconds):
     """Compiling, say: without that, it would count as hung."""
 
     def work() -> None:
-        with distributed.init("cpu") as group:
+        with fiducial.init("cpu") as group:
             group.on_end(None, 1.0)
             with group.allowing(seconds):
                 time.sleep(4)
             raise RuntimeError("it was given time")
 
-    with pytest.raises(distributed.Stopped) as stopped:
+    with pytest.raises(fiducial.Stopped) as stopped:
         work()
     assert ("given time" in str(stopped.value)) == bool(seconds)
 
@@ -717,9 +717,9 @@ def test_rank_0_is_killed_without_a_launcher(tiny_checkpoint, undisturbed, tmp_p
 LEAVES = """
 import sys
 import torch
-import distributed
-from evaluation import Evaluator
-with distributed.user_errors(), distributed.init("cpu") as group:
+import fiducial
+from fiducial.evaluation import Evaluator
+with fiducial.user_errors(), fiducial.init("cpu") as group:
     evaluator = Evaluator("digits", group=group)
     evaluator.update(torch.randint(256, (50, 3, 64, 64), dtype=torch.uint8))
     if group.is_main:

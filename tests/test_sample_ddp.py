@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sample_ddp
-from models import DiT_models
+from fiducial.models import DiT_models
 
 
 class Code:
@@ -208,7 +208,7 @@ def test_a_missing_checkpoint_is_told_before_anything_is_downloaded(given, said,
 def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
     before = snapshot(bad)
     given = [
         next((text.replace(f"{{{name}}}", path) for name, path in bad.items() if f"{{{name}}}" in text), text) for text in given
@@ -229,12 +229,12 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_pa
 
 
 def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, capsys):
-    monkeypatch.setattr("sampling.engine.run", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.engine.run", lambda *_: pytest.fail("drawing began"))
     found = SimpleNamespace(
         extractor=SimpleNamespace(image_size=None, name="inception"),
         reference=SimpleNamespace(path=Path("r.npz"), image_size=(32, 32), images=None),
     )
-    monkeypatch.setattr("evaluation.calc.Evaluation.prepare", lambda *_: found)
+    monkeypatch.setattr("fiducial.evaluation.calc.Evaluation.prepare", lambda *_: found)
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--ref", "r.npz"])
     with pytest.raises(SystemExit):
         sample_ddp.main()

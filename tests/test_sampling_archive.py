@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from sampling import archive
+from fiducial.sampling import archive
 
 
 def pictures(count: int, size: int) -> np.ndarray:

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from distributed import UserError, classes
-from distributed.classes import ClassNames, imagenet, names_of_checkpoint, read
-from sampling.classes import has_names, numbered
+from fiducial import UserError, classes
+from fiducial.classes import ClassNames, imagenet, names_of_checkpoint, read
+from fiducial.sampling.classes import has_names, numbered
 
 PETS = ("beagle", "golden retriever", "pug")
 

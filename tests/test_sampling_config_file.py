@@ -10,12 +10,12 @@ from conftest import options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from sampling import engine
-from sampling.config import SamplingConfig
-from sampling.config_file import recorded
+from fiducial import UserError
+from fiducial.sampling import engine
+from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling.config_file import recorded
 
 
 def parse(text: str, folder: Path, *arguments: str) -> tuple[SamplingConfig, argparse.Namespace]:
@@ -225,7 +225,7 @@ def test_what_a_manifest_records_gives_the_same_options_again(tmp_path_factory, 
 def run(*arguments: str) -> Path:
     """The manifest of a run in this process."""
     config, beside = sample_ddp.parse(list(arguments))
-    npz = engine.run(config, distributed.init("cpu"), not beside.no_png, beside.hang_timeout, vars(beside))
+    npz = engine.run(config, fiducial.init("cpu"), not beside.no_png, beside.hang_timeout, vars(beside))
     return npz.with_suffix("") / "manifest.json"
 
 
@@ -272,10 +272,10 @@ def test_a_named_run_is_repeated_by_its_name_and_refuses_a_change(recorded_optio
 
 
 def test_what_auto_came_to_is_asked_for_where_auto_means_something_else(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("sampling.numerics.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("fiducial.sampling.numerics.cpu_has_bf16", lambda: True)
     given = unnamed(tiny_checkpoint, tmp_path, "--per-proc-batch-size", "auto", "--no-vae-slicing")
     path = run(*[text for text in given if text not in ("--precision", "fp32")])
-    monkeypatch.setattr("sampling.numerics.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("fiducial.sampling.numerics.cpu_has_bf16", lambda: False)
     identity = json.loads(path.read_text())["identity"]
     assert identity["precision"] == "bf16"
     config, _ = sample_ddp.parse(["--config", str(path)])

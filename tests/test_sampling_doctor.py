@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import run_command
 
-from models import autoencoder
-from sampling import doctor, lock
-from sampling.doctor import NOTE, OK, PROBLEM, Finding
+from fiducial.models import autoencoder
+from fiducial.sampling import doctor, lock
+from fiducial.sampling.doctor import NOTE, OK, PROBLEM, Finding
 
 
 def only(findings, level: str) -> list[Finding]:

@@ -15,20 +15,20 @@ from diffusers import AutoencoderKL
 from odd_files import left_by_a_dead_process
 from PIL import Image
 
-import distributed
+import fiducial
 import sample_ddp
-from diffusion.samplers import sample_ddim
-from diffusion.schedule import Schedule
-from distributed import UserError, version
-from models import checkpoint
-from sampling import drawing, engine, numerics
-from sampling.noise import standard_normal
+from fiducial import UserError, version
+from fiducial.diffusion.samplers import sample_ddim
+from fiducial.diffusion.schedule import Schedule
+from fiducial.models import checkpoint
+from fiducial.sampling import drawing, engine, numerics
+from fiducial.sampling.noise import standard_normal
 
 
 def draw_here(*arguments: str) -> Path:
     """A run in this process, on one rank."""
     config, _ = sample_ddp.parse(list(arguments))
-    return engine.run(config, distributed.init("cpu"))
+    return engine.run(config, fiducial.init("cpu"))
 
 
 @pytest.fixture

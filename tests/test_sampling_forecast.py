@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import DIGITS, options, run_command
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from sampling import archive, disk, drawing, engine, forecast, lock
-from sampling.forecast import Measured, add_up, duration, extended, timed_batch
-from sampling.prepare import Task
+from fiducial import UserError
+from fiducial.sampling import archive, disk, drawing, engine, forecast, lock
+from fiducial.sampling.forecast import Measured, add_up, duration, extended, timed_batch
+from fiducial.sampling.prepare import Task
 
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -33,7 +33,7 @@ def taken(folder: Path) -> int:
 def said(config, beside, capsys) -> str:
     """A dry run in this process."""
     capsys.readouterr()
-    forecast.forecast(config, distributed.init("cpu"), not beside.no_png, 0)
+    forecast.forecast(config, fiducial.init("cpu"), not beside.no_png, 0)
     return capsys.readouterr().out
 
 
@@ -62,7 +62,7 @@ def test_disk_and_memory_of_the_digits_come_true_on_two_ranks(tmp_path):
 
 def test_a_continued_run_is_told_from_a_new_one(tiny_checkpoint, tmp_path, capsys):
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9)
-    engine.run(sample_ddp.parse(arguments)[0], distributed.init("cpu"))
+    engine.run(sample_ddp.parse(arguments)[0], fiducial.init("cpu"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     text = said(*sample_ddp.parse(arguments), capsys)
     assert "9 of 64 x 64, of which 9 are there" in text
@@ -97,7 +97,7 @@ def test_evaluations_are_those_of_the_run(more, expected, tiny_checkpoint, tmp_p
     assert ("a guided evaluation" in text, "without guidance" in text) == (guided > 0, guided < evaluations)
     rows = []
     monkeypatch.setattr(drawing, "guided_model", counting(rows, drawing.guided_model))
-    engine.run(config, distributed.init("cpu"))
+    engine.run(config, fiducial.init("cpu"))
     assert (len(rows), sum(scale > 1 for scale in rows)) == expected
 
 
@@ -131,8 +131,8 @@ def test_the_command_neither_writes_nor_downloads(tiny_checkpoint, mirror, tmp_p
         assert done.returncode == 2
         assert "nothing is downloaded now" in done.stderr
     assert mirror.seen == []
-    text = "import os, distributed, pathlib\ndistributed.download_nothing()\n"
-    text += f"distributed.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"
+    text = "import os, fiducial, pathlib\ndistributed.download_nothing()\n"
+    text += f"fiducial.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"
     done = run_command("-c", text)
     assert "a is not there, and nothing is downloaded now; fetch it from http://127.0.0.1:9/a" in done.stderr
     assert list(tmp_path.iterdir()) == []

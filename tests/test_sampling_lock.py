@@ -9,8 +9,8 @@ import time
 import pytest
 from conftest import ROOT
 
-from distributed import UserError, own_process
-from sampling import lock
+from fiducial import UserError, own_process
+from fiducial.sampling import lock
 
 
 def leave(folder, **changes) -> dict:
@@ -147,8 +147,8 @@ def test_who_cannot_be_seen_is_watched(tmp_path, monkeypatch):
 STARTS = """
 import os, sys, time
 from pathlib import Path
-from distributed import UserError
-from sampling.lock import Lock
+from fiducial import UserError
+from fiducial.sampling.lock import Lock
 folder = Path(sys.argv[1])
 holders = os.open(folder.with_name("holders"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 sys.stdin.readline()

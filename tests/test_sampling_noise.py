@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from distributed import UserError
-from sampling import noise
-from sampling.noise import PINNED_SHA256, PINNED_SHAPE, NoiseStream, check_stream, standard_normal
+from fiducial import UserError
+from fiducial.sampling import noise
+from fiducial.sampling.noise import PINNED_SHA256, PINNED_SHAPE, NoiseStream, check_stream, standard_normal
 
 
 # Computed with numpy 2.4.6. A numpy whose normal distribution reads the generator otherwise would silently change every

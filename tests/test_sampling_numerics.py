@@ -13,14 +13,14 @@ from conftest import DIGITS, PLAIN, options, randomised, run_command
 from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
-import distributed
+import fiducial
 import sample_ddp
-from diffusion.prediction import is_guided
-from models import DiT_models, autoencoder, checkpoint
-from models.dit import attention_by_products
-from sampling import drawing, engine, memory, numerics, prepare
-from sampling.memory import SHARE, largest_batch
-from sampling.numerics import REFERENCE, Numerics
+from fiducial.diffusion.prediction import is_guided
+from fiducial.models import DiT_models, autoencoder, checkpoint
+from fiducial.models.dit import attention_by_products
+from fiducial.sampling import drawing, engine, memory, numerics, prepare
+from fiducial.sampling.memory import SHARE, largest_batch
+from fiducial.sampling.numerics import REFERENCE, Numerics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -28,7 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def draw(*arguments: str) -> tuple[dict, np.ndarray]:
     """A run in this process: its manifest and its images."""
     config, _ = sample_ddp.parse([str(argument) for argument in arguments])
-    npz = engine.run(config, distributed.init("cpu"))
+    npz = engine.run(config, fiducial.init("cpu"))
     with np.load(npz) as arrays:
         return json.loads((npz.with_suffix("") / "manifest.json").read_text()), arrays["arr_0"].astype(int)
 
@@ -80,7 +80,7 @@ def test_what_auto_means(hardware, given, device, instructions, capability, expe
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_an_old_gpu_is_not_asked_for_what_it_lacks(hardware, precision):
     hardware(capability=(7, 5))
-    with pytest.raises(distributed.UserError, match=f"--precision {precision}.*: needs|--precision {precision}: this GPU"):
+    with pytest.raises(fiducial.UserError, match=f"--precision {precision}.*: needs|--precision {precision}: this GPU"):
         resolved("--precision", precision, device=CUDA)
 
 
@@ -171,7 +171,7 @@ import sample_ddp
 sys.argv = sys.argv[1:]
 sample_ddp.main()
 import torch
-from sampling import memory
+from fiducial.sampling import memory
 libc, size = ctypes.CDLL(None), 64 << 20
 libc.malloc.restype = ctypes.c_void_p
 for _ in range(2):
@@ -249,7 +249,7 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
     given, decode, found = [0.0], drawing.Drawer._decode, []
 
     @contextmanager
-    def allowing(_: distributed.Group, seconds: float) -> Iterator[None]:
+    def allowing(_: fiducial.Group, seconds: float) -> Iterator[None]:
         given.append(seconds)
         yield
         given.pop()
@@ -259,7 +259,7 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
             raise torch.OutOfMemoryError("out of memory")
         return decode(drawer, latents)
 
-    monkeypatch.setattr(distributed.Group, "allowing", allowing)
+    monkeypatch.setattr(fiducial.Group, "allowing", allowing)
     monkeypatch.setattr(numerics, "can_compile", lambda _: True)
     monkeypatch.setattr(drawing.Drawer, "_compile", lambda _: found.append(given[-1]))
     monkeypatch.setattr(drawing.Drawer, "_decode", too_large)
@@ -369,7 +369,7 @@ def test_of_what_only_fills_up_the_last_block_nothing_is_asked(tiny_checkpoint, 
     manifest, images = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=6, run_name="filled"))
     assert not manifest["sessions"][0]["events"]
     assert (images == right).all()
-    with pytest.raises(distributed.UserError, match="gave NaN or infinity for image 6, also in fp32"):
+    with pytest.raises(fiducial.UserError, match="gave NaN or infinity for image 6, also in fp32"):
         draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=7, run_name="one-more"))
 
 
@@ -449,7 +449,7 @@ def test_tiles_are_part_of_the_run(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("diffusers.AutoencoderKL.enable_tiling", lambda _: enabled.append(True))
     draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
     assert not enabled
-    with pytest.raises(distributed.UserError, match="vae_tiling is False there and True here"):
+    with pytest.raises(fiducial.UserError, match="vae_tiling is False there and True here"):
         draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--vae-tiling")
     draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="tiles"), "--vae-tiling")
     assert enabled
@@ -461,7 +461,7 @@ def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, m
     config, _ = sample_ddp.parse([str(argument) for argument in [*arguments, "--offload", "both"]])
     device = torch.device("cpu", 0)
     moves = []
-    for kind in ("models.dit.DiT", "diffusers.AutoencoderKL"):
+    for kind in ("fiducial.models.dit.DiT", "diffusers.AutoencoderKL"):
         monkeypatch.setattr(f"{kind}.to", lambda self, place, *_, **__: moves.append((type(self).__name__, str(place))) or self)
     drawer = drawing.Drawer(config, device, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()
@@ -526,7 +526,7 @@ def test_a_process_gets_its_part_of_the_memory(monkeypatch):
 
 def test_a_machine_too_small_for_one_image_is_refused_before_anything_is_drawn(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "room", lambda *_: 0)
-    with pytest.raises(distributed.UserError, match="--per-proc-batch-size auto: not even one image fits"):
+    with pytest.raises(fiducial.UserError, match="--per-proc-batch-size auto: not even one image fits"):
         draw(*options(tiny_checkpoint, tmp_path, per_proc_batch_size="auto"))
 
 
@@ -565,7 +565,7 @@ def test_auto_counts_the_decoder_and_leaves_each_rank_a_block(tiny_checkpoint, t
         drawing.Drawer, "largest_batch", lambda self, most, check: asked.append(most) or search(self, most, check)
     )
     config, _ = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_fid_samples=6, per_proc_batch_size="auto"))
-    three = replace(distributed.init("cpu"), world_size=3)
+    three = replace(fiducial.init("cpu"), world_size=3)
     assert prepare.find_batch_size(config, three, prepare.examine(config, three, False)) == 2
     assert asked == [2]
     assert decoded == [1, 2]

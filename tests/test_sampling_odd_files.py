@@ -9,12 +9,12 @@ from conftest import DIGITS
 from made_runs import make_run
 from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, put
 
-from distributed import NotAFile, UserError
-from distributed.classes import read as class_names
-from models import autoencoder, checkpoint
+from fiducial import NotAFile, UserError
+from fiducial.classes import read as class_names
+from fiducial.models import autoencoder, checkpoint
+from fiducial.sampling import archive, integrity, lock, output, prepare, records
+from fiducial.sampling.status import status, verify
 from sample_ddp import parse
-from sampling import archive, integrity, lock, output, prepare, records
-from sampling.status import status, verify
 
 WRITTEN = ("run.npz", "run.npz.part", "run.json", "run.html")
 WRITTEN += tuple(f"run/{name}" for name in ("manifest.json", "online.json", "ended.json", ".reserve", "lock", "records.bin"))

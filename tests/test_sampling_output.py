@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distributed import NotAFile
-from sampling import archive, output, records
-from sampling.integrity import Copies
+from fiducial import NotAFile
+from fiducial.sampling import archive, output, records
+from fiducial.sampling.integrity import Copies
 
 
 def picture(size: int, seed: int) -> np.ndarray:

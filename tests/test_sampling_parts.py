@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from conftest import PLAIN, run_command
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from evaluation import runs
-from sampling import engine, output, parts
-from sampling.config import fingerprint
-from sampling.prepare import examine
-from sampling.status import status, verify
+from fiducial import UserError
+from fiducial.evaluation import runs
+from fiducial.sampling import engine, output, parts
+from fiducial.sampling.config import fingerprint
+from fiducial.sampling.prepare import examine
+from fiducial.sampling.status import status, verify
 
 WRONG = ([0], {"a": 1}, 7, "seven", True, None, 0.5)
 PYTHONS_WORDS = re.compile(
@@ -32,7 +32,7 @@ def drawn(tmp_path_factory) -> Path:
     """The folder of a run of four digits."""
     folder = tmp_path_factory.mktemp("drawn")
     config, given = sample_ddp.parse(digits(folder))
-    engine.run(config, distributed.init("cpu"), options=vars(given))
+    engine.run(config, fiducial.init("cpu"), options=vars(given))
     return folder / "run"
 
 
@@ -159,7 +159,7 @@ def test_a_command_says_it_in_one_sentence(command, manifest):
 
 def test_of_an_online_run_it_is_said_too(drawn, tmp_path):
     """It has no files of images, whose parts are not missed."""
-    from sampling import scoring
+    from fiducial.sampling import scoring
 
     content = json.loads((drawn / output.MANIFEST).read_text()) | {"format": scoring.FORMAT}
     for name in ("npz", "merged", "records_format"):

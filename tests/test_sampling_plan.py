@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sampling import plan
+from fiducial.sampling import plan
 
 
 @pytest.mark.parametrize("spec", ["random", "balanced", "null", "7,7,3-5"])

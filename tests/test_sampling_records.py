@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from sampling import records
+from fiducial.sampling import records
 
 
 def rows(indices, seed: int = 0) -> np.ndarray:
@@ -114,9 +114,9 @@ import subprocess
 import sys
 
 import numpy as np
-from sampling import plan, records
-from sampling.numerics import REFERENCE
-from sampling.prepare import Task
+from fiducial.sampling import plan, records
+from fiducial.sampling.numerics import REFERENCE
+from fiducial.sampling.prepare import Task
 
 def memory(kind):
     return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

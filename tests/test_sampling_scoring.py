@@ -15,10 +15,10 @@ import pytest
 from conftest import ROOT, options, run_command
 
 import sample_ddp
-from distributed import UserError
-from evaluation.results import find_result
-from sampling import scoring
-from sampling.status import status
+from fiducial import UserError
+from fiducial.evaluation.results import find_result
+from fiducial.sampling import scoring
+from fiducial.sampling.status import status
 
 ONLINE = ["--ref", "digits", "--evaluate-online"]
 
@@ -123,7 +123,7 @@ def test_a_finished_run_draws_nothing_and_can_grow(ordinary, tiny_checkpoint, tm
     score_here(few, monkeypatch)
     kept = {path: path.read_bytes() for path in tmp_path.glob("run-online/digits-*/*.npz")}
     with monkeypatch.context() as patch:
-        patch.setattr("sampling.drawing.Drawer.blocks", lambda *_: pytest.fail("drawing began"))
+        patch.setattr("fiducial.sampling.drawing.Drawer.blocks", lambda *_: pytest.fail("drawing began"))
         score_here(few, patch)
     score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
     assert close(result(tmp_path), ordinary)
@@ -203,7 +203,7 @@ def test_what_cannot_be_meant_is_told(arguments, said):
 
 
 def test_a_full_disk_is_told_before_anything_is_drawn(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sampling.disk.room", lambda _: 100)
+    monkeypatch.setattr("fiducial.sampling.disk.room", lambda _: 100)
     with pytest.raises(SystemExit):
         score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
     assert "features of the images need about" in capsys.readouterr().err

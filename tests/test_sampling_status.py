@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import DIGITS, options, run_command
 
-from distributed import UserError
-from distributed.classes import names_sha256
-from sampling.config import fingerprint
-from sampling.status import status, verify
+from fiducial import UserError
+from fiducial.classes import names_sha256
+from fiducial.sampling.config import fingerprint
+from fiducial.sampling.status import status, verify
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from conftest import DIGITS, PLAIN, randomised
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-import distributed
+import fiducial
 import sample_ddp
-from distributed import UserError
-from models import DiT_models, inspection
-from sampling import engine
-from sampling.config import PUBLISHED, fingerprint
+from fiducial import UserError
+from fiducial.models import DiT_models, inspection
+from fiducial.sampling import engine
+from fiducial.sampling.config import PUBLISHED, fingerprint
 
 QUICK = ("--num-fid-samples", "2", "--num-sampling-steps", "2", "--device", "cpu", *PLAIN)
 SAID = {"model": "DiT-XS/8", "image_size": 128, "num_classes": 17}
@@ -41,7 +41,7 @@ def files(tmp_path_factory) -> Path:
 def drawn(folder: Path, *given: object) -> dict:
     """The manifest of a run in this process."""
     config, beside = sample_ddp.parse([*map(str, (*given, *QUICK, "--sample-dir", folder))])
-    npz = engine.run(config, distributed.init("cpu"), False, 0, vars(beside))
+    npz = engine.run(config, fiducial.init("cpu"), False, 0, vars(beside))
     manifest = json.loads((npz.with_suffix("") / "manifest.json").read_text())
     with np.load(npz) as arrays:
         assert arrays["arr_0"].shape == (2, *[manifest["identity"]["image_size"]] * 2, 3)

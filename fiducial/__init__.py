@@ -1,9 +1,11 @@
-"""Ranks: finding each other, talking through a store, adding arrays, and ending together.
+"""Fiducial: sampling of class-conditional generative models, and how good the samples are.
 
-No rank waits for one that will not come: see `distributed.watch`. Beside it stands what every command shares because several
-processes run it: `distributed.console`, `decoding`, `files`, `leftovers` and `opening`.
+Here is the ground that its packages (`fiducial.models`, `fiducial.evaluation` ...) stand on: ranks that find each other, talk
+through a store, add arrays and end together, of which none waits for one that will not come (see `fiducial.watch`); and what
+every command shares because several processes run it: `fiducial.console`, `decoding`, `files`, `leftovers` and `opening`.
 """
 
+import fiducial.interrupts  # noqa: F401, I001 (before what takes time)
 import atexit
 import itertools
 import json
@@ -17,8 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from distributed.cache import CHECKPOINTS, REFERENCES
-from distributed.console import (
+from fiducial.cache import CHECKPOINTS, REFERENCES
+from fiducial.console import (
     QUOTED,
     STDOUT,
     Parser,
@@ -38,8 +40,8 @@ from distributed.console import (
     tell_launcher,
     warn,
 )
-from distributed.decoding import decode_json, is_decodable, read_json
-from distributed.files import (
+from fiducial.decoding import decode_json, is_decodable, read_json
+from fiducial.files import (
     CLASSES_BESIDE,
     MIRROR,
     OFFLINE,
@@ -51,11 +53,11 @@ from distributed.files import (
     file_sha256,
     write_whole,
 )
-from distributed.folders import check_lengths, make_folder, nearest, unwritable
-from distributed.joining import connect, give_up, launched
-from distributed.joining import meet as _meet
-from distributed.leftovers import in_the_making, remove_leftovers
-from distributed.opening import (
+from fiducial.folders import check_lengths, make_folder, nearest, unwritable
+from fiducial.joining import connect, give_up, launched
+from fiducial.joining import meet as _meet
+from fiducial.leftovers import in_the_making, remove_leftovers
+from fiducial.opening import (
     NO_FILE,
     NotAFile,
     no_file,
@@ -67,14 +69,17 @@ from distributed.opening import (
     require_file,
     require_place,
 )
-from distributed.processes import is_running, is_visible, own_process
-from distributed.startup import LOOKOUT, RESUMABLE
-from distributed.version import about, described
-from distributed.watch import BEAT_SECONDS, LEFT, Cause, Stopped, Watch
+from fiducial.processes import is_running, is_visible, own_process
+from fiducial.startup import LOOKOUT, RESUMABLE
+from fiducial.version import about, described
+from fiducial.watch import BEAT_SECONDS, LEFT, Cause, Stopped, Watch
+from fiducial.wings import find_wings
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+find_wings()
 
 __all__ = [
     "CHECKPOINTS",

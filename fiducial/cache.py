@@ -1,6 +1,6 @@
 """What is kept between runs, by kind; holding what is in use, and removing what is not.
 
-CACHE/KEY/                     features of a set of images: see `evaluation.extraction`
+CACHE/KEY/                     features of a set of images: see `fiducial.evaluation.extraction`
 CACHE/compiled-KIND/           what torch's compiler made for one kind of processor
 CACHE/checkpoints, references  published files, downloaded
 
@@ -20,8 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed.leftovers import in_the_making
-from distributed.opening import read_text
+from fiducial.leftovers import in_the_making
+from fiducial.opening import read_text
 
 CHECKPOINTS, REFERENCES = "checkpoints", "references"  # folders of a cache
 FEATURES_MARK, COMPILED_MARK = "about.json", "used"  # the files of an entry that are locked

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from distributed.cache import hold
-from distributed.console import UserError, progress_bar, say, warn
-from distributed.folders import make_folder
-from distributed.leftovers import in_the_making, remove_leftovers
-from distributed.opening import NO_FILE, NotAFile, no_file, open_new, open_regular, open_to_write, read_text, require_place
+from fiducial.cache import hold
+from fiducial.console import UserError, progress_bar, say, warn
+from fiducial.folders import make_folder
+from fiducial.leftovers import in_the_making, remove_leftovers
+from fiducial.opening import NO_FILE, NotAFile, no_file, open_new, open_regular, open_to_write, read_text, require_place
 
 SILENCE_SECONDS = 60.0  # that a server may be silent
 TRIES = 5  # in a row that bring nothing, before a download is given up

@@ -5,7 +5,7 @@ import os
 import pytest
 from odd_files import KINDS, make_sparse, no_waiting, put
 
-from distributed import (
+from fiducial import (
     NotAFile,
     file_sha256,
     no_file,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
-from distributed import version
+from fiducial import version
 
-ABOUT = "import json; from distributed import about; print(json.dumps(about()))"
+ABOUT = "import json; from fiducial import about; print(json.dumps(about()))"
 PROGRAMS = (
     ["sample_ddp.py"],
     ["-m", "evaluation"],

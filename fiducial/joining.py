@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from distributed import processes, startup
-from distributed.console import UserError, tell_launcher, warn
-from distributed.watch import BEAT_SECONDS, LOST_BEATS, Cause, Stopped
+from fiducial import processes, startup
+from fiducial.console import UserError, tell_launcher, warn
+from fiducial.watch import BEAT_SECONDS, LOST_BEATS, Cause, Stopped
 
 if TYPE_CHECKING:
     import torch

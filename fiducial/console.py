@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from distributed.opening import NotAFile
-from distributed.version import about, described
+from fiducial.opening import NotAFile
+from fiducial.version import about, described
 
 SHOWN = 200  # characters of a path in a message
 STDOUT = Path("-")  # in the place of a file's name

@@ -7,13 +7,13 @@ import sys
 import pytest
 from conftest import ROOT
 
-from distributed import in_the_making, own_process, remove_leftovers, write_whole
-from distributed.leftovers import LEFTOVER
+from fiducial import in_the_making, own_process, remove_leftovers, write_whole
+from fiducial.leftovers import LEFTOVER
 
 MAKE = """
 import sys, time
 from pathlib import Path
-from distributed import in_the_making
+from fiducial import in_the_making
 path = Path(sys.argv[1])
 file, folder = in_the_making(path), in_the_making(path)
 file.write_bytes(b"half")

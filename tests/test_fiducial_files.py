@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from odd_files import KINDS, no_waiting, put
 
-from distributed import UserError, download, file_sha256, files
+from fiducial import UserError, download, file_sha256, files
 
 BODY = random.Random(0).randbytes(200_000)
 OTHER = random.Random(1).randbytes(200_000)
@@ -141,7 +141,7 @@ def start(server, folder, *arguments: str) -> subprocess.Popen:
     code = f"""
 import resource, sys
 from pathlib import Path
-from distributed import download, file_sha256, user_errors
+from fiducial import download, file_sha256, user_errors
 if len(sys.argv) > 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 with user_errors():

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed.opening import read_bytes
+from fiducial.opening import read_bytes
 
 MOST_VALUES = 1 << 20
 DEEPEST = 64

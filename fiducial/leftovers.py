@@ -12,7 +12,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from distributed.processes import is_running, own_process
+from fiducial.processes import is_running, own_process
 
 KEPT = 40  # characters of a name, so that the whole is no longer than any file system takes
 LEFTOVER = re.compile(r"\..+\.([0-9a-f]{12})-([0-9]+)-([0-9]+)-[0-9a-f]{8}\.tmp")

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import startup
-from distributed.console import UserError, as_mistake, ends_by_signal, tell_launcher, warn
-from distributed.processes import is_running, is_stopped, own_process
-from distributed.startup import RESUMABLE
+from fiducial import startup
+from fiducial.console import UserError, as_mistake, ends_by_signal, tell_launcher, warn
+from fiducial.processes import is_running, is_stopped, own_process
+from fiducial.startup import RESUMABLE
 
 if TYPE_CHECKING:
-    from distributed import Group
+    from fiducial import Group
 
 BEAT_SECONDS = 1.0
 LOST_BEATS = 15  # own beats without one of the other's; counted, so that a machine that slept does not blame its fellows

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from distributed.console import UserError, quoted
-from distributed.files import CLASSES_BESIDE
-from distributed.opening import no_file, read_text
+from fiducial.console import UserError, quoted
+from fiducial.files import CLASSES_BESIDE
+from fiducial.opening import no_file, read_text
 
 IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "classes.json"
 IMAGENET_CLASSES = 1000

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, run_command
 from made_runs import make_run
 
-from distributed import UserError, console, fetch_each, progress_bar, say, user_errors, warn
+from fiducial import UserError, console, fetch_each, progress_bar, say, user_errors, warn
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b2J\u202e\nerror: forged\r"
 HARMLESS = r"\x1b]0;title\x07\x1b[2J\x9b2J\u202e\nerror: forged\r"
@@ -49,10 +49,10 @@ def test_an_error_that_nobody_hears_is_no_traceback(monkeypatch, capfd):
 
 def test_nothing_else_prints():
     """So that no text reaches a terminal beside `say`, `warn` and progress bars."""
-    folders = ("distributed", "models", "diffusion", "sampling", "evaluation")
+    folders = ("fiducial", "models", "diffusion", "sampling", "evaluation")
     files = [ROOT / "sample_ddp.py", *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
     for path in files:
-        if path == ROOT / "distributed" / "console.py":
+        if path == ROOT / "fiducial" / "console.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             is_print = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from distributed.console import UserError
+from fiducial.console import UserError
 
 
 def nearest(folder: Path) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from distributed import Group, UserError, is_running, own_process, processes, startup, watch
-from distributed.joining import launched
+from fiducial import Group, UserError, is_running, own_process, processes, startup, watch
+from fiducial.joining import launched
 
 PATIENCE = 60  # seconds, on a busy machine
 
@@ -35,8 +35,8 @@ worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=os.environ | 
 time.sleep(600)
 """
 WORKS = """
-import distributed, time
-with distributed.user_errors():
+import fiducial, time
+with fiducial.user_errors():
     print("here", flush=True)
     time.sleep(600)
 """
@@ -72,7 +72,7 @@ def test_who_is_born_an_orphan(command, is_orphan, monkeypatch):
 
 def test_a_parent_that_is_no_launcher_may_go():
     """A shell that has started a run in the background."""
-    worker = "import distributed, time\nwith distributed.user_errors():\n    time.sleep(3)\n    print('done')"
+    worker = "import fiducial, time\nwith fiducial.user_errors():\n    time.sleep(3)\n    print('done')"
     shell = subprocess.run(
         ["sh", "-c", '"$0" -c "$1" & sleep 1', sys.executable, worker],
         cwd=ROOT,
@@ -88,10 +88,10 @@ import os, signal, subprocess, sys
 stopped = subprocess.Popen(["sleep", "600"], env=os.environ | {"RANK": "1"})
 stopped.send_signal(signal.SIGSTOP)
 program = '''
-import distributed
-from distributed import joining
+import fiducial
+from fiducial import joining
 joining.LOST_BEATS, joining.QUIET_SECONDS = 3, 0.5
-with distributed.user_errors():
+with fiducial.user_errors():
     waiting = joining._Waiting(0, 2)
     while True:
         waiting.go_on([1])
@@ -120,10 +120,10 @@ def test_a_store_that_is_gone_with_its_launcher_is_not_waited_for():
         free.bind(("127.0.0.1", 0))
         names = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         program = """
-import distributed
-from distributed import joining
+import fiducial
+from fiducial import joining
 joining.LOST_BEATS = 1
-with distributed.user_errors():
+with fiducial.user_errors():
     joining._await_host(joining.launched(), "the place")
 """
         done = python(program, env=environment(TORCHELASTIC_USE_AGENT_STORE="True", **names))
@@ -158,7 +158,7 @@ def test_an_environment_that_cannot_be_is_one_sentence(wrong, said, monkeypatch)
 
 
 IMPOSSIBLE = """
-import distributed, runpy, sys, time
+import fiducial, runpy, sys, time
 def sleep(seconds):
     raise AssertionError("waits for a rank 0 that may not be there")
 time.sleep = sleep
@@ -219,7 +219,7 @@ def test_a_process_that_cannot_be_seen_is_not_dead(monkeypatch):
     assert not is_running({**own, "pid": 1 << 80})
 
 
-INTERRUPTED = "import distributed\nwith distributed.user_errors():\n    raise KeyboardInterrupt"
+INTERRUPTED = "import fiducial\nwith fiducial.user_errors():\n    raise KeyboardInterrupt"
 
 
 LATE = ("numpy", "torch.nn", "torch")
@@ -244,7 +244,7 @@ def test_who_is_interrupted_ends_by_the_signal(names, code):
     ("names", "code"), [({}, -signal.SIGINT), ({"TORCHELASTIC_RUN_ID": "1"}, 130)], ids=["alone", "torchrun"]
 )
 @pytest.mark.parametrize(
-    "last", ["interrupts", "argparse", "distributed", *(pytest.param(name, marks=pytest.mark.long) for name in LATE)]
+    "last", ["fiducial.interrupts", "argparse", "fiducial", *(pytest.param(name, marks=pytest.mark.long) for name in LATE)]
 )
 @pytest.mark.parametrize("program", EARLY, ids=lambda words: words[0] if words[0] != "-m" else words[1])
 def test_ctrl_c_while_a_command_imports_is_no_traceback(program, last, names, code, tmp_path):
@@ -263,14 +263,14 @@ def test_ctrl_c_while_a_command_imports_is_no_traceback(program, last, names, co
 
 
 STREAMS = """
-import sys, distributed, os
-with distributed.user_errors():
+import sys, fiducial, os
+with fiducial.user_errors():
     file = open(sys.argv[1], "w")
     assert file.fileno() > 2
-    with distributed.progress_bar(3, "bar") as bar:
+    with fiducial.progress_bar(3, "bar") as bar:
         bar.update()
         os.system("echo written by a library >&2")
-        raise distributed.UserError("nobody hears it")
+        raise fiducial.UserError("nobody hears it")
 """
 
 
@@ -285,14 +285,14 @@ def test_a_stream_that_nobody_reads_is_no_traceback_and_no_file(how, tmp_path):
 def test_the_cause_of_an_end_has_a_line_of_its_own():
     """Whether it is said by the process whose progress bar stands there, or by what all of its ranks share."""
     program = """
-import distributed
-with distributed.user_errors():
-    bar = distributed.progress_bar(3, "sampling")
+import fiducial
+with fiducial.user_errors():
+    bar = fiducial.progress_bar(3, "sampling")
     bar.update()
-    raise distributed.UserError("the thirteenth fan is on fire")
+    raise fiducial.UserError("the thirteenth fan is on fire")
 """
-    for line in ("raise distributed.UserError", "with distributed.init('cpu') as group:\n        raise distributed.UserError"):
-        said = python(program.replace("raise distributed.UserError", line), env=environment()).communicate(timeout=PATIENCE)[1]
+    for line in ("raise fiducial.UserError", "with fiducial.init('cpu') as group:\n        raise fiducial.UserError"):
+        said = python(program.replace("raise fiducial.UserError", line), env=environment()).communicate(timeout=PATIENCE)[1]
         assert "sampling:" in said
         assert "error: the thirteenth fan is on fire" in said.split("\n"), said
 
@@ -306,7 +306,7 @@ def test_paths_of_any_bytes_are_published(alone):
 
 @pytest.mark.parametrize(("code", "said"), [(0, ""), (3, "error: rank 0 has exited with 3\n")])
 def test_who_exits_among_others_tells_them(code, said):
-    program = f"import sys, distributed\nwith distributed.init('cpu') as group:\n    sys.exit({code})"
+    program = f"import sys, fiducial\nwith fiducial.init('cpu') as group:\n    sys.exit({code})"
     done = python(program, env=environment())
     assert done.communicate(timeout=PATIENCE) == ("", said)
     assert done.returncode == code
