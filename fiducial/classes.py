@@ -285,7 +285,8 @@ def _from_mapping(content: object, source: str, any_order: bool = False) -> Clas
 def _as_imagenet(named: Mapping[int, Sequence[object]], source: str, any_order: bool = False) -> ClassNames | None:
     """ImageNet's classes, if these are names or synsets of theirs by index, some lost where two classes share one; else None.
 
-    Names may be those of other lists, of which a few lie elsewhere. A synset is one class's only, so that each has its own index.
+    Names may be those of other lists, of which a few lie elsewhere, but none in each other's places. A synset is one class's
+    only, so that each has its own index. Where any order is allowed, names that lie elsewhere are the mapping's own.
 
     Raises:
         ValueError: if they are in another order than in the training, unless that is allowed.
@@ -296,6 +297,10 @@ def _as_imagenet(named: Mapping[int, Sequence[object]], source: str, any_order: 
     synsets = {synset: index for index, synset in enumerate(known.aliases)}
     places = {spelt(name): index for names in (known.names, known.aliases) for index, name in enumerate(names)}
     others = []
+
+    def is_twin(index: int, parts: list[str]) -> bool:
+        return any((part, index) in TWINS for part in parts)
+
     for index, names in named.items():
         parts = [part for name in names if isinstance(name, str) for part in (name, *name.split(", "))]
         found = {places[spelt(part)] for part in parts if spelt(part) in places}
@@ -304,11 +309,13 @@ def _as_imagenet(named: Mapping[int, Sequence[object]], source: str, any_order: 
         elsewhere = index not in (own or found)
         by_synset, astray = by_synset + bool(own), astray or (bool(own) and elsewhere)
         there += not elsewhere
-        moved += [(index, parts[0], min(own or found))] if (own or found) and elsewhere else []
-    another = astray or len(moved) > there / 20
+        moved += [(index, parts[0], min(own or found))] if (own or found) and elsewhere and not is_twin(index, parts) else []
+    # One that lies elsewhere may be another list's word for a class, but not where that place is another one's that moved too.
+    exchanged = {index for index, *_ in moved} & {place for *_, place in moved}
+    another = astray or bool(exchanged) or len(moved) > there / 20
     if by_synset == len(named) < IMAGENET_CLASSES:  # nothing is lost of them, so these are a part
         return None
-    if there + len(moved) < IMAGENET_CLASSES / 2 or (any_order and another):
+    if there + len(moved) < IMAGENET_CLASSES / 2 or (any_order and (another or moved)):
         return None
     if another:
         index, name, place = min(moved)

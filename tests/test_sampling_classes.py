@@ -171,7 +171,7 @@ def test_imagenets_classes_in_another_order_are_refused(name, tmp_path):
 
 @pytest.mark.parametrize("places", [{3: 4, 4: 3}, {place: 39 - place for place in range(40)}])
 def test_no_synset_has_another_index_than_in_the_training(places, tmp_path):
-    """A few names may, as lists differ in what classes are called; a synset is one class's."""
+    """One name may, as lists differ in what classes are called, but no two that change places; a synset is one class's."""
     order = [places.get(place, place) for place in range(1000)]
     synsets, names = ([of[place] for place in order] for of in (imagenet().aliases, imagenet().names))
     said = f"index {min(places)} is '{synsets[min(places)]}', which has index {places[min(places)]} in ImageNet's training"
@@ -182,8 +182,33 @@ def test_no_synset_has_another_index_than_in_the_training(places, tmp_path):
             read(write(tmp_path / "a.json", content), "x")
     with pytest.raises(UserError, match=said):
         read(write(tmp_path / "a.txt", "\n".join(f"{synset} {name}" for synset, name in pairs)), "x")
-    assert read(write(tmp_path / "a.json", json.dumps(names)), "x").names == imagenet().names
     assert names_of_checkpoint(None, tmp_path / "m.pt", mapping, 1000).names == tuple(synsets)  # its own is the training's
+
+
+EXCHANGES = {"two pairs": {0: 1, 1: 0, 100: 900, 900: 100}, "a round": {7: 8, 8: 9, 9: 7}}
+
+
+@pytest.mark.parametrize("places", EXCHANGES.values(), ids=EXCHANGES)
+def test_names_that_change_places_are_never_put_back(places, tmp_path):
+    names = [imagenet().names[places.get(place, place)] for place in range(1000)]
+    mapping, ckpt = {name: index for index, name in enumerate(names)}, tmp_path / "m.pt"
+    for own in (mapping, json.dumps(mapping), names, {str(index): name for index, name in enumerate(names)}):
+        assert names_of_checkpoint(None, ckpt, own, 1000).names == tuple(names)  # its own is the training's
+    said = f"index {min(places)} is '{names[min(places)]}', which has index {places[min(places)]} in ImageNet's training"
+    for content in (json.dumps(names), json.dumps(mapping), json.dumps(dict(enumerate(names))), "\n".join(names), str(mapping)):
+        with pytest.raises(UserError, match=re.escape(said)):
+            read(write(tmp_path / "a.txt", content), "x")
+
+
+def test_another_lists_word_for_a_class_is_known_and_is_no_answer_alone(tmp_path):
+    """A list that calls the class "common newt" eft, and eft something else."""
+    names = list(imagenet().names)
+    names[26], names[27] = "eft", "newt, red"
+    found = read(write(tmp_path / "a.json", json.dumps(names)), "x")
+    assert found.names == imagenet().names
+    assert found.indices("eft") == [26, 27]
+    own = {name: index for index, name in enumerate(names)}
+    assert names_of_checkpoint(None, tmp_path / "m.pt", own, 1000).names == tuple(names)
 
 
 @pytest.mark.parametrize("lacking", [0, 700, 999])
