@@ -333,7 +333,7 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
 def evaluate(evaluation: "Evaluation", npz: Path) -> None:
     """On all ranks: writes the result beside the npz, unless it is there."""
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
-    if evaluation.group.once(lambda: str(html_file.exists() and evaluation.is_done(npz, json_file))) == "True":
+    if evaluation.group.once(lambda: html_file.exists() and evaluation.is_done(npz, json_file)):
         if evaluation.group.is_main:
             fiducial.say(f"{html_file}: evaluated before")
     elif result := evaluation.evaluate(npz):

@@ -1,6 +1,5 @@
 """From images to a result: checks first, then one pass over the images, then all metrics from its features."""
 
-import json
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -218,7 +217,7 @@ class Evaluation:
         if self.class_names:
             return self.class_names
         own_names = ClassNames(images.class_names, names_sha256(images.class_names))
-        found = json.loads(self.group.once(lambda: json.dumps(asdict(find_names(images.path, own.pixels_sha256) or own_names))))
+        found = self.group.once(lambda: asdict(find_names(images.path, own.pixels_sha256) or own_names))
         return ClassNames(tuple(found["names"]), found["sha256"])
 
     def _extract(self, images: Images, cache: Path) -> Features:

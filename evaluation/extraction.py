@@ -123,7 +123,7 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         **{package: version(package) for package in ("torch", "pillow", *extractor.packages)},
     }
     entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    if group.once(lambda: str(hold(entry / ABOUT) and _is_whole(entry))) == "True":
+    if group.once(lambda: hold(entry / ABOUT) and _is_whole(entry)):
         return _open(entry, extractor, "from the cache")
     with _in_the_making(entry, images.count, extractor, group) as folder:
         statistics, spatial = _run(images, extractor, group, batch_size, folder)

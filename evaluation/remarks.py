@@ -61,9 +61,8 @@ def tell(*sentences: str) -> tuple[str, ...]:
 def require_levels(images: Images | None, whose: str, group: Group) -> None:
     """Raises UserError if images look cast from [0, 1] or [-1, 1]; rank 0 looks, at as few of them as tell it."""
 
-    def look() -> str:
+    def look() -> None:
         levels.require(images.levels.found, f"{images.path}: the {images.count:,} {whose}")
-        return ""
 
     if images is not None:
         group.once(look)

@@ -128,8 +128,8 @@ class Scorer:
 
     def _distance(self, statistics: FeatureStatistics, rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> Estimate:
         """One that costs too much for every rank to compute it."""
-        found = self.group.once(lambda: repr(frechet_distance(statistics.mean, statistics.covariance, mu, sigma)))
-        return estimate(float(found), frechet_error(rows, statistics, mu, sigma, self.group), 0)
+        found = self.group.once(lambda: float(frechet_distance(statistics.mean, statistics.covariance, mu, sigma)))
+        return estimate(found, frechet_error(rows, statistics, mu, sigma, self.group), 0)
 
     def _pairing(self) -> Pairing:
         """Which class of the reference is which of the samples'; of none where no class has images enough for a distance."""

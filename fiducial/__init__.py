@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fiducial.cache import CHECKPOINTS, REFERENCES
 from fiducial.console import (
@@ -144,6 +144,7 @@ __all__ = [
 ]
 
 YIELD_SECONDS = 10.0
+Value = TypeVar("Value")  # that JSON has
 
 
 @dataclass(frozen=True)
@@ -280,13 +281,12 @@ class Group:
             return value
         return self.receive(f"{key}/{self.node}")
 
-    def once(self, make: Callable[[], str]) -> str:
-        """What `make` returns, called on rank 0 only; the others wait for it."""
+    def once(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns, called on rank 0 only; the others wait for it. It travels as JSON, so a tuple comes as a list."""
         key = f"once/{next(self._calls)}"
         if self.is_main:
-            self.publish(key, value := make())
-            return value
-        return self.receive(key, [0])
+            self.publish(key, json.dumps(make()))
+        return json.loads(self.receive(key, [0]))
 
     def wait(self) -> None:
         """Returns when every rank has come here."""

@@ -67,7 +67,7 @@ def doctor(group: Group, sample_dir: Path, cache_dir: Path | None) -> int:
     own += shared_folder(group, sample_dir)
     told = [(socket.gethostname(), asdict(finding)) for finding in own]
     group.publish(f"found/{group.rank}", json.dumps(told))
-    return int(group.once(lambda: str(report(group))))
+    return group.once(lambda: report(group))
 
 
 def report(group: Group) -> int:

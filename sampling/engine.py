@@ -186,10 +186,9 @@ class Work:
             if copies.in_npz(row) is None:
                 raise UserError(f"image {row['index']} is not in {self._task.npz} as it was written; this disk cannot be trusted")
 
-    def _merge(self) -> str:
+    def _merge(self) -> None:
         task = self._task
         records.merge(task.folder, {task.session: self._group.world_size}, len(task.done), task.mark)
-        return ""
 
     def _await_records(self) -> None:
         """A network file system may show late what other hosts have added."""
@@ -349,7 +348,7 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
     folder = Path(group.once_per_node("vae-files", lambda: str(find_vae(config)), main_first=True))
     config = replace(config, ckpt=Path(group.once_per_node("checkpoint", find, main_first=True)))
     if config.untold():
-        config = replace(config, **json.loads(group.once(lambda: json.dumps(told(config, folder)))))
+        config = replace(config, **group.once(lambda: told(config, folder)))
     unlike = catalogue.unlike_published(given, config.model, config.image_size, config.num_classes, config.cache_dir)
     if unlike and group.is_main:
         warn(f"warning: {unlike}")

@@ -8,7 +8,6 @@ SAMPLE_DIR/RUN-online.json, .html          the result
 A run that was killed goes on with the blocks that have no file.
 """
 
-import json
 import struct
 import time
 import tokenize
@@ -183,7 +182,7 @@ class Scoring:
             group.wait()
         drawing = time.monotonic() - drawing
         group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
-        about = json.loads(group.once(lambda: json.dumps(self._finish(drawing))))
+        about = group.once(lambda: self._finish(drawing))
         self._gather()
         return Drawn(task.folder, about)
 

@@ -304,6 +304,12 @@ def test_paths_of_any_bytes_are_published(alone):
     assert json.loads(json.dumps(path)) == path
 
 
+@pytest.mark.parametrize("value", [True, False, None, 0.1 + 0.2, 7, os.fsdecode(b"/caf\xe9"), {"names": ["a", "b"]}])
+def test_what_one_rank_finds_for_all_is_a_value(value, alone):
+    found = alone.once(lambda: value)
+    assert (found, type(found)) == (value, type(value))
+
+
 @pytest.mark.parametrize(("code", "said"), [(0, ""), (3, "error: rank 0 has exited with 3\n")])
 def test_who_exits_among_others_tells_them(code, said):
     program = f"import sys, fiducial\nwith fiducial.init('cpu') as group:\n    sys.exit({code})"
