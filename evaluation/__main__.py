@@ -356,6 +356,10 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
         say(*lines, *warnings_left(found, said))
 
 
+def main() -> None:
+    run(build_parser().parse_args())
+
+
 if __name__ == "__main__":
     with fiducial.user_errors():
-        run(build_parser().parse_args())
+        main()

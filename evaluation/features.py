@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fiducial import Group, UserError, file_sha256
 from fiducial.evaluation import dinov2, inception
 from fiducial.memory import keep_freed_memory
+from fiducial.wings import ASSETS
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CUDA_CHUNK = 64  # images at once on a GPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import Group, UserError, decode_json, file_sha256, write_whole
-from fiducial.evaluation.features import ASSETS
 from fiducial.evaluation.image_files import DAMAGED_ARCHIVE, one_line
 from fiducial.evaluation.images import Images, open_images, read_any_header, read_array
 from fiducial.evaluation.metrics import factor
 from fiducial.evaluation.numbering import OWN, Numbering
 from fiducial.evaluation.protocols import FROM_FEATURES
 from fiducial.evaluation.published import PUBLISHED, fetch
+from fiducial.wings import ASSETS
 
 DIGITS = ASSETS / "digits" / "reference.npz"
 PROVENANCE, NUMBERING = "provenance", "numbering"  # our own files' extra arrays: a JSON text each

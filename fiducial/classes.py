@@ -20,8 +20,9 @@ from pathlib import Path
 from fiducial.console import UserError, quoted
 from fiducial.files import CLASSES_BESIDE
 from fiducial.opening import no_file, read_text
+from fiducial.wings import ASSETS
 
-IMAGENET = Path(__file__).resolve().parent.parent / "assets" / "imagenet" / "classes.json"
+IMAGENET = ASSETS / "imagenet" / "classes.json"
 IMAGENET_CLASSES = 1000
 GUESSED = "ImageNet"  # the source of names that nobody gave, for a thousand classes
 FORMS = 'expected {"name": index}, {"0": "name"}, {"0": ["synset", "name"]} or a list of names'

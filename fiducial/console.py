@@ -16,6 +16,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from fiducial.opening import NotAFile
+from fiducial.spelling import spelled
 from fiducial.version import about, described
 
 SHOWN = 200  # characters of a path in a message
@@ -112,6 +113,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
+
+    def format_usage(self) -> str:
+        return spelled(super().format_usage())
+
+    def format_help(self) -> str:
+        return spelled(super().format_help())
 
 
 def _parsed(kind: type, name: str, text: str) -> int | float:
@@ -230,7 +237,7 @@ def say(*lines: str) -> None:
         UserError: if nobody can read it there.
     """
     try:
-        print(*map(printable, lines), sep="\n", flush=True)
+        print(*map(printable, map(spelled, lines)), sep="\n", flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
         raise UserError(f"standard output cannot be written ({error.strerror})") from error
@@ -245,7 +252,7 @@ def warn(*lines: str) -> bool:
         return False
     before = [""] if live_bar() else []
     with suppress(OSError, ValueError):  # closed
-        print(*before, *map(printable, lines), sep="\n", file=sys.stderr, flush=True)
+        print(*before, *map(printable, map(spelled, lines)), sep="\n", file=sys.stderr, flush=True)
         return True
     return False
 

@@ -7,8 +7,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from fiducial.wings import ROOT
+
 VERSION = "0.1.0"
-ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTION = "fiducial-fid"  # as it is called where packages are installed from
 GIT_SECONDS = 10.0  # on a slow file system the commit is left out
 LAUNCHERS = ("torchrun", "accelerate")  # programs that an interpreter runs, which a person does not type
 

@@ -15,6 +15,8 @@ from types import ModuleType
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 WINGS = ("diffusion", "models", "sampling", "evaluation")
+IS_CHECKOUT = not all((PACKAGE / wing).is_dir() for wing in WINGS)
+ASSETS = (ROOT if IS_CHECKOUT else PACKAGE) / "assets"  # the digits, and what ImageNet's classes are called
 
 
 class Checkout(MetaPathFinder):
@@ -56,7 +58,7 @@ def _is_ours(wing: str) -> bool:
 
 def find_wings() -> None:
     """Has the packages found, where they are not inside this one; one that is being imported by its short name is exchanged."""
-    if all((PACKAGE / wing).is_dir() for wing in WINGS):
+    if not IS_CHECKOUT:
         return
     sys.meta_path.insert(0, Checkout())
     for wing in WINGS:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fiducial import MIRROR, UserError, download, fetch_each, say
 from fiducial.models.catalogue import CATALOGUE
+from fiducial.wings import IS_CHECKOUT, ROOT
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         }
     )
     where = ["--cache-dir", str(cache_dir)] if cache_dir else []
-    evaluation = ["-m", "evaluation", "fetch", published.reference, *where]
-    if subprocess.run([sys.executable, *evaluation], cwd=Path(__file__).resolve().parent.parent, check=False).returncode:
+    evaluation = ["-m", "fiducial.evaluation", "fetch", published.reference, *where]
+    if subprocess.run([sys.executable, *evaluation], cwd=ROOT if IS_CHECKOUT else None, check=False).returncode:
         failed.append("what the evaluation needs")
     if failed:
         raise UserError(f"not fetched: {', '.join(failed)}; what stands above says why and what to do")

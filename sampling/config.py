@@ -10,8 +10,7 @@ from pathlib import Path
 from fiducial import UserError
 from fiducial.sampling.classes import has_names
 from fiducial.sampling.plan import parse_labels
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+from fiducial.wings import ASSETS
 
 # Defaults that a preset puts in the place of the general ones. What the user says on the command line wins.
 PRESETS = {

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
@@ -39,8 +39,10 @@ from fiducial.models import autoencoder, hub
 from fiducial.sampling import disk, memory, numerics
 from fiducial.sampling.config import SamplingConfig
 from fiducial.sampling.lock import Lock, await_token
+from fiducial.version import DISTRIBUTION
+from fiducial.wings import IS_CHECKOUT, ROOT
 
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+REQUIREMENTS = ROOT / "requirements.txt"  # in a checkout
 PYTHON = (3, 11)
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 COUNT, IMAGE_SIZE = 50_000, 256  # what room is held against
@@ -86,13 +88,20 @@ def report(group: Group) -> int:
 
 def machine(device: torch.device, cache_dir: Path | None) -> Iterator[Finding]:
     """Everything that belongs to one machine."""
-    yield from packages(REQUIREMENTS.read_text())
+    yield from packages(required())
     yield from gpus() if device.type == "cuda" else processor(device)
     yield from compiler(device)
     yield from free_memory(device)
     yield from weights(cache_dir)
     yield from cached(cache_dir)
     yield from surroundings()
+
+
+def required() -> str:
+    """What Fiducial needs, a package a line: requirements.txt, or what was installed says of itself."""
+    if IS_CHECKOUT:
+        return REQUIREMENTS.read_text()
+    return "\n".join(line for line in requires(DISTRIBUTION) or () if "extra ==" not in line)
 
 
 def packages(requirements: str) -> Iterator[Finding]:
