@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import Group, Parser, UserError
-from fiducial.sampling.config import AUTO, PRESETS, PUBLISHED, SamplingConfig
-from fiducial.sampling.config_file import given_options
+from fiducial.sampling.options.config import AUTO, PRESETS, PUBLISHED, SamplingConfig
+from fiducial.sampling.options.file import given_options
 
 if TYPE_CHECKING:
     from fiducial.evaluation.calc import Evaluation

@@ -44,14 +44,14 @@ def build_parser() -> Parser:
 
 def show_doctor(args: argparse.Namespace) -> int:
     fiducial.launched()  # before torch is imported
-    from fiducial.sampling.doctor import doctor
+    from fiducial.sampling.commands.doctor import doctor
 
     with fiducial.init(args.device) as group:
         return doctor(group, args.sample_dir, args.cache_dir)
 
 
 def show_status(folder: Path, as_json: bool) -> int:
-    from fiducial.sampling.status import status
+    from fiducial.sampling.commands.status import status
 
     found = status(folder)
     if as_json:
@@ -63,8 +63,8 @@ def show_status(folder: Path, as_json: bool) -> int:
 
 
 def show_verify(folder: Path) -> int:
-    from fiducial.sampling.output import mixed_up
-    from fiducial.sampling.status import require_manifest, status, verify
+    from fiducial.sampling.commands.status import require_manifest, status, verify
+    from fiducial.sampling.store.manifest import mixed_up
 
     count, wrong = require_manifest(folder)["num_fid_samples"], 0
     with progress_bar(count, "verifying") as bar:
@@ -86,7 +86,7 @@ def main() -> int:
     args = build_parser().parse_args()
     if args.command == "doctor":
         return show_doctor(args)
-    from fiducial.sampling.disk import explained
+    from fiducial.sampling.store.disk import explained
 
     try:
         return look(args)

@@ -19,9 +19,9 @@ from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from fiducial.models import autoencoder, checkpoint, probe
 from fiducial.models.dit import DiT, guided_model
 from fiducial.sampling import memory, numerics, plan
-from fiducial.sampling.config import SamplingConfig
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.numerics import REFERENCE, Numerics
+from fiducial.sampling.options.config import SamplingConfig
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

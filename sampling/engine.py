@@ -23,12 +23,18 @@ import numpy as np
 from fiducial import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, warn, write_whole
 from fiducial.classes import read as read_names
 from fiducial.models import autoencoder, catalogue, checkpoint, probe
-from fiducial.sampling import archive, disk, integrity, memory, numerics, output, plan, records
-from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.drawing import Drawer
-from fiducial.sampling.lock import LOCK, Lock, await_token, read
 from fiducial.sampling.noise import check_stream
+from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.prepare import Task, check_options, events_path, has_null_label, prepare, read_events, remove_events, told
+from fiducial.sampling.store import disk, records, repair
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.folder import ENDED, RESERVE
+from fiducial.sampling.store.lock import LOCK, Lock, await_token, read
+from fiducial.sampling.store.png import remove_unfinished
+from fiducial.sampling.store.writer import BlockWriter
 
 IMAGES_DRAWN, IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = (
     "images",
@@ -143,7 +149,7 @@ class Work:
             return
         task, size = self._task, self._config.per_proc_batch_size
         folders = task.folder, task.npz, self._config.image_size
-        with output.BlockWriter(*folders, self._with_png, self._recorder, on_written) as writer:
+        with BlockWriter(*folders, self._with_png, self._recorder, on_written) as writer:
             for start, pixels in self.drawer.blocks(blocks * size, wanted.size, self._check):
                 # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
                 indices = np.arange(start, min(start + size, len(wanted)))
@@ -157,19 +163,19 @@ class Work:
         count = len(task.done)
         first, last = (count * rank // group.world_size for rank in (group.rank, group.rank + 1))
         with opened(task.npz) as npz, progress(count, count, IMAGES_CHECKED, "checking", group):
-            copies = integrity.Copies(task.folder, npz, self._config.image_size)
+            copies = repair.Copies(task.folder, npz, self._config.image_size)
             for start in range(first, last, records.CHUNK):
                 self._mend(copies, start, min(start + records.CHUNK, last))
             group.wait()
         group.once(self._merge)
 
-    def _mend(self, copies: integrity.Copies, start: int, stop: int) -> None:
+    def _mend(self, copies: repair.Copies, start: int, stop: int) -> None:
         def advance(images: int) -> None:
             self._check()
             self._group.tally(IMAGES_CHECKED, images)
 
         rows, older = records.table(self._task.folder, start, stop, self._task.mark), self._task.done[start:stop]
-        found = integrity.mend(copies, rows, self._with_png, older, advance)
+        found = repair.mend(copies, rows, self._with_png, older, advance)
         if found.rows:
             self._recorder.add(np.concatenate(found.rows))
         if restored := len(found.slots) + len(found.pngs):
@@ -223,9 +229,9 @@ class Work:
         }
         output.write_manifest(task.folder, manifest)
         remove_events(task.folder, task.session, group.world_size)
-        (task.folder / output.RESERVE).unlink(missing_ok=True)
+        (task.folder / RESERVE).unlink(missing_ok=True)
         if task.session > 1:
-            output.remove_unfinished(task.folder)
+            remove_unfinished(task.folder)
         restored, redrawn = (manifest["sessions"][-1][name] for name in ("copies_restored", "images_redrawn"))
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
         say(f"{path}: {count:,} images{damage}; a rank held at most {disk.readable(peak)}")
@@ -307,11 +313,11 @@ def opened(path: Path) -> Iterator[int]:
 def keep_cause(task: Task, cause: Cause) -> None:
     """Leaves in the run's folder why it ended, the first cause if hosts that lost each other have two; also on a full disk."""
     folder, holder = task.folder, read(task.folder / LOCK)
-    if (folder / output.ENDED).exists() or (holder and holder["token"] != task.token):  # another run is here by now
+    if (folder / ENDED).exists() or (holder and holder["token"] != task.token):  # another run is here by now
         return
     ended = {**asdict(cause), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    (folder / output.RESERVE).unlink(missing_ok=True)
-    write_whole(folder / output.ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
+    (folder / RESERVE).unlink(missing_ok=True)
+    write_whole(folder / ENDED, lambda beside: beside.write_text(json.dumps(ended, indent=2) + "\n"))
 
 
 def check_given(config: SamplingConfig, group: Group) -> None:

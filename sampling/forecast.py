@@ -15,12 +15,15 @@ import numpy as np
 
 from fiducial import Group, UserError, say
 from fiducial.diffusion.prediction import is_guided
-from fiducial.sampling import archive, disk, lock, memory, numerics, output, plan, records
-from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.drawing import Drawer, is_out_of_memory
 from fiducial.sampling.engine import COMPILING_SECONDS, fetch, in_words, told_by_probing, vae_of_node
 from fiducial.sampling.noise import check_stream
+from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.prepare import Task, examine, find_batch_size
+from fiducial.sampling.store import disk, lock, records
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.png import png_bytes
 
 TRIAL_SECONDS = 8.0  # that an evaluation and a decoding of the measured batch may take
 BATCH_SECONDS = 30.0  # that a batch may take to be drawn to the end
@@ -147,7 +150,7 @@ class Trial:
             started = time.monotonic()
             _, pixels = next(self._drawer.blocks([0], images, self._check))
             batch, drawn = time.monotonic() - started, True
-            png = disk.on_disk(np.array([len(output.png_bytes(image)) for image in pixels])) if with_png else None
+            png = disk.on_disk(np.array([len(png_bytes(image)) for image in pixels])) if with_png else None
         highest = max(self._highest, memory.peak(self._device))
         most = max(highest, self._base + extended(self._used, self._size))
         room = memory.held(self._device) + memory.room(self._device, 0)

@@ -17,7 +17,7 @@ from torch import nn
 from fiducial import UserError, default_cache, make_folder, warn
 from fiducial.cache import COMPILED, hold_kernels
 from fiducial.memory import keep_freed_memory
-from fiducial.sampling.config import SamplingConfig
+from fiducial.sampling.options.config import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = 64  # that one network is compiled for: halves of halves of a batch, with and without guidance

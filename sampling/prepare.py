@@ -35,14 +35,20 @@ from fiducial.classes import GUESSED, ClassNames, difference, names_of_checkpoin
 from fiducial.diffusion.schedule import spaced_timesteps
 from fiducial.models import autoencoder, candidates, checkpoint, label_table
 from fiducial.models.dit import DiT_models
-from fiducial.sampling import archive, classes, disk, numerics, output, records
-from fiducial.sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
-from fiducial.sampling.config_file import recorded
+from fiducial.sampling import numerics
 from fiducial.sampling.drawing import Drawer
-from fiducial.sampling.lock import LOCK, Lock
 from fiducial.sampling.memory import MOST
 from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.numerics import RESOLVED, Numerics
+from fiducial.sampling.options import class_names as classes
+from fiducial.sampling.options.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from fiducial.sampling.options.file import recorded
+from fiducial.sampling.store import disk, records
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.folder import ENDED, MANIFEST, ONLINE, RESERVE, RESERVED, longest_path, read_ended
+from fiducial.sampling.store.lock import LOCK, Lock
+from fiducial.sampling.store.png import png_path
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 TRYING_SECONDS = 300  # for the compiler to show that it works
@@ -87,7 +93,7 @@ class Task:
     @property
     def told(self) -> Path:
         """The file that says what the run is."""
-        return self.folder / (output.ONLINE if self.npz == self.folder else output.MANIFEST)
+        return self.folder / (ONLINE if self.npz == self.folder else MANIFEST)
 
     @property
     def missing(self) -> int:
@@ -125,11 +131,11 @@ def examine(config: SamplingConfig, group: Group, with_png: bool) -> Found:
     config, names = replace(config, labels=identity["labels"]), class_names(config)
     how = Numerics(**{name: identity[name] for name in RESOLVED})
     folder = config.sample_dir / config.named_run(fingerprint(identity))
-    check_lengths(SHORTER, *(at(folder) for at in (archive.part_path, output.longest_path)))
+    check_lengths(SHORTER, *(at(folder) for at in (archive.part_path, longest_path)))
     manifest = output.read_manifest(folder)
     if manifest and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
-    check_kind(folder, output.MANIFEST)
+    check_kind(folder, MANIFEST)
     check_folder(folder, manifest, config, identity)
     check_names(folder, manifest, names)
     if manifest is None and config.run_name is None:
@@ -176,8 +182,8 @@ def prepare(config: SamplingConfig, group: Group, with_png: bool, stack: ExitSta
         manifest["sessions"].append(describe_session(group, int(done.sum()), with_png))
         output.write_manifest(folder, manifest)
         forget_last_session(folder, manifest)
-        with open_new(folder / output.RESERVE) as file:
-            file.write(bytes(output.RESERVED))
+        with open_new(folder / RESERVE) as file:
+            file.write(bytes(RESERVED))
         npz = open_npz(folder, config)
     except OSError as error:
         raise disk.explained(error, folder) from error
@@ -333,7 +339,7 @@ def check_kind(folder: Path, own: str) -> None:
     Args:
         own: the file that says what a run of this kind is.
     """
-    kinds = {output.MANIFEST: "that keeps its images", output.ONLINE: "of --evaluate-online, which keeps none"}
+    kinds = {MANIFEST: "that keeps its images", ONLINE: "of --evaluate-online, which keeps none"}
     for file, kind in kinds.items():
         if file != own and os.path.lexists(folder / file):
             raise UserError(f"{folder} belongs to a run {kind}, as its {file} shows; choose another --run-name")
@@ -351,11 +357,9 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder}, {why}")
     if manifest is None:
         if there := [path for path in (npz, archive.part_path(folder)) if path.exists()]:
-            raise UserError(
-                f"{there[0]} exists, but {folder} has no {output.MANIFEST}; move it away, or choose another --run-name"
-            )
-        if output.png_path(folder, 0).exists() or (folder.is_dir() and any(folder.glob("*.png"))):
-            raise UserError(f"{folder} holds images but no {output.MANIFEST}, so what they are is unknown; choose another folder")
+            raise UserError(f"{there[0]} exists, but {folder} has no {MANIFEST}; move it away, or choose another --run-name")
+        if png_path(folder, 0).exists() or (folder.is_dir() and any(folder.glob("*.png"))):
+            raise UserError(f"{folder} holds images but no {MANIFEST}, so what they are is unknown; choose another folder")
     elif manifest["identity"] != identity:
         raise other_configuration(folder, manifest["identity"], identity)
     elif manifest["num_fid_samples"] > config.num_fid_samples:
@@ -373,7 +377,7 @@ def check_records(folder: Path, manifest: dict) -> None:
 
 def check_places(folder: Path) -> None:
     """Raises UserError if there is a link, a folder or the like in the place of a file that a run writes, but for its images."""
-    npz, inside = archive.npz_path(folder), (output.MANIFEST, output.ONLINE, output.ENDED, output.RESERVE, LOCK)
+    npz, inside = archive.npz_path(folder), (MANIFEST, ONLINE, ENDED, RESERVE, LOCK)
     beside = npz, archive.part_path(folder), npz.with_suffix(".json"), npz.with_suffix(".html")
     for path in (*beside, *(folder / name for name in inside), records.table_path(folder)):
         try:
@@ -397,7 +401,7 @@ def other_configuration(folder: Path, old: dict, identity: dict) -> UserError:
 
 def tell_of_siblings(folder: Path, identity: dict) -> None:
     """Says if the run was begun with other numerics: on another processor or GPU, `auto` means something else."""
-    for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{output.MANIFEST}"):
+    for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{MANIFEST}"):
         with suppress(UserError):
             manifest = output.read_manifest(sibling.parent)
             other = manifest["identity"]
@@ -411,7 +415,7 @@ def tell_of_siblings(folder: Path, identity: dict) -> None:
 
 def claim(folder: Path, config: SamplingConfig, identity: dict) -> tuple[dict, np.ndarray]:
     """The folder's manifest, new or continued, and which images are done. For who holds the lock."""
-    check_kind(folder, output.MANIFEST)  # another run may have been here since
+    check_kind(folder, MANIFEST)  # another run may have been here since
     manifest = output.read_manifest(folder) or output.new_manifest()
     if manifest["sessions"]:
         check_folder(folder, manifest, config, identity)  # another run may have been here since
@@ -430,12 +434,12 @@ def conclude(folder: Path, manifest: dict) -> None:
     if number > manifest["merged"]:
         last["events"] = read_events(folder, number, last["world_size"])
     if "finished" not in last and "ended" not in last:
-        last["ended"] = output.read_ended(folder) or {"kind": "lost", "message": "killed without a word"}
+        last["ended"] = read_ended(folder) or {"kind": "lost", "message": "killed without a word"}
 
 
 def forget_last_session(folder: Path, manifest: dict) -> None:
     """Removes what `conclude` has taken, when that is written."""
-    (folder / output.ENDED).unlink(missing_ok=True)
+    (folder / ENDED).unlink(missing_ok=True)
     for number, session in enumerate(manifest["sessions"][:-1][-1:], start=len(manifest["sessions"]) - 1):
         remove_events(folder, number, session["world_size"])
 

@@ -34,12 +34,11 @@ from fiducial import (
     write_whole,
 )
 from fiducial.models import checkpoint
-from fiducial.sampling import archive, disk, memory, output, plan
-from fiducial.sampling.config import AUTO, SamplingConfig, fingerprint
-from fiducial.sampling.config_file import recorded
+from fiducial.sampling import memory, plan
 from fiducial.sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session, told_by_probing
-from fiducial.sampling.lock import Lock
 from fiducial.sampling.numerics import RESOLVED, Numerics
+from fiducial.sampling.options.config import AUTO, SamplingConfig, fingerprint
+from fiducial.sampling.options.file import recorded
 from fiducial.sampling.prepare import (
     SHORTER,
     Found,
@@ -55,6 +54,11 @@ from fiducial.sampling.prepare import (
     remove_events,
     try_networks,
 )
+from fiducial.sampling.store import disk
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.folder import ENDED, ONLINE, longest_path
+from fiducial.sampling.store.lock import Lock
 
 SUFFIX, FORMAT, RUN = "-online", "fiducial-online-1", "run"
 # What zipfile, numpy and an evaluator raise of a file that is not as it was written.
@@ -112,11 +116,11 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
     names, how = class_names(config), Numerics(**{name: identity[name] for name in RESOLVED})
     folder = config.sample_dir / f"{config.named_run(fingerprint(identity))}{SUFFIX}"
     result = folder.with_name(f"{folder.name}.json")
-    check_lengths(SHORTER, result, output.longest_path(folder))
+    check_lengths(SHORTER, result, longest_path(folder))
     about = read_about(folder)
     if about and config.per_proc_batch_size == AUTO:
         identity["per_proc_batch_size"] = about["identity"]["per_proc_batch_size"]
-    check_kind(folder, output.ONLINE)
+    check_kind(folder, ONLINE)
     check_folder(folder, about, config, identity)
     check_names(folder, about, names)
     needed = config.num_fid_samples * evaluator.bytes_of_image
@@ -130,7 +134,7 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
         make_folder(folder / "records")
         (folder / evaluator.extractor).mkdir(exist_ok=True)
         held = stack.enter_context(Lock(folder, group.check))
-        check_kind(folder, output.ONLINE)  # another run may have been here since
+        check_kind(folder, ONLINE)  # another run may have been here since
         if identity["per_proc_batch_size"] == "auto":
             identity["per_proc_batch_size"] = find_batch_size(config, group, found)
         config = replace(config, per_proc_batch_size=identity["per_proc_batch_size"])
@@ -138,7 +142,7 @@ def prepare(config: SamplingConfig, group: Group, evaluator: Evaluator, stack: E
         if about and not done.all():
             try_networks(config, group, found)  # and a run as it is
         about = read_about(folder) or {"format": FORMAT, "sessions": []}
-        (folder / output.ENDED).unlink(missing_ok=True)
+        (folder / ENDED).unlink(missing_ok=True)
         about |= {"fingerprint": fingerprint(identity), "identity": identity, "num_fid_samples": config.num_fid_samples}
         about |= {"class_names": names.recorded()} if names else {}
         weights = checkpoint.read(config.ckpt, config.weights_key).kind
@@ -299,7 +303,7 @@ def read_about(folder: Path) -> dict | None:
     Raises:
         UserError: if it is not one of ours.
     """
-    path = folder / output.ONLINE
+    path = folder / ONLINE
     if not path.exists():
         return None
     try:
@@ -314,9 +318,9 @@ def read_about(folder: Path) -> dict | None:
 def reread_about(folder: Path) -> dict:
     """The same of the run that is being drawn in `folder`; UserError if it is not there any more, too."""
     if (about := read_about(folder)) is None:
-        raise UserError(disk.gone(folder / output.ONLINE))
+        raise UserError(disk.gone(folder / ONLINE))
     return about
 
 
 def write_about(folder: Path, about: dict) -> None:
-    output.write_run(folder / output.ONLINE, about)
+    output.write_run(folder / ONLINE, about)

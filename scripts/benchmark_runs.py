@@ -20,13 +20,15 @@ PROCESSES = 8  # that stand in for the ranks of one start
 
 def make_run(folder: Path, count: int, size: int, pictures: np.ndarray | None) -> None:
     """A finished run: PNGs, npz and records; with `pictures` repeated over the indices, or without PNGs and all black."""
-    from fiducial.sampling import archive, output, records
+    from fiducial.sampling.store import npz as archive
+    from fiducial.sampling.store import records
+    from fiducial.sampling.store.png import png_bytes, png_path
 
     folder.mkdir(parents=True)
     black = np.zeros((1, size, size, 3), dtype=np.uint8)
     rows = []
     for number, pixels in enumerate(black if pictures is None else pictures):
-        encoded = output.png_bytes(pixels)
+        encoded = png_bytes(pixels)
         (folder.parent / f"{number}.png").write_bytes(encoded)
         png = (0, 0) if pictures is None else (zlib.crc32(encoded), len(encoded))
         rows.append(records.row(number, pixels.tobytes(), zlib.crc32(pixels.tobytes()), png))
@@ -43,7 +45,7 @@ def make_run(folder: Path, count: int, size: int, pictures: np.ndarray | None) -
             npz.seek(archive.slot(0, size))
             for index in range(count):
                 npz.write(pictures[index % len(pictures)])
-                path = output.png_path(folder, index)
+                path = png_path(folder, index)
                 path.parent.mkdir(exist_ok=True)
                 path.hardlink_to(folder.parent / f"{index % len(pictures)}.png")
 
@@ -52,18 +54,19 @@ def pack_plainly(folder: Path, count: int) -> None:
     """What the scripts that people copy do, but for holding it all in memory."""
     from PIL import Image
 
-    from fiducial.sampling import output
+    from fiducial.sampling.store.png import png_path
 
     with open(folder.parent / "plain.npy", "wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, 256, 256, 3)}
         np.lib.format.write_array_header_1_0(file, header)
         for index in range(count):
-            file.write(np.asarray(Image.open(output.png_path(folder, index), formats=("PNG",))).astype(np.uint8).tobytes())
+            file.write(np.asarray(Image.open(png_path(folder, index), formats=("PNG",))).astype(np.uint8).tobytes())
 
 
 def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
     """The end of a run: each place is held against the records, filled from the PNG where need be, and the frame put around."""
-    from fiducial.sampling import archive, integrity, records
+    from fiducial.sampling.store import npz as archive
+    from fiducial.sampling.store import records, repair
 
     reopen(folder, count, size)
     part = archive.part_path(folder)
@@ -74,7 +77,7 @@ def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
     for start in range(0, count, records.CHUNK):
         rows = records.table(folder, start, min(start + records.CHUNK, count))
         older = np.zeros(len(rows), dtype=bool)
-        found = integrity.mend(integrity.Copies(folder, npz, size), rows, True, older, lambda _: None)
+        found = repair.mend(repair.Copies(folder, npz, size), rows, True, older, lambda _: None)
         assert not found.lost, found.lost[:10]
     os.close(npz)
     complete(folder, count, size)
@@ -82,7 +85,7 @@ def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
 
 def reopen(folder: Path, count: int, size: int) -> None:
     """Undoes `complete`, for the next turn."""
-    from fiducial.sampling import archive
+    from fiducial.sampling.store import npz as archive
 
     if archive.npz_path(folder).exists():
         os.replace(archive.npz_path(folder), archive.part_path(folder))
@@ -91,7 +94,9 @@ def reopen(folder: Path, count: int, size: int) -> None:
 
 def complete(folder: Path, count: int, size: int) -> None:
     """What rank 0 does alone: checksums of all, labels, directory."""
-    from fiducial.sampling import archive, plan, records
+    from fiducial.sampling import plan
+    from fiducial.sampling.store import npz as archive
+    from fiducial.sampling.store import records
 
     crcs, _ = records.summary(folder, count)
     labels = plan.labels("random", 1000, 0, 0, count)
@@ -101,9 +106,10 @@ def complete(folder: Path, count: int, size: int) -> None:
 
 def plan_work(folder: Path, count: int) -> None:
     """From the records, with nine of ten images done, to what one rank of many is to draw, as rank 0 and another find out."""
-    from fiducial.sampling import plan, records
+    from fiducial.sampling import plan
     from fiducial.sampling.numerics import REFERENCE
     from fiducial.sampling.prepare import Task
+    from fiducial.sampling.store import records
 
     done = records.done(folder, count, {})
     assert 0.85 < done.mean() < 0.91
@@ -116,7 +122,7 @@ def plan_work(folder: Path, count: int) -> None:
 def undo_some(folder: Path, count: int) -> None:
     """Takes the rows of every tenth block away, and loads what the plan needs, which is no part of it."""
     import fiducial.sampling.prepare  # noqa: F401
-    from fiducial.sampling import records
+    from fiducial.sampling.store import records
 
     with open(records.table_path(folder), "r+b") as table:
         for start in range(0, count, 10 * BLOCK):
@@ -126,7 +132,7 @@ def undo_some(folder: Path, count: int) -> None:
 
 def give_parts(folder: Path, count: int) -> None:
     """What 1,024 ranks have added when they drew every tenth block."""
-    from fiducial.sampling import records
+    from fiducial.sampling.store import records
 
     (folder / "records").mkdir(exist_ok=True)
     row = records.row(0, b"", 0)
@@ -141,7 +147,7 @@ def give_parts(folder: Path, count: int) -> None:
 
 
 def merge_parts(folder: Path) -> None:
-    from fiducial.sampling import records
+    from fiducial.sampling.store import records
 
     records.merge(folder, {1: RANKS})
 
@@ -149,10 +155,12 @@ def merge_parts(folder: Path) -> None:
 def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     """A whole run by one rank whose network takes no time, as the engine does it."""
     import fiducial
-    from fiducial.sampling import archive, engine, records
-    from fiducial.sampling.config import SamplingConfig
+    from fiducial.sampling import engine
     from fiducial.sampling.numerics import REFERENCE
+    from fiducial.sampling.options.config import SamplingConfig
     from fiducial.sampling.prepare import Task
+    from fiducial.sampling.store import npz as archive
+    from fiducial.sampling.store import records
 
     folder.mkdir(parents=True, exist_ok=True)
     config = SamplingConfig(Path("none"), image_size=TINY, num_classes=1000, num_fid_samples=count, per_proc_batch_size=BLOCK)

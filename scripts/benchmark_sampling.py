@@ -235,8 +235,9 @@ def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:
 
 def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[str, float]:
     """Blocks from noise to pixels, and with `with_png` into the npz and PNGs, as a run writes them; the time of one."""
-    from fiducial.sampling import archive, engine
+    from fiducial.sampling import engine
     from fiducial.sampling.prepare import Task
+    from fiducial.sampling.store import npz as archive
 
     started = time.perf_counter()
     drawer = ours(work, *options)

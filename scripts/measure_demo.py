@@ -28,7 +28,7 @@ from fiducial.evaluation.features import load_extractor
 from fiducial.evaluation.metrics import frechet_distance
 from fiducial.evaluation.references import DIGITS, open_reference
 from fiducial.sampling import engine
-from fiducial.sampling.config import PRESETS, SamplingConfig
+from fiducial.sampling.options.config import PRESETS, SamplingConfig
 from scripts.train_demo import load_scans
 
 COUNT = 1000

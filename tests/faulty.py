@@ -16,7 +16,8 @@ import fiducial
 import sample_ddp
 from fiducial.memory import give_back_freed_memory
 from fiducial.models import autoencoder, checkpoint
-from fiducial.sampling import drawing, output
+from fiducial.sampling import drawing
+from fiducial.sampling.store import writer
 
 WHEN = 10  # evaluations of the network before the fault
 
@@ -102,7 +103,7 @@ def hang_in_evaluation():
 
 
 def hang_on_disk():
-    output.write_png = hang
+    writer.write_png = hang
 
 
 def late():

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fiducial.sampling import archive, output, plan, records
-from fiducial.sampling.config import fingerprint
+from fiducial.sampling import plan
+from fiducial.sampling.options.config import fingerprint
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store import records
+from fiducial.sampling.store.png import png_bytes, png_path
 
 IDENTITY = {"image_size": 8, "num_classes": 10, "global_seed": 0, "labels": "random", "per_proc_batch_size": 4, "cfg_scale": 1.5}
 
@@ -24,8 +28,8 @@ def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, mar
     with open(archive.part_path(folder), "wb") as npz:
         for index in range(count):
             image = pixels.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            png = output.png_bytes(image)
-            output.png_path(folder, index).write_bytes(png)
+            png = png_bytes(image)
+            png_path(folder, index).write_bytes(png)
             archive.write_pixels(npz.fileno(), index, image.tobytes(), size)
             rows.append(records.row(index, image.tobytes(), zlib.crc32(image.tobytes()), (zlib.crc32(png), len(png))))
     records.Recorder(folder, 1, 0, mark).add(np.concatenate(rows))

@@ -12,8 +12,8 @@ import sample_ddp
 from fiducial import UserError, check_lengths, make_folder, unwritable
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.checks import Settings
-from fiducial.sampling.config import PRESETS, SamplingConfig
 from fiducial.sampling.drawing import Drawer
+from fiducial.sampling.options.config import PRESETS, SamplingConfig
 
 
 def refusal(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:

@@ -17,7 +17,8 @@ from fiducial import UserError
 from fiducial.evaluation import image_files
 from fiducial.evaluation.image_files import image_header, kind_of, read_image
 from fiducial.evaluation.images import open_images
-from fiducial.sampling import archive, output
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.png import read_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -388,7 +389,7 @@ def test_what_is_called_png_and_is_none_is_named(kind, tmp_path, monkeypatch):
     }
     with pytest.raises(UserError, match=rf"0\.png cannot be read as an image \({said[kind]}"):
         open_images(tmp_path)
-    assert output.read_png(tmp_path / "0.png", 8) is None
+    assert read_png(tmp_path / "0.png", 8) is None
 
 
 def test_a_pipe_is_never_waited_for(tmp_path):

@@ -18,7 +18,7 @@ from fiducial.evaluation.calc import Evaluation
 from fiducial.evaluation.checks import Settings
 from fiducial.evaluation.published import PUBLISHED
 from fiducial.models.catalogue import CATALOGUE
-from fiducial.sampling import doctor
+from fiducial.sampling.commands import doctor
 
 DAY = 86400
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import options
 
 import sample_ddp
-from fiducial.sampling import lock
 from fiducial.sampling.drawing import Drawer
+from fiducial.sampling.store import lock
 
 GONE = {
     "renamed": lambda folder, _: folder.rename(folder.with_name("elsewhere")),

@@ -14,16 +14,18 @@ import sample_ddp
 from fiducial import UserError, decode_json
 from fiducial.evaluation.results import read_result
 from fiducial.evaluation.runs import find_run
-from fiducial.sampling import output, plan
-from fiducial.sampling.config import SamplingConfig, fingerprint
-from fiducial.sampling.status import status, verify
+from fiducial.sampling import plan
+from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.options.config import SamplingConfig, fingerprint
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store.folder import MANIFEST
 
 MOST_MEMORY = 500e6
 TRIED = r"""
 import re, sys
 from pathlib import Path
 from fiducial import UserError
-from fiducial.sampling.status import status, verify
+from fiducial.sampling.commands.status import status, verify
 for look in (status, lambda folder: list(verify(folder, lambda _: None))):
     try:
         print(look(Path(sys.argv[1])))
@@ -75,7 +77,7 @@ HOSTILE: dict[str, tuple[Callable[[dict], str], str]] = {
 def test_a_hostile_manifest_is_one_sentence_in_little_memory(name, tmp_path):
     make, said = HOSTILE[name]
     run = make_run(tmp_path)
-    manifest = run / output.MANIFEST
+    manifest = run / MANIFEST
     manifest.write_bytes(make(json.loads(manifest.read_text())).encode(errors="surrogateescape"))
     child = subprocess.run([sys.executable, "-c", TRIED, run], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert child.returncode == 0, child.stderr
@@ -119,7 +121,7 @@ def test_labels_with_leading_zeros_are_the_numbers_that_they_are():
 @pytest.mark.parametrize("name", ["lists", "longer text", "deep inside", "label ranges", "huge images"])
 def test_a_hostile_manifest_as_options_is_one_sentence(name, tmp_path):
     make, said = HOSTILE[name]
-    path = make_run(tmp_path) / output.MANIFEST
+    path = make_run(tmp_path) / MANIFEST
     path.write_text(make(json.loads(path.read_text())))
     with pytest.raises(UserError) as refused:
         sample_ddp.parse(["--config", str(path)])
@@ -134,7 +136,7 @@ def test_a_hostile_manifest_as_options_is_one_sentence(name, tmp_path):
     ids=["many", "list", "long", "object"],
 )
 def test_options_that_were_never_recorded_are_refused(options, tmp_path):
-    path = make_run(tmp_path) / output.MANIFEST
+    path = make_run(tmp_path) / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"options": options}))
     with pytest.raises(UserError, match="is not a whole manifest of format") as refused:
         sample_ddp.parse(["--config", str(path)])
@@ -159,7 +161,7 @@ def test_hostile_results_are_one_sentence(text, said, tmp_path):
 
 def test_a_run_that_no_number_can_describe_is_none(tmp_path):
     """An infinity in the place of a count: nobody vouches for what stands beside a file."""
-    path = make_run(tmp_path) / output.MANIFEST
+    path = make_run(tmp_path) / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["sessions"][0] |= {"images_drawn": float("inf"), "seconds": 1.0, "device": "cpu"}
     path.write_text(json.dumps(manifest))

@@ -12,9 +12,11 @@ from made_runs import make_run
 
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import output, records
+from fiducial.sampling.commands.status import status, verify
 from fiducial.sampling.prepare import check_records
-from fiducial.sampling.status import status, verify
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import records
+from fiducial.sampling.store.folder import MANIFEST
 
 
 def damage_lines(run: Path) -> list[str]:
@@ -25,7 +27,7 @@ def damage_lines(run: Path) -> list[str]:
 def test_records_of_another_run_are_told(marked, tmp_path):
     """With PNGs and npz as well, so that they agree with each other; in runs from before there were marks, too."""
     ours, theirs = (make_run(tmp_path / name, seed=seed, marked=marked) for name, seed in (("ours", 0), ("theirs", 1)))
-    shutil.copy(ours / output.MANIFEST, theirs)
+    shutil.copy(ours / MANIFEST, theirs)
     said = "is of another run than" if marked else "records other images than"
     found = status(theirs)
     assert (found.state, found.exit_code) == ("failed", 1)
@@ -87,7 +89,7 @@ def test_a_run_from_before_there_were_marks_continues(tiny_checkpoint, tmp_path,
     assert (status(run).state, status(run).images) == ("resumable", 7)
     sample_ddp.main()
     assert status(run).state == "complete"
-    assert "records_format" not in json.loads((run / output.MANIFEST).read_text())
+    assert "records_format" not in json.loads((run / MANIFEST).read_text())
     assert contents(tmp_path) == before
 
 

@@ -15,7 +15,7 @@ from fiducial import UserError
 from fiducial.evaluation.published import PUBLISHED
 from fiducial.models import catalogue, hub
 from fiducial.sampling import engine
-from fiducial.sampling.config import PRESETS, SamplingConfig
+from fiducial.sampling.options.config import PRESETS, SamplingConfig
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
 REFERENCE = "/diffusion/jul-2021/ref_batches/imagenet/256/VIRTUAL_imagenet256_labeled.npz"

@@ -18,8 +18,8 @@ from fiducial import UserError, file_sha256
 from fiducial.models import DiT_models, checkpoint
 from fiducial.models.checkpoint import check, load_dit, read_weights, sha256
 from fiducial.sampling import prepare
-from fiducial.sampling.config import SamplingConfig, fingerprint
 from fiducial.sampling.engine import find_weights
+from fiducial.sampling.options.config import SamplingConfig, fingerprint
 
 SHAPE = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 CPU = torch.device("cpu")

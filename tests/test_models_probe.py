@@ -19,7 +19,7 @@ from fiducial.models import checkpoint, probe
 from fiducial.models.probe import Response, compare, require_noise, respond
 from fiducial.sampling import drawing, numerics
 from fiducial.sampling.drawing import Drawer
-from fiducial.sampling.lock import LOCK
+from fiducial.sampling.store.lock import LOCK
 
 CPU = torch.device("cpu")
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))  # of root mean square 1

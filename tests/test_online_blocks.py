@@ -11,7 +11,7 @@ from made_runs import IDENTITY
 from fiducial import NotAFile, UserError
 from fiducial.evaluation import Evaluator
 from fiducial.sampling import scoring
-from fiducial.sampling.config import PRESETS, SamplingConfig, fingerprint
+from fiducial.sampling.options.config import PRESETS, SamplingConfig, fingerprint
 
 COUNT, SIZE, RUN = 8, 4, "a" * 64
 CONFIG = SamplingConfig(**PRESETS["digits"] | {"num_fid_samples": COUNT, "per_proc_batch_size": SIZE, "labels": "0-7"})

@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import archive, engine
-from fiducial.sampling.status import status, verify
+from fiducial.sampling import engine
+from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.store import npz as archive
 
 COUNT = 90
 ENDS_WITHIN = 180 if os.environ.get("FIDUCIAL_FAST") else 60  # seconds; longer counts as hanging, and compiling takes some

@@ -8,7 +8,7 @@ import pytest
 
 from fiducial import UserError, classes
 from fiducial.classes import ClassNames, imagenet, names_of_checkpoint, read
-from fiducial.sampling.classes import has_names, numbered
+from fiducial.sampling.options.class_names import has_names, numbered
 
 PETS = ("beagle", "golden retriever", "pug")
 

@@ -11,8 +11,9 @@ import torch
 from conftest import run_command
 
 from fiducial.models import autoencoder
-from fiducial.sampling import doctor, lock
-from fiducial.sampling.doctor import NOTE, OK, PROBLEM, Finding
+from fiducial.sampling.commands import doctor
+from fiducial.sampling.commands.doctor import NOTE, OK, PROBLEM, Finding
+from fiducial.sampling.store import lock
 
 
 def only(findings, level: str) -> list[Finding]:

@@ -12,9 +12,11 @@ from conftest import DIGITS, options, run_command
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import archive, disk, drawing, engine, forecast, lock
+from fiducial.sampling import drawing, engine, forecast
 from fiducial.sampling.forecast import Measured, add_up, duration, extended, timed_batch
 from fiducial.sampling.prepare import Task
+from fiducial.sampling.store import disk, lock
+from fiducial.sampling.store import npz as archive
 
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from fiducial import UserError, own_process
-from fiducial.sampling import lock
+from fiducial.sampling.store import lock
 
 
 def leave(folder, **changes) -> dict:
@@ -148,7 +148,7 @@ STARTS = """
 import os, sys, time
 from pathlib import Path
 from fiducial import UserError
-from fiducial.sampling.lock import Lock
+from fiducial.sampling.store.lock import Lock
 folder = Path(sys.argv[1])
 holders = os.open(folder.with_name("holders"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 sys.stdin.readline()

@@ -12,8 +12,12 @@ from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, pu
 from fiducial import NotAFile, UserError
 from fiducial.classes import read as class_names
 from fiducial.models import autoencoder, checkpoint
-from fiducial.sampling import archive, integrity, lock, output, prepare, records
-from fiducial.sampling.status import status, verify
+from fiducial.sampling import prepare
+from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.store import lock, records, repair, writer
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.folder import read_ended
+from fiducial.sampling.store.png import read_png, remove_unfinished, write_png
 from sample_ddp import parse
 
 WRITTEN = ("run.npz", "run.npz.part", "run.json", "run.html")
@@ -51,7 +55,7 @@ def test_verify_says_what_stands_in_the_place_of_a_png(kind, run):
 def test_a_png_of_a_terabyte_is_damaged_and_not_read(run):
     path = make_sparse(run / "000005.png")
     assert looked_at(run) == [f"{path}: damaged PNG"]
-    assert output.read_png(path, 8) is None
+    assert read_png(path, 8) is None
 
 
 @pytest.mark.parametrize("kind", [*KINDS[1:], "loop", "sparse"])
@@ -64,7 +68,7 @@ def test_a_png_whose_place_is_taken_is_restored(kind, run):
     else:
         make_sparse(path) if kind == "sparse" else put(kind, path)
     npz = os.open(archive.npz_path(run), os.O_RDWR)
-    found = integrity.mend(integrity.Copies(run, npz, 8), records.table(run, 0, 9), True, np.ones(9, bool), lambda _: None)
+    found = repair.mend(repair.Copies(run, npz, 8), records.table(run, 0, 9), True, np.ones(9, bool), lambda _: None)
     os.close(npz)
     assert (found.pngs, found.lost, path.read_bytes()) == ([5], [], right)
 
@@ -88,7 +92,7 @@ def test_what_cannot_be_read_of_a_run_ends_status_at_once(name, kind, run):
 @pytest.mark.parametrize("kind", KINDS)
 def test_why_the_last_session_ended_is_unknown_where_that_is_no_file(kind, run):
     put(kind, run / "ended.json")
-    assert output.read_ended(run) is None
+    assert read_ended(run) is None
     assert status(run).state == "complete"
 
 
@@ -124,7 +128,7 @@ def test_a_png_is_written_whatever_stands_where_it_is_made(kind, run, victim):
         beside.write_bytes(b"half") if kind == "file" else put(kind, beside)
     (run / "000005.png").unlink()
     (run / "000005.png").symlink_to(victim)
-    output.write_png(run / "000005.png", b"new")
+    write_png(run / "000005.png", b"new")
     assert (run / "000005.png").read_bytes() == b"new"
     assert not (run / "000005.png").is_symlink()
     assert not beside.exists()
@@ -133,7 +137,7 @@ def test_a_png_is_written_whatever_stands_where_it_is_made(kind, run, victim):
 def test_a_folder_in_the_place_of_a_png_is_named(run):
     path = put("folder", run / "000005.png")
     with pytest.raises(NotAFile, match="it is a folder, not a file") as told:
-        output.write_png(path, b"new")
+        write_png(path, b"new")
     assert told.value.filename == str(path)
     assert not (run / ".000005.png.tmp").exists()
 
@@ -153,7 +157,7 @@ def test_no_image_is_written_through_a_link(name, run, tmp_path, victim):
     (path := tmp_path / name).unlink(missing_ok=True)
     path.symlink_to(victim)
     with pytest.raises(NotAFile, match="it is a link"):
-        output.BlockWriter(run, path, 8, True, records.Recorder(run, 2, 0), print)
+        writer.BlockWriter(run, path, 8, True, records.Recorder(run, 2, 0), print)
     with pytest.raises(NotAFile, match="it is a link"):
         archive.complete(path, tmp_path / "whole.npz", (b"head", b"tail"))
 
@@ -228,5 +232,5 @@ def test_what_killed_processes_left_of_pngs_is_removed(run):
         path.write_bytes(b"half")
     (run / ".mine.png.tmp").write_bytes(b"not ours")
     before = {path for path in run.rglob("*") if path not in left}
-    output.remove_unfinished(run)
+    remove_unfinished(run)
     assert set(run.rglob("*")) == before

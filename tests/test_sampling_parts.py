@@ -11,10 +11,13 @@ import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation import runs
-from fiducial.sampling import engine, output, parts
-from fiducial.sampling.config import fingerprint
+from fiducial.sampling import engine
+from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.options.config import fingerprint
 from fiducial.sampling.prepare import examine
-from fiducial.sampling.status import status, verify
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import parts
+from fiducial.sampling.store.folder import MANIFEST, ONLINE
 
 WRONG = ([0], {"a": 1}, 7, "seven", True, None, 0.5)
 PYTHONS_WORDS = re.compile(
@@ -39,7 +42,7 @@ def drawn(tmp_path_factory) -> Path:
 @pytest.fixture
 def manifest(drawn) -> Path:
     """Its manifest, which is as it was afterwards."""
-    path = drawn / output.MANIFEST
+    path = drawn / MANIFEST
     whole = path.read_bytes()
     yield path
     path.write_bytes(whole)
@@ -118,7 +121,7 @@ def test_a_part_that_is_missing_is_named(name, manifest):
 
 def test_the_table_is_of_all_that_a_run_writes(drawn):
     """What it lacks would be read without having been looked at."""
-    content = json.loads((drawn / output.MANIFEST).read_text())
+    content = json.loads((drawn / MANIFEST).read_text())
     assert {name.partition(".")[0].removesuffix("?") for name in NAMES if "[" not in name} | {"format"} == set(content)
     for name in NAMES:
         broken(json.dumps(content), name, 0)  # it is there
@@ -161,10 +164,10 @@ def test_of_an_online_run_it_is_said_too(drawn, tmp_path):
     """It has no files of images, whose parts are not missed."""
     from fiducial.sampling import scoring
 
-    content = json.loads((drawn / output.MANIFEST).read_text()) | {"format": scoring.FORMAT}
+    content = json.loads((drawn / MANIFEST).read_text()) | {"format": scoring.FORMAT}
     for name in ("npz", "merged", "records_format"):
         del content[name]
-    path = tmp_path / output.ONLINE
+    path = tmp_path / ONLINE
     path.write_text(json.dumps(content))
     assert scoring.read_about(tmp_path) == content
     path.write_text(broken(path.read_text(), "class_names.names", "a string"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from fiducial.sampling import records
+from fiducial.sampling.store import records
 
 
 def rows(indices, seed: int = 0) -> np.ndarray:
@@ -114,7 +114,8 @@ import subprocess
 import sys
 
 import numpy as np
-from fiducial.sampling import plan, records
+from fiducial.sampling import plan
+from fiducial.sampling.store import records
 from fiducial.sampling.numerics import REFERENCE
 from fiducial.sampling.prepare import Task
 

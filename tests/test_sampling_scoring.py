@@ -18,7 +18,7 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.results import find_result
 from fiducial.sampling import scoring
-from fiducial.sampling.status import status
+from fiducial.sampling.commands.status import status
 
 ONLINE = ["--ref", "digits", "--evaluate-online"]
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_meant_is_told(arguments, said):
 
 
 def test_a_full_disk_is_told_before_anything_is_drawn(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fiducial.sampling.disk.room", lambda _: 100)
+    monkeypatch.setattr("fiducial.sampling.store.disk.room", lambda _: 100)
     with pytest.raises(SystemExit):
         score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
     assert "features of the images need about" in capsys.readouterr().err

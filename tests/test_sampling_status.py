@@ -9,8 +9,8 @@ from conftest import DIGITS, options, run_command
 
 from fiducial import UserError
 from fiducial.classes import names_sha256
-from fiducial.sampling.config import fingerprint
-from fiducial.sampling.status import status, verify
+from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.options.config import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +186,6 @@ def test_verify_names_what_is_damaged(run):
 
 
 def test_status_needs_no_torch():
-    code = "import sys, sampling.status; sys.exit('torch' in sys.modules)"
+    code = "import sys, sampling.commands.status; sys.exit('torch' in sys.modules)"
     assert run_command("-c", code).returncode == 0
     assert DIGITS.is_dir()

@@ -15,7 +15,7 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.models import DiT_models, inspection
 from fiducial.sampling import engine
-from fiducial.sampling.config import PUBLISHED, fingerprint
+from fiducial.sampling.options.config import PUBLISHED, fingerprint
 
 QUICK = ("--num-fid-samples", "2", "--num-sampling-steps", "2", "--device", "cpu", *PLAIN)
 SAID = {"model": "DiT-XS/8", "image_size": 128, "num_classes": 17}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiducial import UserError
-from fiducial.sampling.classes import has_names
+from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
 from fiducial.wings import ASSETS
 

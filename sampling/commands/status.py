@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import NO_FILE, RESUMABLE, UserError, is_running, no_file, open_regular, own_process
-from fiducial.sampling import archive, integrity, lock, output, plan, records
+from fiducial.sampling import plan
+from fiducial.sampling.store import lock, records, repair
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.folder import MANIFEST, ONLINE, read_ended
+from fiducial.sampling.store.png import png_path
 
 COMPLETE, FAILED = 0, 1
 STEP = 8192  # images looked at between two signs of life
@@ -49,7 +54,7 @@ def status(folder: Path) -> Status:
 
 def judge(folder: Path, manifest: dict, images: int) -> tuple[str, str]:
     """State and reason."""
-    holder, ended, path = lock.read(folder / lock.LOCK), output.read_ended(folder), archive.npz_path(folder)
+    holder, ended, path = lock.read(folder / lock.LOCK), read_ended(folder), archive.npz_path(folder)
     if holder and holder["scope"] == own_process()["scope"] and is_running(holder):
         return "running", f"process {holder['pid']} on {holder['host']} is at it"
     if reason := output.mixed_up(folder, manifest):
@@ -98,7 +103,7 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
         reason = no_file(whole)
         yield f"{whole} is not there" if reason == NO_FILE else f"{whole}: {reason}"
     with open_regular(path) if path else open(os.devnull, "rb") as npz:
-        copies = integrity.Copies(folder, npz.fileno(), size)
+        copies = repair.Copies(folder, npz.fileno(), size)
         for first in range(0, count, records.CHUNK):
             last = min(first + records.CHUNK, count)
             if not done[first:last].any():
@@ -108,8 +113,8 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
             crcs[first:last] = rows["pixels_crc"]
             for start in range(0, len(rows), STEP):
                 some = rows[start : start + STEP]
-                for offset, wrong in integrity.verify(copies, some[some["check"] != 0], path is not None):
-                    yield f"{output.png_path(folder, offset)}: {wrong}"
+                for offset, wrong in repair.verify(copies, some[some["check"] != 0], path is not None):
+                    yield f"{png_path(folder, offset)}: {wrong}"
                 on_checked(len(some))
     if path == whole and manifest["npz"] and done.all() and not archive.has_frame(whole, expected_frame(manifest, crcs)):
         yield f"{whole}: its headers or labels are damaged"
@@ -130,7 +135,7 @@ def as_named(folder: Path) -> Path:
 def require_manifest(folder: Path) -> dict:
     manifest = output.read_manifest(folder)
     if manifest is None:
-        if (folder / output.ONLINE).exists():
+        if (folder / ONLINE).exists():
             raise UserError(f"{folder} is of --evaluate-online, which keeps no images; the same command goes on where it ended")
-        raise UserError(f"{folder} is not the folder of a run: it has no {output.MANIFEST}")
+        raise UserError(f"{folder} is not the folder of a run: it has no {MANIFEST}")
     return manifest

@@ -14,10 +14,11 @@ from pathlib import Path
 import yaml
 
 from fiducial import UserError, decode_json, read_text
-from fiducial.sampling import output
-from fiducial.sampling.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
-from fiducial.sampling.parts import in_json
+from fiducial.sampling.options.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
 from fiducial.sampling.plan import LONGEST_SPEC
+from fiducial.sampling.store import manifest as output
+from fiducial.sampling.store.folder import MANIFEST
+from fiducial.sampling.store.parts import in_json
 
 NOT_IN_A_FILE = ("help", "config", "dry_run")  # what one call does, not what a run is
 NULL, BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
@@ -172,7 +173,7 @@ def _of_identity(manifest: dict, path: Path, parser: argparse.ArgumentParser) ->
     options["no_png"] = not manifest["sessions"][-1].get("png", True) if manifest["sessions"] else False
     if "device_type" in identity:
         options["device"] = identity["device_type"]
-    if path.name == output.MANIFEST:
+    if path.name == MANIFEST:
         options["sample_dir"] = str(folder.parent)
         of_auto = fingerprint(identity | {"per_proc_batch_size": "auto"})
         if folder.name.endswith(of_auto[:FINGERPRINT_LETTERS]):

@@ -14,8 +14,8 @@ import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.sampling import engine
-from fiducial.sampling.config import SamplingConfig
-from fiducial.sampling.config_file import recorded
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.file import recorded
 
 
 def parse(text: str, folder: Path, *arguments: str) -> tuple[SamplingConfig, argparse.Namespace]:

@@ -36,9 +36,10 @@ from fiducial import (
     write_whole,
 )
 from fiducial.models import autoencoder, hub
-from fiducial.sampling import disk, memory, numerics
-from fiducial.sampling.config import SamplingConfig
-from fiducial.sampling.lock import Lock, await_token
+from fiducial.sampling import memory, numerics
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.store import disk
+from fiducial.sampling.store.lock import Lock, await_token
 from fiducial.version import DISTRIBUTION
 from fiducial.wings import IS_CHECKOUT, ROOT
 

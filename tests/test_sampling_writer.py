@@ -8,8 +8,12 @@ import pytest
 from PIL import Image
 
 from fiducial import NotAFile
-from fiducial.sampling import archive, output, records
-from fiducial.sampling.integrity import Copies
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store import records
+from fiducial.sampling.store import writer as writer_module
+from fiducial.sampling.store.png import png_bytes, png_path, read_png, write_png
+from fiducial.sampling.store.repair import Copies
+from fiducial.sampling.store.writer import BlockWriter
 
 
 def picture(size: int, seed: int) -> np.ndarray:
@@ -22,7 +26,7 @@ def write(folder, pictures, with_png: bool = True, block: int = 4) -> list[np.nd
     npz.touch()
     os.truncate(npz, archive.slot(len(pictures), pictures.shape[1]))
     recorder, written = records.Recorder(folder, 1, 0), []
-    with output.BlockWriter(folder, npz, pictures.shape[1], with_png, recorder, written.append) as writer:
+    with BlockWriter(folder, npz, pictures.shape[1], with_png, recorder, written.append) as writer:
         for start in reversed(range(0, len(pictures), block)):
             indices = np.arange(start, min(start + block, len(pictures)))
             writer.submit(indices, pictures[indices], lambda: None)
@@ -75,7 +79,7 @@ def test_whoever_waits_for_room_hears_that_work_ends(tmp_path, monkeypatch):
     """A disk that hangs must not keep a rank from ending."""
     (folder := tmp_path / "run").mkdir()
     hanging = threading.Event()
-    monkeypatch.setattr(output, "write_png", lambda *_: hanging.wait())
+    monkeypatch.setattr(writer_module, "write_png", lambda *_: hanging.wait())
     npz = tmp_path / "run.npz.part"
     npz.touch()
 
@@ -84,7 +88,7 @@ def test_whoever_waits_for_room_hears_that_work_ends(tmp_path, monkeypatch):
         raise TimeoutError("told to stop")
 
     def write_ten():
-        with output.BlockWriter(folder, npz, 8, True, recorder, lambda _: None) as writer:
+        with BlockWriter(folder, npz, 8, True, recorder, lambda _: None) as writer:
             for start in range(10):
                 writer.submit(np.array([start]), picture(8, 0)[None], check)
 
@@ -95,12 +99,12 @@ def test_whoever_waits_for_room_hears_that_work_ends(tmp_path, monkeypatch):
 
 def test_large_runs_are_spread_over_folders_that_sort_by_index(tmp_path):
     indices = [0, 7, 99_999, 100_000, 199_999, 200_000, 999_999, 1_000_000, 10_000_000]
-    paths = [output.png_path(tmp_path, index) for index in indices]
+    paths = [png_path(tmp_path, index) for index in indices]
     assert paths[0].parent == tmp_path
     assert sorted(paths, key=str) == paths
     assert len({path.parent for path in paths}) == 6
-    output.write_png(paths[4], output.png_bytes(picture(8, 0)))
-    assert output.read_png(paths[4], 8) == picture(8, 0).tobytes()
+    write_png(paths[4], png_bytes(picture(8, 0)))
+    assert read_png(paths[4], 8) == picture(8, 0).tobytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "other size", "grey"])
@@ -112,4 +116,4 @@ def test_what_is_no_image_of_ours_is_not_read(content, tmp_path):
         Image.fromarray(picture(8, 0)[..., 0]).save(path)
     else:
         path.write_bytes(content)
-    assert output.read_png(path, 8) is None
+    assert read_png(path, 8) is None

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import NO_FILE, no_file, read_bytes
-from fiducial.sampling import archive, output, records
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store import records
+from fiducial.sampling.store.png import png_bytes, png_path, read_png, write_png
 
 CHECKED_AT_ONCE = 256
 THREADS = min(4, max(2, os.cpu_count() or 1))  # which decode PNGs, so that more than cores are slower
@@ -37,14 +39,14 @@ class Copies:
     def png_file_is_whole(self, row: np.void) -> bool:
         """Whether the PNG is the file that was written, by its length and CRC-32: a tenth of the time of decoding it."""
         try:
-            content = read_bytes(output.png_path(self.folder, int(row["index"])), int(row["png_bytes"]))
+            content = read_bytes(png_path(self.folder, int(row["index"])), int(row["png_bytes"]))
         except OSError:
             return False
         return len(content) == row["png_bytes"] and zlib.crc32(content) == row["png_crc"]
 
     def in_png(self, row: np.void) -> bytes | None:
         """The pixels in the PNG, if they are as recorded."""
-        pixels = output.read_png(output.png_path(self.folder, int(row["index"])), self.image_size)
+        pixels = read_png(png_path(self.folder, int(row["index"])), self.image_size)
         return pixels if is_as_recorded(pixels, row) else None
 
 
@@ -108,11 +110,11 @@ def mend_one(copies: Copies, row: np.void, with_png: bool, is_older: bool, found
         found.slots.append(index)
     if png_is_whole:
         return True
-    path = output.png_path(copies.folder, index)
+    path = png_path(copies.folder, index)
     if with_png or path.exists():
         size = copies.image_size
-        encoded = output.png_bytes(np.frombuffer(pixels, dtype=np.uint8).reshape(size, size, 3))
-        output.write_png(path, encoded)
+        encoded = png_bytes(np.frombuffer(pixels, dtype=np.uint8).reshape(size, size, 3))
+        write_png(path, encoded)
         found.pngs.append(index)
         found.rows.append(records.row(index, pixels, int(row["pixels_crc"]), (zlib.crc32(encoded), len(encoded))))
     elif row["png_bytes"]:  # not wanted any more, and so not missing
@@ -128,7 +130,7 @@ def verify(copies: Copies, rows: np.ndarray, has_npz: bool) -> Iterator[tuple[in
         if has_npz and copies.in_npz(row) is None:
             wrong.append("damaged in the npz")
         if row["png_bytes"] and copies.in_png(row) is None:
-            reason = no_file(output.png_path(copies.folder, int(row["index"])))
+            reason = no_file(png_path(copies.folder, int(row["index"])))
             wrong.append("PNG is missing" if reason == NO_FILE else reason or "damaged PNG")
         return wrong
 

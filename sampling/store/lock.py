@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fiducial import UserError, in_the_making, is_running, is_visible, open_regular, own_process, say
-from fiducial.sampling.disk import gone
+from fiducial.sampling.store.disk import gone
 
 LOCK = "lock"
 RENEW_SECONDS = 5.0

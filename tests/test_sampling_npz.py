@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from fiducial.sampling import archive
+from fiducial.sampling.store import npz as archive
 
 
 def pictures(count: int, size: int) -> np.ndarray:

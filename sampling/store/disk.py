@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import NotAFile, UserError, nearest
-from fiducial.sampling import archive, records
+from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store import records
 
 # A PNG of a photograph at our compression takes about 0.55 of its pixels, of a drawing much less; measured ones replace this.
 PNG_SHARE = 0.6

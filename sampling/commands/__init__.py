@@ -1,0 +1,1 @@
+"""The commands about runs, one a file."""
