@@ -4,7 +4,6 @@ A mapping of another order or count than the training's gives every image the wr
 mappings are known they must be equal, and its hash is recorded with the run.
 """
 
-import ast
 import functools
 import hashlib
 import json
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from fiducial.class_lists import in_order, parse, without_twins
 from fiducial.console import UserError, quoted
 from fiducial.files import CLASSES_BESIDE
 from fiducial.opening import no_file, read_text
@@ -29,20 +29,7 @@ FORMS = 'expected {"name": index}, {"0": "name"}, {"0": ["synset", "name"]} or a
 TWINS = (("crane", 134), ("maillot", 639), ("missile", 744))  # names that WordNet gives these classes of ImageNet beside others
 NEARLY_ALL = 950  # of ImageNet's classes: where a class has several names, some are lost among their twins
 SYNSET = re.compile(r"n[0-9]+")
-# Lines of lists that are known: a synset, perhaps an index, perhaps names; an index and a synset, perhaps names; or an index and
-# a name.
-OF_SYNSETS = re.compile(r"(?P<synset>n[0-9]{8})(?:[\s,]+(?P<index>[0-9]{1,9}))?(?:[\s,]+(?P<name>.+))?")
-OF_BOTH = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<synset>n[0-9]{8})(?:[\s,]+(?P<name>.+))?")
-OF_INDICES = re.compile(r"(?P<index>[0-9]{1,9})[\s:,]+(?P<name>.+)")
-# Words of the line above a table, and those of them that are no class where one stands alone.
-HEADER = re.compile(
-    r"(?:class|label|category)?[_-]?(?:index|idx|ids?|number|names?|labels?)|class(?:es)?|category|categories|synsets?|wnids?"
-    r"|human|readable|description|text|folder|target|words"
-)
-HEADER_ALONE = re.compile(r"(?:class|label|category)?[_-]?names?|labels?|class(?:es)?|category|categories|synsets?|wnids?")
-ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\s{0,9}=\s{0,9}(?=[\[{])")  # before a dictionary or list, as in a program
 LARGEST_FILE = 1 << 24  # bytes; a hundred times ImageNet's
-LARGEST_PRINTED = 1 << 20  # characters of a dictionary of Python's
 LONGEST_NAME = 200  # characters
 
 
@@ -115,7 +102,7 @@ def read(path: Path, source: str) -> ClassNames:
         text = read_text(path, LARGEST_FILE, "utf-8-sig")
         if path.suffix.lower() == ".json":
             return _from_mapping(_decoded(text), source)
-        return _from_text(text, source)
+        return _from_mapping(parse(text), source)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     except UnicodeDecodeError as error:
@@ -179,84 +166,11 @@ def from_mapping(content: object, source: str) -> ClassNames:
 
 def _decoded(text: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return json.loads(text, object_pairs_hook=without_twins)
     except RecursionError as error:
         raise ValueError(f"is nested too deeply; {FORMS}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error})") from error
-
-
-def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object, of which Python would keep only the last of two equal keys."""
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise ValueError(f"{quoted(key)} stands there twice")
-        seen.add(key)
-    return dict(pairs)
-
-
-def _from_text(text: str, source: str) -> ClassNames:
-    """Names from a text file: a name a line, or one of the forms in which lists and dictionaries come."""
-    lines = [line.strip() for line in text.rstrip().splitlines()]
-    whole = ASSIGNMENT.sub("", text.strip(), count=1) if ASSIGNMENT.match(text.strip()) else text.strip()
-    if whole[:1] + whole[-1:] in ("{}", "[]") and (printed := _printed(whole)) is not None:
-        return _from_mapping(printed, source)
-    if _has_header(lines):
-        lines = lines[1:]
-    for form in (OF_SYNSETS, OF_BOTH, OF_INDICES):
-        found = [match.groupdict() for line in lines if (match := form.fullmatch(line))]
-        if not lines or len(found) < len(lines):
-            continue
-        indices = [one["index"] and int(one["index"]) for one in found]
-        if form is OF_BOTH:
-            _in_order([(index, None) for index in indices], first=min(1, *indices))
-        if form is not OF_INDICES or sorted(indices) in (list(range(len(lines))), list(range(1, len(lines) + 1))):
-            if None not in indices:
-                found = [one for _, one in sorted(zip(indices, found, strict=True), key=lambda pair: pair[0])]
-            rows = [(one.get("synset"), one["name"] and _unquoted(one["name"])) for one in found]
-            return _build([[synset, name] if synset and name else name or synset for synset, name in rows], source)
-    return _build(lines, source)
-
-
-def _has_header(lines: Sequence[str]) -> bool:
-    """Whether the first line says what stands in those below it, which are of a form that is known.
-
-    Raises:
-        ValueError: if it does and they are not, or all others are numbered and it is not.
-    """
-    first, rest = (lines[0] if lines else ""), lines[1:]
-    words = [word for word in re.split(r"[\s,;:|\"']+", first.lower()) if word]
-    says = bool(rest) and bool(words) and all(HEADER.fullmatch(word) for word in words)
-    if says and len(words) > 1 and any(all(form.fullmatch(line) for line in rest) for form in (OF_SYNSETS, OF_BOTH, OF_INDICES)):
-        return True
-    if says and (re.search(r"[,;|\t]", first) or (len(words) == 1 and HEADER_ALONE.fullmatch(words[0]))):
-        raise ValueError(
-            f"line 1, {quoted(first)}, is a header and no class; remove it, and give a name a line, or an index or synset before "
-            "each"
-        )
-    numbers = [int(match["index"]) for line in rest if (match := OF_BOTH.fullmatch(line) or OF_INDICES.fullmatch(line))]
-    is_numbered = len(rest) > 1 and sorted(numbers) in (list(range(len(rest))), list(range(1, len(rest) + 1)))
-    if is_numbered and not OF_INDICES.fullmatch(first):
-        raise ValueError(f"line 1, {quoted(first)}, has no index before a name, as the others have; remove it if it is a header")
-    return False
-
-
-def _unquoted(name: str) -> str:
-    """A name without the quotes that tables of several names have around it."""
-    return name[1:-1].replace('""', '"') if len(name) > 2 and name[0] == name[-1] == '"' else name
-
-
-def _printed(text: str) -> object | None:
-    """A dictionary or list as JSON or Python writes it, with keys as JSON has them; None if it is neither."""
-    try:
-        found = json.loads(text, object_pairs_hook=_without_twins)
-    except (RecursionError, json.JSONDecodeError):
-        try:
-            found = ast.literal_eval(text) if len(text) <= LARGEST_PRINTED else None
-        except (RecursionError, MemoryError, SyntaxError, ValueError, TypeError):
-            return None
-    return {str(key) if type(key) is int else key: value for key, value in found.items()} if isinstance(found, dict) else found
 
 
 def _from_mapping(content: object, source: str, any_order: bool = False) -> ClassNames:
@@ -273,12 +187,12 @@ def _from_mapping(content: object, source: str, any_order: bool = False) -> Clas
             named.setdefault(index, []).append(name)
         if (known := _as_imagenet(named, source, any_order)) is not None:
             return known
-        names = [several if len(several) > 1 else several[0] for several in _in_order(list(named.items()))]
+        names = [several if len(several) > 1 else several[0] for several in in_order(list(named.items()))]
         if any(isinstance(one, list) for one in names):
             names = [one if isinstance(one, list) else [one] for one in names]
         return _build(names, source, any_order=True)
     if all(isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) for key in content):
-        return _build(_in_order([(int(key), value) for key, value in content.items()]), source, any_order=any_order)
+        return _build(in_order([(int(key), value) for key, value in content.items()]), source, any_order=any_order)
     key, value = next((key, value) for key, value in content.items() if type(value) is not int)
     raise ValueError(f"maps {quoted(key)} to {quoted(value)}; {FORMS}")
 
@@ -330,16 +244,6 @@ def _other_order(index: int, name: str, place: int) -> ValueError:
         f"index {index} is {quoted(name)}, which has index {place} in ImageNet's training, whose classes are the sorted synsets; "
         "give a list in that order (a network that was trained in another one has its own as class_to_idx in the checkpoint)"
     )
-
-
-def _in_order(entries: list[tuple[int, object]], first: int = 0) -> list[object]:
-    """The second of each pair, sorted by the first, which are to be 0, 1, 2 and so on, or begin elsewhere."""
-    indices = sorted(index for index, _ in entries)
-    for expected, index in enumerate(indices, first):
-        if index != expected:
-            found, twice = quoted(index), index < expected
-            raise ValueError(f"index {found} stands there twice" if twice else f"index {expected} is missing, before {found}")
-    return [value for _, value in sorted(entries, key=lambda entry: entry[0])]
 
 
 def _build(entries: list[object], source: str, if_empty: str = "is empty", any_order: bool = False) -> ClassNames:

@@ -285,9 +285,12 @@ def test_a_name_of_several_classes_is_not_chosen_from(tmp_path):
     assert numbered("n03126707", twins) == "1"
 
 
-@pytest.mark.parametrize("content", ["{" * 200_000 + "}", "[" + "-" * 200_000 + "1]", "{0: " + "(" * 90_000 + ")" * 90_000 + "}"])
+@pytest.mark.parametrize(
+    "content",
+    ["{" * 200_000 + "}", "[" + "-" * 200_000 + "1]", "{0: " + "(" * 90_000 + ")" * 90_000 + "}", "a" + " " * 300_000 + "b"],
+)
 def test_what_only_begins_like_a_dictionary_is_one_sentence(content, tmp_path):
-    with pytest.raises(UserError, match="characters, more than"):
+    with pytest.raises(UserError, match=r"characters, more than|begins like a dictionary"):
         read(write(tmp_path / "a.txt", content), "x")
 
 
@@ -410,6 +413,7 @@ def test_without_names_the_remedy_is_said():
         ("Class ID, Class Name\n1, cat\n2, dog\n", ("cat", "dog")),
         ("synset label\nn00000001 tench\nn00000002 goldfish\n", ("tench", "goldfish")),
         ("index synset name\n0 n00000001 tench\n1 n00000002 goldfish\n", ("tench", "goldfish")),
+        ("name,index\ncat,1\ndog,0\n", ("dog", "cat")),
         ("label maker\ndog\n", ("label maker", "dog")),
         ("index finger\nthumb\n", ("index finger", "thumb")),
         ("label\n", ("label",)),
@@ -425,7 +429,6 @@ def test_a_header_is_no_class(text, names, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name,index\ncat,0\ndog,1\n", "line 1, 'name,index', is a header and no class; remove it, and give a name a line"),
         ("name\ncat\ndog\n", "line 1, 'name', is a header and no class"),
         ("class_name\ncat\ndog\n", "line 1, 'class_name', is a header and no class"),
         ("what it is, how often\n0,cat\n1,dog\n", "line 1, 'what it is, how often', has no index before a name"),
@@ -436,3 +439,75 @@ def test_a_line_that_is_no_class_is_told_by_its_number(text, said, tmp_path):
     (path := tmp_path / "names.tsv").write_text(text)
     with pytest.raises(UserError, match=re.escape(f"FILE: {said}")):
         read(path, "FILE")
+
+
+CAT_IS_1 = ("dog", "cat", "bird")
+INDEXED = [
+    "cat 1\ndog 0\nbird 2",
+    "cat 2\ndog 1\nbird 3\n",
+    "cat,1\ndog,0\nbird,2",
+    "cat\t1\ndog\t0\nbird\t2",
+    "cat: 1\ndog: 0\nbird: 2",
+    "cat = 1\ndog = 0\nbird = 2",
+    "cat;1\ndog;0\nbird;2",
+    "1;cat\n0;dog\n2;bird",
+    "1|cat\n0|dog\n2|bird",
+    '"cat",1\n"dog",0\n"bird",2',
+    '"1","cat"\n"0","dog"\n"2","bird"',
+    "'1': 'cat',\n'0': 'dog',\n'2': 'bird',",
+    "'cat': 1,\n'dog': 0,\n'bird': 2",
+    "1: 'cat',\n0: 'dog',\n2: 'bird'",
+    "1,cat,1\n0,dog,0\n2,bird,2",
+    "1,cat,2\n0,dog,1\n2,bird,3",
+    "name index\ncat 1\ndog 0\nbird 2",
+    '"class_name","class_id"\n"cat",1\n"dog",0\n"bird",2',
+    "# classes of the training\n{0: 'dog', 1: 'cat', 2: 'bird'}",
+    "# one\n# two\n\n{'dog': 0, # three\n 'cat': 1,\n# four\n 'bird': 2}",
+    "# name, index\ncat,1\ndog,0\nbird,2",
+    "# by number\n1 cat\n0 dog\n2 bird",
+    "'dog',\n'cat',\n'bird',",
+]
+
+
+@pytest.mark.parametrize("text", INDEXED)
+def test_an_index_is_understood_in_whichever_column(text, tmp_path):
+    assert read(write(tmp_path / "a.txt", text), "x").names == CAT_IS_1
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("kind 0\nkind 1\nkind 2", ("kind 0", "kind 1", "kind 2")),  # the same name without the number
+        ("0: kind 0\n2: kind 1\n1: kind 2", ("kind 0", "kind 2", "kind 1")),
+        ("Boeing 747\nAirbus 320", ("Boeing 747", "Airbus 320")),
+        ("tench, Tinca tinca,1\ngoldfish, Carassius auratus,0", ("goldfish, Carassius auratus", "tench, Tinca tinca")),
+        ("tench, or so\nBoeing, 747\nhen", ("tench, or so", "Boeing, 747", "hen")),
+        ("!\n#\n0\n1", ("!", "#", "0", "1")),
+        ("#cat\n#dog", ("#cat", "#dog")),
+        ("n02110958,pug,1\nn02088364,beagle,0", ("beagle", "pug")),
+    ],
+)
+def test_numbers_and_signs_within_names_stay(text, names, tmp_path):
+    assert read(write(tmp_path / "a.txt", text), "x").names == names
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1,cat,0\n0,dog,1\n", "a number before and one behind the name, each of which may be the index"),
+        ("cat,5\ndog,0", "index 1 is missing, before 5"),
+        ("cat,1\ndog,1", "index 1 stands there twice"),
+        ("7,cat\n1,dog", "index 2 is missing, before 7"),
+        ("cat,1,pet\ndog,0,pet\ntiger,2,wild", "its lines have their index between others; give the index and the name alone"),
+        ("species,code\ncat,1\ndog,0", "line 1, 'species,code', has no index, as others have; remove it if it is a header"),
+        (",name\n0,cat\n1,dog", "line 1, ',name', is a header and no class"),
+        ("cat,0\ndog,1\nbird", "line 3, 'bird', has no index"),
+        ("# the classes\ncat\ndog", "line 1, '# the classes', is a comment and no class"),
+        ("cat\n# and\ndog", "line 2, '# and', is a comment and no class"),
+        ("{0: 'cat', 1: 'dog'}\nprint(1)", "begins like a dictionary or list of Python's, but is none"),
+        ("const names = {\n0: 'cat',\n1: 'dog',\n2: 'bird',\n};", "line 1, 'const names = {', has no index"),
+    ],
+)
+def test_an_index_that_cannot_be_understood_is_refused(text, said, tmp_path):
+    with pytest.raises(UserError, match=re.escape(said)):
+        read(write(tmp_path / "a.txt", text), "x")
