@@ -183,27 +183,6 @@ class Drawer:
         self._decode(x)
         return evaluated - started, self._clock() - evaluated
 
-    @torch.inference_mode()
-    def rehearse(self, images: int, check: Callable[[], object]) -> tuple[list[float], float]:
-        """All steps of a batch with nothing in the network's place: the timesteps that it would see; seconds of the rest."""
-        numbers: list[float] = []
-
-        def nothing(x: Tensor, t: float) -> Tensor:
-            check()
-            numbers.append(t)
-            return torch.zeros_like(x).repeat(1, 2, 1, 1)
-
-        started = self._clock()
-        with self._noise([range(images)]) as noise:
-            self._solve(nothing, noise)
-        return numbers, self._clock() - started
-
-    def compile_for(self, images: int) -> None:
-        """Makes ready for batches of so many images, compiled if `how` says so."""
-        self.config, self._batch = replace(self.config, per_proc_batch_size=images), images
-        if self.how.compile:
-            self._compile()
-
     def _clock(self) -> float:
         """Seconds, when the device has done what it was given."""
         if self._device.type == "cuda":
