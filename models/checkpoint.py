@@ -29,6 +29,8 @@ from fiducial.models.unpickling import require_stored, unpickle
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
 VELOCITY = ("velocity", "v", "v_prediction")  # as a `prediction` is called; a DiT's may be called, too, and is of noise
+MODEL = ("model", "model_name", "arch", "network", "name")  # as what a network is called is called
+SIT = re.compile(r"SiT-[A-Z]{1,2}/[0-9]{1,2}")
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
 
@@ -208,7 +210,8 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
         raise UserError(f"{path} is not whole in torch's zip format; if it is older, re-save it with torch.save")
     content = read_safetensors(path) if is_safetensors else unpickle(path)
     found = candidates.search(content if isinstance(content, dict) else {}, path)
-    said = read_said(content, _mapping(content, path), DiT_models)
+    beside = _metadata(path) if is_safetensors else content
+    said = read_said(beside, _mapping(content, path), DiT_models)
     usual = next((name for name in candidates.USUAL if isinstance(content, dict) and isinstance(content.get(name), dict)), PLAIN)
     if found.networks:
         kind, state = found.choose(weights_key, path)
@@ -221,7 +224,7 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
         state,
         kind,
         "safetensors" if is_safetensors else "state dict" if kind == PLAIN else "training checkpoint",
-        _family(state, content),
+        _family(state, beside),
         step=number(step),
         trained_classes=said.classes(None if table is None or not table.dim() else len(table)),
         said=said,
@@ -250,9 +253,11 @@ def _family(state: State, content: dict) -> str:
     """Whose kind of network this is, as far as the file tells: SiT's weights alone look as DiT's do."""
     if any(key.startswith("projectors.") for key in state):
         return "REPA"
-    own = content.items() if isinstance(content, dict) else ()
-    said = [(name, value) for name, value in (*own, *options_of(content)) if isinstance(value, str)]
-    is_sit = any(name == "path_type" or (name == "prediction" and value in VELOCITY) for name, value in said)
+    said = [(name, value) for name, value in options_of(content) if isinstance(value, str)]
+    is_sit = any(
+        name == "path_type" or (name == "prediction" and value in VELOCITY) or (name in MODEL and SIT.fullmatch(value))
+        for name, value in said
+    )
     return "SiT" if is_sit else "DiT"
 
 
@@ -289,11 +294,16 @@ def read_class_to_idx(path: Path) -> object | None:
     return _mapping(None if path.suffix == ".safetensors" else unpickle(path), path)
 
 
+def _metadata(path: Path) -> dict[str, str]:
+    """What safetensors has beside its tensors."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def _mapping(content: object, path: Path) -> object | None:
     """The class mapping of a file that holds `content`, or that is safetensors."""
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(CLASS_TO_IDX)
+        return _metadata(path).get(CLASS_TO_IDX)
     if isinstance(content, dict) and CLASS_TO_IDX in content:
         return content[CLASS_TO_IDX]
     return next((value for name, value in options_of(content) if name == CLASS_TO_IDX), None)

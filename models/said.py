@@ -3,11 +3,15 @@
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral
 
 from fiducial import UserError
 from fiducial.classes import from_mapping
 
-ARGUMENTS = ("args", "hyper_parameters", "config")  # as training scripts call them, and Lightning
+ARGUMENTS = ("args", "hyper_parameters", "config", "cfg", "opt", "model_args")  # as training scripts call them, and Lightning
+OPTIMIZER = {"state", "param_groups"}  # what `opt` is in others
+CLASSES = ("num_classes", "n_classes", "nb_classes", "num_class", "n_class", "nclass", "class_num", "label_dim")
 LARGEST_NUMBER = 1 << 62  # of steps or classes; what is beyond says nothing
 LONGEST_DIGITS = 18  # of a number that is written as text
 MOST_OPTIONS = 10_000
@@ -61,6 +65,7 @@ def read(content: object, mapping: object, known_models: object) -> Said:
     """
     found: dict[str, list] = {"num_classes": [], "model": [], "image_size": [], "class_dropout_prob": []}
     for name, value in options_of(content):
+        name = CLASSES[0] if name in CLASSES else name
         if name in found:
             found[name].append(value)
     dropped = found["class_dropout_prob"]
@@ -74,12 +79,16 @@ def read(content: object, mapping: object, known_models: object) -> Said:
 
 
 def options_of(content: object, deepest: int = DEEPEST) -> Iterator[tuple[object, object]]:
-    """Name and value of the arguments in a file, the outermost first."""
-    waiting = [(content.get(name), 1) for name in ARGUMENTS] if isinstance(content, dict) else []
+    """Name and value of the arguments in a file, the outermost first: numbers and texts at its top too."""
+    top = content if isinstance(content, dict) else {}
+    yield from ((name, value) for name, value in islice(top.items(), MOST_OPTIONS) if isinstance(value, str | int | float))
+    waiting = [(top.get(name), 1) for name in ARGUMENTS]
     seen = 0
     for options, depth in waiting:
         options = vars(options) if isinstance(options, argparse.Namespace) else options
-        for name, value in options.items() if isinstance(options, dict) else ():
+        if not isinstance(options, dict) or options.keys() == OPTIMIZER:
+            continue
+        for name, value in options.items():
             if (seen := seen + 1) > MOST_OPTIONS:
                 return
             yield name, value
@@ -88,10 +97,13 @@ def options_of(content: object, deepest: int = DEEPEST) -> Iterator[tuple[object
 
 
 def number(value: object) -> int | None:
-    """A count that someone may have meant, also as text."""
-    if isinstance(value, str) and len(value) <= LONGEST_DIGITS and value.isascii() and value.isdigit():
-        return int(value)
-    return value if type(value) is int and 0 <= value < LARGEST_NUMBER else None
+    """A count that someone may have meant, also as text or with a decimal point."""
+    if isinstance(value, str) and len(value) <= LONGEST_DIGITS and value.isascii():
+        value = int(digits) if (digits := value.strip().removesuffix(".0")).isdigit() else value
+    if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_NUMBER:
+        return int(value) if value >= 0 else None
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return int(value) if is_whole and 0 <= value < LARGEST_NUMBER else None
 
 
 def _is_zero(value: object) -> bool:

@@ -371,6 +371,8 @@ OF_ANOTHER_FAMILY = {
     "SiT with a dictionary of arguments": (lambda state: training_checkpoint(state, args=vars(SIT)), "of SiT's kind"),
     "SiT's arguments at the top": (lambda state: training_checkpoint(state) | vars(SIT), "of SiT's kind"),
     "SiT with a configuration": (lambda state: training_checkpoint(state, config={"transport": vars(SIT)}), "of SiT's kind"),
+    "SiT's name alone": (lambda state: training_checkpoint(state, args={"model": "SiT-XL/2"}), "of SiT's kind"),
+    "SiT's name in a configuration": (lambda state: training_checkpoint(state, cfg={"model": {"name": "SiT-B/4"}}), "SiT's kind"),
     "REPA's arguments": (lambda state: training_checkpoint(state, args={"prediction": "v"}), "of SiT's kind"),
     "REPA": (lambda state: training_checkpoint(state | PROJECTORS, args=SIT, steps=400_000), "of REPA's kind"),
     "REPA under DDP": (lambda state: training_checkpoint(wrapped(state | PROJECTORS, "module.")), "of REPA's kind"),
@@ -387,7 +389,14 @@ def test_networks_that_predict_velocity_are_refused_where_the_file_tells(state, 
 
 
 @pytest.mark.parametrize(
-    "said", [{"prediction": "epsilon"}, {"prediction_type": "epsilon"}, {"path_type": None}, {"model": "DiT-XL/2"}]
+    "said",
+    [
+        {"prediction": "epsilon"},
+        {"prediction_type": "epsilon"},
+        {"path_type": None},
+        {"model": "DiT-XL/2"},
+        {"name": "SiT or DiT"},
+    ],
 )
 def test_a_dits_arguments_are_not_a_sits(state, tmp_path, said):
     torch.save(training_checkpoint(state, config=said, args=argparse.Namespace(**said)) | said, tmp_path / "weights.pt")

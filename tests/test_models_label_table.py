@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import options, randomised
+from safetensors.torch import save_file
 from test_models_main import command, inspected, refusal
 
 import sample_ddp
@@ -147,6 +149,19 @@ SAID = {
     "never dropped, in text": ({"args": {"model": {"class_dropout_prob": "0"}}}, (17, False), None),
     "config": ({"config": {"num_classes": 17}}, (17, False), None),
     "nested": ({"args": {"model": {"num_classes": 17}}}, (17, False), None),
+    "at the top": ({"num_classes": 17}, (17, False), None),
+    "cfg": ({"cfg": {"model": {"num_classes": 17}}}, (17, False), None),
+    "opt": ({"opt": argparse.Namespace(num_classes=17)}, (17, False), None),
+    "an optimizer": ({"opt": {"state": {0: {"num_classes": 17}}, "param_groups": [{}]}}, (16, True), None),
+    "model_args": ({"model_args": {"num_classes": 17}}, (17, False), None),
+    "n_classes": ({"args": {"n_classes": 17}}, (17, False), None),
+    "nb_classes": ({"args": {"nb_classes": 17}}, (17, False), None),
+    "class_num": ({"args": {"class_num": 17}}, (17, False), None),
+    "with a point": ({"args": {"num_classes": 17.0}}, (17, False), None),
+    "numpy's": ({"args": {"num_classes": np.int64(17)}}, (17, False), None),
+    "with a point, in text": ({"args": {"num_classes": "17.0"}}, (17, False), None),
+    "no whole number": ({"args": {"num_classes": 17.5}}, (16, True), None),
+    "neither number nor text": ({"num_classes": float("nan"), "args": {"n_classes": True}}, (16, True), None),
     "text": ({"args": argparse.Namespace(num_classes="17")}, (17, False), None),
     "named": ({"class_to_idx": names(17)}, (17, False), None),
     "named in nested arguments": ({"args": {"data": {"class_to_idx": names(17)}}}, (17, False), None),
@@ -172,6 +187,11 @@ def test_what_a_file_says_of_its_training_is_held_against_its_rows(tmp_path, con
     found = read(path)
     assert classes_of(found) == classes
     assert contradictions(found, path, 64) == ([told] if told else [])
+
+
+def test_safetensors_say_it_in_their_metadata(tmp_path):
+    save_file(torch.load(saved(tmp_path, 17))["ema"], path := tmp_path / "a.safetensors", {"num_classes": "17"})
+    assert classes_of(read(path)) == (17, False)
 
 
 def test_a_command_of_inspect_goes_with_the_names_in_the_file(tmp_path):
