@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import Group, Parser, UserError
-from fiducial.sampling.options.config import AUTO, PRESETS, PUBLISHED, SamplingConfig
+from fiducial.sampling.options.config import AUTO, PRESETS, PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     )
     how.add_argument(
         "--sampler",
-        choices=["ddpm", "ddim", "dpm-solver++", "unipc", "heun"],
+        choices=list(SAMPLERS),
         help=f"the last three by diffusers, at its timesteps; heun needs some ten steps or more (default {default['sampler']})",
     )
     how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")

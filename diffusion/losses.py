@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiducial.diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
+from fiducial.diffusion.prediction import learned_log_variance, predict_x0
 from fiducial.diffusion.schedule import Schedule
 
 VLB_WEIGHT = 1e-3  # times the number of timesteps, because one timestep stands for all: the hybrid loss of improved-DDPM
@@ -28,9 +28,10 @@ def hybrid_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, step: Ten
     x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
     epsilon, fraction = model(x, schedule.timesteps[step]).chunk(2, dim=1)
 
-    log_variance = learned_log_variance(fraction, schedule, at)
-    true_mean = posterior_mean(x0, x, schedule, at)
-    mean = posterior_mean(predict_x0(x, epsilon.detach(), schedule, at), x, schedule, at)
+    point = schedule.at(at)
+    log_variance = learned_log_variance(fraction, point)
+    true_mean = schedule.posterior_mean(x0, x, at)
+    mean = schedule.posterior_mean(predict_x0(x, epsilon.detach(), point), x, at)
     nats = gaussian_kl(true_mean, schedule.log_variance_min[at], mean, log_variance).mean((1, 2, 3))
     bits = torch.where(step == len(schedule) - 1, 0.0, nats / math.log(2))
     return F.mse_loss(epsilon, noise, reduction="none").mean((1, 2, 3)) + VLB_WEIGHT * len(schedule) * bits

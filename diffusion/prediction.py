@@ -1,30 +1,89 @@
-"""From what the network predicts (noise, and an interpolation between two variances) to what a solver needs.
+"""From what a network puts out to what a solver needs: the image and the noise in x_t = alpha x_0 + sigma noise."""
 
-`step` is an index in sampling order, a Python integer for one step of a whole batch or an int64 tensor shaped to broadcast.
-"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from fiducial.diffusion.paths import Point
 
-from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-
-
-def is_guided(t: float, interval: tuple[float, float]) -> bool:
-    """Whether guidance is applied at timestep `t` (arXiv 2404.07724): in `interval`, ends included; 0 is the image, 1 noise."""
-    low, high = interval
-    return low <= t / NUM_TRAIN_TIMESTEPS <= high
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def predict_x0(x: Tensor, epsilon: Tensor, schedule: Schedule, step: int | Tensor) -> Tensor:
-    """x_0 = (x_t - sqrt(1 - abar) epsilon) / sqrt(abar), not clipped: DiT does not clip latents."""
-    return schedule.sqrt_recip_alphas_cumprod[step] * x - schedule.sqrt_recipm1_alphas_cumprod[step] * epsilon
+@dataclass(frozen=True)
+class Prediction:
+    """What a network makes of some x_t, (N, C, H, W) each."""
+
+    x0: "Tensor"
+    noise: "Tensor"
+    log_variance: "Tensor | None" = None  # of the noise of this step, where that is learned
 
 
-def posterior_mean(x0: Tensor, x: Tensor, schedule: Schedule, step: int | Tensor) -> Tensor:
-    """Mean of q(x_{t-1} | x_t, x_0), equation 7 of DDPM."""
-    return schedule.posterior_mean_x0[step] * x0 + schedule.posterior_mean_xt[step] * x
+Denoiser = Callable[["Tensor", Point], Prediction]
+Raw = Callable[["Tensor", float], "Tensor"]  # (x (N, C, H, W), t from 0, the image, to 1, noise) -> a network's output
 
 
-def learned_log_variance(fraction: Tensor, schedule: Schedule, step: int | Tensor) -> Tensor:
+def from_noise(raw: Raw) -> Denoiser:
+    """For a network that predicts noise (N, C, H, W), or noise and then the variance's fraction (N, 2C, H, W)."""
+
+    def denoise(x: "Tensor", point: Point) -> Prediction:
+        out = raw(x, point.t)
+        if out.shape[1] == x.shape[1]:
+            return Prediction(predict_x0(x, out, point), out)
+        noise, fraction = out.chunk(2, dim=1)
+        log_variance = learned_log_variance(fraction, point) if point.log_variance else None
+        return Prediction(predict_x0(x, noise, point), noise, log_variance)
+
+    return denoise
+
+
+def from_x0(raw: Raw) -> Denoiser:
+    """For a network that predicts the image."""
+
+    def denoise(x: "Tensor", point: Point) -> Prediction:
+        x0 = raw(x, point.t)
+        return Prediction(x0, (x - point.alpha * x0) / point.sigma)
+
+    return denoise
+
+
+def from_velocity(raw: Raw) -> Denoiser:
+    """For a network that predicts dx/dt = alpha' x_0 + sigma' noise, by t as it is here: towards noise."""
+
+    def denoise(x: "Tensor", point: Point) -> Prediction:
+        velocity = raw(x, point.t)
+        scale = point.alpha * point.sigma_rate - point.sigma * point.alpha_rate
+        x0 = (point.sigma_rate * x - point.sigma * velocity) / scale
+        return Prediction(x0, (point.alpha * velocity - point.alpha_rate * x) / scale)
+
+    return denoise
+
+
+def from_score(raw: Raw) -> Denoiser:
+    """For a network that predicts the gradient of the log density of x_t, which is -noise / sigma."""
+
+    def denoise(x: "Tensor", point: Point) -> Prediction:
+        noise = -point.sigma * raw(x, point.t)
+        return Prediction(predict_x0(x, noise, point), noise)
+
+    return denoise
+
+
+PREDICTIONS = {  # by what a network predicts
+    "noise": from_noise,
+    "velocity": from_velocity,
+    "x0": from_x0,
+    "score": from_score,
+}
+
+
+def predict_x0(x: "Tensor", noise: "Tensor", point: Point) -> "Tensor":
+    """x_0 = (x_t - sigma noise) / alpha, not clipped: DiT does not clip latents."""
+    from_x, from_noise = point.inverse or (1 / point.alpha, point.sigma / point.alpha)
+    return from_x * x - from_noise * noise
+
+
+def learned_log_variance(fraction: "Tensor", point: Point) -> "Tensor":
     """Learned range variance, equation 15 of improved-DDPM: `fraction` in [-1, 1] moves log-linearly between bounds."""
-    weight = (fraction + 1) / 2
-    return weight * schedule.log_variance_max[step] + (1 - weight) * schedule.log_variance_min[step]
+    weight, (least, most) = (fraction + 1) / 2, point.log_variance
+    return weight * most + (1 - weight) * least

@@ -1,95 +1,143 @@
-"""Samplers: flat functions with one signature, from noise to latents.
+"""Samplers: flat functions with one signature, from noise to latents, and a row of SAMPLERS for each.
 
-Each takes the model as a callable (x (N, C, H, W), timestep number t on the host) -> (N, 2C, H, W), noise then variance
-fraction, and `noise`, an iterator of (N, C, H, W) standard normal tensors of which it draws `noise_draws` many.
-Nothing in a step waits for the device.
+Each takes `denoise`, which predicts image and noise at a place of its grid whatever the network puts out; x (N, C, H, W)
+standard normal; its grid; and `noise`, an iterator of such tensors. Nothing in a step waits for the device.
+Importing this needs no torch, so that options can be checked before it is loaded.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from fiducial.diffusion.prediction import learned_log_variance, posterior_mean, predict_x0
-from fiducial.diffusion.schedule import Schedule, linear_betas
+from fiducial.diffusion.paths import CHAIN, Grid, Point
+from fiducial.diffusion.prediction import Denoiser
+from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule, linear_betas, spaced_timesteps
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import SchedulerMixin
+    from torch import Tensor
 
 # What a solver of diffusers is to do, whatever its defaults come to be.
 EPSILON = {"trained_betas": linear_betas(), "prediction_type": "epsilon", "timestep_spacing": "linspace"}
 MULTISTEP = EPSILON | {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero", "thresholding": False}
-Model = Callable[[Tensor, float], Tensor]
 
 
-def sample_ddpm(model: Model, x: Tensor, schedule: Schedule, noise: Iterator[Tensor]) -> Tensor:
-    """Ancestral sampling with learned range variance, as DiT does it (DDPM, algorithm 2). x: (N, C, H, W) standard normal."""
+def sample_ddpm(denoise: Denoiser, x: "Tensor", schedule: Schedule, noise: Iterator["Tensor"]) -> "Tensor":
+    """Ancestral sampling with learned range variance, as DiT does it (DDPM, algorithm 2)."""
     for step in range(len(schedule)):
-        epsilon, fraction = model(x, schedule.numbers[step]).chunk(2, dim=1)
-        x0 = predict_x0(x, epsilon, schedule, step)
-        x = posterior_mean(x0, x, schedule, step)
+        found = denoise(x, schedule.at(step))
+        x = schedule.posterior_mean(found.x0, x, step)
         if step < len(schedule) - 1:
-            x = x + (0.5 * learned_log_variance(fraction, schedule, step)).exp() * next(noise)
+            x = x + (0.5 * found.log_variance).exp() * next(noise)
     return x
 
 
-def sample_ddim(model: Model, x: Tensor, schedule: Schedule, noise: Iterator[Tensor], eta: float = 0.0) -> Tensor:
+def sample_ddim(denoise: Denoiser, x: "Tensor", schedule: Schedule, noise: Iterator["Tensor"], eta: float = 0.0) -> "Tensor":
     """DDIM (arXiv 2010.02502, equation 12): deterministic at `eta` 0, DDPM's smaller variance at `eta` 1."""
     abar, abar_prev = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
     sigma = eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt()
     direction = (1 - abar_prev - sigma**2).clamp_min(0).sqrt().float()
     signal, sigma = abar_prev.sqrt().float(), sigma.float()
     for step in range(len(schedule)):
-        epsilon, _ = model(x, schedule.numbers[step]).chunk(2, dim=1)
-        x = signal[step] * predict_x0(x, epsilon, schedule, step) + direction[step] * epsilon
+        found = denoise(x, schedule.at(step))
+        x = signal[step] * found.x0 + direction[step] * found.noise
         if eta > 0 and step < len(schedule) - 1:
             x = x + sigma[step] * next(noise)
     return x
 
 
-def sample_dpm_solver(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
+def sample_dpm_solver(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator["Tensor"]) -> "Tensor":
     """DPM-Solver++(2M) (arXiv 2211.01095), deterministic, by diffusers, at its timesteps for so many steps."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return _solve(
-        DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_type="midpoint", **MULTISTEP), model, x, len(schedule)
-    )
+    solver = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_type="midpoint", **MULTISTEP)
+    return _solve(solver, denoise, x, len(schedule))
 
 
-def sample_unipc(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
+def sample_unipc(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator["Tensor"]) -> "Tensor":
     """UniPC of order 2 (arXiv 2302.04867), deterministic, by diffusers, at its timesteps for so many steps."""
     from diffusers import UniPCMultistepScheduler
 
-    return _solve(UniPCMultistepScheduler(solver_type="bh2", **MULTISTEP), model, x, len(schedule))
+    return _solve(UniPCMultistepScheduler(solver_type="bh2", **MULTISTEP), denoise, x, len(schedule))
 
 
-def sample_heun(model: Model, x: Tensor, schedule: Schedule, _: Iterator[Tensor]) -> Tensor:
+def sample_heun(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator["Tensor"]) -> "Tensor":
     """Heun's method (arXiv 2206.00364, algorithm 1), deterministic, by diffusers; two evaluations a step, one in the last."""
     from diffusers import HeunDiscreteScheduler
 
-    return _solve(HeunDiscreteScheduler(**EPSILON), model, x, len(schedule))
+    return _solve(HeunDiscreteScheduler(**EPSILON), denoise, x, len(schedule))
 
 
-def _solve(scheduler: "SchedulerMixin", model: Model, x: Tensor, num_steps: int) -> Tensor:
+def _solve(scheduler: "SchedulerMixin", denoise: Denoiser, x: "Tensor", num_steps: int) -> "Tensor":
     """Runs a scheduler of diffusers. Its tables stay on the host, so that it looks nothing up on the device."""
     scheduler.set_timesteps(num_steps)
     scheduler.set_begin_index(0)
     x = x * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        epsilon, _ = model(scheduler.scale_model_input(x, t), t.item()).chunk(2, dim=1)
-        x = scheduler.step(epsilon, t, x).prev_sample
+    for t, ratio in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):  # one sigma more, of the image
+        alpha = 1 / math.hypot(1, ratio)
+        point = Point(t.item() / NUM_TRAIN_TIMESTEPS, alpha, ratio * alpha)
+        x = scheduler.step(denoise(scheduler.scale_model_input(x, t), point).noise, t, x).prev_sample
     return x
 
 
+@dataclass(frozen=True)
+class Option:
+    """A number that a sampler takes beside its steps, given as the option of the same name."""
+
+    default: float
+    low: float
+    high: float
+    said: str  # what is allowed, after "must be"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A row of SAMPLERS."""
+
+    draw: Callable[..., "Tensor"]  # (denoise, x, grid, noise, **options) -> latents
+    steps: Callable[[str], int]  # of --num-sampling-steps; raises ValueError, a sentence whose subject is the sampler
+    grid: Callable[[str, "torch.device"], Grid]  # for steps that were accepted
+    noises: Callable[..., int]  # (steps, **options) -> how many noise tensors are drawn after the initial latents
+    solves: tuple[str, ...] = (CHAIN,)  # paths
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+def respaced(text: str) -> int:
+    """The number of steps of a spacing of DDPM's chain, as `spaced_timesteps` takes it."""
+    try:
+        return len(spaced_timesteps(text))
+    except ValueError as error:
+        raise ValueError(f"has no such timesteps ({error})") from error
+
+
+def counted(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """What reads a number of steps between these."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal():
+            raise ValueError("takes a count such as 20")
+        if most and int(text) > most:
+            raise ValueError(f"takes at most {most}")
+        if int(text) < least:
+            raise ValueError(f"takes at least {least}")
+        return int(text)
+
+    return read
+
+
+def no_noise(_steps: int) -> int:
+    """What a deterministic sampler draws."""
+    return 0
+
+
+ETA = Option(0.0, 0.0, 1.0, "between 0 (deterministic) and 1")
+CHAIN_SOLVER = counted(most=NUM_TRAIN_TIMESTEPS - 1)
 SAMPLERS = {
-    "ddpm": sample_ddpm,
-    "ddim": sample_ddim,
-    "dpm-solver++": sample_dpm_solver,
-    "unipc": sample_unipc,
-    "heun": sample_heun,
+    "ddpm": Sampler(sample_ddpm, respaced, Schedule.create, lambda steps: steps - 1),
+    "ddim": Sampler(sample_ddim, respaced, Schedule.create, lambda steps, eta: steps - 1 if eta > 0 else 0, options={"eta": ETA}),
+    "dpm-solver++": Sampler(sample_dpm_solver, CHAIN_SOLVER, Schedule.create, no_noise),
+    "unipc": Sampler(sample_unipc, CHAIN_SOLVER, Schedule.create, no_noise),
+    "heun": Sampler(sample_heun, counted(least=2, most=NUM_TRAIN_TIMESTEPS), Schedule.create, no_noise),
 }
-
-
-def noise_draws(sampler: str, eta: float, num_steps: int) -> int:
-    """How many noise tensors a sampler draws after the initial latents: none where it is deterministic, none in the last step."""
-    return num_steps - 1 if sampler == "ddpm" or eta > 0 else 0

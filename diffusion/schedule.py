@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 from itertools import accumulate, repeat
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from fiducial.diffusion.paths import Point
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -62,22 +67,45 @@ class Schedule:
     """
 
     numbers: tuple[int, ...]  # the same as `timesteps`, on the host
-    timesteps: Tensor
-    alphas_cumprod: Tensor  # float64, for what derives further coefficients
-    alphas_cumprod_prev: Tensor  # float64; 1 at the last step
-    sqrt_recip_alphas_cumprod: Tensor
-    sqrt_recipm1_alphas_cumprod: Tensor
-    posterior_mean_x0: Tensor
-    posterior_mean_xt: Tensor
-    log_variance_min: Tensor  # of the posterior q(x_{t-1} | x_t, x_0); the last step, where it is log 0, repeats its neighbour
-    log_variance_max: Tensor  # log beta
+    timesteps: "Tensor"
+    alphas_cumprod: "Tensor"  # float64, for what derives further coefficients
+    alphas_cumprod_prev: "Tensor"  # float64; 1 at the last step
+    alphas: "Tensor"  # of x_t = alpha x_0 + sigma noise, as are sigmas
+    sigmas: "Tensor"
+    sqrt_recip_alphas_cumprod: "Tensor"
+    sqrt_recipm1_alphas_cumprod: "Tensor"
+    posterior_mean_x0: "Tensor"
+    posterior_mean_xt: "Tensor"
+    log_variance_min: "Tensor"  # of the posterior q(x_{t-1} | x_t, x_0); the last step, where it is log 0, repeats its neighbour
+    log_variance_max: "Tensor"  # log beta
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The time of each step, 0 for the image and 1 for noise."""
+        return tuple(number / NUM_TRAIN_TIMESTEPS for number in self.numbers)
+
+    def at(self, step: Union[int, "Tensor"]) -> Point:
+        """The place of a step in sampling order: a Python integer for a whole batch, or an int64 tensor that broadcasts."""
+        return Point(
+            (self.numbers if isinstance(step, int) else self.timesteps)[step] / NUM_TRAIN_TIMESTEPS,
+            self.alphas[step],
+            self.sigmas[step],
+            inverse=(self.sqrt_recip_alphas_cumprod[step], self.sqrt_recipm1_alphas_cumprod[step]),
+            log_variance=(self.log_variance_min[step], self.log_variance_max[step]),
+        )
+
+    def posterior_mean(self, x0: "Tensor", x: "Tensor", step: Union[int, "Tensor"]) -> "Tensor":
+        """Mean of q(x_{t-1} | x_t, x_0), equation 7 of DDPM."""
+        return self.posterior_mean_x0[step] * x0 + self.posterior_mean_xt[step] * x
+
     @classmethod
-    def create(cls, spacing: str, device: torch.device | str = "cpu") -> "Schedule":
+    def create(cls, spacing: str, device: Union["torch.device", str] = "cpu") -> "Schedule":
         """The schedule at `spacing` (see `spaced_timesteps`); betas are those of the chain over the kept timesteps."""
+        import torch
+
         kept = np.array(spaced_timesteps(spacing))
         abar = np.cumprod(1.0 - linear_betas())[kept]
         abar_prev = np.append(1.0, abar[:-1])
@@ -85,7 +113,7 @@ class Schedule:
         variance = betas * (1.0 - abar_prev) / (1.0 - abar)
         variance[0] = variance[1] if len(kept) > 1 else betas[0]
 
-        def on_device(values: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
+        def on_device(values: np.ndarray, dtype: torch.dtype = torch.float32) -> "Tensor":
             return torch.from_numpy(values[::-1].copy()).to(device, dtype)
 
         return cls(
@@ -93,6 +121,8 @@ class Schedule:
             timesteps=on_device(kept, torch.int64),
             alphas_cumprod=on_device(abar, torch.float64),
             alphas_cumprod_prev=on_device(abar_prev, torch.float64),
+            alphas=on_device(np.sqrt(abar)),
+            sigmas=on_device(np.sqrt(1.0 - abar)),
             sqrt_recip_alphas_cumprod=on_device(np.sqrt(1.0 / abar)),
             sqrt_recipm1_alphas_cumprod=on_device(np.sqrt(1.0 / abar - 1.0)),
             posterior_mean_x0=on_device(betas * np.sqrt(abar_prev) / (1.0 - abar)),

@@ -1,6 +1,6 @@
 """The diffusion transformer of Peebles and Xie (arXiv 2212.09748), under the official parameter names.
 
-The only place with the guidance formula (`guide`), the null label (`DiT.null_label`) and the table of sizes (`DIT_SIZES`).
+The only place with the null label (`DiT.null_label`), the clock (`NUM_TIMESTEPS`) and the table of sizes (`DIT_SIZES`).
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiducial.guidance import guide
+
 # hidden size, depth, heads. XS is Fiducial's own, for the embedded digits; the others are the published ones.
 DIT_SIZES = {
     "XS": (160, 6, 5),
@@ -21,6 +23,7 @@ DIT_SIZES = {
     "XL": (1152, 28, 16),
 }
 PATCH_SIZES = (2, 4, 8)
+NUM_TIMESTEPS = 1000  # of the chain that it was trained on; it is fed their numbers, 0 the image
 FREQUENCY_EMBEDDING_SIZE = 256
 MLP_RATIO = 4
 SCORES_AT_ONCE = 1 << 23  # of attention by products; more do not stay in a processor's caches
@@ -42,11 +45,6 @@ NETWORKS = {"official": Arithmetic(0, 1e-6), "diffusers": Arithmetic(1, 1e-5)}
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Affine modulation of tokens, x (B, T, D), by one shift and one scale (B, D) an image."""
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
-
-
-def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598, in DiT's parameterisation: a scale of 1 is no guidance)."""
-    return unconditional + cfg_scale * (conditional - unconditional)
 
 
 def timestep_frequencies(t: Tensor, dim: int = FREQUENCY_EMBEDDING_SIZE, max_period: float = 10_000.0, shift: int = 0) -> Tensor:
@@ -283,29 +281,18 @@ class DiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def guided_model(
-    model: DiT, y: Tensor, cfg_scale: float, cfg_channels: int, shared_timestep: bool = False
-) -> Callable[[Tensor, float], Tensor]:
-    """The sampler's view of the network: (N latents, timestep number) -> (N, out_channels, H, W), guidance inside.
-
-    At `cfg_scale` 1 guidance is the identity, and the null half is not computed.
+def asked(network: DiT, shared_timestep: bool = False) -> Callable[[Tensor, float, Tensor], Tensor]:
+    """The network on the clock of the samplers: (x (N, C, H, W), t from 0, the image, to 1, noise; labels (N,)) -> output.
 
     Args:
         shared_timestep: embed the timestep once, not once a row; the same but for the last bits of a smaller matrix product.
     """
-    labels = y if cfg_scale == 1.0 else torch.cat([y, torch.full_like(y, model.null_label)])
 
-    def timesteps(t: float, rows: int, device: torch.device) -> Tensor:
-        return torch.full((1 if shared_timestep else rows,), float(t), device=device)
+    def ask(x: Tensor, t: float, labels: Tensor) -> Tensor:
+        timestep = torch.full((1 if shared_timestep else len(x),), NUM_TIMESTEPS * t, device=x.device)
+        return network(x, timestep, labels)
 
-    def predict(x: Tensor, t: float) -> Tensor:
-        if cfg_scale == 1.0:
-            return model(x, timesteps(t, len(x), x.device), labels)
-        doubled = torch.cat([x, x])
-        everywhere = timesteps(t, len(doubled), x.device)
-        return model.forward_with_cfg(doubled, everywhere, labels, cfg_scale, cfg_channels)[: len(x)]
-
-    return predict
+    return ask
 
 
 def _build(size: str, patch_size: int, **kwargs) -> DiT:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fiducial import UserError, warn
-from fiducial.diffusion.prediction import is_guided
-from fiducial.diffusion.samplers import SAMPLERS, Model, noise_draws
-from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from fiducial.diffusion.guidance import Guidance, guided
+from fiducial.diffusion.prediction import Raw, from_noise
+from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import autoencoder, checkpoint, probe
-from fiducial.models.dit import DiT, guided_model
+from fiducial.models.dit import DiT, asked
 from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.numerics import REFERENCE, Numerics
@@ -59,7 +59,10 @@ class Drawer:
         self.response: probe.Response | None = None  # of the network, unless `--no-probe`
         self._dit_in_fp32: DiT | None = None  # loaded if numbers overflow
         self._vae_in_fp32: AutoencoderKL | None = None
-        self._schedule = Schedule.create(config.num_sampling_steps, device)
+        low, high = config.guidance_interval
+        self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
+        self._sampler = SAMPLERS[config.sampler]
+        self._grid = self._sampler.grid(config.num_sampling_steps, device)
         self._beside = torch.cuda.Stream(device) if config.cuda_tuning else None
 
     def load(self) -> None:
@@ -118,14 +121,12 @@ class Drawer:
     def _compile(self) -> None:
         """Compiles the network for the shapes that it will meet; if that fails, goes on without."""
         numerics.compile_network(self._networks[0], self.config, self._device)
-        everywhere = self.config.guidance_interval == (0.0, 1.0)
         try:
             with self._at_work(self._networks[0], "model"):
                 for images in {len(piece) for piece in self._pieces([0])}:
                     x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
-                    inside, outside = self._guided_and_not(range(images))
-                    for model in [inside] if everywhere else [inside, outside]:
-                        model(x, NUM_TRAIN_TIMESTEPS / 2)
+                    for t in self.guidance.times():
+                        self.guided(range(images))(x, t)
         except Exception as error:
             if is_out_of_memory(error):
                 return  # which the first block will find too, and draw in halves
@@ -163,7 +164,7 @@ class Drawer:
 
         self.load()
         device, before = self._device, memory.held(self._device)
-        t = max(self._schedule.numbers, key=lambda t: is_guided(t, self.config.guidance_interval))
+        t = max(self._grid.levels, key=self.guidance.applies)
         weights = sum(value.nbytes for network in self._networks for value in network.parameters())
         found = memory.largest_batch(used, memory.room(device, weights), most, may_fail=device.type == "cuda")
         if not found:
@@ -172,7 +173,7 @@ class Drawer:
 
     @torch.inference_mode()
     def attempt(self, images: int, t: float, check: Callable[[], object]) -> tuple[float, float]:
-        """Evaluates the network for a batch at timestep `t`, and decodes what comes; returns the seconds of each."""
+        """Evaluates the network for a batch at time `t`, and decodes what comes; returns the seconds of each."""
         check()
         x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
         started = self._clock()
@@ -284,23 +285,17 @@ class Drawer:
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
-        draws = noise_draws(config.sampler, config.eta, len(self._schedule))
+        draws = self._sampler.noises(config.count_steps(), **config.sampler_options())
         shape = (self._channels, self._input_size, self._input_size)
         return NoiseStream(config.global_seed, pieces, shape, draws, self._device)
 
-    def guided(self, piece: range, dit: DiT | None = None) -> Model:
-        """The network, or another, for the labels of `piece`, guided within the interval."""
-        inside, outside = self._guided_and_not(piece, dit)
-        return lambda x, t: (inside if is_guided(t, self.config.guidance_interval) else outside)(x, t)
-
-    def _guided_and_not(self, piece: range, dit: DiT | None = None) -> tuple[Model, Model]:
-        config = self.config
+    def guided(self, piece: range, dit: DiT | None = None) -> Raw:
+        """The network, or another, for the labels of `piece`, guided."""
+        config, network = self.config, dit or self._networks[0]
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self._device)
-        guided = partial(
-            guided_model, dit or self._networks[0], y, cfg_channels=config.cfg_channels, shared_timestep=not config.exact
-        )
-        return guided(cfg_scale=config.cfg_scale), guided(cfg_scale=1.0)
+        null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
+        return guided(asked(network, shared_timestep=not config.exact), null, y, self.guidance)
 
     @torch.inference_mode()
     def latents(self, piece: range, check: Callable[[], object], dit: DiT | None = None) -> Tensor:
@@ -309,18 +304,16 @@ class Drawer:
             return self._sample(dit or self._networks[0], piece, noise, check)
 
     def _sample(self, dit: DiT, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
-        guided = self.guided(piece, dit)
+        predict = self.guided(piece, dit)
 
         def model(x: Tensor, t: float) -> Tensor:
             check()
-            return guided(x, t)
+            return predict(x, t)
 
         return self._solve(model, noise)
 
-    def _solve(self, model: Callable[[Tensor, float], Tensor], noise: NoiseStream) -> Tensor:
-        config = self.config
-        sampler = partial(SAMPLERS[config.sampler], **({"eta": config.eta} if config.sampler == "ddim" else {}))
-        return sampler(model, next(noise), self._schedule, noise)
+    def _solve(self, model: Raw, noise: NoiseStream) -> Tensor:
+        return self._sampler.draw(from_noise(model), next(noise), self._grid, noise, **self.config.sampler_options())
 
     def _finite(self, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:
         """The same latents if all are finite, else with those that are not drawn once more, in fp32."""

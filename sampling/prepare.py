@@ -32,7 +32,6 @@ from fiducial import (
     warn,
 )
 from fiducial.classes import GUESSED, ClassNames, difference, names_of_checkpoint
-from fiducial.diffusion.schedule import spaced_timesteps
 from fiducial.models import autoencoder, candidates, checkpoint, label_table
 from fiducial.models.dit import DiT_models
 from fiducial.sampling import numerics
@@ -216,10 +215,6 @@ def check_options(config: SamplingConfig) -> None:
     config.check()
     if config.model is not None and config.model not in DiT_models:
         raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
-    try:
-        spaced_timesteps(config.num_sampling_steps)
-    except ValueError as error:
-        raise UserError(f"--num-sampling-steps: {error}") from error
 
 
 def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:

@@ -24,7 +24,7 @@ WHEN = 10  # evaluations of the network before the fault
 
 def after(calls: int, fault):
     """Models give what `fault(call, x, out)` makes of their result, from this many evaluations on."""
-    original, number = drawing.guided_model, itertools.count()
+    original, number = drawing.guided, itertools.count()
 
     def faulty(*arguments, **options):
         model = original(*arguments, **options)
@@ -35,7 +35,7 @@ def after(calls: int, fault):
 
         return predict
 
-    drawing.guided_model = faulty
+    drawing.guided = faulty
 
 
 def raise_error(*_):

@@ -10,8 +10,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
 
-from fiducial.diffusion import samplers
-from fiducial.diffusion.samplers import noise_draws, sample_ddim, sample_ddpm, sample_dpm_solver, sample_heun, sample_unipc
+from fiducial.diffusion import prediction, samplers
+from fiducial.diffusion.prediction import from_noise
+from fiducial.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver, sample_heun, sample_unipc
 from fiducial.diffusion.schedule import Schedule, linear_betas, spaced_timesteps
 
 TOLERANCE = 2e-6  # of the largest value; the coefficients are float32, the latents here float64
@@ -28,6 +29,14 @@ def network(x, t):
     t = torch.as_tensor(t) / 1000
     epsilon = torch.tanh(x + 0.3 * x.roll(1, dims=1) + t) * (0.5 + 0.5 * t)
     return torch.cat([epsilon, torch.sin(3 * x.flip(1) - 5 * t)], dim=1)
+
+
+def denoiser(model):
+    """What a sampler takes, of a model (x, timestep number) -> noise and the variance's fraction."""
+    return from_noise(lambda x, t: model(x, 1000 * t))
+
+
+DENOISE = denoiser(network)
 
 
 def relative(a, b):
@@ -67,7 +76,7 @@ def disagreement(spacing, eta=None, schedule=None, sample=None):
     x, noise = randn(*SHAPE), list(randn(len(timesteps), *SHAPE, seed=1))
     options = {} if eta is None else {"eta": eta}
     sample = sample or (sample_ddpm if eta is None else sample_ddim)
-    ours = sample(network, x, schedule or Schedule.create(spacing), iter(noise), **options)
+    ours = sample(DENOISE, x, schedule or Schedule.create(spacing), iter(noise), **options)
     reference = diffusers_ddpm if eta is None else diffusers_ddim
     return relative(ours, reference(timesteps, x, iter(noise), **options))
 
@@ -89,9 +98,9 @@ def test_float32_is_close_enough(eta):
     x, noise, schedule = randn(*SHAPE), randn(50, *SHAPE, seed=1), Schedule.create("ddim50")
     options = {} if eta is None else {"eta": eta}
     sample = sample_ddpm if eta is None else sample_ddim
-    single = sample(network, x.float(), schedule, iter(noise.float()), **options)
+    single = sample(DENOISE, x.float(), schedule, iter(noise.float()), **options)
     assert single.dtype == torch.float32
-    assert relative(single.double(), sample(network, x, schedule, iter(noise), **options)) < 10 * TOLERANCE
+    assert relative(single.double(), sample(DENOISE, x, schedule, iter(noise), **options)) < 10 * TOLERANCE
 
 
 def respaced_index_for_timestep(_patch, schedule):
@@ -99,8 +108,8 @@ def respaced_index_for_timestep(_patch, schedule):
 
 
 def clipped_x0(patch, _schedule):
-    original = samplers.predict_x0
-    patch.setattr(samplers, "predict_x0", lambda *arguments: original(*arguments).clamp(-1, 1))
+    original = prediction.predict_x0
+    patch.setattr(prediction, "predict_x0", lambda *arguments: original(*arguments).clamp(-1, 1))
     return {}
 
 
@@ -109,23 +118,23 @@ def betas_of_the_whole_chain(_patch, schedule):
 
 
 def variance_interpolated_linearly(patch, _schedule):
-    def log_variance(fraction, schedule, step):
-        low, high = schedule.log_variance_min[step].exp(), schedule.log_variance_max[step].exp()
+    def log_variance(fraction, point):
+        low, high = (bound.exp() for bound in point.log_variance)
         return torch.log(low + (fraction + 1) / 2 * (high - low))
 
-    patch.setattr(samplers, "learned_log_variance", log_variance)
+    patch.setattr(prediction, "learned_log_variance", log_variance)
     return {}
 
 
 def fraction_from_zero_to_one(patch, _schedule):
-    original = samplers.learned_log_variance
-    patch.setattr(samplers, "learned_log_variance", lambda fraction, *rest: original(2 * fraction - 1, *rest))
+    original = prediction.learned_log_variance
+    patch.setattr(prediction, "learned_log_variance", lambda fraction, *rest: original(2 * fraction - 1, *rest))
     return {}
 
 
 def variance_for_deviation(patch, _schedule):
-    original = samplers.learned_log_variance
-    patch.setattr(samplers, "learned_log_variance", lambda *arguments: 2 * original(*arguments))
+    original = prediction.learned_log_variance
+    patch.setattr(prediction, "learned_log_variance", lambda *arguments: 2 * original(*arguments))
     return {}
 
 
@@ -148,16 +157,20 @@ def test_comparison_notices_a_broken_step(monkeypatch, eta, breakage):
     assert disagreement("ddim10", eta, broken) > 10 * TOLERANCE
 
 
-def noise_in_the_last_step(model, x, schedule, noise):
-    return sample_ddpm(model, x, schedule, noise) + (0.5 * schedule.log_variance_min[-1]).exp() * next(noise)
+def noise_in_the_last_step(denoise, x, schedule, noise):
+    return sample_ddpm(denoise, x, schedule, noise) + (0.5 * schedule.log_variance_min[-1]).exp() * next(noise)
 
 
-def smaller_variance_always(model, x, schedule, noise):
-    return sample_ddpm(lambda x, t: torch.cat([model(x, t)[:, :4], -torch.ones_like(x)], dim=1), x, schedule, noise)
+def smaller_variance_always(denoise, x, schedule, noise):
+    return sample_ddpm(with_variance(denoise, 0), x, schedule, noise)
 
 
-def larger_variance_always(model, x, schedule, noise):
-    return sample_ddpm(lambda x, t: torch.cat([model(x, t)[:, :4], torch.ones_like(x)], dim=1), x, schedule, noise)
+def larger_variance_always(denoise, x, schedule, noise):
+    return sample_ddpm(with_variance(denoise, 1), x, schedule, noise)
+
+
+def with_variance(denoise, bound):
+    return lambda x, point: dataclasses.replace(denoise(x, point), log_variance=point.log_variance[bound])
 
 
 @pytest.mark.parametrize("sample", [noise_in_the_last_step, smaller_variance_always, larger_variance_always])
@@ -209,7 +222,7 @@ SINGLE = 2e-5  # of the largest value: diffusers' tables and steps are float32
 @pytest.mark.parametrize(("sample", "by_hand", "steps"), SOLVERS)
 def test_solvers_are_those_of_the_papers(sample, by_hand, steps):
     x = randn(*SHAPE)
-    ours = sample(network, x.float(), Schedule.create(str(steps)), iter(()))
+    ours = sample(DENOISE, x.float(), Schedule.create(str(steps)), iter(()))
     assert ours.dtype == torch.float32
     assert relative(ours.double(), by_hand(x, steps)) < SINGLE
 
@@ -221,7 +234,7 @@ def test_solvers_are_not_of_first_order(monkeypatch, sample, by_hand, steps):
     right = by_hand(x, steps)
     monkeypatch.setattr("diffusers.DPMSolverMultistepScheduler.multistep_dpm_solver_second_order_update", first_order)
     monkeypatch.setattr("diffusers.HeunDiscreteScheduler", EulerDiscreteScheduler)
-    assert relative(sample(network, x.float(), Schedule.create(str(steps)), iter(())).double(), right) > 10 * SINGLE
+    assert relative(sample(DENOISE, x.float(), Schedule.create(str(steps)), iter(())).double(), right) > 10 * SINGLE
 
 
 def first_order(self, outputs, sample=None, **_):
@@ -254,7 +267,7 @@ def response(sample, schedule, model, draws):
     Row 0 is fed nothing but zeros, every other row a single one.
     """
     unit = torch.cat([torch.zeros(1, draws + 1), torch.eye(draws + 1)]).double().reshape(draws + 2, draws + 1, 1, 1, 1)
-    out = sample(model, unit[:, 0], schedule, iter(unit[:, 1:].unbind(1))).flatten().numpy()
+    out = sample(denoiser(model), unit[:, 0], schedule, iter(unit[:, 1:].unbind(1))).flatten().numpy()
     return out[0], out[1:] - out[0]
 
 
@@ -350,21 +363,20 @@ def test_model_gets_the_original_timesteps(sample, options, spacing):
     seen = []
 
     def model(x, t):
-        assert type(t) is int
         seen.append(t)
         return network(x, t)
 
-    sample(model, randn(*SHAPE), Schedule.create(spacing), iter(randn(50, *SHAPE)), **options)
+    sample(denoiser(model), randn(*SHAPE), Schedule.create(spacing), iter(randn(50, *SHAPE)), **options)
     assert seen == spaced_timesteps(spacing)[::-1]
 
 
 @with_solvers
 @pytest.mark.parametrize("spacing", ["2", "10"])
 def test_noise_draws_are_counted(sample, options, spacing):
-    name = next(name for name, function in samplers.SAMPLERS.items() if function is sample)
-    draws = noise_draws(name, options.get("eta", 0.0), int(spacing))
+    row = next(row for row in samplers.SAMPLERS.values() if row.draw is sample)
+    draws = row.noises(row.steps(spacing), **options)
     left = iter(randn(20, *SHAPE))
-    sample(network, randn(*SHAPE), Schedule.create(spacing), left, **options)
+    sample(DENOISE, randn(*SHAPE), Schedule.create(spacing), left, **options)
     assert 20 - len(list(left)) == draws
 
 
@@ -372,9 +384,9 @@ def test_noise_draws_are_counted(sample, options, spacing):
 def test_images_do_not_see_each_other(sample, options):
     """An image is the same alone and in a batch, in any place."""
     x, noise, schedule = randn(3, *SHAPE[1:]), randn(9, 3, *SHAPE[1:], seed=1), Schedule.create("10")
-    together = sample(network, x, schedule, iter(noise), **options)
-    alone = sample(network, x[1:2], schedule, iter(noise[:, 1:2]), **options)
-    turned = sample(network, x.flip(0), schedule, iter(noise.flip(1)), **options)
+    together = sample(DENOISE, x, schedule, iter(noise), **options)
+    alone = sample(DENOISE, x[1:2], schedule, iter(noise[:, 1:2]), **options)
+    turned = sample(DENOISE, x.flip(0), schedule, iter(noise.flip(1)), **options)
     assert torch.allclose(alone, together[1:2], rtol=0, atol=1e-12)
     assert torch.allclose(turned.flip(0), together, rtol=0, atol=1e-12)
 
@@ -382,7 +394,7 @@ def test_images_do_not_see_each_other(sample, options):
 @with_solvers
 def test_inputs_are_left_as_they_are(sample, options):
     x, noise = randn(*SHAPE), randn(9, *SHAPE, seed=1)
-    sample(network, x, Schedule.create("10"), iter(noise), **options)
+    sample(DENOISE, x, Schedule.create("10"), iter(noise), **options)
     assert torch.equal(x, randn(*SHAPE))
     assert torch.equal(noise, randn(9, *SHAPE, seed=1))
 
@@ -399,7 +411,7 @@ def test_no_step_waits_for_the_device(sample, options):
         return torch.cat([x, x], dim=1) * x.sum().item()
 
     schedule = Schedule.create("10", "meta")
-    out = sample(model, x, schedule, iter([x] * 9), **options)
+    out = sample(denoiser(model), x, schedule, iter([x] * 9), **options)
     assert (out.device.type, out.shape) == ("meta", SHAPE)
     with pytest.raises(RuntimeError, match="meta"):
-        sample(waiting, x, schedule, iter([x] * 9), **options)
+        sample(denoiser(waiting), x, schedule, iter([x] * 9), **options)

@@ -14,7 +14,7 @@ ROOF = ROOT / "fiducial" / "__main__.py"  # the one command, which starts those 
 ALLOWED = {
     "fiducial": set(),
     "models": {"fiducial"},
-    "diffusion": set(),
+    "diffusion": {"fiducial"},
     "evaluation": {"fiducial"},
     "sampling": {"fiducial", "models", "diffusion"},
     "sample_ddp": {"fiducial", "sampling", "evaluation"},

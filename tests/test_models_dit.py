@@ -7,7 +7,6 @@ from conftest import randomised
 from formats import diffusers_twin
 
 from fiducial.models import DiT, DiT_models, dit
-from fiducial.models.dit import guided_model
 
 CLASSES = 10
 FLOAT32, FLOAT64 = 1e-5, 1e-10  # of the output's magnitude
@@ -270,36 +269,3 @@ def test_wrong_guidance_is_noticed(small, latents, monkeypatch, formula):
 def test_wrong_channels_are_noticed(small, latents, channels, wrong):
     expected = guided_by_hand(small, latents, 4.0, channels)[0]
     assert (with_cfg(small, latents, 4.0, cfg_channels=wrong)[:N] - expected).abs().max() > 10 * FLOAT32 * expected.abs().max()
-
-
-@pytest.fixture
-def seen_labels(small):
-    """What `small` was asked for, one tensor of labels a call."""
-    labels = []
-    small.register_forward_pre_hook(lambda _module, arguments: labels.append(arguments[2].tolist()))
-    return labels
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("channels", [3, 4])
-def test_guided_model_is_the_first_half(small, latents, seen_labels, channels):
-    out = guided_model(small, LABELS, 4.0, channels)(latents, T.item())
-    assert seen_labels == [[3, 9, CLASSES, CLASSES]]
-    assert torch.equal(out, with_cfg(small, latents, 4.0, cfg_channels=channels)[:N])
-
-
-@torch.no_grad()
-def test_without_guidance_no_second_half_is_computed(small, latents, seen_labels):
-    out = guided_model(small, LABELS, 1.0, 3)(latents, T.item())
-    assert seen_labels == [[3, 9]]
-    assert close(out, with_cfg(small, latents, 1.0)[:N])
-
-
-@pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
-def test_guided_model_never_waits_for_the_device(cfg_scale):
-    """On the meta device there are no values to wait for: reading one raises."""
-    with torch.device("meta"):
-        network = DiT(input_size=6, hidden_size=8, depth=1, num_heads=1, num_classes=CLASSES)
-        y, x = torch.zeros(N, dtype=torch.int64), torch.zeros(N, 4, 6, 6)
-    network.to("meta")
-    assert guided_model(network, y, cfg_scale, 3)(x, 5).shape == (N, 8, 6, 6)

@@ -12,9 +12,10 @@ from test_models_main import command, inspected, refusal
 
 import sample_ddp
 from fiducial import UserError, init
+from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.models import DiT_models
 from fiducial.models.checkpoint import check_shape, load_dit, read
-from fiducial.models.dit import DiT, guided_model
+from fiducial.models.dit import DiT, asked
 from fiducial.models.label_table import classes_of, contradictions, has_null_label
 from fiducial.sampling import engine, prepare
 
@@ -81,7 +82,7 @@ def test_a_network_without_a_null_label_has_a_row_a_class():
     assert network.y_embedder.embedding_table.weight.shape == (3, 8)
     x, y = torch.randn(2, 4, 2, 2), torch.tensor([0, 2])
     with torch.no_grad():
-        assert torch.equal(guided_model(network, y, 1.0, 4)(x, 5.0), network(x, torch.full((2,), 5.0), y))
+        assert torch.equal(guided(asked(network), None, y, Guidance(1.0, 4))(x, 0.005), network(x, torch.full((2,), 5.0), y))
 
 
 @pytest.mark.parametrize(("rows", "said"), [(1, 1), (1, None), (11, 11)])

@@ -18,6 +18,7 @@ from PIL import Image
 import fiducial
 import sample_ddp
 from fiducial import UserError, version
+from fiducial.diffusion.prediction import from_noise
 from fiducial.diffusion.samplers import sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models import checkpoint
@@ -186,13 +187,13 @@ def test_an_image_is_what_the_parts_give_one_by_one(tiny_checkpoint, tmp_path):
     y, null = torch.tensor([8]), torch.tensor([10])
 
     def guided(x, t):
-        conditional, unconditional = (model(x, torch.tensor([t]), label) for label in (y, null))
+        conditional, unconditional = (model(x, torch.tensor([1000 * t]), label) for label in (y, null))
         out = conditional.clone()
         out[:, :2] = unconditional[:, :2] + 2.5 * (conditional[:, :2] - unconditional[:, :2])
         return out
 
     with torch.inference_mode():
-        latents = sample_ddim(guided, latents, Schedule.create("ddim10"), iter(noise), eta=0.6)
+        latents = sample_ddim(from_noise(guided), latents, Schedule.create("ddim10"), iter(noise), eta=0.6)
         decoded = AutoencoderKL.from_pretrained(DIGITS / "vae").decode(latents / 0.18215).sample
     expected = (127.5 * decoded + 127.5).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy().astype(int)
     drawn = np.asarray(Image.open(tmp_path / "run" / f"{index:06d}.png"))
@@ -202,13 +203,13 @@ def test_an_image_is_what_the_parts_give_one_by_one(tiny_checkpoint, tmp_path):
 
 def test_every_block_has_its_full_shape_and_none_waits_in_a_collective(tiny_checkpoint, tmp_path, monkeypatch):
     shapes = []
-    original = drawing.guided_model
+    original = drawing.guided
 
-    def spied(model, y, **options):
-        predict = original(model, y, **options)
-        return lambda x, t: shapes.append((len(x), len(y))) or predict(x, t)
+    def spied(network, weak, labels, guidance):
+        predict = original(network, weak, labels, guidance)
+        return lambda x, t: shapes.append((len(x), len(labels))) or predict(x, t)
 
-    monkeypatch.setattr(drawing, "guided_model", spied)
+    monkeypatch.setattr(drawing, "guided", spied)
     for name in (
         "barrier",
         "monitored_barrier",

@@ -94,13 +94,13 @@ def test_evaluations_are_those_of_the_run(more, expected, tiny_checkpoint, tmp_p
     config, beside = sample_ddp.parse([*options(tiny_checkpoint, tmp_path, num_fid_samples=4), *more])
     assert f"{expected} evaluations of the network for a block" in said(config, beside, capsys)
     counted = []
-    original = drawing.guided_model
+    original = drawing.guided
 
-    def guided_model(*arguments, **more):
+    def guided(*arguments, **more):
         model = original(*arguments, **more)
         return lambda x, t: (counted.append(t), model(x, t))[1]
 
-    monkeypatch.setattr(drawing, "guided_model", guided_model)
+    monkeypatch.setattr(drawing, "guided", guided)
     engine.run(config, fiducial.init("cpu"))
     assert len(counted) == expected
 
@@ -156,9 +156,9 @@ def test_files_take_whole_blocks():
 
 
 def test_a_block_that_does_not_fit_is_drawn_in_halves_and_that_is_said(tiny_checkpoint, tmp_path, capsys, monkeypatch):
-    original = drawing.guided_model
+    original = drawing.guided
 
-    def guided_model(*arguments, **more):
+    def guided(*arguments, **more):
         model = original(*arguments, **more)
 
         def fail(x, t):
@@ -168,7 +168,7 @@ def test_a_block_that_does_not_fit_is_drawn_in_halves_and_that_is_said(tiny_chec
 
         return fail
 
-    monkeypatch.setattr(drawing, "guided_model", guided_model)
+    monkeypatch.setattr(drawing, "guided", guided)
     config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path))
     assert "a block did not fit, and was drawn by 2 images" in said(config, beside, capsys)
 

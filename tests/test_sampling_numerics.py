@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import fiducial
 import sample_ddp
-from fiducial.diffusion.prediction import is_guided
 from fiducial.models import DiT_models, autoencoder, checkpoint
 from fiducial.models.dit import attention_by_products
 from fiducial.sampling import drawing, engine, memory, numerics, prepare
@@ -404,14 +403,6 @@ def test_compiled_weights_are_constants_and_every_shape_has_its_code(monkeypatch
         network.weight.zero_()
         assert (network(torch.ones(2, 4)) == before[0]).all()
     assert before[0].abs().max() > 0
-
-
-@pytest.mark.parametrize(
-    ("t", "interval", "expected"),
-    [(0, (0, 1), True), (999, (0, 1), True), (700, (0.0, 0.7), True), (701, (0.0, 0.7), False), (199, (0.2, 0.7), False)],
-)
-def test_guidance_interval_includes_its_ends(t, interval, expected):
-    assert is_guided(t, interval) is expected
 
 
 def test_outside_the_interval_no_null_half_is_computed(tiny_checkpoint, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiducial import UserError
+from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
 from fiducial.wings import ASSETS
@@ -125,11 +126,8 @@ class SamplingConfig:
             raise UserError(f"--global-seed {self.global_seed}: must be between 0 and 2**64 - 1")
         if not 1.0 <= self.cfg_scale < float("inf"):
             raise UserError(f"--cfg-scale {self.cfg_scale}: must be a finite number of at least 1.0, which is no guidance")
-        if not 0.0 <= self.eta <= 1.0:
-            raise UserError(f"--eta {self.eta}: must be between 0 (deterministic) and 1")
-        if self.eta and self.sampler != "ddim":
-            raise UserError(f"--eta {self.eta}: only --sampler ddim has it, not {self.sampler}")
-        self._check_solver()
+        self._check_guidance()
+        self._check_sampler()
         self._check_speed()
         if self.labels == "null" and self.cfg_scale != 1.0:
             raise UserError(
@@ -146,18 +144,39 @@ class SamplingConfig:
             except ValueError as error:
                 raise UserError(f"--labels {error}") from error
 
-    def _check_solver(self) -> None:
+    def _check_guidance(self) -> None:
         low, high = self.guidance_interval
         if not 0.0 <= low <= high <= 1.0:
             raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
         if self.cfg_scale == 1.0 and (low, high) != (0.0, 1.0):
             raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out, or give 0,1")
-        if self.sampler not in ("ddpm", "ddim") and not self.num_sampling_steps.isdecimal():
-            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes a count such as 20")
-        if self.sampler in ("dpm-solver++", "unipc") and int(self.num_sampling_steps) > 999:
-            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} takes at most 999")
-        if self.sampler == "heun" and int(self.num_sampling_steps) < 2:
-            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler heun takes at least 2")
+
+    def _check_sampler(self) -> None:
+        for name in {name: None for row in SAMPLERS.values() for name in row.options}:
+            takers = {sampler: row.options[name] for sampler, row in SAMPLERS.items() if name in row.options}
+            value, option = getattr(self, name), takers.get(self.sampler, next(iter(takers.values())))
+            if not option.low <= value <= option.high:
+                raise UserError(f"--{name} {value}: must be {option.said}")
+            if value != option.default and self.sampler not in takers:
+                raise UserError(f"--{name} {value}: only --sampler {' or '.join(takers)} has it, not {self.sampler}")
+        self.count_steps()
+
+    def count_steps(self) -> int:
+        """The number of steps, by the sampler's row.
+
+        Raises:
+            UserError: if the sampler does not take what was given.
+        """
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"--sampler {self.sampler}: no such sampler; choose from {', '.join(SAMPLERS)}")
+        try:
+            return SAMPLERS[self.sampler].steps(self.num_sampling_steps)
+        except ValueError as error:
+            raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} {error}") from error
+
+    def sampler_options(self) -> dict[str, float]:
+        """The sampler's own options by name."""
+        return {name: getattr(self, name) for name in SAMPLERS[self.sampler].options}
 
     def _check_speed(self) -> None:
         if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
