@@ -135,4 +135,4 @@ def find_weights(given: Path | None, group: Group, cache_dir: Path | None = None
     """
     if given is not None:
         return given
-    return Path(group.once_per_node("dinov2-weights", lambda: str(fetch(cache_dir)), main_first=True))
+    return Path(group.once_per_node(["dinov2-weights", cache_dir], lambda: str(fetch(cache_dir)), main_first=True))

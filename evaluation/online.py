@@ -11,7 +11,7 @@ evaluator.reset()
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fiducial
-from fiducial import Group, UserError, default_cache
+from fiducial import Group, UserError, default_cache, quoted
 from fiducial.classes import from_mapping
 from fiducial.evaluation import levels
 from fiducial.evaluation.advice import on_array, on_values
@@ -67,8 +67,8 @@ class Evaluator:
         name: what the result calls the samples.
         train: training images, to tell memorised samples; there will be no pictures of those.
         image_size: to which files of training images are cropped; the one that the extractor takes, if it takes only one.
-        class_names: what the classes of the images are called, by label: for the report, and to tell which class of the
-            reference is which.
+        class_names: what the classes of the images are called, by label, or each name's label, as `class_to_idx` has them: for
+            the report, and to tell which class of the reference is which.
         evaluation: in the place of all these, where it is prepared already.
 
     Raises:
@@ -87,7 +87,7 @@ class Evaluator:
         train: Path | None = None,
         image_size: int | None = None,
         evaluation: Evaluation | None = None,
-        class_names: Sequence[str] = (),
+        class_names: Sequence[str] | Mapping[str, int] = (),
     ):
         if evaluation is None:
             settings, group = settings or Settings(), group or fiducial.init()
@@ -97,7 +97,7 @@ class Evaluator:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         evaluation.settings.check_cache()
         self.evaluation, self.name = evaluation, name
-        self.class_names = from_mapping(list(class_names), "class_names").names if class_names else ()
+        self.class_names = _names(class_names)
         self._shown: frozenset[int] | None = None
         self.reset()
 
@@ -381,6 +381,23 @@ class Evaluator:
 
         grid.fill(pick)
         return grid
+
+
+def _names(given: Sequence[str] | Mapping[str, int]) -> tuple[str, ...]:
+    """The names by label; raises UserError if they are none."""
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence | Mapping | np.ndarray):
+        raise UserError(f"class_names: expected a list of names, or a mapping of names to labels; got {quoted(given)}")
+    plain = {np.integer: int, np.str_: str}
+
+    def as_plain(one: object) -> object:
+        return next((kind(one) for numpys, kind in plain.items() if isinstance(one, numpys)), one)
+
+    if isinstance(given, Mapping):
+        known = {as_plain(key): as_plain(value) for key, value in given.items()}
+        known = {str(key) if type(key) is int else key: value for key, value in known.items()}
+    else:
+        known = [as_plain(one) for one in given]
+    return from_mapping(known, "class_names").names if known else ()
 
 
 def _as_pixels(images: Tensor | np.ndarray) -> np.ndarray:

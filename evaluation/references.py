@@ -127,7 +127,7 @@ def find_reference(
         remedy = f"choose from {', '.join(fitting)}" if fitting else "make one with python -m evaluation ref"
         raise UserError(f"--ref {name}: is of {published.image_size} pixels, and the samples are of {image_size}; {remedy}")
     if published:
-        path = group.once_per_node("reference", lambda: str(fetch(name, cache_dir)), main_first=True)
+        path = group.once_per_node(["reference", name, cache_dir], lambda: str(fetch(name, cache_dir)), main_first=True)
         return replace(open_reference(Path(path)), url=published.url)
     path = DIGITS if name == "digits" else Path(name)
     if not name or not path.exists():

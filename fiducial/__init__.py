@@ -14,10 +14,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 from fiducial.cache import CHECKPOINTS, REFERENCES
 from fiducial.console import (
@@ -266,12 +267,14 @@ class Group:
         """As `count`, for threads beside the work."""
         return self._ask(lambda: self.store.add(key, number))
 
-    def once_per_node(self, key: str, make: Callable[[], str], main_first: bool = False) -> str:
+    def once_per_node(self, asked: Sequence[object], make: Callable[[], str], main_first: bool = False) -> str:
         """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it.
 
         Args:
+            asked: what it is, and all that it hangs on: another question in the same group has another answer.
             main_first: on rank 0 before all others, so that nodes that share a cache find there what it has fetched.
         """
+        key = "/".join(quote(os.fsencode(str(part)), safe="") for part in asked)
         if self.local_rank == 0:
             if main_first and not self.is_main:
                 self.receive(f"{key}/main")

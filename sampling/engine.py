@@ -351,8 +351,11 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
 
     check_given(config, group)
     given = config.ckpt
-    folder = Path(group.once_per_node("vae-files", lambda: str(find_vae(config)), main_first=True))
-    config = replace(config, ckpt=Path(group.once_per_node("checkpoint", find, main_first=True)))
+    folder = Path(
+        group.once_per_node(["vae-files", config.vae, config.cache_dir], lambda: str(find_vae(config)), main_first=True)
+    )
+    wanted = ["checkpoint", config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir]
+    config = replace(config, ckpt=Path(group.once_per_node(wanted, find, main_first=True)))
     if config.untold():
         config = replace(config, **group.once(lambda: told(config, folder)))
     unlike = catalogue.unlike_published(given, config.model, config.image_size, config.num_classes, config.cache_dir)
@@ -369,7 +372,7 @@ def find_vae(config: SamplingConfig) -> Path:
 def vae_of_node(config: SamplingConfig, group: Group, task: Task) -> str:
     """The VAE's folder, found by the first rank of each node, which makes sure of the node's files."""
     find = find_vae if group.is_main else partial(find_weights, task=task)
-    return group.once_per_node("vae", lambda: str(find(config)))
+    return group.once_per_node(["vae", config.vae, config.cache_dir], lambda: str(find(config)))
 
 
 def find_weights(config: SamplingConfig, task: Task) -> Path:

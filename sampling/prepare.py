@@ -244,7 +244,8 @@ def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int]
     """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
     found = checkpoint.read(config.ckpt, config.weights_key)
     checkpoint.require_dit(found, config.ckpt)
-    vae = autoencoder.inspect(Path(group.once_per_node("vae", lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
+    asked = ["vae", config.vae, config.cache_dir]
+    vae = autoencoder.inspect(Path(group.once_per_node(asked, lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
     if config.cfg_scale != 1.0 and config.cfg_channels > (channels := vae.latent_channels):

@@ -207,6 +207,12 @@ def test_online_the_names_are_an_argument(place, scans):
         assert len(result.classes) == count
         assert max(distances(result).values(), default=0) < 3
         assert (result.class_names and result.class_names.names) == (names or None)
+    for names in ({name: WORDS.index(name) for name in reversed(WORDS)}, dict(reversed([*enumerate(WORDS)])), np.array(WORDS)):
+        named = Evaluator(str(place / "words"), settings=settings, extractor="digits", class_names=names)
+        assert named.class_names == tuple(WORDS)
+    for names in ("words", {WORDS[0], WORDS[1]}, 7, iter(WORDS)):
+        with pytest.raises(UserError, match="class_names: expected a list of names, or a mapping of names to labels; got"):
+            Evaluator(str(place / "words"), settings=settings, extractor="digits", class_names=names)
     with pytest.raises(UserError, match="class_names: 'a' is the name of both 0 and 1"):
         Evaluator(str(place / "words"), settings=settings, extractor="digits", class_names=("a", "a"))
 

@@ -15,7 +15,7 @@ from fiducial.evaluation.extraction import extract
 from fiducial.evaluation.features import load_extractor
 from fiducial.evaluation.image_files import centre_crop
 from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import open_reference, write_reference
+from fiducial.evaluation.references import find_reference, open_reference, write_reference
 from scripts.stand_ins import pictures, write_pngs
 
 WIDTHS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
@@ -149,3 +149,28 @@ def test_jpeg_samples_are_warned_about(tmp_path):
     assert any("samples are JPEG" in text for text in result.warnings)
     result = result_of(write_pngs(tmp_path / "png", pictures(4, 0)), "digits", None)
     assert not any("JPEG" in text for text in result.warnings)
+
+
+def test_every_rank_has_the_reference_that_it_asks_for(tmp_path):
+    """Two evaluators of one group, as after two calls on rank 0, while rank 1 is at its first."""
+    from torch.distributed import HashStore
+
+    names = ("adm-imagenet-256", "adm-lsun-cat-256")
+    (tmp_path / "references").mkdir()
+    for number, name in enumerate(names):
+        np.savez(tmp_path / "references" / f"{name}.npz", mu=np.full(8, float(number)), sigma=np.eye(8))
+    store, fellows = HashStore(), [{**fiducial.own_process(), "launcher": None}] * 2
+    for rank in (0, 1):
+        group = fiducial.Group(rank, 2, rank, "0", None, store, fellows)
+        found = [find_reference(name, group, tmp_path) for name in names]
+        assert [(one.path.stem, one.mu[0]) for one in found] == [(names[0], 0.0), (names[1], 1.0)]
+
+
+def test_what_is_asked_once_a_node_hangs_on_all_its_parts():
+    from torch.distributed import HashStore
+
+    store, fellows = HashStore(), [{**fiducial.own_process(), "launcher": None}] * 2
+    for rank in (0, 1):
+        group = fiducial.Group(rank, 2, rank, "0", None, store, fellows)
+        for asked in (["a", "b/c"], ["a/b", "c"], ["a", None], ["a", "b", "c"], ["a", "\udcff"]):
+            assert group.once_per_node(asked, lambda asked=asked: repr(asked)) == repr(asked)
