@@ -207,7 +207,9 @@ class Evaluation:
         if self.exact and "fid" in metrics:
             notes.append(self._effect_of_dtype(images, own, reference, theirs))
         left_out = {called(name, self.extractor)[1]: why for name, why in (self.left_out | too_few).items()}
-        if scores.pairing.why:
+        if images.no_labels and {"fid", "fid-infinity"} & set(metrics):
+            left_out[f"{called('fid', self.extractor)[1]} by class"] = f"{images.path.name}: {images.no_labels}"
+        elif scores.pairing.why:
             left_out[f"{called('fid', self.extractor)[1]} by class"] = scores.pairing.why
         found = self._result(images, own, reference, scores, notes, left_out, memorised, grid or _grid_of(images))
         return replace(found, class_names=names if names.names else None)
@@ -439,13 +441,20 @@ def make_reference(images: Images, extractor: Extractor, group: Group, settings:
         features=len(chosen),
         features_seed=FEATURES_SEED if len(chosen) < images.count else None,
         different=different if different < images.count else None,
-        no_classes=(images.classes is None and within_one_folder(images.names, printable(images.path.name)).why) or None,
+        no_classes=_why_no_classes(images),
     )
     chosen = np.sort(chosen)
     features = seen.rows[chosen] if keep else None
     labels = images.classes[chosen] if keep and images.classes is not None else None
     found = {"features": features, "labels": labels, "numbering": images.numbering, "provenance": provenance}
     return Reference(images.path, None, "Fiducial's statistics", **_moments(seen), **found)
+
+
+def _why_no_classes(images: Images) -> str | None:
+    """Why images that one may expect to have classes have none, in a clause."""
+    if images.no_labels or images.classes is not None:
+        return images.no_labels
+    return within_one_folder(images.names, printable(images.path.name)).why or None
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

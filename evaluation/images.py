@@ -79,6 +79,7 @@ class Images:
     table: "Table | None" = None
     not_read: str | None = None
     class_names: tuple[str, ...] = ()
+    no_labels: str | None = None  # what stands in the labels' place and is none
 
     @property
     def resize(self) -> str | None:
@@ -316,8 +317,8 @@ def _open_npz(path: Path, archive: zipfile.ZipFile, crop: int | None) -> Images:
         raise UserError(f"{path} is damaged: arr_0 says {shape}, but has {room:,} bytes")
     if crop is not None and shape[1:3] != (crop, crop):
         raise UserError(f"{path} holds images of {shape[1]} x {shape[2]}; --image-size {crop} crops files of images, not an npz")
-    labels = read_labels(archive, shape[0]) if "arr_1.npy" in archive.namelist() else None
-    return Images(path, *shape[:3], labels=labels)
+    labels, no_labels = read_labels(archive, shape[0]) if "arr_1.npy" in archive.namelist() else (None, None)
+    return Images(path, *shape[:3], labels=labels, no_labels=no_labels)
 
 
 def _first_values(member: BinaryIO, dtype: np.dtype) -> np.ndarray:
@@ -455,13 +456,13 @@ def read_array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
     return array
 
 
-def read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray | None:
-    """`arr_1` if it is one integer an image, else None: other tools put other things there."""
+def read_labels(archive: zipfile.ZipFile, count: int) -> tuple[np.ndarray | None, str | None]:
+    """`arr_1` if it is one integer an image, else None and what it is: other tools put other things there."""
     with archive.open("arr_1.npy") as member:
         shape, dtype, _ = read_any_header(member)
     if shape != (count,) or dtype.kind not in "iu":
-        return None
-    return read_array(archive, "arr_1.npy", count * dtype.itemsize).astype(np.int64)
+        return None, f"arr_1 is no labels: found {dtype} {shape}, and labels are {count:,} integers"
+    return read_array(archive, "arr_1.npy", count * dtype.itemsize).astype(np.int64), None
 
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:

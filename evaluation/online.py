@@ -48,6 +48,7 @@ class Seen:
     class_names: tuple[str, ...] = ()
     resize: str | None = None
     not_read: str | None = None
+    no_labels: str | None = None
 
     def content_sha256(self) -> None:
         """There was no file."""

@@ -357,7 +357,7 @@ def check_folder(folder: Path, manifest: dict | None, config: SamplingConfig, id
         if png_path(folder, 0).exists() or (folder.is_dir() and any(folder.glob("*.png"))):
             raise UserError(f"{folder} holds images but no {MANIFEST}, so what they are is unknown; choose another folder")
     elif manifest["identity"] != identity:
-        raise other_configuration(folder, manifest["identity"], identity)
+        raise other_configuration(folder, manifest["identity"], identity, manifest.get("paths", {}).get("weights"))
     elif manifest["num_fid_samples"] > config.num_fid_samples:
         raise UserError(
             f"--num-fid-samples {config.num_fid_samples}: {folder} is a run of {manifest['num_fid_samples']}, which can grow "
@@ -384,13 +384,18 @@ def check_places(folder: Path) -> None:
         raise UserError(f"{parts}: it is no folder; move it away, or choose another --run-name")
 
 
-def other_configuration(folder: Path, old: dict, identity: dict) -> UserError:
-    """What to say if `folder` has the identity `old`, and this is another."""
+def other_configuration(folder: Path, old: dict, identity: dict, weights: str | None = None) -> UserError:
+    """What to say if `folder` has the identity `old`, drawn from the weights of that name, and this is another."""
     fields = [name for name in sorted({*old, *identity}) if old.get(name) != identity.get(name)]
     said = ", ".join(
         f"{name} is {str(old.get(name))[:SHOWN]} there and {str(identity.get(name))[:SHOWN]} here" for name in fields
     )
     remedy = "give these options as they are there, or " if {*RESOLVED, "per_proc_batch_size"}.issuperset(fields) else ""
+    if "weights_key" in fields and (there := old.get("weights_key") or weights):  # an identity names no usual weights
+        said = said.replace(f"weights_key is {old.get('weights_key')} there", f"weights_key is {there} there").replace(
+            f"{there} there and None here", f"{there} there and other weights are taken here"
+        )
+        remedy = f"give --weights-key {there}{' to go on with it' if len(fields) == 1 else ''}, or "
     remedy += "choose another --run-name or --sample-dir"
     return UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
 

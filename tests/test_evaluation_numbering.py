@@ -17,6 +17,7 @@ from fiducial.classes import imagenet
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.calc import Evaluation
 from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.images import open_images
 from fiducial.evaluation.numbering import UNPAIRED, Numbering, labels_of_folders, numbering_of_folders, pair, within_one_folder
 from fiducial.evaluation.references import DIGITS, open_reference, write_reference
 
@@ -77,6 +78,17 @@ def test_folders_of_digits_vouch_for_themselves_also_beside_empty_and_hidden_one
     assert list(distances(result)) == list(range(10))
     assert max(distances(result).values()) < 3
     assert result.warnings == evaluated(place, "samples.npz", "digits", DIGIT_NAMES).warnings
+
+
+@pytest.mark.parametrize(("of", "found"), [(lambda of: np.eye(10)[of], "float64 (898, 10)"), (np.float32, "float32 (898,)")])
+def test_labels_that_are_no_integers_are_said(place, scans, of, found):
+    """One-hot vectors, or floating-point numbers."""
+    (images, labels), _ = scans
+    np.savez(place / "odd.npz", arr_0=images, arr_1=of(labels))
+    result = evaluated(place, "odd.npz", "digits")
+    said = f"odd.npz: arr_1 is no labels: found {found}, and labels are 898 integers"
+    assert (result.classes, result.left_out["FID-digits by class"]) == ([], said)
+    assert open_images(place / "odd.npz").no_labels == said.removeprefix("odd.npz: ")
 
 
 @pytest.mark.parametrize("names", [WORDS, {name: label for label, name in enumerate(WORDS)}])

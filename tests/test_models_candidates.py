@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import options, run_command
+from conftest import options, randomised, run_command
 from formats import training_checkpoint, wrapped
 from safetensors.torch import load_file, save_file
 
+import fiducial
 import sample_ddp
 from fiducial import UserError
+from fiducial.models import DiT_models
 from fiducial.models.candidates import _walk, is_averaged
 from fiducial.models.checkpoint import check, load_dit, read, read_weights
 from fiducial.models.diffusers_form import POSITIONS
-from fiducial.sampling import prepare
+from fiducial.sampling import engine, prepare
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 VAE_KEYS = {"vae.decoder.conv_in.weight": torch.ones(2, 2), "loss.scale": torch.ones(())}
@@ -186,6 +188,22 @@ def test_identities_name_weights_only_where_they_are_others_than_before(ema, raw
     assert found({"model": raw, "model_ema": ema}, tmp_path, "model").is_usual
     assert found(ema, tmp_path).is_usual
     assert found(ema, tmp_path, "plain").is_usual
+
+
+KEY = ["--weights-key", "model"]
+ASKED = "weights_key is model there and model_ema here; give --weights-key model to go on with it, or choose"
+UNASKED = "weights_key is model_ema there and other weights are taken here; give --weights-key model_ema to go"
+
+
+@pytest.mark.parametrize(("first", "then", "said"), [(KEY, [], ASKED), ([], KEY, UNASKED)], ids=["left out", "given"])
+def test_a_run_of_other_weights_names_the_option(tmp_path, first, then, said):
+    one, other = (randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10), seed).state_dict() for seed in (0, 1))
+    torch.save({"model": one, "model_ema": other}, path := tmp_path / "a.pt")
+    arguments = options(path, tmp_path, num_classes=10, num_fid_samples=2, num_sampling_steps=2)
+    engine.run(sample_ddp.parse([*arguments, *first])[0], fiducial.init("cpu"))
+    with pytest.raises(UserError) as refused:
+        engine.run(sample_ddp.parse([*arguments, *then])[0], fiducial.init("cpu"))
+    assert said in str(refused.value)
 
 
 def test_what_the_average_is_of_is_none_itself(ema, raw, tmp_path):
