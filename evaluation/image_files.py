@@ -136,7 +136,7 @@ def sort_out(names: Iterable[str], beginning: Callable[[str], bytes]) -> tuple[t
     """The files that are read as images, and how many only look like some, by their kind.
 
     An ending that is known decides, else the first bytes do. What systems and half-finished writes leave beside images, hidden
-    files, is nothing.
+    files, is nothing; images in hidden folders are counted.
 
     Args:
         beginning: the first bytes of the file of a name; none where it cannot be read.
@@ -144,7 +144,12 @@ def sort_out(names: Iterable[str], beginning: Callable[[str], bytes]) -> tuple[t
     taken, others = [], Counter()
     for name in names:
         ending = ending_of(name)
-        if is_hidden(name) or ending in ENDINGS_OF_OTHERS:
+        if is_hidden(name):
+            folder, _, own = name.rpartition("/")
+            if ending in ENDINGS and not own.startswith(".") and "__MACOSX" not in PurePosixPath(folder).parts:
+                others["in hidden folders"] += 1
+            continue
+        if ending in ENDINGS_OF_OTHERS:
             continue
         if ending in ENDINGS:
             taken.append(name)

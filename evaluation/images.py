@@ -30,6 +30,7 @@ from fiducial.evaluation.image_files import (
     Header,
     NeedsCrop,
     image_header,
+    is_hidden,
     one_line,
     read_image,
     sort_out,
@@ -350,11 +351,15 @@ def files_in(folder: Path) -> Iterator[str]:
         try:
             own, entries = os.stat(path), list(os.scandir(path))
         except OSError as error:
+            if is_hidden(inner):  # of which nothing is read
+                continue
             reason = error.strerror
             if error.errno == errno.ENAMETOOLONG:
                 reason = f"it is too deep: its path has {len(os.fsencode(path)):,} bytes"
             raise UserError(f"{shown(Path(path))} cannot be read ({reason})") from error
         reached[(place := (own.st_dev, own.st_ino))] += 1
+        if reached[place] > MOST_NAMES and is_hidden(inner):
+            continue
         if reached[place] > MOST_NAMES:
             raise UserError(f"{shown(Path(path))}: links lead to this folder from more than {MOST_NAMES} others; remove some")
         chain = above
@@ -362,8 +367,7 @@ def files_in(folder: Path) -> Iterator[str]:
             chain = chain[1]
         for entry in entries if not chain else ():
             if entry.is_dir():
-                if not entry.name.startswith("."):
-                    waiting.append((f"{inner}{entry.name}/", (own, above)))
+                waiting.append((f"{inner}{entry.name}/", (own, above)))
             else:  # also a pipe, or a link to nothing, which is an error later where it is called as an image is
                 yield inner + entry.name
 

@@ -127,10 +127,13 @@ def repeated(different: int, count: int, whose: str) -> str:
 def missing(images: Images, whose: str) -> list[str]:
     """Sentences on images that are not there, or not among those that are read."""
     found, count, whole = [], f"{images.count:,}", count_of_run(images.path) if images.names else None
+    where = "zip" if images.path.is_file() else "folder"
+    if whole is not None and whose == REFERENCE:
+        found.append("The reference images are those of a run, as the manifest with them says; were samples and --ref exchanged?")
     if whole is not None and images.count < whole:
-        found.append(f"The {whose} are {count} of the {whole:,} images that the run in this folder is to have.")
+        found.append(f"The {whose} are {count} of the {whole:,} images that the run in this {where} is to have.")
     elif whole is not None and images.count > whole:
-        found.append(f"The {whose} are {count} images in the folder of a run of {whole:,}; what else lies there?")
+        found.append(f"The {whose} are {count} images in the {where} of a run of {whole:,}; what else lies there?")
     if images.not_read:
         found.append(f"Beside the {count} {whose} lie files that look like images and are not read: {images.not_read}.")
     return found

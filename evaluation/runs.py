@@ -1,10 +1,12 @@
 """What the manifest beside samples says of the run that drew them: class names, configuration, time."""
 
 import json
+import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from fiducial import read_json
+from fiducial import decode_json, read_json
+from fiducial.evaluation.image_files import DAMAGED_ARCHIVE
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 24  # bytes
@@ -54,13 +56,23 @@ def names_beside(samples: Path) -> ClassNames | None:
     return names_in(_manifest_beside(samples))
 
 
-def count_of_run(folder: Path) -> int | None:
-    """How many images the run in this folder is to have, by its manifest; None where there is none, or it does not say."""
+def count_of_run(path: Path) -> int | None:
+    """How many images the run in this folder, or zip of one, is to have, by its manifest; None where there is none, or it does
+    not say."""
     try:
-        count = read_json(folder / MANIFEST, LARGEST_MANIFEST)["num_fid_samples"]
+        content = _zipped_manifest(path) if path.is_file() else read_json(path / MANIFEST, LARGEST_MANIFEST)
+        count = content["num_fid_samples"]
         return count if type(count) is int and count > 0 else None
-    except NOT_AS_EXPECTED:
+    except (*NOT_AS_EXPECTED, *DAMAGED_ARCHIVE):
         return None
+
+
+def _zipped_manifest(path: Path) -> object:
+    """The manifest of the outermost folder in a zip that has one."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if PurePosixPath(name).name == MANIFEST]
+        with archive.open(min(names, key=lambda name: name.count("/"))) as member:
+            return decode_json(member.read(LARGEST_MANIFEST))
 
 
 def names_in(manifest: dict) -> ClassNames | None:

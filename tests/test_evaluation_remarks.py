@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fiducial.evaluation import __main__ as cli
 from fiducial.evaluation import calc as calculation
 from fiducial.evaluation.images import open_images
 from fiducial.evaluation.references import open_reference
-from fiducial.evaluation.remarks import SAMPLES, look_at, missing
+from fiducial.evaluation.remarks import REFERENCE, SAMPLES, look_at, missing
 from fiducial.evaluation.wording import warnings_left
 from scripts.stand_ins import pictures, write_pngs
 
@@ -114,6 +115,38 @@ def test_a_folder_that_is_not_all_of_its_run_is_said_at_once(whole, said, folder
     assert f"warning: The samples are {COUNT}" in early
     assert said in early
     assert said in page
+
+
+@pytest.mark.parametrize("inside", ["", "run/"])
+def test_a_zip_that_is_not_all_of_its_run_is_said(inside, folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        for path in folder.rglob("*.png"):
+            archive.write(path, f"{inside}{path.relative_to(folder)}")
+        archive.writestr(f"{inside}manifest.json", json.dumps({"num_fid_samples": 400}))
+    said = f"The samples are {COUNT} of the 400 images that the run in this zip is to have."
+    assert missing(open_images(tmp_path / "run.zip"), SAMPLES) == [said]
+
+
+def test_a_reference_that_is_a_run_is_asked_about(folder):
+    (folder / "manifest.json").write_text(json.dumps({"num_fid_samples": COUNT}))
+    images = open_images(folder)
+    assert missing(images, SAMPLES) == []
+    (sentence,) = missing(images, REFERENCE)
+    assert sentence.endswith("were samples and --ref exchanged?")
+
+
+def test_images_in_hidden_folders_are_counted(folder, tmp_path):
+    for place in (".cache", ".cache/inner"):
+        (folder / place).mkdir()
+        for name in ("a.png", "b.JPG", ".c.png", "note.txt"):
+            (folder / place / name).touch()
+    images = open_images(folder)
+    assert (images.count, images.not_read) == (COUNT, "4 in hidden folders")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(folder))
+        archive.writestr("__MACOSX/a.png", "")
+    assert open_images(tmp_path / "a.zip").not_read == "4 in hidden folders"
 
 
 @pytest.mark.parametrize(
