@@ -7,8 +7,8 @@
 
 status exits with 0 if the run is complete, 75 if the same command continues it (or it is being drawn), 1 if a person has to put
 something right first. verify exits with 0 if all that was drawn is as it was drawn, else with 1; the next run of the same
-command restores or redraws what is damaged. Both exit with 2 if there is no such run. doctor tries what a run needs, says what
-to do about each problem, and exits with 1 if there is one.
+command restores or redraws what is damaged, unless it says what is in the way. Both exit with 2 if there is no such run. doctor
+tries what a run needs, says what to do about each problem, and exits with 1 if there is one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fiducial
-from fiducial import Parser, progress_bar, say, user_errors
+from fiducial import Parser, UserError, progress_bar, say, user_errors
 
 SHOWN = 20  # damaged images that are named
 
@@ -63,19 +63,27 @@ def show_status(folder: Path, as_json: bool) -> int:
 
 
 def show_verify(folder: Path) -> int:
-    from fiducial.sampling.commands.status import require_manifest, status, verify
+    from fiducial.sampling.commands.status import as_named, require_manifest, status, verify
+    from fiducial.sampling.prepare import check_places
     from fiducial.sampling.store.manifest import mixed_up
 
-    count, wrong = require_manifest(folder)["num_fid_samples"], 0
+    count, wrong, in_the_way = require_manifest(folder)["num_fid_samples"], 0, ""
     with progress_bar(count, "verifying") as bar:
         for line in verify(folder, bar.update):
             wrong += 1
+            in_the_way = in_the_way or line * line.endswith(": it is a folder, not a file")  # others are replaced
             if wrong <= SHOWN:
                 bar.clear()
                 say(line)
     found, damage = status(folder), "all as they were drawn"
     if wrong:
         damage = f"{wrong:,} damaged copies; the next run of the same command restores or redraws them"
+        try:
+            check_places(as_named(folder))
+        except UserError as error:
+            in_the_way = str(error)
+        if in_the_way:
+            damage = f"{wrong:,} damaged copies, and the next run is refused: {in_the_way}"
     if mixed_up(folder, require_manifest(folder)):
         damage = found.reason
     say(f"{folder}: {found.images:,} of {found.of:,} images drawn, {damage}")

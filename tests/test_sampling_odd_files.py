@@ -13,6 +13,7 @@ from fiducial import NotAFile, UserError
 from fiducial.classes import read as class_names
 from fiducial.models import autoencoder, checkpoint
 from fiducial.sampling import prepare
+from fiducial.sampling.__main__ import show_verify
 from fiducial.sampling.commands.status import status, verify
 from fiducial.sampling.store import lock, records, repair, writer
 from fiducial.sampling.store import npz as archive
@@ -78,6 +79,20 @@ def test_verify_says_what_stands_in_the_place_of_the_npz(kind, run):
     path = put(kind, archive.npz_path(run))
     assert f"{path}: it is a {kind}, not a file" in looked_at(run)
     assert status(run).state == "resumable"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("folder", "run/000005.png"), ("folder", "run.npz"), ("named pipe", "run.npz")])
+def test_verify_says_that_the_next_run_is_refused(kind, name, run, capsys):
+    path = put(kind, run.parent / name)
+    assert show_verify(run) == 1
+    assert f"and the next run is refused: {path}: it is a {kind}, not a file" in (said := capsys.readouterr().out)
+    assert "restores" not in said
+
+
+def test_verify_says_that_the_next_run_restores(run, capsys):
+    put("named pipe", run / "000005.png")
+    assert show_verify(run) == 1
+    assert "1 damaged copies; the next run of the same command restores or redraws them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS)
