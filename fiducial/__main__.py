@@ -48,7 +48,7 @@ def chosen(words: list[str]) -> Command | None:
     """The subcommand that a command line begins with; None where it begins with none."""
     command = COMMANDS.get(words[0]) if words else None
     if words[:1] == ["fetch"]:
-        from fiducial.models.catalogue import CATALOGUE
+        from fiducial.models.checkpoints.catalogue import CATALOGUE
 
         if set(words) & set(CATALOGUE):  # a preset, whose weights are a model's
             return Command("fiducial.models.__main__", ("fetch",), command.help)

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from fiducial import Parser, user_errors
-from fiducial.models import conversion, fetch, inspection
+from fiducial.models.commands import conversion, fetch, inspection
 
 COMMANDS = {"inspect": inspection, "convert": conversion, "fetch": fetch}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fiducial import UserError
-from fiducial.models.dit import DiT
+from fiducial.models.networks.dit import DiT
 
 PURE_NOISE, HALFWAY = 999, 500  # timesteps
 LATENTS = 4  # each of another class, one at a time, so that it takes no more memory than drawing one image

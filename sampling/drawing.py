@@ -16,8 +16,10 @@ from fiducial import UserError, warn
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.diffusion.prediction import Raw, from_noise
 from fiducial.diffusion.samplers import SAMPLERS
-from fiducial.models import autoencoder, checkpoint, probe
-from fiducial.models.dit import DiT, asked
+from fiducial.models import probe
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.decoders import autoencoder
+from fiducial.models.networks.dit import DiT, asked
 from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.numerics import REFERENCE, Numerics

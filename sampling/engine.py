@@ -22,7 +22,9 @@ import numpy as np
 
 from fiducial import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, warn, write_whole
 from fiducial.classes import read as read_names
-from fiducial.models import autoencoder, catalogue, checkpoint, probe
+from fiducial.models import probe
+from fiducial.models.checkpoints import catalogue, checkpoint
+from fiducial.models.decoders import autoencoder
 from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.noise import check_stream

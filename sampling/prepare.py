@@ -32,8 +32,9 @@ from fiducial import (
     warn,
 )
 from fiducial.classes import GUESSED, ClassNames, difference, names_of_checkpoint
-from fiducial.models import autoencoder, candidates, checkpoint, label_table
-from fiducial.models.dit import DiT_models
+from fiducial.models.checkpoints import candidates, checkpoint, label_table
+from fiducial.models.decoders import autoencoder
+from fiducial.models.networks.dit import DiT_models
 from fiducial.sampling import numerics
 from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.memory import MOST

@@ -33,7 +33,7 @@ from fiducial import (
     say,
     write_whole,
 )
-from fiducial.models import checkpoint
+from fiducial.models.checkpoints import checkpoint
 from fiducial.sampling import memory, plan
 from fiducial.sampling.engine import IMAGES_DRAWN, LATE_SECONDS, NodeDrawer, progress, say_ready, session, told_by_probing
 from fiducial.sampling.numerics import RESOLVED, Numerics

@@ -179,7 +179,7 @@ def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
 def their_network(work: Drawing, precision: str) -> "DiTTransformer2DModel":
     from diffusers import DiTTransformer2DModel
 
-    from fiducial.models.dit import DIT_SIZES
+    from fiducial.models.networks.dit import DIT_SIZES
 
     size, patch = work.model.removeprefix("DiT-").split("/")
     hidden, depth, heads = DIT_SIZES[size]
@@ -266,7 +266,7 @@ def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> di
     """diffusers' DiTPipeline, from noise to PIL images."""
     from diffusers import DDIMScheduler, DiTPipeline
 
-    from fiducial.models.autoencoder import LATENT_SCALE
+    from fiducial.models.decoders.autoencoder import LATENT_SCALE
 
     started = time.perf_counter()
     vae = make_vae().to(work.place, DTYPES[precision]).eval().requires_grad_(False)

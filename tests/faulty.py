@@ -15,7 +15,8 @@ import torch
 import fiducial
 import sample_ddp
 from fiducial.memory import give_back_freed_memory
-from fiducial.models import autoencoder, checkpoint
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.decoders import autoencoder
 from fiducial.sampling import drawing
 from fiducial.sampling.store import writer
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTPipeline
 from safetensors.torch import load_file, save_file
 
 from fiducial.models import DiT
-from fiducial.models.diffusers_form import to_diffusers
+from fiducial.models.checkpoints.diffusers_form import to_diffusers
 
 State = dict[str, torch.Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -16,8 +16,8 @@ from fiducial.evaluation.checks import Settings
 from fiducial.evaluation.features import DigitsNet, load_extractor
 from fiducial.evaluation.images import open_images
 from fiducial.evaluation.references import open_reference
-from fiducial.models import autoencoder
-from fiducial.models.checkpoint import check, read_weights
+from fiducial.models.checkpoints.checkpoint import check, read_weights
+from fiducial.models.decoders import autoencoder
 
 
 @pytest.fixture(scope="module")

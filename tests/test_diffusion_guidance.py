@@ -6,7 +6,7 @@ from conftest import randomised
 
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.models import DiT
-from fiducial.models.dit import asked
+from fiducial.models.networks.dit import asked
 
 N, CLASSES = 2, 10
 T = 0.371

@@ -19,7 +19,7 @@ from test_custom_classes import write_checkpoint
 from test_models_fetch import in_hub_cache
 
 from fiducial.evaluation import dinov2, inception
-from fiducial.models.catalogue import CATALOGUE
+from fiducial.models.checkpoints.catalogue import CATALOGUE
 from scripts.stand_ins import pictures, write_pngs
 
 PROGRAMS = ("bash", "export", "python", "sbatch", "source", "torchrun")

@@ -16,7 +16,7 @@ from fiducial.evaluation.calc import Evaluation
 from fiducial.evaluation.checks import Settings
 from fiducial.evaluation.features import load_extractor
 from fiducial.evaluation.remarks import weights_unlike_published
-from fiducial.models import catalogue
+from fiducial.models.checkpoints import catalogue
 from scripts.stand_ins import pictures, write_pngs
 
 BLACK = "have no pixel above level 1 of 255: they are black, or values of 0 to 1 made uint8; multiply those by 255 first"

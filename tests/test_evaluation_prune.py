@@ -17,7 +17,7 @@ from fiducial.evaluation import dinov2, inception
 from fiducial.evaluation.calc import Evaluation
 from fiducial.evaluation.checks import Settings
 from fiducial.evaluation.published import PUBLISHED
-from fiducial.models.catalogue import CATALOGUE
+from fiducial.models.checkpoints.catalogue import CATALOGUE
 from fiducial.sampling.commands import doctor
 
 DAY = 86400

@@ -116,14 +116,14 @@ def test_models_are_there_under_the_name_of_their_package():
 @pytest.mark.parametrize(
     "code",
     [
-        "import models, models.dit, fiducial.models.dit as long",
-        "import fiducial.models.dit as long; import models.dit, models",
-        "from models import dit; import models, fiducial; from fiducial.models import dit as long",
+        "import models, models.probe, fiducial.models.probe as long",
+        "import fiducial.models.probe as long; import models.probe, models",
+        "from models import probe; import models, fiducial; from fiducial.models import probe as long",
     ],
 )
 def test_a_package_is_the_same_by_both_names(code):
-    same = "assert models.dit is long and models is fiducial.models and models.DiT is long.DiT"
-    spec = "assert (long.__spec__.name, long.__name__) == ('fiducial.models.dit',) * 2"
+    same = "assert models.probe is long and models is fiducial.models and models.DiT is long.DiT"
+    spec = "assert (long.__spec__.name, long.__name__) == ('fiducial.models.probe',) * 2"
     done = run_command("-c", f"{code}; import fiducial; {same}; {spec}")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -131,7 +131,7 @@ def test_a_package_is_the_same_by_both_names(code):
 def test_somebody_elses_package_of_the_same_name_stays_theirs(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("mine = 1")
-    (tmp_path / "models" / "dit.py").write_text("mine = 2")
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; sys.path.append({str(ROOT)!r}); import fiducial.models.dit; "
-    done = run_command("-P", "-c", f"{code} import models, models.dit; assert (models.mine, models.dit.mine) == (1, 2)")
+    (tmp_path / "models" / "probe.py").write_text("mine = 2")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; sys.path.append({str(ROOT)!r}); import fiducial.models.probe; "
+    done = run_command("-P", "-c", f"{code} import models, models.probe; assert (models.mine, models.probe.mine) == (1, 2)")
     assert (done.returncode, done.stderr) == (0, "")

@@ -14,9 +14,9 @@ import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.models import DiT_models
-from fiducial.models.candidates import _walk, is_averaged
-from fiducial.models.checkpoint import check, load_dit, read, read_weights
-from fiducial.models.diffusers_form import POSITIONS
+from fiducial.models.checkpoints.candidates import _walk, is_averaged
+from fiducial.models.checkpoints.checkpoint import check, load_dit, read, read_weights
+from fiducial.models.checkpoints.diffusers_form import POSITIONS
 from fiducial.sampling import engine, prepare
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}

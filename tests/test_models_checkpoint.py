@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fiducial import UserError
 from fiducial.models import DiT_models
-from fiducial.models.checkpoint import check, describe, load_dit, read, read_class_to_idx, read_weights
+from fiducial.models.checkpoints.checkpoint import check, describe, load_dit, read, read_class_to_idx, read_weights
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"

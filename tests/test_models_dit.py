@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from conftest import randomised
 from formats import diffusers_twin
 
-from fiducial.models import DiT, DiT_models, dit
+from fiducial.models import DiT, DiT_models
+from fiducial.models.networks import dit
 
 CLASSES = 10
 FLOAT32, FLOAT64 = 1e-5, 1e-10  # of the output's magnitude

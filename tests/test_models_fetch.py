@@ -13,7 +13,7 @@ import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.published import PUBLISHED
-from fiducial.models import catalogue, hub
+from fiducial.models.checkpoints import catalogue, hub
 from fiducial.sampling import engine
 from fiducial.sampling.options.config import PRESETS, SamplingConfig
 
@@ -224,6 +224,6 @@ def test_the_cache_is_no_part_of_a_run(tmp_path, cache):
 
 
 def test_the_hubs_own_variables_are_honoured():
-    code = "from models import hub; print(hub.cache_folder(None))"
+    code = "from models.checkpoints import hub; print(hub.cache_folder(None))"
     assert run_command("-c", code, HF_HOME="/somewhere").stdout.strip() == "/somewhere/hub"
     assert hub.cache_folder(Path("/here")) == Path("/here/hub")

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import sample_ddp
 from fiducial import UserError, file_sha256
-from fiducial.models import DiT_models, checkpoint
-from fiducial.models.checkpoint import check, load_dit, read_weights, sha256
+from fiducial.models import DiT_models
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.checkpoints.checkpoint import check, load_dit, read_weights, sha256
 from fiducial.sampling import prepare
 from fiducial.sampling.engine import find_weights
 from fiducial.sampling.options.config import SamplingConfig, fingerprint

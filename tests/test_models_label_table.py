@@ -14,9 +14,9 @@ import sample_ddp
 from fiducial import UserError, init
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.models import DiT_models
-from fiducial.models.checkpoint import check_shape, load_dit, read
-from fiducial.models.dit import DiT, asked
-from fiducial.models.label_table import classes_of, contradictions, has_null_label
+from fiducial.models.checkpoints.checkpoint import check_shape, load_dit, read
+from fiducial.models.checkpoints.label_table import classes_of, contradictions, has_null_label
+from fiducial.models.networks.dit import DiT, asked
 from fiducial.sampling import engine, prepare
 
 TABLE = "y_embedder.embedding_table.weight"

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fiducial import user_errors
-from fiducial.models import DiT_models, __main__, diffusers_form
-from fiducial.models.checkpoint import CLASS_TO_IDX, load_dit, read_class_to_idx, read_weights
+from fiducial.models import DiT_models, __main__
+from fiducial.models.checkpoints import diffusers_form
+from fiducial.models.checkpoints.checkpoint import CLASS_TO_IDX, load_dit, read_class_to_idx, read_weights
 
 POSITIONS = "pos_embed"
 

@@ -15,7 +15,8 @@ from torch import Tensor
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.models import checkpoint, probe
+from fiducial.models import probe
+from fiducial.models.checkpoints import checkpoint
 from fiducial.models.probe import Response, compare, require_noise, respond
 from fiducial.sampling import drawing, numerics
 from fiducial.sampling.drawing import Drawer
@@ -186,7 +187,7 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
 
 def test_an_offloaded_network_is_asked_on_its_device_and_goes_back(monkeypatch):
     config, device, moves = parsed("--offload", "model"), torch.device("cpu", 0), []
-    monkeypatch.setattr("fiducial.models.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
+    monkeypatch.setattr("fiducial.models.networks.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
     Drawer(config, device, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
     assert moves == ["cpu:0", "cpu"]
 

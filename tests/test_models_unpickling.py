@@ -22,9 +22,9 @@ from formats import training_checkpoint
 from safetensors.torch import load_file
 
 from fiducial import UserError, quoted
-from fiducial.models import pickles
-from fiducial.models.checkpoint import check, describe, read, read_class_to_idx, read_weights
-from fiducial.models.unpickling import unpickle
+from fiducial.models.checkpoints import pickles
+from fiducial.models.checkpoints.checkpoint import check, describe, read, read_class_to_idx, read_weights
+from fiducial.models.checkpoints.unpickling import unpickle
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 LABELS, POSITIONS, PATCHES = "y_embedder.embedding_table.weight", "pos_embed", "x_embedder.proj.weight"
@@ -206,7 +206,7 @@ def test_a_compressed_member_is_refused(state, tmp_path):
 
 
 def test_a_zip_of_very_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fiducial.models.unpickling.LARGEST_DIRECTORY", 10_000)
+    monkeypatch.setattr("fiducial.models.checkpoints.unpickling.LARGEST_DIRECTORY", 10_000)
     monkeypatch.setattr(pickles, "MOST_BYTES", 10_000)
     torch.save({f"k{number}": torch.zeros(1) for number in range(300)}, tmp_path / "a.pt")
     assert "its list of contents is larger than 10,000 bytes" in refusal(tmp_path / "a.pt")

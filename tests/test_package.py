@@ -118,8 +118,8 @@ def test_commands_are_called_as_they_are_typed(installed):
 def test_an_editable_installation_is_the_checkout(tmp_path):
     there, place = Installed(tmp_path), tree(tmp_path / "tree")
     there.run("pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--editable", place)
-    code = "import fiducial.models.dit; from fiducial.evaluation import Evaluator; print(fiducial.models.dit.__file__)"
-    assert Path(there.run("python", "-c", code).stdout.strip()) == place / "models" / "dit.py"
+    code = "import fiducial.models.probe; from fiducial.evaluation import Evaluator; print(fiducial.models.probe.__file__)"
+    assert Path(there.run("python", "-c", code).stdout.strip()) == place / "models" / "probe.py"
     there.run("fiducial", "sample", "--preset", "digits", *SMALL, *PLAIN, "--run-name", "run")
     assert (there.folder / "samples" / "run.npz").exists()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import run_command
 
-from fiducial.models import autoencoder
+from fiducial.models.decoders import autoencoder
 from fiducial.sampling.commands import doctor
 from fiducial.sampling.commands.doctor import NOTE, OK, PROBLEM, Finding
 from fiducial.sampling.store import lock

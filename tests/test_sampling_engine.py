@@ -21,7 +21,7 @@ from fiducial import UserError, version
 from fiducial.diffusion.prediction import from_noise
 from fiducial.diffusion.samplers import sample_ddim
 from fiducial.diffusion.schedule import Schedule
-from fiducial.models import checkpoint
+from fiducial.models.checkpoints import checkpoint
 from fiducial.sampling import drawing, engine, numerics
 from fiducial.sampling.noise import standard_normal
 

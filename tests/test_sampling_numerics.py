@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import fiducial
 import sample_ddp
-from fiducial.models import DiT_models, autoencoder, checkpoint
-from fiducial.models.dit import attention_by_products
+from fiducial.models import DiT_models
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.decoders import autoencoder
+from fiducial.models.networks.dit import attention_by_products
 from fiducial.sampling import drawing, engine, memory, numerics, prepare
 from fiducial.sampling.memory import SHARE, largest_batch
 from fiducial.sampling.numerics import REFERENCE, Numerics
@@ -231,7 +233,8 @@ def digits(folder, **changes) -> list[str]:
 )
 def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path, monkeypatch):
     """Within levels that are stated here; another seed is 30 and more away on average."""
-    monkeypatch.setattr("models.dit.SCORES_AT_ONCE", 6 * 5 * 16**2)  # so that 16 images of 5 heads and 16 tokens come in 3 parts
+    # So that 16 images of 5 heads and 16 tokens come in 3 parts.
+    monkeypatch.setattr("fiducial.models.networks.dit.SCORES_AT_ONCE", 6 * 5 * 16**2)
     manifest, images = draw(*digits(tmp_path), *given)
     difference = np.abs(images - reference)
     assert difference.mean() < mean
@@ -452,7 +455,7 @@ def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, m
     config, _ = sample_ddp.parse([str(argument) for argument in [*arguments, "--offload", "both"]])
     device = torch.device("cpu", 0)
     moves = []
-    for kind in ("fiducial.models.dit.DiT", "diffusers.AutoencoderKL"):
+    for kind in ("fiducial.models.networks.dit.DiT", "diffusers.AutoencoderKL"):
         monkeypatch.setattr(f"{kind}.to", lambda self, place, *_, **__: moves.append((type(self).__name__, str(place))) or self)
     drawer = drawing.Drawer(config, device, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()

@@ -11,7 +11,8 @@ from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, pu
 
 from fiducial import NotAFile, UserError
 from fiducial.classes import read as class_names
-from fiducial.models import autoencoder, checkpoint
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.decoders import autoencoder
 from fiducial.sampling import prepare
 from fiducial.sampling.__main__ import show_verify
 from fiducial.sampling.commands.status import status, verify

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.models import DiT_models, inspection
+from fiducial.models import DiT_models
+from fiducial.models.commands import inspection
 from fiducial.sampling import engine
 from fiducial.sampling.options.config import PUBLISHED, fingerprint
 

@@ -35,7 +35,8 @@ from fiducial import (
     say,
     write_whole,
 )
-from fiducial.models import autoencoder, hub
+from fiducial.models.checkpoints import hub
+from fiducial.models.decoders import autoencoder
 from fiducial.sampling import memory, numerics
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.store import disk

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fiducial import QUOTED, UserError, quoted
-from fiducial.models.dit import DIT_SIZES, NETWORKS, PATCH_SIZES, DiT_models, sincos_position_embedding
+from fiducial.models.networks.dit import DIT_SIZES, NETWORKS, PATCH_SIZES, DiT_models, sincos_position_embedding
 
 POSITIONS = "pos_embed"
 # Names of modules, official and diffusers'. Those of EMBEDDERS stand in every block.

@@ -14,8 +14,8 @@ from fiducial.classes import names_of_checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fiducial.models.autoencoder import VaeFiles
-    from fiducial.models.checkpoint import Checkpoint
+    from fiducial.models.checkpoints.checkpoint import Checkpoint
+    from fiducial.models.decoders.autoencoder import VaeFiles
 
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
@@ -75,8 +75,8 @@ def inspect(path: Path, probed: bool = False, weights_key: str | None = None) ->
 
 def is_autoencoder(folder: Path) -> bool:
     """Whether a folder says of itself that it is an autoencoder, of whichever kind."""
-    from fiducial.models.autoencoder import CONFIG_FILE
-    from fiducial.models.checkpoint import read_json
+    from fiducial.models.checkpoints.checkpoint import read_json
+    from fiducial.models.decoders.autoencoder import CONFIG_FILE
 
     try:
         return "Autoencoder" in str(read_json(folder / CONFIG_FILE).get("_class_name"))
@@ -85,8 +85,9 @@ def is_autoencoder(folder: Path) -> bool:
 
 
 def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dict[str, str | int | bool | None]:
-    from fiducial.models import autoencoder, checkpoint, label_table
-    from fiducial.models.diffusers_form import has_own_embedders
+    from fiducial.models.checkpoints import checkpoint, label_table
+    from fiducial.models.checkpoints.diffusers_form import has_own_embedders
+    from fiducial.models.decoders import autoencoder
 
     found = checkpoint.read(path, weights_key)
     shape = checkpoint.describe(found.state, path)
@@ -148,7 +149,8 @@ def folder_beside(path: Path) -> Path:
 
 def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "VaeFiles | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
-    from fiducial.models import autoencoder, checkpoint
+    from fiducial.models.checkpoints import checkpoint
+    from fiducial.models.decoders import autoencoder
 
     try:
         checkpoint.require_dit(found, path)
@@ -166,7 +168,8 @@ def ask(path: Path, shape: dict, network: str, weights_key: str | None) -> tuple
     """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
-    from fiducial.models import checkpoint, probe
+    from fiducial.models import probe
+    from fiducial.models.checkpoints import checkpoint
 
     cpu = torch.device("cpu")
     dit = checkpoint.load_dit(path, **shape, device=cpu, network=network, weights_key=weights_key)
@@ -189,8 +192,8 @@ def inspect_autoencoder(folder: Path) -> dict[str, str | int | float]:
     """Loads it too, because only that shows whether weights and configuration belong together."""
     import torch
 
-    from fiducial.models import autoencoder
-    from fiducial.models.checkpoint import read_safetensors
+    from fiducial.models.checkpoints.checkpoint import read_safetensors
+    from fiducial.models.decoders import autoencoder
 
     files = autoencoder.inspect(folder)
     autoencoder.load(folder, torch.device("cpu"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiducial import CHECKPOINTS, UserError, default_cache, download
-from fiducial.models import hub
+from fiducial.models.checkpoints import hub
 
 OFFICIAL = "https://dl.fbaipublicfiles.com/DiT/models"
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # endings of a file of weights, which no hub id has

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fiducial import UserError, printable, quoted
-from fiducial.models import pickles
+from fiducial.models.checkpoints import pickles
 
 LARGEST_DIRECTORY = 1 << 23  # bytes of a zip's list of contents; that of XL's training checkpoint has 200 kB
 MOST_NAMED = 3  # globals in a message

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiducial import QUOTED, UserError, file_sha256, quoted
-from fiducial.models import hub
-from fiducial.models.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
+from fiducial.models.checkpoints import hub
+from fiducial.models.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny

@@ -16,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fiducial import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
-from fiducial.models import candidates, hub
-from fiducial.models.candidates import PLAIN
-from fiducial.models.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
-from fiducial.models.dit import DIT_SIZES, DiT, DiT_models
-from fiducial.models.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
-from fiducial.models.other_files import what_else
-from fiducial.models.said import Said, number, options_of
-from fiducial.models.said import read as read_said
-from fiducial.models.unpickling import require_stored, unpickle
+from fiducial.models.checkpoints import candidates, hub
+from fiducial.models.checkpoints.candidates import PLAIN
+from fiducial.models.checkpoints.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
+from fiducial.models.checkpoints.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
+from fiducial.models.checkpoints.other_files import what_else
+from fiducial.models.checkpoints.said import Said, number, options_of
+from fiducial.models.checkpoints.said import read as read_said
+from fiducial.models.checkpoints.unpickling import require_stored, unpickle
+from fiducial.models.networks.dit import DIT_SIZES, DiT, DiT_models
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB

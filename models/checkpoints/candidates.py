@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fiducial import UserError, quoted
-from fiducial.models.diffusers_form import EMBEDDERS, ENDS, IN_BLOCKS, POSITIONS, State, depth_of
+from fiducial.models.checkpoints.diffusers_form import EMBEDDERS, ENDS, IN_BLOCKS, POSITIONS, State, depth_of
 
 PLAIN = "plain"  # weights that have no name in their file
 USUAL = ("ema", "model", "state_dict")  # the names that are looked for first

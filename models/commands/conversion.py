@@ -68,8 +68,8 @@ def convert(source: Path, out: Path, to: str, weights_key: str | None = None) ->
 
     from safetensors import SafetensorError
 
-    from fiducial.models import checkpoint, diffusers_form, label_table
-    from fiducial.models.dit import DiT_models
+    from fiducial.models.checkpoints import checkpoint, diffusers_form, label_table
+    from fiducial.models.networks.dit import DiT_models
 
     whole = checkpoint.read(source, weights_key)
     checkpoint.require_dit(whole, source)
@@ -102,7 +102,7 @@ def write_file(state: dict, path: Path, form: str, mapping: object = None) -> No
     import torch
     from safetensors.torch import save_file
 
-    from fiducial.models.checkpoint import CLASS_TO_IDX
+    from fiducial.models.checkpoints.checkpoint import CLASS_TO_IDX
 
     own = {name: value if is_alone(value) else value.clone().contiguous() for name, value in state.items()}
     if form == "official":
@@ -122,7 +122,7 @@ def is_alone(value: "torch.Tensor") -> bool:
 
 def write_folder(state: dict, config: dict, folder: Path) -> None:
     """A folder as diffusers writes it, which appears when all is in it."""
-    from fiducial.models.checkpoint import CONFIG_FILE, WEIGHTS_FILES
+    from fiducial.models.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILES
 
     remove_leftovers(folder.parent)
     beside = in_the_making(folder)

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 from fiducial import open_regular
-from fiducial.models.unpickling import BoundedFile
+from fiducial.models.checkpoints.unpickling import BoundedFile
 
 AT_MOST = 512  # bytes that are looked at
 OLDER = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save began files with before its zip format

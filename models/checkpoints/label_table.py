@@ -6,7 +6,7 @@ Shapes alone do not tell 17 classes without a null label from 16 with one; what 
 from pathlib import Path
 
 from fiducial import UserError
-from fiducial.models.checkpoint import Checkpoint, describe
+from fiducial.models.checkpoints.checkpoint import Checkpoint, describe
 
 TABLE = "y_embedder.embedding_table.weight"
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fiducial import MIRROR, UserError, download, fetch_each, say
-from fiducial.models.catalogue import CATALOGUE
+from fiducial.models.checkpoints.catalogue import CATALOGUE
 from fiducial.wings import IS_CHECKOUT, ROOT
 
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: in the end, if some failed.
     """
-    from fiducial.models import autoencoder
+    from fiducial.models.decoders import autoencoder
 
     published, cache_dir = CATALOGUE[args.preset], args.cache_dir and args.cache_dir.absolute()
     failed = fetch_each(

@@ -1,0 +1,1 @@
+"""What makes pixels of latents, a file for each kind."""
