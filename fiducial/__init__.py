@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
@@ -368,6 +369,7 @@ def init(device: str = "auto") -> Group:
     import torch
     import torch.distributed as dist
 
+    require_uninterrupted()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     local_rank = here.local_rank
@@ -424,6 +426,21 @@ def _is_launched() -> bool:
     return True
 
 
+_interrupted: list[int] = []  # signals that were raised as KeyboardInterrupt, which an import may have swallowed
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupted.append(number)
+    signal.default_int_handler(number, frame)
+
+
+def require_uninterrupted() -> None:
+    """Raises KeyboardInterrupt if that was raised before, and somebody's `except` has swallowed it."""
+    if _interrupted:
+        _interrupted.clear()
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
@@ -435,9 +452,12 @@ def user_errors() -> Iterator[None]:
     ready()
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # in order from here on: `interrupts` had it end at once
+            signal.signal(signal.SIGINT, _interrupt)  # in order from here on: `interrupts` had it end at once
         with LOOKOUT.kept(), _mistakes():
-            yield
+            try:
+                yield
+            finally:  # also at sys.exit, and where the error is but what was made of the interruption
+                require_uninterrupted()
     except Stopped as stopped:
         end(stopped.cause.exit_code, stopped.cause.signal)
     except UserError as error:

@@ -240,6 +240,25 @@ def test_who_is_interrupted_ends_by_the_signal(names, code):
     assert done.returncode == code
 
 
+SWALLOWED = """import os, signal, sys, fiducial
+with fiducial.user_errors():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+    except BaseException:  # as around an import that may fail
+        pass
+    {}
+"""
+THEN = ["pass", "sys.exit(0)", "raise ImportError", "raise fiducial.UserError", "fiducial.init('cpu'); print('went on')"]
+
+
+@pytest.mark.parametrize("then", THEN)
+def test_an_interruption_that_was_swallowed_is_not_forgotten(then):
+    done = python(SWALLOWED.format(then), env=environment())
+    assert done.communicate(timeout=PATIENCE) == ("", "interrupted\n")
+    assert done.returncode == -signal.SIGINT
+
+
 @pytest.mark.parametrize(
     ("names", "code"), [({}, -signal.SIGINT), ({"TORCHELASTIC_RUN_ID": "1"}, 130)], ids=["alone", "torchrun"]
 )
