@@ -126,7 +126,7 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--sampler",
         choices=list(SAMPLERS),
-        help=f"the last three by diffusers, at its timesteps; heun needs some ten steps or more (default {default['sampler']})",
+        help=f"dpm-solver++, unipc and heun by diffusers, at its timesteps; heun needs some ten steps or more; euler for SiT (default {default['sampler']})",
     )
     how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
     how.add_argument(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, Union
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHAIN = "ddpm"  # the names of the paths: DDPM's Markov chain over 1000 timesteps
+CHAIN, LINEAR = "ddpm", "linear"  # the names of the paths: DDPM's Markov chain over 1000 timesteps, and the straight one
 Number = Union[float, "Tensor"]  # a tensor broadcasts with x
 
 
@@ -29,3 +29,8 @@ class Grid(Protocol):
     levels: tuple[float, ...]  # t of each step, 1 is noise
 
     def __len__(self) -> int: ...
+
+
+def linear(t: float) -> Point:
+    """The straight path, x_t = (1 - t) x_0 + t noise."""
+    return Point(t, 1 - t, t, -1.0, 1.0)

@@ -18,6 +18,10 @@ class Prediction:
     noise: "Tensor"
     log_variance: "Tensor | None" = None  # of the noise of this step, where that is learned
 
+    def velocity(self, point: Point) -> "Tensor":
+        """dx/dt = alpha' x_0 + sigma' noise at the place where this was predicted, towards noise."""
+        return point.alpha_rate * self.x0 + point.sigma_rate * self.noise
+
 
 Denoiser = Callable[["Tensor", Point], Prediction]
 Raw = Callable[["Tensor", float], "Tensor"]  # (x (N, C, H, W), t from 0, the image, to 1, noise) -> a network's output

@@ -8,9 +8,11 @@ Importing this needs no torch, so that options can be checked before it is loade
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fiducial.diffusion.paths import CHAIN, Grid, Point
+from fiducial.diffusion.grids import Places, ends_included
+from fiducial.diffusion.paths import CHAIN, LINEAR, Grid, Point, linear
 from fiducial.diffusion.prediction import Denoiser
 from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule, linear_betas, spaced_timesteps
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # What a solver of diffusers is to do, whatever its defaults come to be.
 EPSILON = {"trained_betas": linear_betas(), "prediction_type": "epsilon", "timestep_spacing": "linspace"}
 MULTISTEP = EPSILON | {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero", "thresholding": False}
+MOST_PLACES = 100_000  # beyond this a number is a slip of the hand
 
 
 def sample_ddpm(denoise: Denoiser, x: "Tensor", schedule: Schedule, noise: Iterator["Tensor"]) -> "Tensor":
@@ -68,6 +71,13 @@ def sample_heun(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator[
     from diffusers import HeunDiscreteScheduler
 
     return _solve(HeunDiscreteScheduler(**EPSILON), denoise, x, len(schedule))
+
+
+def sample_euler(denoise: Denoiser, x: "Tensor", places: Places, _: Iterator["Tensor"]) -> "Tensor":
+    """Euler's method on the probability flow of a path, dx/dt = velocity: deterministic, one evaluation a step."""
+    for here, there in pairwise(places.points):
+        x = x + (there.t - here.t) * denoise(x, here).velocity(here)
+    return x
 
 
 def _solve(scheduler: "SchedulerMixin", denoise: Denoiser, x: "Tensor", num_steps: int) -> "Tensor":
@@ -140,4 +150,5 @@ SAMPLERS = {
     "dpm-solver++": Sampler(sample_dpm_solver, CHAIN_SOLVER, Schedule.create, no_noise),
     "unipc": Sampler(sample_unipc, CHAIN_SOLVER, Schedule.create, no_noise),
     "heun": Sampler(sample_heun, counted(least=2, most=NUM_TRAIN_TIMESTEPS), Schedule.create, no_noise),
+    "euler": Sampler(sample_euler, counted(least=2, most=MOST_PLACES), ends_included(linear), no_noise, solves=(LINEAR,)),
 }

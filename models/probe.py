@@ -3,9 +3,11 @@
 At the last timestep of DiT's chain x_t = alpha x_0 + sigma noise is noise but for alpha = 0.006, so a network that predicts noise
 returns its input. One that predicts velocity returns its input less an image, whatever its clock: with an image of root mean
 square s the correlation is 1 / sqrt(1 + s^2). Halfway, alpha is 0.28 there, and 0.5 or more on the chains of others.
+A SiT's noise is at 0 on its own clock, where the image it takes away is the mean of its class.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from fiducial import UserError
 from fiducial.models.networks.dit import DiT
+from fiducial.models.networks.table import NETWORKS, USUAL, NetworkSpec, asked
 
-PURE_NOISE, HALFWAY = 999, 500  # timesteps
+PURE_NOISE, HALFWAY = 999, 500  # of a thousand, of a network that predicts noise; another is asked at its own end
 LATENTS = 4  # each of another class, one at a time, so that it takes no more memory than drawing one image
 SEED = 0
 # The digits: predicting noise 0.952 after 50 steps of training, 0.987 after 100, 0.99995 in the end; velocity at most 0.85.
@@ -24,6 +27,8 @@ LEAST_SIZE, MOST_SIZE = 0.05, 2.0  # the digits after 10 steps 0.01, after 25 0.
 USUAL_SIZE = 0.8, 1.25  # the digits in the end 1.00015
 # The least with an image of root mean square 1 is 0.96. The digits 0.98, and 0.92 by a cosine schedule.
 LEAST_HALFWAY = 0.95
+# Of velocity, towards noise: 1 / sqrt(1 + s^2) with s up to 1.7, of the mean of a class in latents that are scaled to 1.
+LEAST_OF_VELOCITY, MOST_OF_VELOCITY = 0.5, 2.0
 ON_PURPOSE = "--no-probe draws from it all the same"
 
 
@@ -31,10 +36,11 @@ ON_PURPOSE = "--no-probe draws from it all the same"
 class Response:
     """What a network made of pure noise, by all values of a few latents; NaN where its output is not finite."""
 
-    correlation: float  # of output and input at t = 999, -1 to 1; 0 where the output is constant
+    correlation: float  # of output and input at the noise end, -1 to 1; 0 where the output is constant
     size: float  # root mean square of that output by that of the input
-    halfway: float  # the correlation at t = 500
+    halfway: float  # the correlation halfway
     null: "Response | None" = None  # of one latent with the null label, where that was asked for
+    family: str = USUAL  # as which it was asked
 
     @property
     def is_finite(self) -> bool:
@@ -43,7 +49,12 @@ class Response:
 
     def recorded(self) -> dict[str, float | None]:
         """As it stands in a manifest, None for NaN; of classes alone."""
-        named = {"correlation_at_999": self.correlation, "size_at_999": self.size, "correlation_at_500": self.halfway}
+        end = round(1000 * NETWORKS[self.family].noise_end)
+        named = {
+            f"correlation_at_{end}": self.correlation,
+            f"size_at_{end}": self.size,
+            f"correlation_at_{HALFWAY}": self.halfway,
+        }
         return {name: round(value, 5) if math.isfinite(value) else None for name, value in named.items()}
 
 
@@ -58,53 +69,85 @@ def compare(noise: Tensor, output: Tensor) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def respond(network: DiT, num_classes: int, input_size: int, device: torch.device, with_null: bool) -> Response:
+def respond(
+    network: DiT,
+    num_classes: int,
+    input_size: int,
+    device: torch.device,
+    with_null: bool,
+    spec: NetworkSpec = NETWORKS[USUAL],
+) -> Response:
     """What `network`, on `device`, makes of latents (LATENTS, C, input_size, input_size) of pure noise. No random state but its
     own is touched.
 
     Args:
         with_null: ask for the null label, too, which guidance needs; the network has one then.
+        spec: as a network of which family it is asked.
     """
     random = torch.Generator().manual_seed(SEED)
     noise = torch.randn(LATENTS, network.in_channels, input_size, input_size, generator=random).to(device)
     labels = torch.linspace(0, num_classes - 1, LATENTS).long().to(device)
 
-    def at(timestep: int, noise: Tensor, labels: Tensor) -> tuple[float, float]:
-        t = torch.full((1,), float(timestep), device=device)
-        rows = [network(x, t, y)[:, : network.in_channels] for x, y in zip(noise.split(1), labels.split(1), strict=True)]
+    predict = asked(network, spec)
+
+    def at(t: float, noise: Tensor, labels: Tensor) -> tuple[float, float]:
+        rows = [predict(x, t, y)[:, : network.in_channels] for x, y in zip(noise.split(1), labels.split(1), strict=True)]
         return compare(noise, torch.cat(rows))
 
-    def asked(*given: Tensor) -> Response:
-        return Response(*at(PURE_NOISE, *given), halfway=at(HALFWAY, *given)[0])
+    def found_for(*given: Tensor) -> Response:
+        return Response(*at(spec.noise_end, *given), halfway=at(HALFWAY / 1000, *given)[0], family=spec.name)
 
-    found = asked(noise, labels)
-    return replace(found, null=asked(noise[:1], torch.full_like(labels[:1], network.null_label))) if with_null else found
+    found = found_for(noise, labels)
+    return replace(found, null=found_for(noise[:1], torch.full_like(labels[:1], network.null_label))) if with_null else found
 
 
-def require_noise(found: Response, path: Path) -> None:
-    """Raises UserError if a network that responds so does not predict noise, as DiT's samplers take it to."""
+def require(found: Response, path: Path, spec: NetworkSpec, respond_as: Callable[[NetworkSpec], Response] | None = None) -> None:
+    """Raises UserError if a network that responds so is not of the family that it is drawn as.
+
+    Args:
+        respond_as: asks the same network as one of another family, so that the error can name that.
+    """
     if said := wrong(replace(found, null=None)):
-        raise UserError(f"{path}: {said}; {ON_PURPOSE}")
+        other = respond_as and looks_like(spec, respond_as)
+        hint = f"; it answers as a {other} does, which --model {other}-... is for" if other else ""
+        raise UserError(f"{path}: {said}{hint}; {ON_PURPOSE}")
     if found.null and (said := wrong(found.null)):
         raise UserError(
             f"{path}: with the null label, {said}; --cfg-scale 1.0 draws classes without that label, and {ON_PURPOSE}"
         )
 
 
+def looks_like(besides: NetworkSpec | None, respond_as: Callable[[NetworkSpec], Response]) -> str | None:
+    """The first family, but for one, as which a network answers as it should; None if there is none."""
+    others = (spec for spec in NETWORKS.values() if spec is not besides)
+    return next((spec.name for spec in others if not wrong(respond_as(spec))), None)
+
+
 def wrong(found: Response) -> str | None:
-    """Why a network that responds so does not predict noise; None if it does."""
-    at = f"at t = {PURE_NOISE}"
+    """Why a network that responds so is not of the family as which it was asked; None if it is."""
     if not found.is_finite:
         return "of pure noise this network makes NaN or infinity, also in fp32; its weights are damaged, or its training diverged"
-    if found.size < LEAST_SIZE:
-        return (
-            f"this network is untrained: of pure noise {at} it makes all but zero, {found.size:.2g} of its input's size, about 1 "
-            "expected"
-        )
+    return (wrong_for_noise if NETWORKS[found.family].predicts == "noise" else wrong_for_velocity)(found)
+
+
+def untrained(found: Response, at: str) -> str | None:
+    if found.size >= LEAST_SIZE:
+        return None
+    return (
+        f"this network is untrained: of pure noise {at} it makes all but zero, {found.size:.2g} of its input's size, about 1 "
+        "expected"
+    )
+
+
+def wrong_for_noise(found: Response) -> str | None:
+    """Why a network that responds so does not predict noise; None if it does."""
+    at = f"at t = {PURE_NOISE}"
+    if said := untrained(found, at):
+        return said
     if found.correlation < LEAST_CORRELATION:
         return (
             f"this network does not predict noise {at}: correlation {found.correlation:.2f}, about 1 expected; a SiT or REPA "
-            "checkpoint has the same keys, and predicts velocity, which no sampler here takes"
+            "checkpoint has the same keys, and predicts velocity, as --model SiT-... takes it"
         )
     if found.size > MOST_SIZE:
         return (
@@ -112,6 +155,39 @@ def wrong(found: Response) -> str | None:
             "its input, about 1 expected; its weights are damaged or scaled"
         )
     return None
+
+
+def wrong_for_velocity(found: Response) -> str | None:
+    """Why a network that responds so does not predict velocity on its family's clock; None if it does."""
+    at = "where its clock says noise"
+    if said := untrained(found, at):
+        return said
+    if found.correlation < LEAST_OF_VELOCITY or found.size > MOST_OF_VELOCITY:
+        return (
+            f"this network does not predict velocity {at}: of pure noise it makes {found.size:.3g} times its size with a "
+            f"correlation of {found.correlation:.2f}, about 1 expected of both but for the mean of the data; a DiT has the same "
+            "keys, and so does a network whose clock runs the other way"
+        )
+    return None
+
+
+def doubt_of(recorded: dict[str, float]) -> str | None:
+    """`doubt` of what stands in a manifest; None for a network that does not predict noise, of which no more is known."""
+    names = f"correlation_at_{HALFWAY}", f"size_at_{PURE_NOISE}"
+    return doubt(*(recorded[name] for name in names)) if all(name in recorded for name in names) else None
+
+
+def in_words(recorded: dict[str, float] | None) -> str:
+    """What pure noise told, by its entry in a manifest; None where it was not asked."""
+    if not recorded:
+        return "the network was not asked whether it predicts noise (--no-probe)"
+    correlation, size, halfway = recorded.values()
+    if f"size_at_{PURE_NOISE}" not in recorded:
+        return f"the network predicts velocity: correlation {correlation:.3f} and size {size:.3f} of pure noise, about 1 expected"
+    return (
+        f"the network predicts noise: correlation {correlation:.3f} and size {size:.3f} at t = {PURE_NOISE}, about 1 expected, "
+        f"and correlation {halfway:.3f} at t = {HALFWAY}"
+    )
 
 
 def doubt(correlation: float, size: float) -> str | None:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fiducial import UserError, warn
 from fiducial.diffusion.guidance import Guidance, guided
-from fiducial.diffusion.prediction import Raw, from_noise
+from fiducial.diffusion.prediction import PREDICTIONS, Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders import autoencoder
-from fiducial.models.networks.dit import DiT, asked
+from fiducial.models.networks.dit import DiT
+from fiducial.models.networks.table import NetworkSpec, asked, spec_of
 from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.numerics import REFERENCE, Numerics
@@ -63,6 +64,7 @@ class Drawer:
         self._vae_in_fp32: AutoencoderKL | None = None
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
+        self._spec = spec_of(config.model)
         self._sampler = SAMPLERS[config.sampler]
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
         self._beside = torch.cuda.Stream(device) if config.cuda_tuning else None
@@ -94,20 +96,20 @@ class Drawer:
         """What the network makes of pure noise; asked in fp32 if it overflows in less, as it then draws (see `_finite`).
 
         Raises:
-            UserError: if it is not what a network that predicts noise makes of it.
+            UserError: if it is not what a network of its family makes of it.
         """
 
         config = self.config
         with_null = dit.null_label is not None and (config.cfg_scale != 1.0 or config.labels == "null")
 
-        def respond(network: DiT) -> probe.Response:
+        def respond(network: DiT, spec: NetworkSpec) -> probe.Response:
             with self._at_work(network, "model"):
-                return probe.respond(network, config.num_classes, self._input_size, self._device, with_null)
+                return probe.respond(network, config.num_classes, self._input_size, self._device, with_null, spec)
 
-        found = respond(dit)
+        found = respond(dit, self._spec)
         if not found.is_finite and self.how.dtype != torch.float32:
-            found = respond(self._load_dit(REFERENCE))
-        probe.require_noise(found, config.ckpt)
+            found = respond(dit := self._load_dit(REFERENCE), self._spec)
+        probe.require(found, config.ckpt, self._spec, lambda spec: respond(dit, spec))
         return found
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":
@@ -297,7 +299,7 @@ class Drawer:
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self._device)
         null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
-        return guided(asked(network, shared_timestep=not config.exact), null, y, self.guidance)
+        return guided(asked(network, self._spec, shared_timestep=not config.exact), null, y, self.guidance)
 
     @torch.inference_mode()
     def latents(self, piece: range, check: Callable[[], object], dit: DiT | None = None) -> Tensor:
@@ -315,7 +317,8 @@ class Drawer:
         return self._solve(model, noise)
 
     def _solve(self, model: Raw, noise: NoiseStream) -> Tensor:
-        return self._sampler.draw(from_noise(model), next(noise), self._grid, noise, **self.config.sampler_options())
+        denoise = PREDICTIONS[self._spec.predicts](model)
+        return self._sampler.draw(denoise, next(noise), self._grid, noise, **self.config.sampler_options())
 
     def _finite(self, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:
         """The same latents if all are finite, else with those that are not drawn once more, in fp32."""

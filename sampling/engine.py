@@ -280,19 +280,9 @@ def told_by_probing(drawer: Drawer, group: Group) -> dict:
     if not (asked := [one for one in told if one]):
         return {}
     worst = {name: min(one[name] for one in asked) for name in asked[0]}
-    if said := next(filter(None, (probe.doubt(one["correlation_at_500"], one["size_at_999"]) for one in asked)), None):
+    if said := next(filter(None, map(probe.doubt_of, asked)), None):
         warn(f"warning: {drawer.config.ckpt}: {said}")
     return {"probe": worst}
-
-
-def in_words(probed: dict | None) -> str:
-    """What pure noise told, by its entry in a manifest; None where it was not asked."""
-    if not probed:
-        return "the network was not asked whether it predicts noise (--no-probe)"
-    return (
-        f"the network predicts noise: correlation {probed['correlation_at_999']:.3f} and size {probed['size_at_999']:.3f} at "
-        f"t = {probe.PURE_NOISE}, about 1 expected, and correlation {probed['correlation_at_500']:.3f} at t = {probe.HALFWAY}"
-    )
 
 
 def say_ready(group: Group, how: numerics.Numerics, checking: float, loading: float) -> None:
@@ -336,7 +326,7 @@ def check_given(config: SamplingConfig, group: Group) -> None:
             raise UserError(f"--weights-key {config.weights_key}: published weights are alone in their file; leave it out")
     elif group.is_main and catalogue.is_path(config.ckpt):
         found = checkpoint.read(config.ckpt, config.weights_key)
-        checkpoint.require_dit(found, config.ckpt)
+        checkpoint.require_family(found, config.ckpt, config.model)
         given = {"model": config.model, "num_classes": config.num_classes}
         given = {name: value for name, value in given.items() if value is not None}
         checkpoint.check_shape(found.state, config.ckpt, given, has_null_label(config, found))

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import Group, say
+from fiducial.models import probe
 from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.drawing import Drawer
-from fiducial.sampling.engine import COMPILING_SECONDS, fetch, in_words, told_by_probing, vae_of_node
+from fiducial.sampling.engine import COMPILING_SECONDS, fetch, told_by_probing, vae_of_node
 from fiducial.sampling.noise import check_stream
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.prepare import Task, examine, find_batch_size
@@ -166,7 +167,7 @@ def lines(
     exact = ", exact" if config.exact else ""
     yield f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {group.device.type}{exact}"
     if ranks:
-        yield f"probe     {in_words(probed)}"
+        yield f"probe     {probe.in_words(probed)}"
     own = f", {pngs:,} PNGs among it" if pngs else ", no PNGs among it"
     yield f"disk      {readable(found.disk)} to be written{own}; {readable(found.disk_free)} are free"
     if not ranks:

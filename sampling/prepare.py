@@ -32,9 +32,10 @@ from fiducial import (
     warn,
 )
 from fiducial.classes import GUESSED, ClassNames, difference, names_of_checkpoint
+from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.checkpoints import candidates, checkpoint, label_table
 from fiducial.models.decoders import autoencoder
-from fiducial.models.networks.dit import DiT_models
+from fiducial.models.networks.table import spec_of
 from fiducial.sampling import numerics
 from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.memory import MOST
@@ -214,8 +215,11 @@ def find_batch_size(config: SamplingConfig, group: Group, found: Found) -> int:
 def check_options(config: SamplingConfig) -> None:
     """Raises UserError for what no files could make right; to be called before any are fetched."""
     config.check()
-    if config.model is not None and config.model not in DiT_models:
-        raise UserError(f"--model {config.model}: no such model; choose from {', '.join(DiT_models)}")
+    if config.model is not None and (path := spec_of(config.model).path) not in SAMPLERS[config.sampler].solves:
+        able = [name for name, sampler in SAMPLERS.items() if path in sampler.solves]
+        raise UserError(
+            f"--sampler {config.sampler}: does not solve what {config.model} was trained on; choose from {', '.join(able)}"
+        )
 
 
 def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
@@ -225,8 +229,8 @@ def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
         UserError: if something else was given, or the rest of the configuration does not go with them.
     """
     whole = checkpoint.read(config.ckpt, config.weights_key)
-    checkpoint.require_dit(whole, config.ckpt)
-    found = checkpoint.describe(whole.state, config.ckpt)
+    checkpoint.require_family(whole, config.ckpt, config.model)
+    found = checkpoint.describe(whole.state, config.ckpt, checkpoint.family_in(whole, config.model))
     checkpoint.require_known(found, config.ckpt)
     factor = autoencoder.reduction(autoencoder.read_config(vae))
     size = found["input_size"] * factor
@@ -237,14 +241,14 @@ def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
         )
     num_classes = config.num_classes or label_table.classes_of(whole)[0]
     own = {"model": found["model"], "image_size": size, "num_classes": num_classes}
-    replace(config, **own).check()
+    check_options(replace(config, **own))
     return own
 
 
 def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
     """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
     found = checkpoint.read(config.ckpt, config.weights_key)
-    checkpoint.require_dit(found, config.ckpt)
+    checkpoint.require_family(found, config.ckpt, config.model)
     asked = ["vae", config.vae, config.cache_dir]
     vae = autoencoder.inspect(Path(group.once_per_node(asked, lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:

@@ -373,7 +373,7 @@ OF_ANOTHER_FAMILY = {
     "SiT with a configuration": (lambda state: training_checkpoint(state, config={"transport": vars(SIT)}), "of SiT's kind"),
     "SiT's name alone": (lambda state: training_checkpoint(state, args={"model": "SiT-XL/2"}), "of SiT's kind"),
     "SiT's name in a configuration": (lambda state: training_checkpoint(state, cfg={"model": {"name": "SiT-B/4"}}), "SiT's kind"),
-    "REPA's arguments": (lambda state: training_checkpoint(state, args={"prediction": "v"}), "of SiT's kind"),
+    "REPA's arguments": (lambda state: training_checkpoint(state, args={"prediction": "v"}), "of REPA's kind"),
     "REPA": (lambda state: training_checkpoint(state | PROJECTORS, args=SIT, steps=400_000), "of REPA's kind"),
     "REPA under DDP": (lambda state: training_checkpoint(wrapped(state | PROJECTORS, "module.")), "of REPA's kind"),
     "REPA's weights alone": (lambda state: state | PROJECTORS, "of REPA's kind"),

@@ -133,8 +133,15 @@ def test_dtypes_and_steps_are_said(state, tmp_path):
     assert found["family"] == "DiT"
 
 
-def sit(state):
-    return training_checkpoint(state, args=argparse.Namespace(path_type="Linear", prediction="velocity"), steps=7)
+def sit(state, path_type="Linear"):
+    return training_checkpoint(state, args=argparse.Namespace(path_type=path_type, prediction="velocity"), steps=7)
+
+
+def test_inspect_gives_the_command_of_a_sit(state, tmp_path):
+    torch.save(sit(state), tmp_path / "a.pt")
+    found = inspected(tmp_path / "a.pt")
+    assert (found["family"], found["model"], found["step"]) == ("SiT", "SiT-XS/8", 7)
+    assert found["command"].endswith("a.pt --sampler euler")
 
 
 def without_variance(_state):
@@ -151,7 +158,7 @@ def circle():
 
 
 UNSAMPLED = {
-    "SiT": (sit, "predicts velocity", {"family": "SiT", "step": 7}),
+    "SiT on another path": (lambda s: sit(s, "GVP"), "is a SiT with path_type GVP, which no sampler here takes", {"step": 7}),
     "no variance": (without_variance, "was trained without a variance", {"learn_sigma": False}),
     "16 channels": (of_many_channels, "--vae ema: has 4 latent channels, but", {"in_channels": 16}),
     "a key is missing": (lambda s: {k: v for k, v in s.items() if k != "blocks.2.attn.proj.bias"}, "lacks 1", {}),

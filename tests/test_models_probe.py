@@ -17,14 +17,15 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.probe import Response, compare, require_noise, respond
+from fiducial.models.networks.table import NETWORKS
+from fiducial.models.probe import Response, compare, require, respond
 from fiducial.sampling import drawing, numerics
 from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.store.lock import LOCK
 
 CPU = torch.device("cpu")
 IMAGE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))  # of root mean square 1
-FILE = Path("a.pt")
+FILE, DIT = Path("a.pt"), NETWORKS["DiT"]
 
 
 class Stub:
@@ -85,7 +86,7 @@ WRONG = {
 @pytest.mark.parametrize(("predict", "said"), WRONG.values(), ids=WRONG)
 def test_what_does_not_predict_noise_is_told(predict, said):
     with pytest.raises(UserError) as refused:
-        require_noise(made_by(predict), FILE)
+        require(made_by(predict), FILE, DIT)
     assert str(refused.value).startswith("a.pt: ")
     assert said in str(refused.value)
     assert "--no-probe" in str(refused.value)
@@ -93,7 +94,7 @@ def test_what_does_not_predict_noise_is_told(predict, said):
 
 def test_what_predicts_noise_passes_and_its_correlation_is_the_closed_form():
     found = made_by(noise, 8)
-    require_noise(found, FILE)
+    require(found, FILE, DIT)
     assert found.correlation > 0.9999
     assert found.size == pytest.approx(1, abs=0.01)
     alpha, _ = chain(500)
@@ -104,14 +105,14 @@ def test_what_predicts_noise_passes_and_its_correlation_is_the_closed_form():
 def test_a_network_right_at_the_end_and_of_another_chain_is_doubted():
     """Half image, half noise halfway, as on a cosine schedule."""
     found = made_by(lambda x, t: noise(x, t) if t == 999 else (x - math.sqrt(0.5) * IMAGE) / math.sqrt(0.5))
-    require_noise(found, FILE)
+    require(found, FILE, DIT)
     assert "correlation 0.8" in probe.doubt(found.halfway, found.size)
 
 
 @pytest.mark.parametrize(("size", "said"), [(0.79, "0.79"), (1.26, "1.26"), (1.99, "1.99"), (0.81, None), (1.24, None)])
 def test_a_size_that_is_not_usual_is_doubted(size, said):
     found = made_by(lambda x, _: size * x)
-    require_noise(found, FILE)
+    require(found, FILE, DIT)
     doubt = probe.doubt(found.halfway, found.size)
     assert f"what this network makes of pure noise is {said} times as large as its input" in doubt if said else doubt is None
 
@@ -138,7 +139,7 @@ def test_the_digits_are_known_and_nothing_random_is_disturbed():
     assert found.size == pytest.approx(1.00015, abs=2e-5)
     assert found.halfway == pytest.approx(0.9823, abs=2e-4)
     assert found.null.correlation == pytest.approx(0.9999, abs=2e-4)
-    require_noise(found, FILE)
+    require(found, FILE, DIT)
 
 
 def parsed(*arguments: object) -> tuple:

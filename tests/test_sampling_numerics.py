@@ -417,7 +417,7 @@ def test_outside_the_interval_no_null_half_is_computed(tiny_checkpoint, tmp_path
         dit.register_forward_pre_hook(lambda _, given: rows.append((int(given[1].max()), len(given[0]))))
         return dit
 
-    monkeypatch.setitem(checkpoint.DiT_models, "DiT-XS/8", lambda **choices: spied("XS", 8, **choices))
+    monkeypatch.setitem(DiT_models, "DiT-XS/8", lambda **choices: spied("XS", 8, **choices))
     few = {"num_fid_samples": 4, "num_sampling_steps": 4, "cfg_scale": 30.0}
     _, everywhere = draw(*options(tiny_checkpoint, tmp_path, **few))
     assert rows == [(999, 8), (666, 8), (333, 8), (0, 8)]

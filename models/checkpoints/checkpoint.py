@@ -24,13 +24,11 @@ from fiducial.models.checkpoints.other_files import what_else
 from fiducial.models.checkpoints.said import Said, number, options_of
 from fiducial.models.checkpoints.said import read as read_said
 from fiducial.models.checkpoints.unpickling import require_stored, unpickle
-from fiducial.models.networks.dit import DIT_SIZES, DiT, DiT_models
+from fiducial.models.networks.dit import DIT_SIZES, DiT
+from fiducial.models.networks.table import NETWORKS, USUAL, family_of, models, spec_of
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
-VELOCITY = ("velocity", "v", "v_prediction")  # as a `prediction` is called; a DiT's may be called, too, and is of noise
-MODEL = ("model", "model_name", "arch", "network", "name")  # as what a network is called is called
-SIT = re.compile(r"SiT-[A-Z]{1,2}/[0-9]{1,2}")
 CLASS_TO_IDX = "class_to_idx"  # torchvision's name for {"name": index}
 
 
@@ -211,7 +209,7 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
     content = read_safetensors(path) if is_safetensors else unpickle(path)
     found = candidates.search(content if isinstance(content, dict) else {}, path)
     beside = _metadata(path) if is_safetensors else content
-    said = read_said(beside, _mapping(content, path), DiT_models)
+    said = read_said(beside, _mapping(content, path), models())
     usual = next((name for name in candidates.USUAL if isinstance(content, dict) and isinstance(content.get(name), dict)), PLAIN)
     if found.networks:
         kind, state = found.choose(weights_key, path)
@@ -254,32 +252,45 @@ def _family(state: State, content: dict) -> str:
     if any(key.startswith("projectors.") for key in state):
         return "REPA"
     said = [(name, value) for name, value in options_of(content) if isinstance(value, str)]
-    is_sit = any(
-        name == "path_type" or (name == "prediction" and value in VELOCITY) or (name in MODEL and SIT.fullmatch(value))
-        for name, value in said
-    )
-    return "SiT" if is_sit else "DiT"
+    if ("prediction", "v") in said:  # which SiT calls velocity
+        return "REPA"
+    return next((family for spec in NETWORKS.values() if (family := spec.recognise(said))), USUAL)
 
 
-def read_weights(path: Path, weights_key: str | None = None) -> tuple[State, str]:
-    """The weights of a DiT in `path`, memory-mapped, and which they are: what they are called there, or `plain`.
+def read_weights(path: Path, weights_key: str | None = None, model: str | None = None) -> tuple[State, str]:
+    """The weights in `path`, memory-mapped, and which they are: what they are called there, or `plain`.
 
     A training checkpoint gives its EMA, the weights that are published, unless `weights_key` (see `read`) says otherwise.
 
     Raises:
-        UserError: if they cannot be had, or are of a network that predicts otherwise.
+        UserError: if they cannot be had, or are of another family than `model`, a DiT where that is not given.
     """
     found = read(path, weights_key)
-    require_dit(found, path)
+    require_family(found, path, model or f"{USUAL}-")
     return found.state, found.kind
 
 
-def require_dit(found: Checkpoint, path: Path) -> None:
-    """Raises UserError if a checkpoint is known to be of a network that predicts what the samplers do not take."""
-    if found.family != "DiT":
+def family_in(found: Checkpoint, model: str | None) -> str:
+    """The family as which a checkpoint is drawn, of `NETWORKS`: that of the model which was asked for, else its own."""
+    return family_of(model) if model else found.family
+
+
+def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
+    """Raises UserError if a checkpoint is known to be of a network that cannot be drawn, or of another family than `model`."""
+    if found.family not in NETWORKS:
+        known = next((name for name in NETWORKS if found.family.startswith(f"{name} ")), None)
         raise UserError(
-            f"{path} is a training checkpoint of {found.family}'s kind, which predicts velocity and not noise as the samplers "
-            "here take it; give a checkpoint of a DiT"
+            f"{path} is a {found.family}, which no sampler here takes"
+            if known
+            else f"{path} is a training checkpoint of {found.family}'s kind, which predicts velocity in a way that the samplers "
+            f"here do not take; give a checkpoint of a {' or '.join(NETWORKS)}"
+        )
+    wanted = family_in(found, model)
+    if wanted != found.family and (found.family != USUAL or found.says_family):
+        predicts = NETWORKS[found.family].predicts
+        raise UserError(
+            f"{path} is a training checkpoint of {found.family}'s kind, which predicts {predicts} and not "
+            f"{NETWORKS[wanted].predicts} as a {wanted}; leave --model out, or give a {found.family}'s"
         )
 
 
@@ -331,6 +342,8 @@ def check(
     """
     expected = {"model": model, "num_classes": num_classes, "input_size": input_size, "in_channels": in_channels}
     check_shape(state, path, expected, has_null, factor)
+    if not spec_of(model).needs_variance:
+        learn_sigma = learns_sigma(state)
     if learn_sigma and not learns_sigma(state):
         raise UserError(f"{path} was trained without a variance (learn_sigma False), which the samplers here take from a network")
     shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
@@ -342,7 +355,7 @@ def _without_weights(state: State, model: str, **options: int | str) -> DiT:
     """The network that `state` is for, on the meta device; it has a null label if the table has a row more than classes."""
     has_null = len(state["y_embedder.embedding_table.weight"]) != options["num_classes"]
     with torch.device("meta"):
-        return DiT_models[model](**options, own_embedders=has_own_embedders(state), has_null=has_null)
+        return spec_of(model).build[model](**options, own_embedders=has_own_embedders(state), has_null=has_null)
 
 
 def check_shape(
@@ -353,7 +366,7 @@ def check_shape(
     Raises:
         UserError: naming the file, what was expected, what was found, and the options that make it fit.
     """
-    found = describe(state, path)
+    found = describe(state, path, family_of(expected.get("model")))
     found["num_classes"] += not has_null
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
@@ -365,7 +378,7 @@ def check_shape(
 
 def _remedy(found: dict[str, str | int], factor: int | None) -> str:
     """The options to which weights would fit, as a clause, and for which there is a network."""
-    options = [f"--model {found['model']}"] if found.get("model") in DiT_models else []
+    options = [f"--model {found['model']}"] if found.get("model") in models() else []
     options += [f"--image-size {found['input_size'] * factor}"] if factor and "input_size" in found else []
     options += [f"--num-classes {found['num_classes']}"] if found.get("num_classes") else []
     options += [f"the --vae that it was trained with, of {found['in_channels']} channels"] if "in_channels" in found else []
@@ -374,8 +387,8 @@ def _remedy(found: dict[str, str | int], factor: int | None) -> str:
 
 def require_known(found: dict[str, str | int], path: Path) -> None:
     """Raises UserError if the network that `describe` found in `path` has no size of ours."""
-    if found["model"] not in DiT_models:
-        raise UserError(f"{path} is a {found['model']}, and there are only {', '.join(DiT_models)}")
+    if found["model"] not in (known := NETWORKS[family_of(found["model"])].build):
+        raise UserError(f"{path} is a {found['model']}, and there are only {', '.join(known)}")
 
 
 def require_network(state: State, path: Path, network: str) -> None:
@@ -404,8 +417,11 @@ def learns_sigma(state: State) -> bool:
     return bias is None or bias.numel() != patches
 
 
-def describe(state: State, path: Path) -> dict[str, str | int]:
+def describe(state: State, path: Path, family: str = USUAL) -> dict[str, str | int]:
     """What network some weights are of: `model`, `num_classes`, `input_size`, `in_channels`.
+
+    Args:
+        family: of `NETWORKS`, which weights alone do not tell.
 
     Raises:
         UserError: if they are not of a DiT.
@@ -429,7 +445,7 @@ def describe(state: State, path: Path) -> dict[str, str | int]:
     sizes = (size for size, (width, layers, _) in DIT_SIZES.items() if (width, layers) == (hidden, depth))
     size = next(sizes, f"({hidden} wide, {depth} deep)")
     return {
-        "model": f"DiT-{size}/{patch}",
+        "model": f"{family}-{size}/{patch}",
         "num_classes": rows - 1,
         "input_size": math.isqrt(tokens) * patch,
         "in_channels": channels,
@@ -449,11 +465,11 @@ def load_dit(
     """The network of a checked file (see `check`), its weights copied to `device` as float32, in evaluation mode.
 
     Args:
-        network: of `dit.NETWORKS`: whose arithmetic.
+        network: of `dit.ARITHMETICS`: whose arithmetic.
         weights_key: see `read`.
     """
-    state, _ = read_weights(path, weights_key)
+    state, _ = read_weights(path, weights_key, model)
     shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
-    dit = _without_weights(state, model, **shape, network=network)
+    dit = _without_weights(state, model, **shape, learn_sigma=learns_sigma(state), network=network)
     dit.to_empty(device=device).load_state_dict(state)
     return dit.eval().requires_grad_(False)

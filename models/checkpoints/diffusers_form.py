@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fiducial import QUOTED, UserError, quoted
-from fiducial.models.networks.dit import DIT_SIZES, NETWORKS, PATCH_SIZES, DiT_models, sincos_position_embedding
+from fiducial.models.networks.dit import ARITHMETICS, DIT_SIZES, PATCH_SIZES, DiT_models, sincos_position_embedding
 
 POSITIONS = "pos_embed"
 # Names of modules, official and diffusers'. Those of EMBEDDERS stand in every block.
@@ -39,7 +39,7 @@ CLASS_OF = {
     "attention_bias": True,
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
-    "norm_eps": NETWORKS["diffusers"].mlp_norm_eps,
+    "norm_eps": ARITHMETICS["diffusers"].mlp_norm_eps,
 }
 SHAPE = (
     *("num_attention_heads", "attention_head_dim", "num_layers", "patch_size"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fiducial import UserError
 from fiducial.models.checkpoints.checkpoint import Checkpoint, describe
+from fiducial.models.networks.table import NETWORKS, USUAL
 
 TABLE = "y_embedder.embedding_table.weight"
 
@@ -20,7 +21,7 @@ def classes_of(found: Checkpoint) -> tuple[int, bool]:
 
 def contradictions(found: Checkpoint, path: Path, image_size: int) -> list[str]:
     """What a described checkpoint says of its training that its weights, which draw such images, are not, in words."""
-    shape = describe(found.state, path)
+    shape = describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
     return found.said.contradictions(len(found.state[TABLE]), shape["model"], (image_size, shape["input_size"]))
 
 

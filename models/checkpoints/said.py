@@ -46,8 +46,9 @@ class Said:
         doubts = [f"num_classes {self.num_classes[0]}, but {has}"] if self.num_classes and self._is_off(rows) else []
         if self.never_dropped and rows - 1 in self.num_classes and rows not in self.num_classes:
             doubts.append(f"class_dropout_prob 0, but {has} for {rows - 1} classes, so that its null label was never trained")
-        if self.models and model not in self.models:
-            doubts.append(f"model {self.models[0]}, but the weights are of {model}")
+        models = [name for name in self.models if name.partition("-")[0] == model.partition("-")[0]]
+        if models and model not in models:
+            doubts.append(f"model {models[0]}, but the weights are of {model}")
         if self.image_sizes and not set(sizes) & set(self.image_sizes):
             doubts.append(f"image_size {self.image_sizes[0]}, but the weights are of {sizes[0]}")
         return doubts

@@ -72,7 +72,7 @@ def convert(source: Path, out: Path, to: str, weights_key: str | None = None) ->
     from fiducial.models.networks.dit import DiT_models
 
     whole = checkpoint.read(source, weights_key)
-    checkpoint.require_dit(whole, source)
+    checkpoint.require_family(whole, source, "DiT-")
     state, kind = whole.state, whole.kind
     found = checkpoint.describe(state, source)
     if found["model"] not in DiT_models:

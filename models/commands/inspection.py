@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
-PROBED = {True: "DiT, as it predicts noise", False: "none that was trained to predict noise, though its keys are a DiT's"}
+PROBED = {
+    "DiT": "DiT, as it predicts noise",
+    "SiT": "SiT, as it predicts velocity",
+    None: "none that was trained to predict noise, though its keys are a DiT's",
+}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -88,9 +92,10 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     from fiducial.models.checkpoints import checkpoint, label_table
     from fiducial.models.checkpoints.diffusers_form import has_own_embedders
     from fiducial.models.decoders import autoencoder
+    from fiducial.models.networks.table import NETWORKS, USUAL, family_of
 
     found = checkpoint.read(path, weights_key)
-    shape = checkpoint.describe(found.state, path)
+    shape = checkpoint.describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
     shape["num_classes"], has_null = label_table.classes_of(found)
     vae, unusable = None, None
     if is_autoencoder(beside := folder_beside(path)):
@@ -99,11 +104,23 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         except UserError as error:
             unusable = f"the autoencoder beside it cannot be used ({error})"
     size = shape["input_size"] * (vae.factor if vae else autoencoder.USUAL_FACTOR)
-    told, refused = {}, why_not(found, path, shape, has_null, vae)
-    if probed and not refused:
-        network = "diffusers" if has_own_embedders(found.state) else "official"
-        told, refused = ask(path, shape, network, weights_key)
+    # Weights alone look the same for both, unless the arguments of their training are beside them.
+    is_open = found.family == USUAL and not found.says_family
+    told, refused, probed_as = {}, why_not(found, path, shape, has_null, vae), None
+    for family in (NETWORKS if is_open else [found.family]) if probed else ():
+        as_one = shape | {"model": f"{family}-{shape['model'].partition('-')[2]}"}
+        if probed_as or why_not(found, path, as_one, has_null, vae):
+            continue
+        answers, reason = ask(path, as_one, weights_key, has_own_embedders(found.state))
+        if not reason:
+            told, refused, probed_as, shape = answers, None, family, as_one
+        else:
+            told, refused = told or answers, refused or reason
     options = {"ckpt": path} | ({"vae": beside} if vae else {})  # the rest is in the file
+    if probed_as not in (None, found.family):
+        options["model"] = shape["model"]
+    if (family := family_of(shape["model"])) != USUAL:
+        options["sampler"] = NETWORKS[family].sampler
     options |= {"weights-key": weights_key} if weights_key is not None else {}
     options |= {} if has_null else {"cfg-scale": 1.0}
     if vae and vae.latent_channels < USUAL_GUIDED:
@@ -111,11 +128,9 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     if is_theirs := has_own_embedders(found.state):
         options["network"] = "diffusers"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    # Weights alone look the same for both, unless the arguments of their training are beside them.
-    is_open = found.family == "DiT" and not found.says_family
     return {
         "path": str(path),
-        "family": ("DiT, or SiT, as the file does not tell; --probe does" if not told else PROBED[refused is None])
+        "family": ("DiT, or SiT, as the file does not tell; --probe does" if not told else PROBED[probed_as])
         if is_open
         else found.family,
         "form": found.form,
@@ -153,7 +168,7 @@ def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "
     from fiducial.models.decoders import autoencoder
 
     try:
-        checkpoint.require_dit(found, path)
+        checkpoint.require_family(found, path, None)
         checkpoint.require_known(shape, path)
         channels, name = (vae.latent_channels, str(vae.folder)) if vae else (autoencoder.USUAL_CHANNELS, USUAL_VAE)
         autoencoder.require_channels(channels, shape["in_channels"], name, path)
@@ -164,22 +179,26 @@ def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "
     return None
 
 
-def ask(path: Path, shape: dict, network: str, weights_key: str | None) -> tuple[dict[str, float | str | None], str | None]:
+def ask(
+    path: Path, shape: dict, weights_key: str | None, own_embedders: bool
+) -> tuple[dict[str, float | str | None], str | None]:
     """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
     from fiducial.models import probe
     from fiducial.models.checkpoints import checkpoint
+    from fiducial.models.networks.table import spec_of
 
-    cpu = torch.device("cpu")
+    cpu, network = torch.device("cpu"), "diffusers" if own_embedders else "official"
     dit = checkpoint.load_dit(path, **shape, device=cpu, network=network, weights_key=weights_key)
     with_null = dit.null_label is not None  # it is guided by default then
-    response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu, with_null), None
+    spec = spec_of(shape["model"])
+    response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu, with_null, spec), None
     try:
-        probe.require_noise(response, path)
+        probe.require(response, path, spec)
     except UserError as error:
         refused = str(error)
-    return response.recorded() | {"doubt": None if refused else probe.doubt(response.halfway, response.size)}, refused
+    return response.recorded() | {"doubt": None if refused else probe.doubt_of(response.recorded())}, refused
 
 
 def dtypes(tensors: "Iterable[Tensor]") -> str:

@@ -39,7 +39,7 @@ class Arithmetic:
 
 
 # diffusers' DiTTransformer2DModel computes otherwise than the network that the published weights were trained with.
-NETWORKS = {"official": Arithmetic(0, 1e-6), "diffusers": Arithmetic(1, 1e-5)}
+ARITHMETICS = {"official": Arithmetic(0, 1e-6), "diffusers": Arithmetic(1, 1e-5)}
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class DiT(nn.Module):
         num_classes: classes of the data; the label table has one row more, and `null_label` is that last row.
         has_null: else there is no such row, as in a network that was trained without dropping labels; it cannot be guided.
         learn_sigma: the output has 2 x `in_channels` channels, the second half for the variance.
-        network: of `NETWORKS`: whose arithmetic.
+        network: of `ARITHMETICS`: whose arithmetic.
         own_embedders: each block after the first has embedders of its own, as only a network that was trained in diffusers does.
     """
 
@@ -210,14 +210,14 @@ class DiT(nn.Module):
         self.null_label = num_classes if has_null else None
 
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
-        self.t_embedder = TimestepEmbedder(hidden_size, NETWORKS[network].frequency_shift)
+        self.t_embedder = TimestepEmbedder(hidden_size, ARITHMETICS[network].frequency_shift)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, has_null)
         # A parameter, never trained, because the official checkpoints carry it as one.
         positions = sincos_position_embedding(hidden_size, input_size // patch_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, NETWORKS[network].mlp_norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, ARITHMETICS[network].mlp_norm_eps) for _ in range(depth))
         for block in self.blocks[1:] if own_embedders else ():
-            block.t_embedder = TimestepEmbedder(hidden_size, NETWORKS[network].frequency_shift)
+            block.t_embedder = TimestepEmbedder(hidden_size, ARITHMETICS[network].frequency_shift)
             block.y_embedder = LabelEmbedder(num_classes, hidden_size, has_null)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
@@ -279,20 +279,6 @@ class DiT(nn.Module):
         side, p = int(tokens.shape[1] ** 0.5), self.patch_size
         patches = tokens.unflatten(1, (side, side)).unflatten(3, (p, p, self.out_channels))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-
-def asked(network: DiT, shared_timestep: bool = False) -> Callable[[Tensor, float, Tensor], Tensor]:
-    """The network on the clock of the samplers: (x (N, C, H, W), t from 0, the image, to 1, noise; labels (N,)) -> output.
-
-    Args:
-        shared_timestep: embed the timestep once, not once a row; the same but for the last bits of a smaller matrix product.
-    """
-
-    def ask(x: Tensor, t: float, labels: Tensor) -> Tensor:
-        timestep = torch.full((1 if shared_timestep else len(x),), NUM_TIMESTEPS * t, device=x.device)
-        return network(x, timestep, labels)
-
-    return ask
 
 
 def _build(size: str, patch_size: int, **kwargs) -> DiT:

@@ -1,0 +1,248 @@
+"""SiT: velocity on a straight path, against an integration written out here, and where the velocity is known."""
+
+import argparse
+import json
+import math
+import os
+import signal
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, contents, options, randomised
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from test_models_main import command
+from test_reliability import Launched
+
+import fiducial
+import sample_ddp
+from fiducial import UserError
+from fiducial.diffusion.prediction import from_velocity
+from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.models import DiT_models, probe
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.networks.table import NETWORKS
+from fiducial.sampling import engine
+from fiducial.sampling.noise import standard_normal
+
+CPU = torch.device("cpu")
+EULER = SAMPLERS["euler"]
+MEAN, DEVIATION = 0.7, 0.4  # of Gaussian data
+SIT = {"model": "SiT-XS/8", "sampler": "euler", "num_sampling_steps": 7}
+TRAINED = argparse.Namespace(model="SiT-XS/8", path_type="Linear", prediction="velocity", loss_weight=None, num_classes=10)
+
+
+def saved(folder, learn_sigma=True, **beside):
+    """Weights of a SiT for the digits' latents: bare, or as its training script leaves them."""
+    network = randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10, learn_sigma=learn_sigma), std=0.1)
+    state = network.state_dict()
+    torch.save({"model": state, "ema": state, "opt": {}, **beside} if beside else state, folder / "sit.pt")
+    return folder / "sit.pt"
+
+
+def draw_here(*arguments):
+    return engine.run(sample_ddp.parse([str(argument) for argument in arguments])[0], fiducial.init("cpu"))
+
+
+def slope(t):
+    """How the distance to the mean grows along the flow of Gaussian data, d log(x - mean) / dt."""
+    return (t - (1 - t) * DEVIATION**2) / ((1 - t) ** 2 * DEVIATION**2 + t**2)
+
+
+def gaussian(x, t):
+    """The velocity towards noise where the data are Gaussian."""
+    return slope(t) * (x - (1 - t) * MEAN) - MEAN
+
+
+def integrated(text, velocity=gaussian):
+    """(where 0 ends, where a unit of noise ends beyond it), by the row of the table."""
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
+    zero, one = EULER.draw(from_velocity(velocity), x, EULER.grid(text, CPU), iter(())).flatten().tolist()
+    return zero, one - zero
+
+
+@pytest.mark.parametrize("count", [2, 10, 250])
+def test_euler_on_a_gaussian_is_the_exact_recursion(count):
+    """Around the mean, N - 1 steps of equal width."""
+    times = np.linspace(1, 0, count)
+    factor = math.prod(1 + (there - here) * slope(here) for here, there in pairwise(times))
+    constant, from_noise = integrated(str(count))
+    assert from_noise == pytest.approx(factor, rel=1e-12, abs=1e-14)
+    assert constant == pytest.approx(MEAN, rel=1e-12)
+
+
+def test_euler_approaches_the_gaussian_in_the_first_order():
+    errors = [integrated(str(count + 1))[1] / DEVIATION - 1 for count in (250, 500, 1000)]
+    assert abs(errors[-1]) < 0.003
+    assert np.divide(errors[1:], errors[:-1]) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x, t: gaussian(x, 1 - t), lambda x, t: -gaussian(x, t), lambda x, t: gaussian(x, t) + MEAN],
+    ids=["the clock runs the other way", "towards the image", "no mean"],
+)
+def test_another_velocity_is_noticed(wrong):
+    constant, from_noise = integrated("1001", wrong)
+    assert abs(from_noise / DEVIATION - 1) + abs(constant / MEAN - 1) > 0.1
+
+
+def test_its_grid_has_both_ends_and_takes_one_step_less():
+    grid = EULER.grid("250", CPU)
+    assert (len(grid), grid.points[0].t, grid.points[-1].t) == (249, 1.0, 0.0)
+    assert np.allclose([point.t for point in grid.points], 1 - np.linspace(0, 1, 250), rtol=0, atol=1e-15)
+    for text, said in (("1", "takes at least 2"), ("ddim50", "takes a count")):
+        with pytest.raises(ValueError, match=said):
+            EULER.steps(text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learn_sigma", [True, False])
+def test_an_image_is_that_of_an_integration_in_float64(learn_sigma, tmp_path):
+    """On SiT's own clock, 0 noise and 1 the image, with torch's DiT in double precision; 3 of 4 channels guided."""
+    choices = {"global_seed": 7, "cfg_scale": 2.5, "cfg_channels": 3, "labels": "3,8", "num_fid_samples": 6}
+    path = saved(tmp_path, learn_sigma)
+    draw_here(*options(path, tmp_path, **SIT | choices))
+    index, count = 5, 7
+    network = DiT_models["DiT-XS/8"](input_size=8, num_classes=10, learn_sigma=learn_sigma)
+    network.load_state_dict(torch.load(path))
+    network.double().eval()
+    network.t_embedder.forward = lambda t: network.t_embedder.mlp(embedded(t))
+    x = torch.from_numpy(standard_normal(7, index, 0, (1, 4, 8, 8))).double()
+    for here, there in pairwise(np.linspace(0, 1, count)):
+        strong, weak = (network(x, torch.tensor([here]), torch.tensor([label]))[:, :4] for label in (8, 10))
+        velocity = torch.cat([weak[:, :3] + 2.5 * (strong - weak)[:, :3], strong[:, 3:]], dim=1)
+        x = x + (there - here) * velocity
+    decoded = AutoencoderKL.from_pretrained(DIGITS / "vae").double().decode(x / 0.18215).sample
+    expected = (127.5 * decoded + 128).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy().astype(int)
+    with np.load(tmp_path / "run.npz") as arrays:
+        drawn = arrays["arr_0"][index].astype(int)
+    assert expected.std() > 1
+    assert np.abs(drawn - expected).max() <= 1
+    assert (drawn != expected).mean() < 0.01
+
+
+def embedded(t):
+    """The sinusoids of an unscaled time, in float64."""
+    angles = t[:, None].double() * torch.exp(-math.log(10_000) * torch.arange(128, dtype=torch.float64) / 128)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def test_a_file_that_says_so_is_drawn_as_a_sit_and_another_only_by_name(tmp_path):
+    small = {"sampler": "euler", "num_fid_samples": 4}
+    told = options(saved(tmp_path, args=TRAINED), tmp_path, **small)
+    at = told.index("--model")
+    draw_here(*told[:at], *told[at + 2 :], "--model", "SiT-XS/8", "--run-name", "told")
+    bare = options(saved(tmp_path), tmp_path, **small)
+    with pytest.raises(UserError, match="--sampler euler: does not solve what DiT-XS/8 was trained on; choose from ddpm, ddim"):
+        draw_here(*bare)
+    draw_here(*bare, "--model", "SiT-XS/8", "--run-name", "bare")
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("told", "bare")]
+    assert [manifest["identity"]["model"] for manifest in manifests] == ["SiT-XS/8"] * 2
+    assert (tmp_path / "told.npz").read_bytes() == (tmp_path / "bare.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("beside", "more", "said"),
+    [
+        ({"args": TRAINED}, {"model": "DiT-XS/8"}, "of SiT's kind, which predicts velocity and not noise as a DiT"),
+        ({"args": argparse.Namespace(**vars(TRAINED) | {"path_type": "GVP"})}, SIT, "is a SiT with path_type GVP, which no"),
+        ({"args": argparse.Namespace(**vars(TRAINED) | {"prediction": "score"})}, SIT, "is a SiT with prediction score"),
+        ({"args": argparse.Namespace(path_type="linear", prediction="v")}, SIT, "of REPA's kind"),
+        ({}, SIT | {"sampler": "ddpm"}, "--sampler ddpm: does not solve what SiT-XS/8 was trained on; choose from euler"),
+        ({}, SIT | {"sampler": "heun"}, "--sampler heun: does not solve"),
+        ({}, SIT | {"model": "SiT-XS/3"}, "--model SiT-XS/3: no such model; choose from DiT-XL/2"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(beside, more, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        draw_here(*options(saved(tmp_path, **beside), tmp_path / "samples", **more))
+    assert not (tmp_path / "samples").exists()
+
+
+def test_killed_and_resumed_on_other_ranks_it_ends_in_the_same_bytes(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    path, many = saved(tmp_path), SIT | {"num_fid_samples": 90, "num_sampling_steps": 20}
+    draw_here(*options(path, tmp_path / "one", **many), "--exact")
+    torch.use_deterministic_algorithms(False)
+    run = Launched(tmp_path / "two", arguments := [*options(path, tmp_path / "two", **many), "--exact"])
+    os.kill(run.reach(20).workers()[1], signal.SIGKILL)
+    run.ended()
+    draw_here(*arguments)
+    torch.use_deterministic_algorithms(False)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+class Stub:
+    """A network that takes every latent for `image` and noise, on a SiT's clock or a DiT's."""
+
+    in_channels = 4
+
+    def __init__(self, family, image):
+        self._family, self._image = family, image
+
+    def __call__(self, x, t, _):
+        if self._family == "DiT":
+            alpha = math.prod(1 - beta for beta in np.linspace(1e-4, 0.02, 1000)[: int(t.item()) + 1]) ** 0.5
+            return (x - alpha * self._image) / math.sqrt(1 - alpha**2)
+        t = min(max(1 - t.item(), 1e-3), 1.0)
+        noise = (x - (1 - t) * self._image) / t
+        return self._image - noise
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+@pytest.mark.parametrize("size", [0.0, 0.5, 1.0, 1.5])
+def test_a_family_is_known_by_its_answers(family, size):
+    image = size * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    stub = Stub(family, image)
+    answers = {name: probe.respond(stub, 10, 8, CPU, False, spec) for name, spec in NETWORKS.items()}
+    assert probe.wrong(answers[family]) is None or (family, size) == ("DiT", 1.5)
+    if family == "SiT":
+        assert answers["SiT"].correlation == pytest.approx(1 / math.sqrt(1 + size**2), abs=0.06)
+        assert size < 0.4 or probe.wrong(answers["DiT"])
+        assert "correlation_at_1000" in answers["SiT"].recorded()
+    else:
+        assert probe.wrong(answers["SiT"])
+
+
+def probed(path):
+    _, out = command("inspect", path, "--probe", "--json")
+    return json.loads(out)
+
+
+def test_inspect_says_as_which_family_a_bare_file_answers(tmp_path):
+    """The digits' DiT, and a network that returns its own negated input where SiT's clock says noise."""
+    found = probed(DIGITS / "dit.safetensors")
+    assert found["family"] == "DiT, as it predicts noise"
+    network = randomised(DiT_models["DiT-XS/2"](input_size=8, num_classes=10), std=0.0)
+    negates(network)
+    save_file(network.state_dict(), tmp_path / "sit.safetensors")
+    found = probed(tmp_path / "sit.safetensors")
+    assert (found["family"], found["model"], found["refused"]) == ("SiT, as it predicts velocity", "SiT-XS/2", None)
+    assert "--model SiT-XS/2 --sampler euler" in found["command"]
+    assert found["correlation_at_1000"] > 0.9
+    network = checkpoint.load_dit(tmp_path / "sit.safetensors", "SiT-XS/2", 10, 8, 4, CPU)
+    said = probe.respond(network, 10, 8, CPU, False)
+    with pytest.raises(UserError, match=r"does not predict noise .* it answers as a SiT does, which --model SiT-\.\.\. is for"):
+        probe.require(said, tmp_path, NETWORKS["DiT"], lambda spec: probe.respond(network, 10, 8, CPU, False, spec))
+
+
+def negates(network):
+    """Makes a network one that returns its negated input, but for what a normalisation over 160 numbers leaves."""
+    patch = network.patch_size**2 * network.in_channels
+    network.pos_embed.data.zero_()
+    embed = network.x_embedder.proj.weight.data
+    last = network.final_layer.linear.weight.data  # rows: pixel by pixel, channels together
+    scale = 20.0
+    for channel in range(4):
+        for row in range(2):
+            for column in range(2):
+                at = (channel * 2 + row) * 2 + column
+                embed[at, channel, row, column] = 1.0
+                embed[at + patch, channel, row, column] = -1.0
+                last[(row * 2 + column) * network.out_channels + channel, at] = -0.5 / math.sqrt(5)
+                last[(row * 2 + column) * network.out_channels + channel, at + patch] = 0.5 / math.sqrt(5)
+    network.x_embedder.proj.weight.data = embed * scale
