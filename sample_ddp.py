@@ -59,7 +59,7 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     )
     what.add_argument(
         "--model",
-        help=f"{sizes} with /2, /4 or /8 (default: what --ckpt says; without it {default['model']})",
+        help=f"{sizes} with /2, /4 or /8, and the same of SiT (default: what --ckpt says; without it {default['model']})",
     )
     what.add_argument(
         "--ckpt",
@@ -126,7 +126,8 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--sampler",
         choices=list(SAMPLERS),
-        help=f"dpm-solver++, unipc and heun by diffusers, at its timesteps; heun needs some ten steps or more; euler for SiT (default {default['sampler']})",
+        help="dpm-solver++, unipc and heun by diffusers, at its timesteps; heun needs some ten steps or more; euler for SiT "
+        f"(default {default['sampler']})",
     )
     how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
     how.add_argument(
