@@ -18,7 +18,7 @@ from fiducial.diffusion.prediction import PREDICTIONS, Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.decoders import autoencoder
+from fiducial.models.decoders.table import decoder_of
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import NetworkSpec, asked, spec_of
 from fiducial.sampling import memory, numerics, plan
@@ -64,7 +64,7 @@ class Drawer:
         self._vae_in_fp32: AutoencoderKL | None = None
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
-        self._spec = spec_of(config.model)
+        self._spec, self._codec = spec_of(config.model), decoder_of(config.vae)
         self._sampler = SAMPLERS[config.sampler]
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
         self._beside = torch.cuda.Stream(device) if config.cuda_tuning else None
@@ -114,7 +114,7 @@ class Drawer:
 
     def _load_vae(self, how: Numerics) -> "AutoencoderKL":
         merge = self._device.type == "cpu" and how.dtype == torch.bfloat16  # slower in fp16, and on a GPU not measured
-        vae = autoencoder.load(self._find_vae(), self._place("vae"), how.dtype, merge)
+        vae = self._codec.load(self._find_vae(), self._place("vae"), how.dtype, merge)
         if how.vae_slicing:
             vae.enable_slicing()
         if self.config.vae_tiling:
@@ -279,13 +279,13 @@ class Drawer:
         _, vae = self._networks
         try:
             with self._at_work(vae, "vae"):
-                return autoencoder.decode(vae, latents, self.config.rounding)
+                return self._codec.decode(vae, latents, self.config.rounding)
         except OverflowError as error:
             self._note(event="decoded again in fp32", reason=str(error))
             if self._vae_in_fp32 is None:
                 self._vae_in_fp32 = self._load_vae(replace(self.how, precision="fp32"))
             with self._at_work(self._vae_in_fp32, "vae"):
-                return autoencoder.decode(self._vae_in_fp32, latents, self.config.rounding)
+                return self._codec.decode(self._vae_in_fp32, latents, self.config.rounding)
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config

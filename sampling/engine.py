@@ -20,11 +20,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from fiducial import Cause, Group, Stopped, UserError, file_sha256, open_to_write, progress_bar, say, warn, write_whole
+from fiducial import Cause, Group, Stopped, UserError, open_to_write, progress_bar, say, warn, write_whole
 from fiducial.classes import read as read_names
 from fiducial.models import probe
 from fiducial.models.checkpoints import catalogue, checkpoint
-from fiducial.models.decoders import autoencoder
+from fiducial.models.decoders.table import decoder_of
 from fiducial.sampling import memory, numerics, plan
 from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.noise import check_stream
@@ -358,7 +358,7 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
 
 def find_vae(config: SamplingConfig) -> Path:
     """The VAE's folder on this node, fetched if it has to be."""
-    return autoencoder.resolve(config.vae, config.cache_dir)
+    return decoder_of(config.vae).resolve(config.vae, config.cache_dir)
 
 
 def vae_of_node(config: SamplingConfig, group: Group, task: Task) -> str:
@@ -374,12 +374,11 @@ def find_weights(config: SamplingConfig, task: Task) -> Path:
         UserError: if one differs.
     """
     folder = find_vae(config)
-    vae = folder / autoencoder.WEIGHTS_FILE
-    for path, there, hashed, expected in (
-        (config.ckpt, config.ckpt.exists(), checkpoint.sha256, task.checkpoint_sha256),
-        (vae, vae.is_file(), file_sha256, task.vae_sha256),
+    for path, found, expected in (
+        (config.ckpt, checkpoint.sha256(config.ckpt) if config.ckpt.exists() else None, task.checkpoint_sha256),
+        (folder, decoder_of(config.vae).sha256(folder), task.vae_sha256),
     ):
-        if not there or hashed(path) != expected:
+        if found != expected:
             raise UserError(f"{path} on {socket.gethostname()} is missing or another file than on the first node")
     return folder
 

@@ -35,6 +35,8 @@ from fiducial.classes import GUESSED, ClassNames, difference, names_of_checkpoin
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.checkpoints import candidates, checkpoint, label_table
 from fiducial.models.decoders import autoencoder
+from fiducial.models.decoders.files import CodecFiles
+from fiducial.models.decoders.table import decoder_of
 from fiducial.models.networks.table import spec_of
 from fiducial.sampling import numerics
 from fiducial.sampling.drawing import Drawer
@@ -111,7 +113,7 @@ class Found:
     done: np.ndarray  # (N,) bool, as recorded so far
     how: Numerics
     size: tuple[int, int]  # and channels of a latent
-    vae: autoencoder.VaeFiles
+    vae: CodecFiles
     names: ClassNames | None
 
     def task(self, npz: Path, session: int, token: str, done: np.ndarray) -> Task:
@@ -232,7 +234,7 @@ def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
     checkpoint.require_family(whole, config.ckpt, config.model)
     found = checkpoint.describe(whole.state, config.ckpt, checkpoint.family_in(whole, config.model))
     checkpoint.require_known(found, config.ckpt)
-    factor = autoencoder.reduction(autoencoder.read_config(vae))
+    factor = decoder_of(config.vae).factor(vae)
     size = found["input_size"] * factor
     if config.image_size not in (None, size):
         raise UserError(
@@ -245,12 +247,12 @@ def told(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
     return own
 
 
-def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], autoencoder.VaeFiles]:
+def inspect(config: SamplingConfig, group: Group) -> tuple[dict, tuple[int, int], CodecFiles]:
     """What the run is, (size, channels) of its latents, and its autoencoder; files and options are held against each other."""
     found = checkpoint.read(config.ckpt, config.weights_key)
     checkpoint.require_family(found, config.ckpt, config.model)
-    asked = ["vae", config.vae, config.cache_dir]
-    vae = autoencoder.inspect(Path(group.once_per_node(asked, lambda: str(autoencoder.resolve(config.vae, config.cache_dir)))))
+    codec, asked = decoder_of(config.vae), ["vae", config.vae, config.cache_dir]
+    vae = codec.inspect(Path(group.once_per_node(asked, lambda: str(codec.resolve(config.vae, config.cache_dir)))))
     if config.image_size % vae.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {vae.factor}, the VAE's reduction")
     if config.cfg_scale != 1.0 and config.cfg_channels > (channels := vae.latent_channels):

@@ -266,7 +266,7 @@ def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> di
     """diffusers' DiTPipeline, from noise to PIL images."""
     from diffusers import DDIMScheduler, DiTPipeline
 
-    from fiducial.models.decoders.autoencoder import LATENT_SCALE
+    from fiducial.models.decoders.files import LATENT_SCALE
 
     started = time.perf_counter()
     vae = make_vae().to(work.place, DTYPES[precision]).eval().requires_grad_(False)

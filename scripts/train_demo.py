@@ -39,7 +39,7 @@ from fiducial.evaluation.features import DigitsNet, load_extractor
 from fiducial.evaluation.images import open_images
 from fiducial.evaluation.references import write_reference
 from fiducial.models import DiT_models
-from fiducial.models.decoders.autoencoder import LATENT_SCALE
+from fiducial.models.decoders.files import LATENT_SCALE
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_SIZE = 64

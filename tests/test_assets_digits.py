@@ -18,6 +18,7 @@ from fiducial.evaluation.images import open_images
 from fiducial.evaluation.references import open_reference
 from fiducial.models.checkpoints.checkpoint import check, read_weights
 from fiducial.models.decoders import autoencoder
+from fiducial.models.decoders.files import LATENT_SCALE
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_latents_of_scans_have_unit_variance_and_decode_to_the_scans(scans):
     vae = autoencoder.load(DIGITS / "vae", torch.device("cpu"))
     pixels = images[held_out].float() / 127.5 - 1
     with torch.inference_mode():
-        latents = autoencoder.LATENT_SCALE * vae.encode(pixels).latent_dist.mean
+        latents = LATENT_SCALE * vae.encode(pixels).latent_dist.mean
         decoded = autoencoder.decode(vae, latents)
     assert latents.mean((0, 2, 3)).abs().max() < 0.1
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1

@@ -14,7 +14,8 @@ from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
 from fiducial import UserError
-from fiducial.models.decoders.autoencoder import WEIGHTS_FILE, decode, inspect, load, merge_doubling, resolve, to_uint8
+from fiducial.models.decoders.autoencoder import WEIGHTS_FILE, decode, inspect, load, merge_doubling, resolve
+from fiducial.models.decoders.rounding import to_uint8
 
 CPU = torch.device("cpu")
 REPOSITORY = "fiducial-tests/no-such-vae"

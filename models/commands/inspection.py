@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fiducial.models.checkpoints.checkpoint import Checkpoint
-    from fiducial.models.decoders.autoencoder import VaeFiles
+    from fiducial.models.decoders.files import CodecFiles
 
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
@@ -162,7 +162,7 @@ def folder_beside(path: Path) -> Path:
     return path / "vae" if (path / "transformer").is_dir() else path.parent / "vae"
 
 
-def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "VaeFiles | None") -> str | None:
+def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "CodecFiles | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
     from fiducial.models.checkpoints import checkpoint
     from fiducial.models.decoders import autoencoder

@@ -1,10 +1,9 @@
-"""Autoencoders in diffusers' form: finding, loading, decoding; the one place with the latent scale and the uint8 rounding."""
+"""Autoencoders in diffusers' form: finding, loading, decoding."""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,39 +14,34 @@ from torch import Tensor, nn
 from fiducial import QUOTED, UserError, file_sha256, quoted
 from fiducial.models.checkpoints import hub
 from fiducial.models.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
+from fiducial.models.decoders.files import LATENT_SCALE, CodecFiles
+from fiducial.models.decoders.rounding import to_uint8
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
     from diffusers.models.upsampling import Upsample2D
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-LATENT_SCALE = 0.18215  # Stable Diffusion's, which a configuration of that time does not tell
 USUAL_CHANNELS, USUAL_FACTOR = 4, 8  # of the named ones
 NAMED_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 WEIGHTS_FILE = WEIGHTS_FILES[0]
 LARGEST = 100_000  # beyond this a number of a configuration is none of a network
 
-# Pixels in [-1, 1] to levels before truncation: factor and offset. `repa` is half a level darker, as ADM's own sampler is.
-ROUNDING = {"dit": (127.5, 128.0), "repa": (127.5, 127.5)}
+
+def takes(_source: str) -> bool:
+    """Whatever is no other codec's name is that of an autoencoder."""
+    return True
 
 
-@dataclass(frozen=True)
-class VaeFiles:
-    """An autoencoder on disk, its configuration read and its weights hashed but not loaded."""
+def factor(folder: Path) -> int:
+    """Image pixels a latent pixel, by the configuration of the autoencoder in `folder`."""
+    return reduction(read_config(folder))
 
-    folder: Path
-    sha256: str  # of the weights
-    config_sha256: str
-    latent_channels: int
-    factor: int  # image pixels a latent pixel
-    kind: str  # of CLASSES
-    scale: float  # a diffusion model's latents are (z - shift) * scale for latents z of the autoencoder
-    shift: float
 
-    def unlike_stable_diffusion(self) -> dict[str, float]:
-        """Scale and shift, as a run's identity has them, where they are not those of Stable Diffusion."""
-        usual = {"latent_scale": LATENT_SCALE, "latent_shift": 0.0}
-        return {name: value for name, value in zip(usual, (self.scale, self.shift), strict=True) if value != usual[name]}
+def sha256(folder: Path) -> str | None:
+    """The hash of the weights of the autoencoder in `folder`; None if they are not there."""
+    weights = folder / WEIGHTS_FILE
+    return file_sha256(weights) if weights.is_file() else None
 
 
 def resolve(source: str, cache_dir: Path | None = None) -> Path:
@@ -64,7 +58,7 @@ def resolve(source: str, cache_dir: Path | None = None) -> Path:
     return hub.snapshot(repository, f"--vae {source}", cache_dir)
 
 
-def inspect(folder: Path) -> VaeFiles:
+def inspect(folder: Path) -> CodecFiles:
     """Reads the configuration and hashes the weights of the autoencoder in `folder`.
 
     Raises:
@@ -81,7 +75,7 @@ def inspect(folder: Path) -> VaeFiles:
     network = json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
     shape = config["latent_channels"], reduction(config), config["_class_name"]
     config_sha256 = hashlib.sha256(network.encode()).hexdigest()
-    return VaeFiles(folder, file_sha256(weights), config_sha256, *shape, *normalisation(config))
+    return CodecFiles(folder, file_sha256(weights), config_sha256, *shape, *normalisation(config))
 
 
 def read_config(folder: Path) -> dict:
@@ -128,7 +122,7 @@ def reduction(config: Mapping) -> int:
 
 
 def normalisation(config: Mapping) -> tuple[float, float]:
-    """Scale and shift of the latents by the configuration (see `VaeFiles`).
+    """Scale and shift of the latents by the configuration (see `CodecFiles`).
 
     Raises:
         ValueError: if they are no numbers, or nothing can be divided by the scale.
@@ -210,9 +204,3 @@ def decode(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor, rounding: st
     if vae.dtype == torch.float16 and not images.isfinite().all():
         raise OverflowError("the autoencoder's values do not fit into float16")
     return to_uint8(images, rounding)
-
-
-def to_uint8(images: Tensor, rounding: str = "dit") -> Tensor:
-    """Images (N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8: truncate(clamp(scale x + offset, 0, 255))."""
-    scale, offset = ROUNDING[rounding]
-    return (scale * images + offset).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
