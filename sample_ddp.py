@@ -24,7 +24,7 @@ from fiducial.sampling.options.config import AUTO, PRESETS, PUBLISHED, SAMPLERS,
 from fiducial.sampling.options.file import given_options
 
 if TYPE_CHECKING:
-    from fiducial.evaluation.calc import Evaluation
+    from fiducial.evaluation.evaluate import Evaluation
 
 
 def build_parser() -> Parser:
@@ -250,8 +250,14 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument(
         "--train", type=Path, metavar="IMAGES", help="training images for --ref: how many samples are copies of one"
     )
-    where.add_argument("--inception-weights", type=Path, help="weights of the Inception network for --ref")
-    where.add_argument("--dinov2-weights", type=Path, help="weights of DINOv2 for --ref of --protocol dino")
+    where.add_argument(
+        "--weights",
+        action="append",
+        metavar="NAME=FILE",
+        help="weights of the extractor for --ref, inception=FILE or dinov2=FILE (default: downloaded)",
+    )
+    for name in ("inception", "dinov2"):
+        where.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
@@ -262,6 +268,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "ref": None,
         "protocol": "adm",
         "train": None,
+        "weights": None,
         "inception_weights": None,
         "dinov2_weights": None,
         "no_png": False,
@@ -283,7 +290,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
-    for name in ("inception_weights", "dinov2_weights", "protocol", "train"):
+    for name in ("weights", "inception_weights", "dinov2_weights", "protocol", "train"):
         if options[name] != defaults[name] and options["ref"] is None:
             raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
     if options["ref"] is not None and config.num_fid_samples < 2:
@@ -319,13 +326,15 @@ def main() -> None:
 
 def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, group: Group) -> "Evaluation":
     """Everything that evaluating hangs on besides the samples, before any is drawn."""
-    from fiducial.evaluation.calc import Evaluation
-    from fiducial.evaluation.checks import Settings, check_size
+    from fiducial.evaluation.evaluate import Evaluation
+    from fiducial.evaluation.features import parse_weights
+    from fiducial.evaluation.fit import check_size
+    from fiducial.evaluation.settings import Settings
 
     settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
     settings.check_cache()
-    files = options.inception_weights, size, options.dinov2_weights, options.train
-    evaluation = Evaluation.prepare(options.ref, group, settings, None, *files)
+    weights = parse_weights(options.weights, inception=options.inception_weights, dinov2=options.dinov2_weights)
+    evaluation = Evaluation.prepare(options.ref, group, settings, None, weights, size, options.train)
     check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
     evaluation.check_training(size, size)
     return evaluation
@@ -333,18 +342,21 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
 
 def evaluate(evaluation: "Evaluation", npz: Path) -> None:
     """On all ranks: writes the result beside the npz, unless it is there."""
+    from fiducial.evaluation import report
+    from fiducial.evaluation.evaluate import is_done
+
     json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
-    if evaluation.group.once(lambda: html_file.exists() and evaluation.is_done(npz, json_file)):
+    if evaluation.group.once(lambda: html_file.exists() and is_done(evaluation, npz, json_file)):
         if evaluation.group.is_main:
             fiducial.say(f"{html_file}: evaluated before")
     elif result := evaluation.evaluate(npz):
-        result.write(json_file, html_file, evaluation.said)
+        report.write(result, json_file, html_file, evaluation.said)
 
 
 def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: Group) -> None:
     """On all ranks: draws and evaluates without files of images, and writes the result."""
-    from fiducial.evaluation import Evaluator
-    from fiducial.evaluation.runs import as_run, names_in
+    from fiducial.evaluation import Evaluator, report
+    from fiducial.evaluation.data.runs import as_run, names_in
     from fiducial.sampling import scoring
 
     evaluation = prepare_evaluation(config, options, group)
@@ -354,7 +366,8 @@ def evaluate_online(config: SamplingConfig, options: argparse.Namespace, group: 
     evaluator.name, evaluator.class_names = str(drawn.folder), names.names if names else ()
     if result := evaluator.compute():
         result = replace(result, run=as_run(drawn.about))
-        result.write(*(drawn.folder.with_name(drawn.folder.name + ending) for ending in (".json", ".html")), evaluation.said)
+        beside = (drawn.folder.with_name(drawn.folder.name + ending) for ending in (".json", ".html"))
+        report.write(result, *beside, evaluation.said)
 
 
 if __name__ == "__main__":

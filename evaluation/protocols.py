@@ -1,140 +1,121 @@
-"""What each number is: the protocols, in words and in the constants that differ."""
+"""PROTOCOLS: whose definitions numbers follow, a row each, and in what they deviate from those here."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-if TYPE_CHECKING:
-    from fiducial.evaluation.features import Extractor
+from fiducial.evaluation.features import EXTRACTORS
+from fiducial.evaluation.metrics import FIDELITY_SEED, METRICS, SHUFFLE_SEED
 
-ADM_IS_BLOCK = 5000
 FIDELITY_IS_SPLITS = 10
-FIDELITY_SEED = 2020
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-SHUFFLE_SEED = 0
 PUBLISHED_COUNT = 50_000
+NEAREST = ("precision", "recall")
 
-LABELS = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "is": "IS",
-    "is-shuffled": "shuffled IS",
-    "precision": "precision",
-    "recall": "recall",
-    "kid": "KID",
-    "density": "density",
-    "coverage": "coverage",
-    "fid-infinity": "FID-infinity",
-    "vendi": "Vendi score",
-    "authpct": "AuthPct",
-}
-METRICS = tuple(name for name in LABELS if name not in ("is-shuffled", "authpct"))  # which come with IS and training images
-UNITS = {"authpct": "%"}  # of the metrics that have one
-SHARES = ("precision", "recall", "density", "coverage")  # by neighbours, all from one pass over the distances
-FROM_FEATURES = (*SHARES, "kid")  # these need the reference's images, statistics are not enough
 
-# Metrics that people ask for and that are not offered, and what to take instead.
-REFUSED = {
-    "cmmd": "CMMD hangs on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "
-    "with --protocol dino is an unbiased MMD over another network than Inception as well",
-}
-WITHOUT_REFERENCE = ("is", "vendi")
+@dataclass(frozen=True)
+class Deviation:
+    """What differs from a protocol in some metrics, of some extractors (of all, where none is named), with some settings."""
 
-FID = "Fréchet distance on {features}, covariance with n - 1"
-SFID = "Fréchet distance on 7 channels of Mixed_6d's first branch, 17 x 17, flattened as height, width, channel (2,023)"
-IS = "on {logits}"
-PRECISION = "share of samples within a reference image's distance to its 3rd neighbour, on {features}"
-RECALL = "share of reference images within a sample's distance to its 3rd neighbour, on {features}"
-KID = f"unbiased squared MMD on {{features}}, kernel (x.y / D + 1)^3, {KID_SUBSETS} subsets by RandomState({FIDELITY_SEED})"
+    text: str
+    metrics: tuple[str, ...]
+    extractors: tuple[str, ...] = ()
+    applies: Callable[[Any], bool] = lambda _: True
 
-# Metrics that no protocol defines, by their papers. All but Vendi are computed unless others are asked for.
-COMMON = {
-    "density": "mean number, over 5, of reference images with the sample nearer than their 5th neighbour, on {features} "
-    "(arXiv 2002.09797)",
-    "coverage": "share of reference images with a sample nearer than their 5th neighbour, on {features} (arXiv 2002.09797)",
-    "fid-infinity": "Fréchet distance on {features} at infinitely many samples, by a line in 1 / N through those of all samples, "
-    "of halves and of thirds (arXiv 1911.07023, which draws random subsets)",
-    "vendi": "exp of the entropy of the eigenvalues of cosine similarities, on {features} (arXiv 2210.02410)",
-    "authpct": "share of samples that are farther from their nearest training image than that one is from its nearest fellow, "
-    "on {features} (arXiv 2102.08921)",
-}
-BY_DEFAULT = ("density", "coverage", "fid-infinity")
-
-# What the extractors' outputs are called in these sentences.
-OUTPUTS = {
-    "inception": {"features": "pool3 (2,048)", "logits": "1,008 logits without bias"},
-    "inception-clean": {
-        "features": "pool3 (2,048) of images resized by clean-fid's bicubic rule",
-        "logits": "1,008 logits without bias of images resized by clean-fid's bicubic rule",
-    },
-    "dinov2": {"features": "the class token of DINOv2's ViT-L/14 (1,024), images resized to 224", "logits": "no logits"},
-    "digits": {
-        "features": "the 64 features of the embedded digit classifier",
-        "logits": "the 10 logits of the embedded digit classifier",
-    },
-}
+    def holds(self, metric: str, extractor: str, settings: Any) -> bool:
+        """Whether it is there."""
+        return metric in self.metrics and extractor in (self.extractors or (extractor,)) and self.applies(settings)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """`own` has the definitions of its metrics; `borrowed` those of metrics that only another protocol defines.
+    """Whose evaluator is followed. `own` are the metrics that it defines; others are taken from the first that does.
 
-    `extractor` is the one that it stands for; None where the reference says, or else Inception.
+    `extractor` is the one that it stands for; None where the reference says, or else Inception. `definitions` are of the metrics
+    that it defines in another way than METRICS says. `of_network` are deviations in how features are made or chosen,
+    `of_arithmetic` in what is computed from them. `is_splits` is of how many parts of a seeded permutation an IS is the mean;
+    None for blocks in the order of the file. `halves` is whether it has distances in float16.
     """
 
     name: str
-    own: dict[str, str]
-    borrowed: dict[str, str]
+    own: tuple[str, ...]
     extractor: str | None = None
+    definitions: Mapping[str, str] = field(default_factory=dict)
+    of_network: tuple[Deviation, ...] = ()
+    of_arithmetic: tuple[Deviation, ...] = ()
+    is_splits: int | None = None
+    halves: bool = False
 
     def definition(self, metric: str, extractor: str) -> str:
-        return (COMMON | self.own | self.borrowed)[metric].format(**OUTPUTS[extractor])
+        """What a metric is, in words, over an extractor's features."""
+        text = self.definitions.get(metric, METRICS[metric].definition)
+        return text.format(features=EXTRACTORS[extractor].features, logits=EXTRACTORS[extractor].logits)
+
+    def defined_by(self, metric: str) -> str | None:
+        """The other protocol whose definition of a metric this one takes; None where it has one itself, or nobody has."""
+        return None if metric in self.own else next((name for name, other in PROTOCOLS.items() if metric in other.own), None)
+
+    @property
+    def by_default(self) -> tuple[str, ...]:
+        """The metrics that are computed where none are named."""
+        return tuple(m.name for m in METRICS.values() if m.can_be_named and (m.name in self.own or m.by_default))
+
+    @property
+    def shuffle_seed(self) -> int:
+        """Of the images' order for an IS."""
+        return SHUFFLE_SEED if self.is_splits is None else FIDELITY_SEED
 
 
 PROTOCOLS = {
-    "adm": Protocol(
-        "adm",
-        {
-            "fid": FID,
-            "sfid": SFID,
-            "is": f"{IS}, mean over blocks of {ADM_IS_BLOCK:,} in file order, a short last one counting like the others",
-            "precision": PRECISION,
-            "recall": RECALL,
-        },
-        {
-            "is-shuffled": f"{IS}, blocks of {ADM_IS_BLOCK:,} after a seeded shuffle",
-            "kid": KID,
-        },
-    ),
-    "torch-fidelity": Protocol(
-        "torch-fidelity",
-        {
-            "fid": FID,
-            "is": f"{IS}, mean over {FIDELITY_IS_SPLITS} splits after RandomState({FIDELITY_SEED}).permutation",
-            "kid": KID,
-            "precision": PRECISION,
-            "recall": RECALL,
-        },
-        {"sfid": SFID},
-    ),
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "adm",
+            ("fid", "sfid", "is", "is-shuffled", "precision", "recall"),
+            of_arithmetic=(
+                Deviation(
+                    "distances are float32; ADM's are float16, which --fp16-compat gives",
+                    NEAREST,
+                    applies=lambda settings: not settings.fp16_compat,
+                ),
+                Deviation(
+                    "float16 in ADM's order of operations, which was not compared with TensorFlow's kernels",
+                    NEAREST,
+                    applies=lambda settings: settings.fp16_compat,
+                ),
+            ),
+            halves=True,
+        ),
+        Protocol(
+            "torch-fidelity",
+            ("fid", "is", "kid", *NEAREST),
+            definitions={
+                "is": f"on {{logits}}, mean over {FIDELITY_IS_SPLITS} splits after RandomState({FIDELITY_SEED}).permutation"
+            },
+            of_network=(
+                Deviation(
+                    "on Inception's pool3, where torch-fidelity's default is VGG16", NEAREST, ("inception", "inception-clean")
+                ),
+            ),
+            is_splits=FIDELITY_IS_SPLITS,
+        ),
+        Protocol(
+            "clean",
+            ("fid", "kid"),
+            "inception-clean",
+            of_arithmetic=(
+                Deviation(
+                    "subsets are drawn with a seed; clean-fid's have none, and are smaller where there are few images", ("kid",)
+                ),
+            ),
+        ),
+        Protocol(
+            "dino",
+            ("fid", *NEAREST),
+            "dinov2",
+            of_network=(
+                Deviation("the resize is EDM2's, in float32; dgm-eval's rounds to whole levels", ("fid",)),
+                Deviation("EDM2 has none; dgm-eval takes the 5th neighbour, among 10,000 random images of either side", NEAREST),
+            ),
+        ),
+    )
 }
-
-
-def _with_extractor(name: str, own: tuple[str, ...], extractor: str) -> Protocol:
-    """A protocol of another extractor than Inception: it defines `own` as the others do, and takes the rest from them."""
-    known = {metric: text for other in PROTOCOLS.values() for metric, text in (other.borrowed | other.own).items()}
-    known |= PROTOCOLS["adm"].own
-    rest = {metric: text for metric, text in known.items() if metric not in own}
-    return Protocol(name, {metric: known[metric] for metric in own}, rest, extractor)
-
-
-PROTOCOLS |= {
-    "clean": _with_extractor("clean", ("fid", "kid"), "inception-clean"),
-    "dino": _with_extractor("dino", ("fid", "precision", "recall"), "dinov2"),
-}
-
-
-def called(metric: str, extractor: "Extractor") -> tuple[str, str]:
-    """The key and the label of a metric in a result: FID over other features than Inception's never goes by that name alone."""
-    key = metric.replace("fid", extractor.distance.lower())
-    label = LABELS[metric].replace("FID", extractor.distance)
-    return key + extractor.suffix.lower(), label + extractor.suffix

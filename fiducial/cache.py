@@ -1,6 +1,6 @@
 """What is kept between runs, by kind; holding what is in use, and removing what is not.
 
-CACHE/KEY/                     features of a set of images: see `fiducial.evaluation.extraction`
+CACHE/KEY/                     features of a set of images: see `fiducial.evaluation.features.extraction`
 CACHE/compiled-KIND/           what torch's compiler made for one kind of processor
 CACHE/checkpoints, references  published files, downloaded
 

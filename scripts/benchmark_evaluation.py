@@ -14,12 +14,12 @@ DIMENSION = 2048
 
 def extract_ours(work: Work, dtype: str) -> Measured:
     import fiducial
-    from fiducial.evaluation.extraction import extract
-    from fiducial.evaluation.features import load_extractor
-    from fiducial.evaluation.images import open_images
+    from fiducial.evaluation.data.opening import open_images
+    from fiducial.evaluation.features.extraction import extract
+    from fiducial.evaluation.features.load import load_extractor
 
     group = fiducial.init("cpu")
-    extractor = load_extractor("inception", Path(work.weights), group, dtype)
+    extractor = load_extractor("inception", {"inception": work.weights}, group, dtype)
     with tempfile.TemporaryDirectory() as cache:
         return seconds(lambda: extract(open_images(work.folder / "a"), extractor, group, 64, Path(cache)))
 
@@ -53,7 +53,7 @@ def covariances() -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def fid_ours(_: Work) -> Measured:
-    from fiducial.evaluation.metrics import frechet_distance
+    from fiducial.evaluation.metrics.gaussians import frechet_distance
 
     s1, s2, expected = covariances()
     mean, found = np.zeros(DIMENSION), []
@@ -78,7 +78,7 @@ def features(count: int, seed: int) -> np.ndarray:
 
 def precision_recall_ours(work: Work) -> Measured:
     import fiducial
-    from fiducial.evaluation.neighbours import neighbourhoods
+    from fiducial.evaluation.metrics.neighbours import neighbourhoods
 
     group, reference, samples = fiducial.init("cpu"), features(work.reference, 0), features(work.samples, 1)
     return memory_above(lambda: seconds(lambda: neighbourhoods(reference, samples, group)))

@@ -233,9 +233,9 @@ def evaluate_stubs(folder: Path, _: int) -> None:
     import torch
 
     import fiducial
-    from fiducial.evaluation.extraction import extract
-    from fiducial.evaluation.features import Extractor
-    from fiducial.evaluation.images import open_images
+    from fiducial.evaluation.data.opening import open_images
+    from fiducial.evaluation.features.extraction import extract
+    from fiducial.evaluation.features.extractor import Extractor
 
     def features(images: torch.Tensor) -> tuple[torch.Tensor, None]:
         return images.flatten(1)[:, :64].float(), None

@@ -24,9 +24,9 @@ from torch import Tensor
 
 import fiducial
 from fiducial import Parser, UserError, require_ending, say, unwritable, user_errors
-from fiducial.evaluation.features import load_extractor
-from fiducial.evaluation.metrics import frechet_distance
-from fiducial.evaluation.references import DIGITS, open_reference
+from fiducial.evaluation.data.references import DIGITS, open_reference
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.metrics.gaussians import frechet_distance
 from fiducial.sampling import engine
 from fiducial.sampling.options.config import PRESETS, SamplingConfig
 from scripts.train_demo import load_scans

@@ -33,11 +33,12 @@ import fiducial
 from fiducial import Parser, UserError, make_folder, nearest, say, unwritable, user_errors
 from fiducial.diffusion.losses import hybrid_loss
 from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from fiducial.evaluation.calc import make_reference
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.features import DigitsNet, load_extractor
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import write_reference
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import write_reference
+from fiducial.evaluation.features.digits import DigitsNet
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.making import make_reference
+from fiducial.evaluation.settings import Settings
 from fiducial.models import DiT_models
 from fiducial.models.decoders.files import LATENT_SCALE
 

@@ -98,7 +98,7 @@ def other_weights():
 
 
 def hang_in_evaluation():
-    from fiducial.evaluation.calc import Evaluation
+    from fiducial.evaluation.evaluate import Evaluation
 
     Evaluation.evaluate = hang
 

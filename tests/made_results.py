@@ -4,12 +4,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from fiducial.evaluation.intervals import Estimate
-from fiducial.evaluation.memorisation import Memorisation, Pair
-from fiducial.evaluation.metrics import Curve
-from fiducial.evaluation.report import Grid, Metric, Result
-from fiducial.evaluation.runs import ClassNames, Run
-from fiducial.evaluation.scores import ClassScore
+from fiducial.evaluation.data.runs import ClassNames, Run
+from fiducial.evaluation.metrics.intervals import Estimate
+from fiducial.evaluation.results.grid import Grid
+from fiducial.evaluation.results.parts import ClassScore, Curve, Memorisation, Number, Pair
+from fiducial.evaluation.results.result import Result
 
 NASTY = '$x$ <script>alert(1)</script> & "q"'  # formulas, too, are text
 VALUES = {  # value and standard error
@@ -25,11 +24,11 @@ LABELS = {"fid": "FID", "fid-infinity": "FID-infinity", "authpct": "AuthPct", "k
 IDENTITY = {"model": "DiT-XL/2", "cfg_scale": 1.5, "global_seed": 0, "guidance_interval": [0.0, 1.0]}
 
 
-def metric(name: str, value: float, error: float | None, n: int = 1000) -> Metric:
+def metric(name: str, value: float, error: float | None, n: int = 1000) -> Number:
     """Whose interval is two errors to either side, so that it is easily told from another one."""
     low, high = (None, None) if error is None else (value - 2 * error, value + 2 * error)
     label = LABELS.get(name, name)
-    return Metric(name, label, value, error, low, high, None, n, 1618, "adm", f"what {name} is", ())
+    return Number(name, label, value, error, low, high, None, n, 1618, "adm", f"what {name} is", ())
 
 
 def made(values=None, identity=None, pixels="aa", grid=None, **changes) -> Result:

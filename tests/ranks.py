@@ -14,12 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import fiducial  # noqa: E402
-from fiducial.evaluation import metrics, neighbours  # noqa: E402
-from fiducial.evaluation.intervals import Estimate  # noqa: E402
-from fiducial.evaluation.memorisation import memorisation  # noqa: E402
-from fiducial.evaluation.statistics import FeatureStatistics  # noqa: E402
+from fiducial.evaluation.metrics import fid_infinity, gaussians, inception_score, intervals, kid, neighbours, vendi  # noqa: E402
+from fiducial.evaluation.metrics.intervals import Estimate  # noqa: E402
+from fiducial.evaluation.metrics.memorisation import memorisation  # noqa: E402
+from fiducial.evaluation.metrics.statistics import FeatureStatistics  # noqa: E402
 
-SMALL = {(metrics, "ROWS"): 9, (neighbours, "TILE"): 7, (neighbours, "ADM_BLOCK"): 40}  # so that there are parts for every rank
+SMALL = {(module, "ROWS"): 9 for module in (intervals, fid_infinity, vendi)}  # so that there are parts for every rank
+SMALL |= {(neighbours, "TILE"): 7, (neighbours, "ADM_BLOCK"): 40}
 
 
 def everything(group: fiducial.Group) -> dict[str, list]:
@@ -30,8 +31,8 @@ def everything(group: fiducial.Group) -> dict[str, list]:
     for statistics, rows in ((own, x), (theirs, y)):
         statistics.update(rows)
         statistics.flush()
-    error = metrics.frechet_error(x, own, theirs.mean, theirs.covariance, group)
-    curve = metrics.frechet_curve(x, theirs.mean, theirs.covariance, Estimate(1.0, error), group)
+    error = gaussians.frechet_error(x, own, theirs.mean, theirs.covariance, group)
+    curve = fid_infinity.frechet_curve(x, theirs.mean, theirs.covariance, Estimate(1.0, error), group)
     logits = random.normal(0, 2, size=(101, 5))
     blocks = [lambda block=block: iter([block]) for block in np.array_split(logits, 7)]
     grid = random.integers(0, 3, size=(150, 3)).astype(np.float32)  # many ties
@@ -39,10 +40,10 @@ def everything(group: fiducial.Group) -> dict[str, list]:
     found = {
         "frechet error": [error],
         "curve": [*curve.values, curve.slope, *astuple(curve.at_infinity)],
-        "is": astuple(metrics.inception_score(blocks, group)),
-        "vendi": astuple(metrics.vendi_score(x, group)),
-        "vendi with a row of zeros": [metrics.vendi_score(zero, group)],
-        "kid": astuple(metrics.kernel_distance(x, y, group, subsets=10, size=30)),
+        "is": astuple(inception_score.inception_score(blocks, group)),
+        "vendi": astuple(vendi.vendi_score(x, group)),
+        "vendi with a row of zeros": [vendi.vendi_score(zero, group)],
+        "kid": astuple(kid.kernel_distance(x, y, group, subsets=10, size=30)),
         "memorisation": astuple(memorisation(x, y, group).authentic),
     }
     for half in (False, True):

@@ -11,11 +11,12 @@ from conftest import DIGITS, PLAIN, ROOT, run_command
 
 import fiducial
 from fiducial import UserError
-from fiducial.evaluation.calc import make_reference
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.features import DigitsNet, load_extractor
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import open_reference
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import open_reference
+from fiducial.evaluation.features.digits import DigitsNet
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.making import make_reference
+from fiducial.evaluation.settings import Settings
 from fiducial.models.checkpoints.checkpoint import check, read_weights
 from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.files import LATENT_SCALE

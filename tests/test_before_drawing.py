@@ -11,7 +11,7 @@ from conftest import options
 import sample_ddp
 from fiducial import UserError, check_lengths, make_folder, unwritable
 from fiducial.evaluation import Evaluator
-from fiducial.evaluation.checks import Settings
+from fiducial.evaluation.settings import Settings
 from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.options.config import PRESETS, SamplingConfig
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_custom_classes import write_checkpoint
 from test_models_fetch import in_hub_cache
 
-from fiducial.evaluation import dinov2, inception
+from fiducial.evaluation.features import WEIGHTS
 from fiducial.models.checkpoints.catalogue import CATALOGUE
 from scripts.stand_ins import pictures, write_pngs
 
@@ -93,8 +93,8 @@ def stand_ins(tmp_path_factory) -> Path:
     fetched = (
         CATALOGUE["dit-xl-2-256"].path(cache),
         cache / "references" / "adm-imagenet-256.npz",
-        inception.kept_at(cache),
-        dinov2.kept_at(cache),
+        WEIGHTS["inception"].kept_at(cache),
+        WEIGHTS["dinov2"].kept_at(cache),
     )
     for path in fetched:  # `fetch` asks no more than that they are there
         path.parent.mkdir(exist_ok=True)

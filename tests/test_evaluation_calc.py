@@ -16,12 +16,17 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import fiducial
 from fiducial.evaluation import __main__ as cli
-from fiducial.evaluation import calc, checks, extraction, scores
-from fiducial.evaluation.calc import Evaluation
-from fiducial.evaluation.checks import Settings, looks_sorted
-from fiducial.evaluation.features import Extractor, load_extractor
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.neighbours import neighbourhoods
+from fiducial.evaluation import caveats, making
+from fiducial.evaluation import evaluate as calc
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.features import extraction
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.metrics import inception_score, neighbours
+from fiducial.evaluation.metrics.inception_score import looks_sorted
+from fiducial.evaluation.metrics.neighbours import neighbourhoods
+from fiducial.evaluation.settings import Settings
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 24
@@ -38,7 +43,9 @@ def folders(tmp_path_factory):
 
 def evaluate(samples, reference, weights=None, group=None, extractor=None, **settings) -> dict[str, float]:
     """The values of one evaluation by metric."""
-    evaluator = Evaluation.prepare(str(reference), group or fiducial.init("cpu"), Settings(**settings), extractor, weights)
+    evaluator = Evaluation.prepare(
+        str(reference), group or fiducial.init("cpu"), Settings(**settings), extractor, weights and {"inception": weights}
+    )
     return {name: metric.value for name, metric in evaluator.evaluate(samples).metrics.items()}
 
 
@@ -75,7 +82,7 @@ def test_all_metrics_are_torch_fidelitys(folders, inception_weights, theirs):
 
 def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
     """An oracle in numpy over torch-fidelity's network, with blocks of 10 images in the place of 5,000."""
-    monkeypatch.setattr(scores, "ADM_IS_BLOCK", 10)
+    monkeypatch.setattr(inception_score, "ADM_IS_BLOCK", 10)
     network = fidelity.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
@@ -119,7 +126,9 @@ def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
 def test_a_channel_first_sfid_would_show(folders, inception_weights, alone, monkeypatch, tmp_path):
     """A port that forgets the order, against a file of ADM's."""
     load = load_extractor
-    made = calc.make_reference(open_images(folders / "b"), load("inception", inception_weights, alone), alone, Settings(), 0)
+    made = making.make_reference(
+        open_images(folders / "b"), load("inception", {"inception": inception_weights}, alone), alone, Settings(), 0
+    )
     np.savez(tmp_path / "adm.npz", **{name: getattr(made, name) for name in ("mu", "sigma", "mu_s", "sigma_s")})
     expected = evaluate(folders / "a", tmp_path / "adm.npz", inception_weights, metrics=("sfid",))["sfid"]
     assert expected == pytest.approx(
@@ -189,13 +198,16 @@ def test_a_rank_that_fails_ends_all_in_one_sentence(folders, tmp_path):
 PIECES = {
     "neighbours.TILE": 7,
     "neighbours.ADM_BLOCK": 40,
-    "metrics.ROWS": 9,
-    "scores.ADM_IS_BLOCK": 10,
-    "scores.LOGITS_CHUNK": 4,
+    "intervals.ROWS": 9,
+    "fid_infinity.ROWS": 9,
+    "vendi.ROWS": 9,
+    "inception_score.ADM_IS_BLOCK": 10,
+    "inception_score.LOGITS_CHUNK": 4,
 }
 IN_PIECES = f"""
 import sys
-from fiducial.evaluation import __main__ as cli, metrics, neighbours, scores
+from fiducial.evaluation import __main__ as cli
+from fiducial.evaluation.metrics import fid_infinity, inception_score, intervals, neighbours, vendi
 {", ".join(PIECES)} = {tuple(PIECES.values())}
 cli.run(cli.build_parser().parse_args(sys.argv[1:]))
 """
@@ -214,7 +226,7 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
         if ranks == 1:
             with monkeypatch.context() as patch:
                 for name, value in PIECES.items():
-                    patch.setattr(f"evaluation.{name}", value)
+                    patch.setattr(f"fiducial.evaluation.metrics.{name}", value)
                 calc_here(*arguments, *options)
         else:
             done = run_command(tmp_path / "pieces.py", "calc", *arguments, *options, ranks=ranks, PYTHONPATH=str(ROOT))
@@ -302,7 +314,7 @@ def test_without_keeping_features_nothing_is_left(folders, tmp_path, alone, monk
     monkeypatch.setattr(calc, "load_extractor", lambda *_: counting.extractor)
     evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(scores, "neighbourhoods", lambda *_: 1 / 0)
+    monkeypatch.setattr(neighbours, "neighbourhoods", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(folders / "a", folders / "b", group=alone, extractor="digits", cache_dir=tmp_path, keep_features=False)
     assert not list(tmp_path.iterdir())
@@ -373,7 +385,9 @@ def test_what_bfloat16_does_to_fid_is_said(kind, inception_weights, alone, tmp_p
         reference = tmp_path / "pf.npz"
         np.savez(reference, mu=np.zeros(2048), sigma=np.eye(2048))
     settings = {"metrics": ("fid",), "batch_size": 4}
-    evaluator = Evaluation.prepare(str(reference), alone, Settings(dtype="bfloat16", **settings), None, inception_weights)
+    evaluator = Evaluation.prepare(
+        str(reference), alone, Settings(dtype="bfloat16", **settings), None, {"inception": inception_weights}
+    )
     result = evaluator.evaluate(tmp_path / "a.npz")
     exact = evaluate(tmp_path / "a.npz", reference, inception_weights, **settings)["fid"]
     (note,) = [text for text in result.warnings if text.startswith("In bfloat16")]
@@ -399,7 +413,7 @@ def test_predictions_in_runs_look_sorted(predicted, expected):
 
 
 def test_a_file_sorted_by_class_without_labels_is_noticed(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr(checks, "ADM_IS_BLOCK", 50)
+    monkeypatch.setattr(caveats, "ADM_IS_BLOCK", 50)
     hues = np.repeat(pictures(5, 3, 64)[:, :1, :1], 40, axis=0)
     pixels = np.broadcast_to(hues, (200, 64, 64, 3)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(200)

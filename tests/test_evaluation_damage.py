@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fiducial import UserError
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import open_reference
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import open_reference
 
 QUIETLY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)

@@ -18,11 +18,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from fiducial import UserError
-from fiducial.evaluation import dinov2
-from fiducial.evaluation.features import load_extractor
+from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, dinov2
+from fiducial.evaluation.features.load import load_extractor
 from scripts.stand_ins import pictures
 
-WIDTH, HEADS = dinov2.DIMENSION, 16
+WIDTH, HEADS = EXTRACTORS["dinov2"].dimension, 16
 
 
 def narrow() -> VisionTransformer:
@@ -60,7 +60,7 @@ def state():
 @pytest.fixture(autouse=True)
 def _narrow(request, monkeypatch):
     if "real" not in request.fixturenames:
-        monkeypatch.setattr(dinov2, "build", narrow)
+        monkeypatch.setattr(dinov2, "bare", narrow)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def test_features_are_the_class_token(state, weights, alone):
     pixels = pictures(3, 0, 256)
-    extractor = load_extractor("dinov2", weights, alone)
+    extractor = load_extractor("dinov2", {"dinov2": weights}, alone)
     with torch.inference_mode():
         found, spatial = extractor.run(pixels)
     assert spatial is None
@@ -177,7 +177,7 @@ def test_weights_are_known_under_both_names(form, state, weights, tmp_path, alon
     path = tmp_path / form
     kept = {name: tensor for name, tensor in state.items() if name != "mask_token" or form.startswith("official")}
     (save_file if form.endswith("safetensors") else torch.save)(kept, path)
-    one, other = (load_extractor("dinov2", file, alone) for file in (weights, path))
+    one, other = (load_extractor("dinov2", {"dinov2": file}, alone) for file in (weights, path))
     with torch.inference_mode():
         assert torch.equal(one.run(pictures(1, 0))[0], other.run(pictures(1, 0))[0])
     assert other.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != one.weights_sha256
@@ -240,8 +240,8 @@ def test_unsuitable_weights_are_refused_in_a_sentence(damage, state, weights, tm
         torch.save(state | {"norm.bias": torch.zeros(3)}, path)
     elif damage == "small":  # someone has resampled the positions already, who knows how
         torch.save(state | {"pos_embed": state["pos_embed"][:, :257]}, path)
-    with pytest.raises(UserError, match="--dinov2-weights") as error:
-        load_extractor("dinov2", path, alone)
+    with pytest.raises(UserError, match="--weights dinov2=") as error:
+        load_extractor("dinov2", {"dinov2": path}, alone)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "was run").exists()
 
@@ -249,7 +249,7 @@ def test_unsuitable_weights_are_refused_in_a_sentence(damage, state, weights, tm
 @pytest.mark.usefixtures("real")
 def test_timm_downloads_nothing(monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something is asked of a network"))
-    assert dinov2.build().num_features == WIDTH
+    assert dinov2.bare().num_features == WIDTH
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def published(mirror, monkeypatch, tmp_path):
     """A server in the place of the one that has the published file; torch's hub cache is empty."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
-    return mirror, dinov2.URL.removeprefix("https://dl.fbaipublicfiles.com")
+    return mirror, WEIGHTS["dinov2"].url.removeprefix("https://dl.fbaipublicfiles.com")
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["--cache-dir", "torch's hub cache"])
@@ -276,7 +276,9 @@ def test_published_weights_are_fetched_once(given, published, weights, tmp_path,
 
 @pytest.mark.usefixtures("published")
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone):
-    with pytest.raises(UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/dinov2.*, or give it as --dinov2-w"):
+    with pytest.raises(
+        UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/dinov2.*, or give it as --weights dinov2=FILE"
+    ):
         load_extractor("dinov2", None, alone)
 
 
@@ -284,4 +286,4 @@ def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone)
 def test_without_timm_the_error_says_so(weights, alone, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="the extractor dinov2 needs timm; pip install timm"):
-        load_extractor("dinov2", weights, alone)
+        load_extractor("dinov2", {"dinov2": weights}, alone)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fiducial.evaluation.extraction import plain_float32
-from fiducial.evaluation.features import Extractor, load_extractor
+from fiducial.evaluation.features.extraction import plain_float32
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.features.load import load_extractor
 from scripts.stand_ins import pictures
 
 IMAGES = pictures(70, 1)
@@ -20,7 +21,7 @@ def in_batches(extractor: Extractor, images: np.ndarray, batch_size: int) -> lis
 
 @pytest.mark.parametrize(("name", "count"), [("digits", 70), ("inception", 9)])
 def test_features_are_the_same_bits_in_any_batch(name, count, inception_weights, alone):
-    extractor = load_extractor(name, inception_weights, alone)
+    extractor = load_extractor(name, {"inception": inception_weights}, alone)
     expected = in_batches(extractor, IMAGES[:count], count)
     assert [len(output) for output in expected] == [count] * (2 if name == "inception" else 1)
     for batch_size in (1, 7, 64):

@@ -14,9 +14,9 @@ from conftest import run_command
 from PIL import Image, ImageCms, PngImagePlugin
 
 from fiducial import UserError
-from fiducial.evaluation import image_files
-from fiducial.evaluation.image_files import image_header, kind_of, read_image
-from fiducial.evaluation.images import open_images
+from fiducial.evaluation.data import image_files
+from fiducial.evaluation.data.image_files import image_header, kind_of, read_image
+from fiducial.evaluation.data.opening import open_images
 from fiducial.sampling.store import npz as archive
 from fiducial.sampling.store.png import read_png
 
@@ -355,7 +355,7 @@ def one_colour(side: int, rows: int) -> bytes:
 LOOK = """
 import sys
 from pathlib import Path
-from fiducial.evaluation.image_files import image_header, read_image
+from fiducial.evaluation.data.image_files import image_header, read_image
 path = Path(sys.argv[1])
 print(image_header(path, "it", 64).several, read_image(path, "it", 64).reshape(-1, 3).mean(0).tolist())
 """

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from fiducial import UserError
-from fiducial.evaluation.images import open_images, read_ahead
+from fiducial.evaluation.data.images import read_ahead
+from fiducial.evaluation.data.opening import open_images
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (11, 6, 5, 3), dtype=np.uint8)
 

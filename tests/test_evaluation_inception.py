@@ -1,6 +1,7 @@
 """The Inception network against torch-fidelity's, same weights on both sides; and the file that its weights come in."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from fiducial import UserError
-from fiducial.evaluation import inception
-from fiducial.evaluation.features import load_extractor
+from fiducial.evaluation.features import EXTRACTORS, INCEPTION, inception
+from fiducial.evaluation.features.load import load_extractor
 from scripts.stand_ins import pictures
 
 NAMES = ("pool3", "spatial", "logits")
@@ -31,7 +32,7 @@ def theirs(weights, images) -> dict[str, torch.Tensor]:
 
 
 def ours(weights, images, group, dtype: str = "float32") -> dict[str, torch.Tensor]:
-    extractor = load_extractor("inception", weights, group, dtype)
+    extractor = load_extractor("inception", {"inception": weights}, group, dtype)
     with torch.inference_mode():
         pool, spatial = extractor.apply(images)
         return dict(zip(NAMES, (pool, spatial, extractor.logits(pool)), strict=True))
@@ -137,8 +138,8 @@ def test_the_clean_features_are_those_of_images_resized_before(inception_weights
     network = inception.Inception(inception.load_inception(inception_weights))
     with torch.inference_mode():
         expected, _ = network(clean_oracle(pixels))
-        found, spatial = load_extractor("inception-clean", inception_weights, alone).run(pixels)
-        tensorflows, _ = load_extractor("inception", inception_weights, alone).run(pixels)
+        found, spatial = load_extractor("inception-clean", {"inception": inception_weights}, alone).run(pixels)
+        tensorflows, _ = load_extractor("inception", {"inception": inception_weights}, alone).run(pixels)
     assert spatial is None
     assert (found - expected).abs().max() / expected.abs().max() < 1e-3
     assert (tensorflows - expected).abs().max() / expected.abs().max() > 1e-2
@@ -165,8 +166,8 @@ def test_unsuitable_weights_are_refused_in_a_sentence(damage, inception_weights,
         torch.save(state | {"fc.weight": state["fc.weight"] * torch.nan}, path)
     elif damage == "list":
         torch.save([torch.zeros(1)], path)
-    with pytest.raises(UserError, match="--inception-weights") as error:
-        load_extractor("inception", path, alone)
+    with pytest.raises(UserError, match="--weights inception=") as error:
+        load_extractor("inception", {"inception": path}, alone)
     assert "\n" not in str(error.value)
 
 
@@ -175,7 +176,7 @@ def published(mirror, monkeypatch, tmp_path):
     """A server in the place of the one that has the published file; torch's hub cache is empty."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
-    return mirror, inception.URL.removeprefix("https://github.com")
+    return mirror, INCEPTION.url.removeprefix("https://github.com")
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["--cache-dir", "torch's hub cache"])
@@ -188,7 +189,7 @@ def test_published_weights_are_fetched_once_and_checked(given, published, incept
         load_extractor("inception", None, alone, cache_dir=cache_dir)
     assert not list(tmp_path.rglob("*.pth"))
     digest = hashlib.sha256(inception_weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(inception, "PUBLISHED_SHA256", digest[:8])
+    publish(digest[:8], monkeypatch)
     for _ in range(2):
         extractor = load_extractor("inception", None, alone, cache_dir=cache_dir)
     assert extractor.weights_sha256 == digest
@@ -199,12 +200,18 @@ def test_published_weights_are_fetched_once_and_checked(given, published, incept
     assert not load_extractor_named_otherwise(inception_weights, alone, monkeypatch).as_published
 
 
+def publish(digits: str, monkeypatch) -> None:
+    """Has the published file be one whose hash begins so."""
+    spec = replace(EXTRACTORS["inception"], weights=replace(INCEPTION, sha256=digits))
+    monkeypatch.setitem(EXTRACTORS, "inception", spec)
+
+
 def load_extractor_named_otherwise(weights, group, monkeypatch):
-    monkeypatch.setattr(inception, "PUBLISHED_SHA256", "6726825d")
-    return load_extractor("inception", weights, group)
+    publish("6726825d", monkeypatch)
+    return load_extractor("inception", {"inception": weights}, group)
 
 
 @pytest.mark.usefixtures("published")
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone):
-    with pytest.raises(UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/.*, or give it as --inc"):
+    with pytest.raises(UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/.*, or give it as --weights inc"):
         load_extractor("inception", None, alone)

@@ -7,7 +7,10 @@ import pytest
 from scipy.stats import binomtest
 
 import fiducial
-from fiducial.evaluation.intervals import (
+from fiducial.evaluation.metrics.fid_infinity import frechet_curve
+from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error
+from fiducial.evaluation.metrics.inception_score import inception_score
+from fiducial.evaluation.metrics.intervals import (
     GROUPS,
     SPLITS,
     Estimate,
@@ -18,17 +21,11 @@ from fiducial.evaluation.intervals import (
     kept_groups,
     share,
 )
-from fiducial.evaluation.memorisation import memorisation
-from fiducial.evaluation.metrics import (
-    frechet_curve,
-    frechet_distance,
-    frechet_error,
-    inception_score,
-    kernel_distance,
-    vendi_score,
-)
-from fiducial.evaluation.neighbours import Neighbourhoods, neighbourhoods
-from fiducial.evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.metrics.kid import kernel_distance
+from fiducial.evaluation.metrics.memorisation import memorisation
+from fiducial.evaluation.metrics.neighbours import Neighbourhoods, neighbourhoods
+from fiducial.evaluation.metrics.statistics import FeatureStatistics
+from fiducial.evaluation.metrics.vendi import vendi_score
 
 DRAWS = 200
 BAND = (0.90, 0.98)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import features
 
-from fiducial.evaluation import neighbours
-from fiducial.evaluation.memorisation import SHOWN, memorisation
+from fiducial.evaluation.metrics import neighbours
+from fiducial.evaluation.metrics.memorisation import SHOWN, memorisation
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import fiducial
-from fiducial.evaluation.calc import Evaluation
-from fiducial.evaluation.checks import Settings, choose_metrics
-from fiducial.evaluation.features import Extractor
-from fiducial.evaluation.neighbours import neighbourhoods
-from fiducial.evaluation.references import Reference
+from fiducial.evaluation.data.references import Reference
+from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.fit import choose_metrics
+from fiducial.evaluation.metrics.neighbours import neighbourhoods
+from fiducial.evaluation.settings import Settings
 
 COUNT, SIZE = 50_000, 256
 

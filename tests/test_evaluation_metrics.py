@@ -11,19 +11,14 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from fiducial.evaluation import metrics
-from fiducial.evaluation.intervals import Estimate
-from fiducial.evaluation.metrics import (
-    SHUFFLES,
-    frechet_curve,
-    frechet_distance,
-    frechet_error,
-    inception_score,
-    kernel_distance,
-    transport,
-    vendi_score,
-)
-from fiducial.evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.metrics import fid_infinity, gaussians, intervals, kid, vendi
+from fiducial.evaluation.metrics.fid_infinity import SHUFFLES, frechet_curve
+from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error, transport
+from fiducial.evaluation.metrics.inception_score import inception_score
+from fiducial.evaluation.metrics.intervals import Estimate
+from fiducial.evaluation.metrics.kid import kernel_distance
+from fiducial.evaluation.metrics.statistics import FeatureStatistics
+from fiducial.evaluation.metrics.vendi import vendi_score
 
 
 def gaussian(dimension: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -222,7 +217,7 @@ def weighted_moments(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray,
 def test_the_error_of_the_frechet_distance_is_by_its_derivative(constant, monkeypatch):
     """Finite differences of weighted moments. `constant` adds a feature that never fires, so that there is a singular covariance
     of many samples. Without the transport, only the means' part would be left, or too much: that shows."""
-    monkeypatch.setattr(metrics, "ROWS", 9)
+    monkeypatch.setattr(intervals, "ROWS", 9)
     random = np.random.default_rng(0)
     rows = random.normal(size=(80, 5)) @ random.normal(size=(5, 5)) + 0.3
     mu, sigma = gaussian(5, 50, 1)
@@ -235,7 +230,7 @@ def test_the_error_of_the_frechet_distance_is_by_its_derivative(constant, monkey
     assert frechet_error(rows, biased, mu, sigma) == pytest.approx(expected, rel=1e-5)
     assert frechet_error(rows, own, mu, sigma) == pytest.approx(expected, rel=0.03)
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "transport", lambda s1, _: np.zeros((1, len(s1))))
+        patch.setattr(gaussians, "transport", lambda s1, _: np.zeros((1, len(s1))))
         assert abs(frechet_error(rows, biased, mu, sigma) / expected - 1) > 0.1
 
 
@@ -263,7 +258,7 @@ def test_fid_at_infinity_is_where_a_known_line_goes(alone, monkeypatch):
         blocks.append(block)
         return 3.0 + 50 / len(block) + (len(block) == 30) * 7
 
-    monkeypatch.setattr(metrics, "_distance_of", distance)
+    monkeypatch.setattr(fid_infinity, "_distance_of", distance)
     rows = np.zeros((120, 2))
     whole = Estimate(3 + 50 / 120, 0.5)
     found = frechet_curve(rows, rows[0], np.eye(2), whole, alone)
@@ -289,7 +284,7 @@ def test_fid_at_infinity_is_where_a_known_line_goes(alone, monkeypatch):
 def test_the_error_at_infinity_has_that_of_the_shuffles(alone, monkeypatch):
     """The halves of each shuffle say something else, which moves the line's end by -1.5 times as much at two thirds' weight."""
     calls = iter([5.0, 5.0, 5.4, 5.4, 4.8, 4.8, 5.2, 5.2] + [6.0] * 3 * SHUFFLES + [7.0] * 4 * SHUFFLES)
-    monkeypatch.setattr(metrics, "_distance_of", lambda *_: next(calls))
+    monkeypatch.setattr(fid_infinity, "_distance_of", lambda *_: next(calls))
     rows = np.zeros((120, 2))
     found = frechet_curve(rows, rows[0], np.eye(2), Estimate(4.5, 0.5), alone)
     ends = [np.polyfit([1, 2, 3], [4.5, half, 6.0], 1)[1] for half in (5.0, 5.4, 4.8, 5.2)]
@@ -299,11 +294,11 @@ def test_the_error_at_infinity_has_that_of_the_shuffles(alone, monkeypatch):
 
 
 def test_the_points_of_the_curve_are_frechet_distances(alone, monkeypatch):
-    monkeypatch.setattr(metrics, "ROWS", 9)
+    monkeypatch.setattr(fid_infinity, "ROWS", 9)
     rows, (mu, sigma) = features(101, 0, 4), gaussian(4, 50, 1)
     found = frechet_curve(rows, mu, sigma, Estimate(7.0, 0.1), alone)
     assert found.values[0] == 7
-    monkeypatch.setattr(metrics, "SHUFFLES", 2)
+    monkeypatch.setattr(fid_infinity, "SHUFFLES", 2)
     found = frechet_curve(rows, mu, sigma, Estimate(7.0, 0.1), alone)
     for parts, value in zip((2, 3, 4), found.values[1:], strict=True):
         distances = []
@@ -363,7 +358,8 @@ def vendi_oracle(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
 @pytest.mark.parametrize("count", [6, 40])  # fewer rows than features, and more
 def test_vendi_score_is_that_of_the_similarities(count, alone, monkeypatch):
     """Rows that keep their lengths, for one, would give another."""
-    monkeypatch.setattr(metrics, "ROWS", 9)
+    monkeypatch.setattr(intervals, "ROWS", 9)
+    monkeypatch.setattr(vendi, "ROWS", 9)
     rows = features(count, 0, 8)
     rows[::2] *= 3
     found = vendi_score(rows, alone)
@@ -403,7 +399,7 @@ def test_the_error_of_kid_is_by_its_derivative_and_of_the_subsets_drawn(alone, m
     found = kernel_distance(x, y, alone, subsets=10, size=30)
     assert found.error == pytest.approx(np.sqrt(variance + found.spread**2 / 10 / 2), rel=1e-9)
     assert kernel_distance(x[:45], y, alone, subsets=1, size=45).spread == 0
-    monkeypatch.setattr(metrics, "KID_PROBE", 30)
+    monkeypatch.setattr(kid, "KID_PROBE", 30)
     assert kernel_distance(x, y, alone, subsets=10, size=30).error == pytest.approx(found.error, rel=0.4)
 
 

@@ -6,9 +6,9 @@ import torch
 from conftest import features
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from fiducial.evaluation import neighbours
-from fiducial.evaluation.intervals import groups_of, kept_groups
-from fiducial.evaluation.neighbours import Pairs, closest, nearest, neighbourhoods
+from fiducial.evaluation.metrics import neighbours
+from fiducial.evaluation.metrics.intervals import groups_of, kept_groups
+from fiducial.evaluation.metrics.neighbours import Pairs, closest, nearest, neighbourhoods
 
 
 def precision_recall(reference: np.ndarray, samples: np.ndarray, group, half: bool = False) -> tuple[float, float]:

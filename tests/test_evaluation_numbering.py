@@ -15,11 +15,19 @@ import fiducial
 from fiducial import UserError
 from fiducial.classes import imagenet
 from fiducial.evaluation import Evaluator
-from fiducial.evaluation.calc import Evaluation
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.numbering import UNPAIRED, Numbering, labels_of_folders, numbering_of_folders, pair, within_one_folder
-from fiducial.evaluation.references import DIGITS, open_reference, write_reference
+from fiducial.evaluation.data.numbering import (
+    UNPAIRED,
+    Numbering,
+    labels_of_folders,
+    numbering_of_folders,
+    pair,
+    within_one_folder,
+)
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import DIGITS, open_reference, write_reference
+from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.report import report_page, result_table
+from fiducial.evaluation.settings import Settings
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_NAMES = tuple("0123456789")
@@ -123,9 +131,9 @@ def test_without_anything_that_vouches_fid_by_class_is_left_out_and_that_is_said
     result = evaluated(place, "samples.npz", reference, names)
     assert result.classes == []
     assert re.search(said, result.left_out["FID-digits by class"])
-    assert re.search(f"left out: .*{said}", result.table())
+    assert re.search(f"left out: .*{said}", result_table(result))
     assert json.loads(result.to_json())["classes"] == []
-    assert "FID by class needs" in result.to_html()
+    assert "FID by class needs" in report_page(result)
 
 
 def test_a_class_that_the_reference_lacks_is_said(place):

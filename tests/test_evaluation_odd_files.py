@@ -12,13 +12,15 @@ from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, pu
 from PIL import Image
 
 from fiducial import UserError
-from fiducial.evaluation import dinov2, extraction, inception
-from fiducial.evaluation.__main__ import check_outputs
-from fiducial.evaluation.features import load_extractor
-from fiducial.evaluation.images import files_in, open_images
-from fiducial.evaluation.references import find_reference
-from fiducial.evaluation.results import find_result, read_result
-from fiducial.evaluation.tables import parquet_in
+from fiducial.evaluation.commands.common import check_outputs
+from fiducial.evaluation.data.folders import files_in
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import find_reference
+from fiducial.evaluation.data.tables import parquet_in
+from fiducial.evaluation.features import dinov2, extraction, inception
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.report import write
+from fiducial.evaluation.results.reading import find_result, read_result
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +124,7 @@ def test_a_result_is_not_written_through_a_link(tmp_path):
         (path := tmp_path / f"r.{option}").symlink_to(target)
         with pytest.raises(UserError, match=f"{path} cannot be written: it is a link; give the file that it leads to"):
             check_outputs(argparse.Namespace(**{option: path}), [])
-    made().write(tmp_path / "r.json", tmp_path / "r.html")
+    write(made(), tmp_path / "r.json", tmp_path / "r.html")
     assert victim.read_text() == "precious"
     assert not (tmp_path / "absent").exists()
     assert read_result(tmp_path / "r.json")

@@ -11,9 +11,10 @@ from PIL import Image
 import fiducial
 from fiducial import UserError
 from fiducial.evaluation import Evaluator
-from fiducial.evaluation.calc import Evaluation
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.page import grid_html
+from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.report import report_page
+from fiducial.evaluation.report.page import grid_html
+from fiducial.evaluation.settings import Settings
 from scripts.stand_ins import pictures
 
 COUNT = 660  # enough for every metric
@@ -50,7 +51,9 @@ def same(one, other) -> bool:
 
 
 def from_npz(samples, ref="digits", weights=None, **settings):
-    return Evaluation.prepare(ref, fiducial.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
+    return Evaluation.prepare(ref, fiducial.init("cpu"), Settings(**settings), None, weights and {"inception": weights}).evaluate(
+        samples
+    )
 
 
 @pytest.mark.parametrize("size", [7, 64, COUNT])
@@ -86,14 +89,14 @@ import numpy as np
 from pathlib import Path
 import fiducial
 from fiducial.evaluation import Evaluator
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.page import grid_html
+from fiducial.evaluation.settings import Settings
+from fiducial.evaluation.report.page import grid_html
 
 samples, ref, weights, out, metrics = sys.argv[1:]
 with fiducial.init("cpu") as group:
     images, labels = (np.load(samples)[name] for name in ("arr_0", "arr_1"))
     settings = Settings(cache_dir=Path(out).parent / "cache", metrics=tuple(metrics.split(",")) if metrics else None)
-    evaluator = Evaluator(ref, group, settings, inception_weights=Path(weights) if weights else None)
+    evaluator = Evaluator(ref, group, settings, weights={"inception": weights} if weights else None)
     for number, start in enumerate(range(0, len(images), 8)):
         if number % group.world_size == group.rank:
             indices = np.arange(start, min(start + 8, len(images)))
@@ -324,7 +327,7 @@ def test_copies_of_training_images_are_told_online(arrays, samples):
     result = evaluator.update(images[:60], labels=labels[:60]).compute()
     assert result.metrics["authpct-digits"].value == 0
     assert [pair.sample == pair.training for pair in result.memorisation.pairs] == [True] * 10
-    assert result.to_html()
+    assert report_page(result)
 
 
 def test_training_images_are_cropped_to_the_samples(arrays, tmp_path):
@@ -338,3 +341,29 @@ def test_training_images_are_cropped_to_the_samples(arrays, tmp_path):
     evaluation = evaluator.evaluation
     with pytest.raises(UserError, match="images of 64 x 64, but the samples are of 32 x 64"):
         evaluation.check_training(64, 32)
+
+
+def test_what_a_script_of_ones_own_needs_is_short(tmp_path):
+    """Metrics and device without settings, paths as text, numbers by their plain names; settings and the class are exported."""
+    arrays = pictures(60, 0)
+    np.savez(tmp_path / "train.npz", arr_0=pictures(60, 1))
+    code = f"""
+from fiducial.evaluation import Evaluator, Settings
+import numpy as np
+images = np.load({str(tmp_path / "images.npy")!r})
+settings = Settings(cache_dir={str(tmp_path / "cache")!r})
+train = {str(tmp_path / "train.npz")!r}
+evaluator = Evaluator("digits", settings=settings, metrics=["fid", "precision"], device="cpu", train=train)
+result = evaluator.update(images).compute()
+print(sorted(result.metrics), result["fid"] is result["fid-digits"], result["authpct"].label, result["precision"].n)
+try:
+    result["kid"]
+except KeyError as error:
+    print(error)
+"""
+    np.save(tmp_path / "images.npy", arrays)
+    done = run_command("-c", code)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "['authpct-digits', 'fid-digits', 'precision-digits'] True AuthPct-digits 60"
+    assert second == "'kid was not computed, but fid, precision, authpct'"

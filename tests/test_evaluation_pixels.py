@@ -12,10 +12,10 @@ import fiducial
 from fiducial import Stopped, UserError
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation import __main__ as cli
-from fiducial.evaluation.calc import Evaluation
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.features import load_extractor
-from fiducial.evaluation.remarks import weights_unlike_published
+from fiducial.evaluation.data.remarks import weights_unlike_published
+from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.settings import Settings
 from fiducial.models.checkpoints import catalogue
 from scripts.stand_ins import pictures, write_pngs
 
@@ -50,7 +50,7 @@ def evaluated(place, samples, reference):
 
 @pytest.mark.parametrize("exchanged", ["adm.npz", "statistics.npz"])
 def test_samples_and_reference_that_are_exchanged_are_refused(place, exchanged, monkeypatch):
-    monkeypatch.setattr("fiducial.evaluation.calc.load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("fiducial.evaluation.evaluate.load_extractor", lambda *_, **__: pytest.fail("weights were loaded"))
     said = rf"{exchanged} holds mu and sigma, so it is a reference and no samples; were samples and --ref exchanged\?"
     with pytest.raises((UserError, Stopped), match=said):
         run_here("calc", place / exchanged, "--ref", place / "samples.npz", "--extractor", "digits")
@@ -60,7 +60,7 @@ def test_samples_and_reference_that_are_exchanged_are_refused(place, exchanged, 
 
 @pytest.mark.parametrize("dark", ["dark.npz", "dark"])
 def test_pixels_of_0_to_1_are_refused_before_anything_expensive(place, dark, monkeypatch):
-    monkeypatch.setattr("fiducial.evaluation.calc.extract", lambda *_: pytest.fail("images were extracted"))
+    monkeypatch.setattr("fiducial.evaluation.evaluate.extract", lambda *_: pytest.fail("images were extracted"))
     for samples, reference, whose in ((dark, "others.npz", "samples"), ("samples.npz", dark, "reference images")):
         with pytest.raises((UserError, Stopped), match=f"the 60 {whose} {BLACK}"):
             run_here("calc", place / samples, "--ref", place / reference, "--extractor", "digits")
@@ -178,7 +178,8 @@ def test_weights_that_are_not_the_published_are_said_before_anything_is_extracte
     def too_late(*_):
         raise UserError("images are extracted")
 
-    monkeypatch.setattr("fiducial.evaluation.calc.extract", too_late)
+    for place_of_use in ("evaluate", "making"):
+        monkeypatch.setattr(f"fiducial.evaluation.{place_of_use}.extract", too_late)
     said = r"warning: The weights of inception \(SHA-256 [0-9a-f]{12}\) are not the published file: compare no number with"
     options = ("--inception-weights", inception_weights)
     for command in (
@@ -188,7 +189,9 @@ def test_weights_that_are_not_the_published_are_said_before_anything_is_extracte
         with pytest.raises(Stopped, match="images are extracted"):
             run_here(*command, *options)
         assert re.match(said, capsys.readouterr().err)
-    prepared = Evaluation.prepare(str(place / "others.npz"), fiducial.init("cpu"), Settings(), None, inception_weights)
+    prepared = Evaluation.prepare(
+        str(place / "others.npz"), fiducial.init("cpu"), Settings(), None, {"inception": inception_weights}
+    )
     assert re.fullmatch(said.removeprefix("warning: ") + r" published ones\.", prepared.weights_unlike_published)
 
 

@@ -1,6 +1,7 @@
 """The protocols of other extractors: what their numbers are called, against oracles; and what does not go together."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from test_evaluation_cli import evaluate
 from test_evaluation_dinov2 import forward, narrow, official, pil_prepared, positions
 from test_evaluation_inception import clean_oracle
 
-from fiducial.evaluation import dinov2, features, inception
-from fiducial.evaluation.protocols import OUTPUTS, PROTOCOLS, called
+from fiducial.evaluation import features
+from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, dinov2, inception, parse_weights
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.metrics import METRICS, called
+from fiducial.evaluation.protocols import PROTOCOLS
 from scripts.stand_ins import pictures
 
 COUNT = 12
@@ -28,7 +32,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def state(monkeypatch):
-    monkeypatch.setattr(dinov2, "build", narrow)
+    monkeypatch.setattr(dinov2, "bare", narrow)
     return official(narrow())
 
 
@@ -113,6 +117,10 @@ MISTAKES = [
     ("calc {}/a.npz --ref {}/b.npz --protocol clean --metrics sfid", "no spatial features, which sFID needs"),
     ("calc {}/a.npz --ref {}/b.npz --protocol clean --dinov2-weights {}/w", "the extractor is inception-clean, which does not"),
     ("ref {}/a.npz --out {}/x.npz --dinov2-weights {}/w", "the extractor is inception, which does not take them"),
+    ("calc {}/a.npz --ref {}/b.npz --weights dinov2={}/w", "--weights dinov2="),
+    ("calc {}/a.npz --ref {}/b.npz --weights {}/w", "give NAME=FILE, where NAME is one of inception, dinov2"),
+    ("calc {}/a.npz --ref {}/b.npz --weights inception=a,inception=b", "those of inception are given twice"),
+    ("calc {}/a.npz --ref {}/b.npz --weights inception=a --inception-weights b", "give only one of them"),
     ("calc {}/a.npz --ref {}/b.npz --protocol dino --fp16-compat", "--fp16-compat"),
     ("calc {}/a.npz --ref {}/b.npz --protocol dino --dtype bfloat16", "the extractor dinov2 runs in float32 only"),
 ]
@@ -123,8 +131,7 @@ def test_what_does_not_fit_is_said_before_weights_are_loaded(command, said, imag
     np.savez(images / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32), arr_0=pictures(2, 0))
     np.savez(images / "plain.npz", mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32))
     (images / "w").touch()
-    for module in (inception, dinov2):
-        monkeypatch.setattr(module, "find_weights", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(features.Weights, "find", lambda *_: pytest.fail("weights are loaded"))
     monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
     code, out, err = evaluate(monkeypatch, capsys, *command.replace("{}", str(images)).split())
     assert code == 2
@@ -138,21 +145,19 @@ def test_what_does_not_fit_is_said_before_weights_are_loaded(command, said, imag
 def test_fetch_brings_dinov2(mirror, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
     mirror.content["/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"] = (DIGITS / "reference.npz").read_bytes()
-    inception.kept_at(tmp_path).parent.mkdir()
-    inception.kept_at(tmp_path).touch()
+    WEIGHTS["inception"].kept_at(tmp_path).parent.mkdir()
+    WEIGHTS["inception"].kept_at(tmp_path).touch()
     code, out, err = evaluate(monkeypatch, capsys, "fetch", "dinov2", "--cache-dir", tmp_path)
     assert code == 0, err
-    assert dinov2.kept_at(tmp_path).is_file()
+    assert WEIGHTS["dinov2"].kept_at(tmp_path).is_file()
     assert "dinov2_vitl14_pretrain.pth" in out
 
 
 def test_every_protocol_has_words_for_every_extractor():
     for protocol in PROTOCOLS.values():
-        for metric in protocol.own | protocol.borrowed:
-            for name in features.EXTRACTORS:
+        for metric in METRICS:
+            for name in EXTRACTORS:
                 assert "{" not in protocol.definition(metric, name)
-    assert set(OUTPUTS) == set(features.EXTRACTORS)
-    assert len({frozenset(protocol.own | protocol.borrowed) for protocol in PROTOCOLS.values() if protocol.extractor}) == 1
 
 
 @pytest.mark.parametrize(
@@ -166,5 +171,12 @@ def test_every_protocol_has_words_for_every_extractor():
     ],
 )
 def test_a_number_is_called_by_its_extractor(suffix, distance, metric, expected):
-    extractor = features.Extractor("x", 1, "", torch.device("cpu"), None, None, suffix=suffix, distance=distance)
+    extractor = Extractor("x", 1, "", torch.device("cpu"), None, None, suffix=suffix, distance=distance)
     assert called(metric, extractor) == expected
+
+
+def test_weights_are_named(tmp_path):
+    found = parse_weights([f"inception={tmp_path}/a=1,b.pth,dinov2=d"])
+    assert found == {"inception": tmp_path / "a=1,b.pth", "dinov2": Path("d")}
+    assert parse_weights(["dinov2=d"], inception=Path("i"), dinov2=None) == {"dinov2": Path("d"), "inception": Path("i")}
+    assert parse_weights(None) == {}

@@ -9,13 +9,14 @@ from PIL import Image
 
 import fiducial
 from fiducial import UserError, default_cache
-from fiducial.evaluation.calc import Evaluation, make_reference
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.extraction import extract
-from fiducial.evaluation.features import load_extractor
-from fiducial.evaluation.image_files import centre_crop
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import find_reference, open_reference, write_reference
+from fiducial.evaluation.data.image_files import centre_crop
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import find_reference, open_reference, write_reference
+from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.features.extraction import extract
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.making import make_reference
+from fiducial.evaluation.settings import Settings
 from scripts.stand_ins import pictures, write_pngs
 
 WIDTHS = {"mu": 2048, "sigma": 2048, "mu_s": 2023, "sigma_s": 2023}
@@ -34,15 +35,20 @@ def statistics(samples, inception_weights):
     path = samples.with_name("b.npz")
     np.savez(path, arr_0=pictures(20, 1))
     group = fiducial.init("cpu")
-    made = make_reference(open_images(path), load_extractor("inception", inception_weights, group), group, Settings(), keep=8)
+    made = make_reference(
+        open_images(path), load_extractor("inception", {"inception": inception_weights}, group), group, Settings(), keep=8
+    )
     assert {name: len(getattr(made, name)) for name in WIDTHS} == WIDTHS
     chosen = np.sort(np.random.default_rng(0).choice(20, 8, replace=False))
-    every = extract(open_images(path), load_extractor("inception", inception_weights, group), group, 64, default_cache()).rows
+    every = extract(
+        open_images(path), load_extractor("inception", {"inception": inception_weights}, group), group, 64, default_cache()
+    ).rows
     assert (made.features == every[chosen]).all()
     return made
 
 
 def result_of(samples, reference, weights, **settings):
+    weights = weights and {"inception": weights}
     return Evaluation.prepare(str(reference), fiducial.init("cpu"), Settings(**settings), None, weights).evaluate(samples)
 
 

@@ -16,11 +16,11 @@ import fiducial
 from fiducial import UserError
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation import __main__ as cli
-from fiducial.evaluation import calc as calculation
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import open_reference
-from fiducial.evaluation.remarks import REFERENCE, SAMPLES, look_at, missing
-from fiducial.evaluation.wording import warnings_left
+from fiducial.evaluation import evaluate as calculation
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import open_reference
+from fiducial.evaluation.data.remarks import REFERENCE, SAMPLES, look_at, missing
+from fiducial.evaluation.report.delivery import warnings_left
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 12

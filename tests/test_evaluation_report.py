@@ -10,17 +10,18 @@ from conftest import run_command
 from made_results import NASTY, Page, made, whole
 
 from fiducial.evaluation import __main__ as cli
-from fiducial.evaluation import page, plots
-from fiducial.evaluation.intervals import Estimate
-from fiducial.evaluation.page import document
-from fiducial.evaluation.plots import Bar
-from fiducial.evaluation.scores import ClassScore
+from fiducial.evaluation.metrics.intervals import Estimate
+from fiducial.evaluation.report import page, plots, report_page, result_table
+from fiducial.evaluation.report.document import document
+from fiducial.evaluation.report.plots import Bar
+from fiducial.evaluation.results.parts import ClassScore
+from fiducial.evaluation.results.result import Result
 from scripts.stand_ins import pictures
 
 
 @pytest.fixture(scope="module")
 def report() -> str:
-    return whole(200).to_html()
+    return report_page(whole(200))
 
 
 def test_numbers_stand_with_their_intervals(report):
@@ -29,21 +30,21 @@ def test_numbers_stand_with_their_intervals(report):
     assert rows["precision"] == ["0.750", "0.625 to 0.875", "1,000", "1,618"]
     assert rows["AuthPct"] == ["66.8 %", "64.8 to 68.8 %", "1,000", "1,618"]
     assert "the reference held fixed" in report
-    assert "the reference held fixed" not in made({"fid": (2.0, None)}).to_html()
+    assert "the reference held fixed" not in report_page(made({"fid": (2.0, None)}))
 
 
 def test_what_made_it_stands_in_json_and_page():
     made_by = {"version": "7.8", "commit": "ab" * 20 + "+changes", "command": f"python -m evaluation calc '{NASTY}'"}
     result = made(fiducial=made_by)
     assert json.loads(result.to_json())["fiducial"] == made_by
-    page = Page(result.to_html())
+    page = Page(report_page(result))
     assert page.texts["pre"] == [made_by["command"]]
-    assert f"by Fiducial 7.8 ({made_by['commit']})" in result.to_html()
+    assert f"by Fiducial 7.8 ({made_by['commit']})" in report_page(result)
 
 
 def test_authpct_is_in_the_table_and_the_json():
     result = whole()
-    assert re.search(r"AuthPct +66\.8 % +64\.8 to 68\.8 % +1,000 +1,618", result.table())
+    assert re.search(r"AuthPct +66\.8 % +64\.8 to 68\.8 % +1,000 +1,618", result_table(result))
     written = json.loads(result.to_json())
     assert written["metrics"]["authpct"]["value"] == 66.8
     assert written["training"]["pixels_sha256"] == "dd" * 32
@@ -107,7 +108,7 @@ def test_plots_take_the_colours_and_the_font_of_the_page(report):
     assert "var(--line)" in drawn
     assert not re.search(r"#[0-9a-f]{6}|font-family|<style|<metadata|\d{4}-\d\d-\d\d", drawn)
     assert report.count("<svg") == 4
-    assert whole(200).to_html() == report  # the same bytes each time
+    assert report_page(whole(200)) == report  # the same bytes each time
 
 
 def drawn_points(svg: str) -> list[tuple[float, float]]:
@@ -154,7 +155,7 @@ def test_the_worst_classes_are_shown_by_name_and_the_rest_counted(report):
     axes = plots.bars_figure(bars, "FID").axes[0]
     assert [bar.get_width() for bar in axes.patches] == [bar.value for bar in bars]
     assert axes.get_ylim() == (29.5, -0.5)  # the first at the top
-    few = made(classes=[ClassScore(0, Estimate(1.0), 5, 6), ClassScore(7, Estimate(2.0), 9, 6)]).to_html()
+    few = report_page(made(classes=[ClassScore(0, Estimate(1.0), 5, 6), ClassScore(7, Estimate(2.0), 9, 6)]))
     assert "of 5 to 9 samples each" in few
     assert "has too few samples" in few
     assert "left out" not in few
@@ -166,30 +167,39 @@ def test_the_closest_pairs_are_shown_with_their_ratios(report):
     alts = [attributes["alt"] for tag, attributes in read.attributes if tag == "img"][-20:]
     assert alts[:4] == ["sample 0", "training image 100", "sample 1", "training image 101"]
     assert [text[:5] for text in read.texts["figcaption"] if text[:2] == "0."] == [f"{(1 + n) / 16:.3f}" for n in range(10)]
-    assert "Closest to the training images" not in made().to_html()
+    assert "Closest to the training images" not in report_page(made())
 
 
 def test_throughput_is_that_of_the_sessions():
     result = made()
-    assert Page(result.to_html()).tables["sessions"] == [["600 images", "30.0 s", "20.0 images/s", "8 ranks of NVIDIA H100"]]
+    assert Page(report_page(result)).tables["sessions"] == [["600 images", "30.0 s", "20.0 images/s", "8 ranks of NVIDIA H100"]]
     more = {"images": 400, "seconds": 10.0, "ranks": 1, "device": NASTY}
     result.run.__dict__["sessions"] = (*result.run.sessions, more)
-    rows = Page(result.to_html()).tables["sessions"]
+    rows = Page(report_page(result)).tables["sessions"]
     assert rows[1:] == [
         ["400 images", "10.0 s", "40.0 images/s", f"1 rank of {NASTY}"],
         ["1,000 images", "40.0 s", "25.0 images/s", "all"],
     ]
-    assert "sessions" not in Page(made(run=None).to_html()).tables
+    assert "sessions" not in Page(report_page(made(run=None))).tables
 
 
 def test_a_result_of_one_number_is_a_page_without_plots():
-    text = made({"is": (7.0, None)}, run=None, reference=None, training=None).to_html()
+    text = report_page(made({"is": (7.0, None)}, run=None, reference=None, training=None))
     assert "<svg" not in text
     assert Page(text).tables["numbers"][1][:3] == ["IS", "7.0000", ""]
 
 
 def test_commands_that_make_no_plot_do_not_wait_for_matplotlib():
-    code = "import sys, evaluation.calc, evaluation.compare, evaluation.__main__; print('matplotlib' in sys.modules)"
+    code = "import sys, evaluation.evaluate, evaluation.results.compare, evaluation.__main__; print('matplotlib' in sys.modules)"
     assert run_command("-c", code).stdout == "False\n"
-    code = "import sys, evaluation.compare, evaluation.results; print({'torch', 'PIL'} & set(sys.modules))"
+    code = "import sys, evaluation.results.compare, evaluation.results.reading; print({'torch', 'PIL'} & set(sys.modules))"
     assert run_command("-c", code).stdout == "set()\n"
+
+
+def test_a_result_is_read_as_it_was_written():
+    """Everything but the pictures, from JSON and back."""
+    for result in (whole(), made({"is": (7.0, None)}, run=None, reference=None, training=None)):
+        text = result.to_json()
+        read = Result.parse(json.loads(text))
+        assert read.to_json() == text
+        assert read["is" if result.run is None else "fid"] == result["is" if result.run is None else "fid"]

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from fiducial.evaluation.page import grid_html, names_html
-from fiducial.evaluation.report import Grid
-from fiducial.evaluation.runs import ClassNames, find_names
+from fiducial.evaluation.data.runs import ClassNames, find_names
+from fiducial.evaluation.report.page import grid_html, names_html
+from fiducial.evaluation.results.grid import Grid
 
 NAMES = ["tench", "<b>&'\"", "ä", "3"]
 KNOWN = {"names": NAMES, "sha256": "ab" * 32}

@@ -13,15 +13,19 @@ from torchvision.datasets import ImageFolder
 
 import fiducial
 from fiducial import UserError
-from fiducial.evaluation import scores
-from fiducial.evaluation.calc import Evaluation, make_reference
-from fiducial.evaluation.checks import Settings
-from fiducial.evaluation.extraction import extract
-from fiducial.evaluation.features import Extractor, load_extractor
-from fiducial.evaluation.images import open_images
-from fiducial.evaluation.references import Provenance, Reference, open_reference, write_reference
-from fiducial.evaluation.scores import Scorer
-from fiducial.evaluation.statistics import FeatureStatistics
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.references import Provenance, Reference, open_reference, write_reference
+from fiducial.evaluation.evaluate import Evaluation, is_done
+from fiducial.evaluation.features.extraction import extract
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.making import make_reference
+from fiducial.evaluation.metrics.gaussians import frechet_error
+from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.metrics.statistics import FeatureStatistics
+from fiducial.evaluation.report import write
+from fiducial.evaluation.score import Scorer
+from fiducial.evaluation.settings import Settings
 from scripts.stand_ins import pictures
 
 DIMENSION = 4
@@ -45,7 +49,7 @@ def scorer(rows, labels, others, their_labels, group) -> Scorer:
     extractor = Extractor("stub", DIMENSION, "0", group.device, lambda x: (x, None), None)
     mu, sigma = statistics_of(others)
     reference = Reference(Path("r"), None, "images", mu, sigma, features=others, labels=their_labels)
-    return Scorer(("fid",), Owned(rows), labels, reference, extractor, Settings(), group)
+    return Scorer(("fid",), Inputs(Owned(rows), reference, extractor, Settings(), group), labels)
 
 
 def in_classes(seed: int, counts: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -228,8 +232,8 @@ def test_the_interval_of_sfid_is_that_of_its_own_features(alone, tmp_path):
     own = cached(tmp_path / "a.npz", tmp_path / "cache", alone)
     extractor = Extractor("stub", 3, "0", alone.device, lambda x: (x, None), None, spatial_dimension=18)
     reference = Reference(tmp_path, None, "", np.zeros(3), np.eye(3), np.zeros(18), np.eye(18))
-    found = Scorer(("fid", "sfid"), own, None, reference, extractor, Settings(), alone).scores().values
-    expected = scores.frechet_error(own.spatial_rows[:], own.spatial, np.zeros(18), np.eye(18))
+    found = Scorer(("fid", "sfid"), Inputs(own, reference, extractor, Settings(), alone), None).scores().values
+    expected = frechet_error(own.spatial_rows[:], own.spatial, np.zeros(18), np.eye(18))
     assert found["sfid"].error == pytest.approx(expected, rel=1e-9)
     assert found["fid"].error != pytest.approx(expected, rel=0.1)
 
@@ -270,10 +274,10 @@ def test_no_value_lies_outside_its_interval_where_samples_are_the_reference(tmp_
 
 
 def test_a_vendi_score_that_is_not_defined_is_one_sentence(alone, monkeypatch):
-    monkeypatch.setattr("fiducial.evaluation.scores.vendi_score", lambda *_: None)
+    monkeypatch.setattr("fiducial.evaluation.metrics.vendi.vendi_score", lambda *_: None)
     rows, labels = in_classes(0, {0: 30})
     with pytest.raises(UserError, match="all features of an image are 0"):
-        Scorer(("vendi",), SimpleNamespace(rows=rows), labels, None, None, Settings(metrics=("vendi",)), alone).scores()
+        Scorer(("vendi",), Inputs(SimpleNamespace(rows=rows), None, None, Settings(metrics=("vendi",)), alone), labels).scores()
 
 
 def test_loading_an_extractor_draws_no_random_numbers(alone, inception_weights):
@@ -281,7 +285,7 @@ def test_loading_an_extractor_draws_no_random_numbers(alone, inception_weights):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     load_extractor("digits", None, alone)
-    load_extractor("inception", inception_weights, alone)
+    load_extractor("inception", {"inception": inception_weights}, alone)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -317,8 +321,8 @@ def test_a_result_with_training_images_is_never_taken_for_done(alone, tmp_path):
     plain, trained = (
         Evaluation.prepare("digits", alone, settings, image_size=64, training=path) for path in (None, tmp_path / "b.npz")
     )
-    plain.evaluate(tmp_path / "a.npz").write(result, None)
-    assert [one.is_done(tmp_path / "a.npz", result) for one in (plain, trained)] == [True, False]
-    assert not plain.is_done(tmp_path / "b.npz", result)
-    trained.evaluate(tmp_path / "a.npz").write(result, None)
-    assert [one.is_done(tmp_path / "a.npz", result) for one in (plain, trained)] == [False, False]
+    write(plain.evaluate(tmp_path / "a.npz"), result, None)
+    assert [is_done(one, tmp_path / "a.npz", result) for one in (plain, trained)] == [True, False]
+    assert not is_done(plain, tmp_path / "b.npz", result)
+    write(trained.evaluate(tmp_path / "a.npz"), result, None)
+    assert [is_done(one, tmp_path / "a.npz", result) for one in (plain, trained)] == [False, False]

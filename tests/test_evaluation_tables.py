@@ -12,8 +12,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from fiducial import UserError
-from fiducial.evaluation import tables
-from fiducial.evaluation.images import open_images
+from fiducial.evaluation.data import tables
+from fiducial.evaluation.data.opening import open_images
 
 COUNT = 150
 PICTURES = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 5, 3), dtype=np.uint8)

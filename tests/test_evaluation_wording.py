@@ -3,7 +3,8 @@
 import pytest
 from made_results import Page, made
 
-from fiducial.evaluation.wording import between, number, signed
+from fiducial.evaluation.report import report_page, result_table
+from fiducial.evaluation.results.wording import between, number, signed
 
 WRITTEN = [  # value, low, high, unit, as a value, as an interval
     (0.000351234, 0.00029, 0.00041, "", "0.000351", "0.000290 to 0.000410"),
@@ -32,7 +33,7 @@ def test_digits_are_those_that_mean_something(value, low, high, unit, alone, int
 
 def test_a_small_number_is_one_in_table_and_page():
     result = made({"kid": (0.000351234, 0.00003)})
-    assert "KID     0.000351  0.000291 to 0.000411" in result.table()
-    page = Page(result.to_html())
+    assert "KID     0.000351  0.000291 to 0.000411" in result_table(result)
+    page = Page(report_page(result))
     assert page.tables["numbers"][1][:3] == ["KID", "0.000351", "0.000291 to 0.000411"]
     assert page.texts["title"] == ["KID 0.000351: run.npz"]

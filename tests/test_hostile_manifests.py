@@ -12,8 +12,8 @@ from made_runs import make_run
 
 import sample_ddp
 from fiducial import UserError, decode_json
-from fiducial.evaluation.results import read_result
-from fiducial.evaluation.runs import find_run
+from fiducial.evaluation.data.runs import find_run
+from fiducial.evaluation.results.reading import read_result
 from fiducial.sampling import plan
 from fiducial.sampling.commands.status import status, verify
 from fiducial.sampling.options.config import SamplingConfig, fingerprint

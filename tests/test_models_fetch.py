@@ -12,7 +12,7 @@ from conftest import DIGITS, run_command
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.evaluation.published import PUBLISHED
+from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.models.checkpoints import catalogue, hub
 from fiducial.sampling import engine
 from fiducial.sampling.options.config import PRESETS, SamplingConfig

@@ -172,6 +172,7 @@ MISTAKES = [
     (["--ckpt", "{sparse.pt}", "--model", "DiT-XS/8"], "dense floating point"),
     (["--vae", "ema"], "stabilityai/sd-vae-ft-ema is neither in the local hub cache"),
     (["--inception-weights", "w.pth"], "only used with --ref"),
+    (["--weights", "inception=w.pth"], "--weights: only used with --ref"),
     (["--ref", "digits", "--num-fid-samples", "1"], "needs at least 2"),
     (["--ref", "absent.npz"], "--ref absent.npz: no such file"),
     (["--ref", "{ref.npz}"], "ref.npz"),
@@ -234,7 +235,7 @@ def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, caps
         extractor=SimpleNamespace(image_size=None, name="inception"),
         reference=SimpleNamespace(path=Path("r.npz"), image_size=(32, 32), images=None),
     )
-    monkeypatch.setattr("fiducial.evaluation.calc.Evaluation.prepare", lambda *_: found)
+    monkeypatch.setattr("fiducial.evaluation.evaluate.Evaluation.prepare", lambda *_: found)
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", "--preset", "digits", "--ref", "r.npz"])
     with pytest.raises(SystemExit):
         sample_ddp.main()

@@ -49,6 +49,7 @@ EVERY = {
     "run-name": ("007", "007"),
     "hang-timeout": ("3.5", "3.5"),
     "ref": ("digits", "digits"),
+    "weights": ("[inception=a.pth, dinov2=b.pth]", "inception=a.pth,dinov2=b.pth"),
     "inception-weights": ("w.pth", "w.pth"),
     "dinov2-weights": ("d.pth", "d.pth"),
     "protocol": ("dino", "dino"),

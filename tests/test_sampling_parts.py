@@ -10,7 +10,7 @@ from conftest import PLAIN, run_command
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.evaluation import runs
+from fiducial.evaluation.data import runs
 from fiducial.sampling import engine
 from fiducial.sampling.commands.status import status, verify
 from fiducial.sampling.options.config import fingerprint

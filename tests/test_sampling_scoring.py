@@ -16,7 +16,7 @@ from conftest import ROOT, options, run_command
 
 import sample_ddp
 from fiducial import UserError
-from fiducial.evaluation.results import find_result
+from fiducial.evaluation.results.reading import find_result
 from fiducial.sampling import scoring
 from fiducial.sampling.commands.status import status
 

@@ -1,0 +1,132 @@
+"""What a reader has to know of numbers: in what they deviate from their protocol, and what else moves them."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from fiducial.evaluation.data.images import Images
+from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Reference
+from fiducial.evaluation.data.remarks import SAMPLES, missing, remarks
+from fiducial.evaluation.features import DEFAULT, EXTRACTORS, differs_from_adm
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.metrics import ADM_IS_BLOCK, METRICS, called
+from fiducial.evaluation.protocols import PUBLISHED_COUNT, Deviation
+from fiducial.evaluation.score import Scores
+from fiducial.evaluation.settings import Settings
+
+CLASSES_SHOWN = 5  # that a warning names
+ASTRAY = 0.1  # of all classes, from which on they may be numbered wrongly
+
+
+def deviations(metric: str, reference: Reference | None, extractor: Extractor, settings: Settings) -> list[str]:
+    """How one number's making differs from its protocol's."""
+    rules, row = settings.rules, METRICS[metric]
+
+    def of(rows: Iterable[Deviation]) -> list[str]:
+        return [one.text for one in rows if one.holds(metric, extractor.name, settings)]
+
+    found = [f"{rules.name} defines no {row.label}; this is {owner}'s"] if (owner := _borrowed_from(metric, settings)) else []
+    if rules.extractor is None and differs_from_adm(extractor.name):
+        found.append(f"the extractor is {extractor.name}, where {rules.name}'s is {DEFAULT}")
+    found += of_extractor(extractor, rules.name) + of(rules.of_network)
+    if extractor.dtype != "float32":
+        found.append(f"the network ran in {extractor.dtype}")
+    found += reference.deviations(metric, extractor.dtype) if reference else []
+    found += of(rules.of_arithmetic)
+    return found + ([own] if (own := row.deviation(settings)) else [])
+
+
+def _borrowed_from(metric: str, settings: Settings) -> str | None:
+    """The protocol whose definition of a metric is taken; not for what only comes with another metric."""
+    return None if METRICS[metric].follows else settings.rules.defined_by(metric)
+
+
+def of_extractor(extractor: Extractor, protocol: str) -> list[str]:
+    """In what a network and its weights differ from the protocol's own."""
+    spec = EXTRACTORS[extractor.name]
+    found = [spec.caveats[protocol]] if protocol in spec.caveats else []
+    if extractor.as_published is False:
+        found.append(f"the {spec.weights.title} weights are not the published file")
+    return found
+
+
+def warnings(
+    images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str], sorted_by_class: bool
+) -> list[str]:
+    """What a reader has to know before comparing these numbers with others."""
+    found, fid = [], called("fid", extractor)[1]
+    published = EXTRACTORS[extractor.name].comparable  # whether there are numbers of others to compare with
+    for metric, dimension in (("fid", extractor.dimension), ("sfid", extractor.spatial_dimension)):
+        if metric in metrics and images.count <= dimension:
+            found.append(
+                f"{called(metric, extractor)[1]} of {images.count:,} samples in {dimension:,} dimensions: the covariance is "
+                "singular, and the value is far above that of many samples."
+            )
+    if "fid" in metrics and published and images.count != PUBLISHED_COUNT:
+        found.append(f"This is not {fid}-50K: it was computed on {images.count:,} samples, and {fid} depends on their number.")
+    made_of = reference.count_for("fid") if reference and {"fid", "sfid"} & set(metrics) else None
+    if made_of and made_of < PUBLISHED_COUNT and published:
+        name = reference.provenance.source or reference.path.name
+        adms = "" if extractor.suffix else ", which ADM's files hold as mu and sigma"
+        singular = "their covariance is singular, and " if made_of <= extractor.dimension else ""
+        found.append(
+            f"The reference statistics were computed on the {made_of:,} images of {name}; {singular}"
+            f"published numbers use those of the whole training set{adms}."
+        )
+    if reference and reference.kind == WITHOUT_PROVENANCE and "fid" in metrics:
+        whose = "clean-fid" if extractor.name == "inception-clean" else "ADM"
+        found.append(
+            f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
+            f"and its statistics give another {fid}."
+        )
+    found += remarks(images, SAMPLES) + remarks(reference and reference.images, "reference images")
+    if images.resize:
+        found.append(f"The samples are not as they are in their files: {images.resize}.")
+    if reference and reference.provenance.not_read:
+        not_read = reference.provenance.not_read
+        found.append(f"When {reference.path.name} was made, files that look like images were not read: {not_read}.")
+    if "is-shuffled" in metrics and (sorted_by_class or labels_are_sorted(images.labels)):
+        found.append(
+            "The file looks sorted by class, so that blocks of consecutive images hold few classes and the IS is too low; "
+            "the shuffled IS is not."
+            if images.count > ADM_IS_BLOCK
+            else f"The file looks sorted by class; up to {ADM_IS_BLOCK:,} images are one block, so the IS does not suffer here."
+        )
+    return found
+
+
+def warnings_of_classes(scores: Scores, fid: str) -> list[str]:
+    """What a reader has to know of FID by class."""
+    found, count = [], len(scores.classes)
+    if count and (lacking := scores.pairing.lacking):
+        some = ", ".join(lacking[:CLASSES_SHOWN]) + (", ..." if len(lacking) > CLASSES_SHOWN else "")
+        found.append(
+            f"The reference has no images of {len(lacking):,} of the samples' classes ({some}), so {fid} by class lacks them."
+        )
+    if scores.astray > ASTRAY * count:
+        found.append(
+            f"In {fid} by class, those of {scores.astray:,} of {count:,} classes lie nearer to another class of the reference "
+            "than to their own: they are not what their labels say, or the two sides number or call their classes differently."
+        )
+    return found
+
+
+def warnings_of_training(images: Images | None) -> list[str]:
+    """What a reader has to know of training images, if there are any."""
+    found = missing(images, "training images") if images else []
+    if images and (lossy := sorted(images.headers.lossy)):
+        found.append(f"Training images are {' and '.join(lossy)} files; what copies one lies a little away from it.")
+    return found
+
+
+def labels_are_sorted(labels: np.ndarray | None) -> bool:
+    """Whether labels only rise, from one class at least to another."""
+    return labels is not None and len(labels) > 1 and bool((np.diff(labels) >= 0).all()) and labels[0] != labels[-1]
+
+
+def spread_of_labels(labels: np.ndarray | None) -> str | None:
+    """How the classes are represented, since random and balanced labels give different numbers."""
+    if labels is None:
+        return None
+    counts = np.unique(labels, return_counts=True)[1]
+    return f"{len(counts):,} different, {counts.min():,} to {counts.max():,} images each"

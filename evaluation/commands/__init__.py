@@ -1,0 +1,1 @@
+"""The commands of `python -m evaluation`, a file each: options, and what is done with them."""

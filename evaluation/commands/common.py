@@ -1,0 +1,108 @@
+"""What commands share: options, and checks of them."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fiducial
+from fiducial import STDOUT, Group, UserError, require_ending
+from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, parse_weights
+
+if TYPE_CHECKING:
+    from fiducial.evaluation.settings import Settings
+
+ALIASES = ("inception", "dinov2")  # weights that have an option of their own, by an older name
+OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--extractor",
+        choices=EXTRACTORS,
+        help="default: the protocol's, or what the reference was made with, or inception",
+    )
+    parser.add_argument(
+        "--weights",
+        action="append",
+        metavar="NAME=FILE",
+        help=f"an extractor's weights: {', or '.join(f'{one.name}=FILE, {one.form}' for one in WEIGHTS.values())} "
+        "(default: downloaded, see --cache-dir)",
+    )
+    for name in ALIASES:
+        parser.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of Inception's convolutions; bfloat16 prints what it does to FID; not run on a GPU yet (default %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="images read at once; features do not depend on it (default %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cuda", "cpu"],
+        default="auto",
+        help="auto takes CUDA where there is one; not run on a GPU yet",
+    )
+    add_cache_dir(parser)
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor leave features there")
+
+
+def add_cache_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where features, references fetched by name and the extractors' weights are kept, seen by all ranks "
+        "(default ~/.cache/fiducial, and torch's hub cache for the weights)",
+    )
+
+
+def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
+    """Raises UserError if one of the files to write could not be in the end, would replace something else, or is misnamed."""
+    taken = [path.resolve() for path in inputs]
+    for option, endings in OUTPUTS.items():
+        path = getattr(args, option, None)
+        if path is None or (option, path) == ("json", STDOUT):
+            continue
+        if path == STDOUT:
+            raise UserError(f"--{option} -: is written to a file; only --json can go to standard output")
+        if path.resolve() in taken:
+            raise UserError(f"{path} is named twice: it cannot be written as well")
+        taken.append(path.resolve())
+        if path.is_symlink() and (path.is_file() or not path.exists()):
+            raise UserError(f"{path} cannot be written: it is a link; give the file that it leads to, or another name")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} cannot be written: it is no ordinary file")
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {folder}")
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"{path} cannot be written: it is a folder, or its folder is write-protected")
+        require_ending(f"--{option}", path, *endings)
+
+
+def check_image_size(size: int | None) -> None:
+    if size is not None and not 8 <= size <= 4096:
+        raise UserError(f"--image-size {size}: must be 8 to 4,096")
+
+
+def with_ranks(args: argparse.Namespace, work: "Callable[[argparse.Namespace, Settings, Group], None]") -> None:
+    """Checks the options, and does `work` with the ranks."""
+    fiducial.launched()  # before torch is imported
+    from fiducial.evaluation.settings import Settings
+
+    names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
+    settings = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"keep_features": not args.no_cache}
+    if getattr(args, "metrics", None) is not None:
+        settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
+    settings = Settings(**settings)
+    settings.check()
+    args.weights = parse_weights(args.weights, **{name: getattr(args, f"{name}_weights") for name in ALIASES})
+    inputs = [Path(path) for name in ("samples", "images", "ref", "train") if (path := getattr(args, name, None))]
+    check_outputs(args, [*inputs, *args.weights.values()])
+    with fiducial.init(args.device) as group:
+        work(args, settings, group)

@@ -1,0 +1,133 @@
+"""What the manifest beside samples says of the run that drew them: class names, configuration, time."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fiducial import decode_json, read_json
+from fiducial.evaluation.data.image_files import DAMAGED_ARCHIVE
+
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1 << 24  # bytes
+LONGEST_NAME = 200  # characters that are shown
+NOT_AS_EXPECTED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Names by label, and the hash by which the run knows them."""
+
+    names: tuple[str, ...]
+    sha256: str
+
+    def __getitem__(self, label: int) -> str | None:
+        """The name of a label; None for one beyond them, as is the null label."""
+        return self.names[label] if label < len(self.names) else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its samples' numbers depend on it: `identity` is all that determines its images, `seed` among it.
+
+    `sessions` say how many images were drawn in how many seconds, on how many processes of which device.
+    """
+
+    fingerprint: str
+    identity: dict[str, str | int | float | bool | list | None]
+    sessions: tuple[dict[str, str | int | float], ...]
+
+
+def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
+    """The names in RUN/manifest.json for RUN.npz or RUN, if it is the manifest of these very pixels; else None.
+
+    Nobody vouches for what stands beside a file, so whatever is not as expected counts as absent.
+    """
+    return names_in(_manifest_of(samples, pixels_sha256))
+
+
+def find_run(samples: Path, pixels_sha256: str) -> Run | None:
+    """The run that drew these very pixels, by the same file and with the same care."""
+    return as_run(_manifest_of(samples, pixels_sha256))
+
+
+def names_beside(samples: Path) -> ClassNames | None:
+    """The names in that manifest, of whatever pixels it is."""
+    return names_in(_manifest_beside(samples))
+
+
+def count_of_run(path: Path) -> int | None:
+    """How many images the run in this folder, or zip of one, is to have, by its manifest; None where there is none, or it does
+    not say."""
+    try:
+        content = _zipped_manifest(path) if path.is_file() else read_json(path / MANIFEST, LARGEST_MANIFEST)
+        count = content["num_fid_samples"]
+        return count if type(count) is int and count > 0 else None
+    except (*NOT_AS_EXPECTED, *DAMAGED_ARCHIVE):
+        return None
+
+
+def _zipped_manifest(path: Path) -> object:
+    """The manifest of the outermost folder in a zip that has one."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if PurePosixPath(name).name == MANIFEST]
+        with archive.open(min(names, key=lambda name: name.count("/"))) as member:
+            return decode_json(member.read(LARGEST_MANIFEST))
+
+
+def names_in(manifest: dict) -> ClassNames | None:
+    """The class names that a manifest has."""
+    try:
+        known = manifest["class_names"]
+        names, sha256 = known["names"], known["sha256"]
+        if not isinstance(names, list) or not all(_is_text(name) for name in (*names, sha256)):
+            return None
+        return ClassNames(tuple(names), sha256)
+    except NOT_AS_EXPECTED:
+        return None
+
+
+def as_run(manifest: dict) -> Run | None:
+    """The run that a manifest is of."""
+    try:
+        identity, fingerprint = manifest["identity"], manifest["fingerprint"]
+        plain = all(isinstance(value, str | int | float | bool | list | None) for value in identity.values())
+        if not (plain and _is_text(fingerprint) and all(map(_is_text, identity)) and len(json.dumps(identity)) < 1 << 16):
+            return None
+        sessions = [
+            {
+                "images": int(session["images_drawn"]),
+                "seconds": float(session["seconds"]),
+                "ranks": int(session["world_size"]),
+                "device": str(session["device"])[:LONGEST_NAME],
+            }
+            for session in manifest["sessions"]
+            if session.get("images_drawn") and session.get("seconds")
+        ]
+        return Run(fingerprint, identity, tuple(sessions))
+    except NOT_AS_EXPECTED:
+        return None
+
+
+def _manifest_of(samples: Path, pixels_sha256: str) -> dict:
+    """Empty if there is none of these pixels."""
+    manifest = _manifest_beside(samples)
+    try:
+        return manifest if manifest["npz"]["pixels_sha256"] == pixels_sha256 else {}
+    except NOT_AS_EXPECTED:
+        return {}
+
+
+def _manifest_beside(samples: Path) -> dict:
+    """Empty if there is none."""
+    path = samples.parent / samples.name.removesuffix(".npz") / MANIFEST
+    try:
+        manifest = read_json(path, LARGEST_MANIFEST)
+        return manifest if isinstance(manifest, dict) else {}
+    except NOT_AS_EXPECTED:
+        return {}
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is short text that a file can hold; half a character raises ValueError."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and bool(value.encode())

@@ -1,0 +1,56 @@
+"""Loading an extractor by its name."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from fiducial import Group, UserError
+from fiducial.evaluation.features import EXTRACTORS, WEIGHTS
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.memory import keep_freed_memory
+
+
+def load_extractor(
+    name: str,
+    weights: Mapping[str, str | Path] | None,
+    group: Group,
+    dtype: str = "float32",
+    cache_dir: str | Path | None = None,
+) -> Extractor:
+    """The extractor called `name`.
+
+    Args:
+        weights: files by the name of whose weights they are, in place of the published ones; those of others are not looked at.
+        cache_dir: where published weights are kept.
+
+    Raises:
+        UserError: if the weights are missing, damaged, or not this network's.
+    """
+    spec = EXTRACTORS[name]
+    if dtype not in spec.dtypes:
+        raise UserError(f"--dtype {dtype}: the extractor {name} runs in {' or '.join(spec.dtypes)} only")
+    with torch.random.fork_rng(devices=[]):  # networks are made before their weights are read, which draws random numbers
+        path = None
+        if spec.weights:
+            if group.device.type == "cpu":
+                keep_freed_memory()
+            path = spec.weights.find((weights or {}).get(spec.weights.name), group, cache_dir)
+        module, function = spec.build.split(".")
+        return getattr(import_module(f"fiducial.evaluation.features.{module}"), function)(spec, path, group.device, dtype)
+
+
+def weights_of(name: str, weights: Mapping[str, str | Path]) -> Path | None:
+    """The file that was given for the extractor called `name`, if one was.
+
+    Raises:
+        UserError: if one was given that it does not take.
+    """
+    own = EXTRACTORS[name].weights
+    for given, path in weights.items():
+        if given not in WEIGHTS:
+            raise UserError(f"--weights {given}={path}: no weights are called so; choose from {', '.join(WEIGHTS)}")
+        if not own or given != own.name:
+            raise UserError(f"--weights {given}={path}: the extractor is {name}, which does not take them")
+    return Path(weights[own.name]) if own and own.name in weights else None

@@ -1,0 +1,226 @@
+"""METRICS: every metric, a row each. A new one is a file beside this one and a row here.
+
+The rows need neither torch nor numpy, so that commands can list them; a metric's file is imported when it is computed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from importlib import import_module
+from math import inf
+from typing import Any
+
+ADM_IS_BLOCK = 5000  # images of which ADM's evaluator takes an IS
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+FIDELITY_SEED, SHUFFLE_SEED = 2020, 0
+NEIGHBOURS = 3  # k of precision and recall; an image is its own nearest neighbour, so the radius is the 4th smallest distance
+DENSITY_NEIGHBOURS = 5  # k of density and coverage
+PER_DIMENSION = 10  # samples for FID-infinity; with fewer, the line misses what Gaussians are known to have
+
+
+class Need(Enum):
+    """What a metric is computed from, beside the samples' features."""
+
+    MOMENTS = "the reference's mu and sigma"
+    SPATIAL = "the reference's mu_s and sigma_s, and spatial features"
+    FEATURES = "features of the reference's images"
+    LOGITS = "the extractor's logits"
+    TRAINING = "features of training images"
+
+
+OF_REFERENCE = {Need.MOMENTS, Need.SPATIAL, Need.FEATURES}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric. `name` is what --metrics and results call it, `label` what tables do; `needs` is what it is computed from.
+
+    `compute` takes `evaluation.metrics.inputs.Inputs` and gives an `Estimate`, or None where it has no value; "file.function" of
+    this package. `definition` is a sentence in which {features} and {logits} stand for the extractor's outputs. `least` is how
+    few samples (with `Need.FEATURES` also reference images) there may be: a number, or a function of dimension and settings;
+    `fewer` says what makes do with fewer. `bounds` are the least and the largest value that it can have, `unit` is written
+    behind values. Where no metrics are named, it is computed `by_default` or if the protocol defines it; one that `follows`
+    another comes with that. Of fewer than 50 samples it has an interval only if it is `counted`, a share of them. `deviation`
+    says of settings how they differ from the definition.
+    """
+
+    name: str
+    label: str
+    needs: Need | None
+    compute: str
+    definition: str
+    least: int | Callable[..., int] = 2
+    fewer: str = ""
+    bounds: tuple[float, float] = (0, inf)
+    unit: str = ""
+    by_default: bool = False
+    follows: str | None = None
+    counted: bool = False
+    deviation: Callable[[Any], str | None] = lambda _: None
+
+    @property
+    def of_distributions(self) -> bool:
+        """Whether it is a Fréchet distance, so to moments of the reference."""
+        return self.needs in (Need.MOMENTS, Need.SPATIAL)
+
+    @property
+    def can_be_named(self) -> bool:
+        """Whether --metrics takes it; others come with another metric, or with training images."""
+        return self.follows is None and self.needs is not Need.TRAINING
+
+    def at_least(self, dimension: int, settings: Any) -> int:
+        """How few images there may be, with features of `dimension`."""
+        return self.least if isinstance(self.least, int) else self.least(dimension=dimension, settings=settings)
+
+    def of(self, inputs: Any) -> Any:
+        """Its `Estimate` of these `Inputs`, computed once; by all ranks."""
+        module, function = self.compute.split(".")
+        return inputs.once(getattr(import_module(f"{__name__}.{module}"), function))
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "fid",
+            "FID",
+            Need.MOMENTS,
+            "frechet.fid",
+            "Fréchet distance on {features}, covariance with n - 1",
+        ),
+        Metric(
+            "sfid",
+            "sFID",
+            Need.SPATIAL,
+            "frechet.sfid",
+            "Fréchet distance on 7 channels of Mixed_6d's first branch, 17 x 17, flattened as height, width, channel (2,023)",
+        ),
+        Metric(
+            "is",
+            "IS",
+            Need.LOGITS,
+            "inception_score.inception",
+            f"on {{logits}}, mean over blocks of {ADM_IS_BLOCK:,} in file order, a short last one counting like the others",
+            least=lambda settings, **_: settings.rules.is_splits or 1,
+            bounds=(1, inf),
+        ),
+        Metric(
+            "is-shuffled",
+            "shuffled IS",
+            Need.LOGITS,
+            "inception_score.shuffled",
+            f"on {{logits}}, blocks of {ADM_IS_BLOCK:,} after a seeded shuffle",
+            least=1,
+            bounds=(1, inf),
+            follows="is",
+        ),
+        Metric(
+            "precision",
+            "precision",
+            Need.FEATURES,
+            "neighbours.precision",
+            "share of samples within a reference image's distance to its 3rd neighbour, on {features}",
+            least=NEIGHBOURS + 1,
+            bounds=(0, 1),
+            counted=True,
+        ),
+        Metric(
+            "recall",
+            "recall",
+            Need.FEATURES,
+            "neighbours.recall",
+            "share of reference images within a sample's distance to its 3rd neighbour, on {features}",
+            least=NEIGHBOURS + 1,
+            bounds=(0, 1),
+        ),
+        Metric(
+            "kid",
+            "KID",
+            Need.FEATURES,
+            "kid.kid",
+            f"unbiased squared MMD on {{features}}, kernel (x.y / D + 1)^3, {KID_SUBSETS} subsets by "
+            f"RandomState({FIDELITY_SEED})",
+            least=lambda settings, **_: settings.kid_subset_size,
+            fewer="--kid-subset-size makes do with fewer",
+            bounds=(-inf, inf),
+            deviation=lambda settings: (
+                None
+                if settings.kid_subset_size == KID_SUBSET_SIZE
+                else f"subsets of {settings.kid_subset_size:,} instead of {KID_SUBSET_SIZE:,}"
+            ),
+        ),
+        Metric(
+            "density",
+            "density",
+            Need.FEATURES,
+            "neighbours.density",
+            "mean number, over 5, of reference images with the sample nearer than their 5th neighbour, on {features} "
+            "(arXiv 2002.09797)",
+            least=DENSITY_NEIGHBOURS + 1,
+            by_default=True,
+        ),
+        Metric(
+            "coverage",
+            "coverage",
+            Need.FEATURES,
+            "neighbours.coverage",
+            "share of reference images with a sample nearer than their 5th neighbour, on {features} (arXiv 2002.09797)",
+            least=DENSITY_NEIGHBOURS + 1,
+            bounds=(0, 1),
+            by_default=True,
+        ),
+        Metric(
+            "fid-infinity",
+            "FID-infinity",
+            Need.MOMENTS,
+            "fid_infinity.fid_infinity",
+            "Fréchet distance on {features} at infinitely many samples, by a line in 1 / N through those of all samples, "
+            "of halves and of thirds (arXiv 1911.07023, which draws random subsets)",
+            least=lambda dimension, **_: PER_DIMENSION * dimension,
+            bounds=(-inf, inf),
+            by_default=True,
+        ),
+        Metric(
+            "vendi",
+            "Vendi score",
+            None,
+            "vendi.vendi",
+            "exp of the entropy of the eigenvalues of cosine similarities, on {features} (arXiv 2210.02410)",
+            bounds=(1, inf),
+        ),
+        Metric(
+            "authpct",
+            "AuthPct",
+            Need.TRAINING,
+            "memorisation.authentic",
+            "share of samples that are farther from their nearest training image than that one is from its nearest fellow, "
+            "on {features} (arXiv 2102.08921)",
+            least=1,
+            bounds=(0, 100),
+            unit="%",
+            counted=True,
+        ),
+    )
+}
+# Metrics that people ask for and that are not offered, and what to take instead.
+REFUSED = {
+    "cmmd": "CMMD hangs on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "
+    "with --protocol dino is an unbiased MMD over another network than Inception as well",
+}
+
+
+def called(metric: str, extractor: Any) -> tuple[str, str]:
+    """The key and the label of a metric in a result: FID over other features than Inception's never goes by that name alone."""
+    key = metric.replace("fid", extractor.distance.lower())
+    label = METRICS[metric].label.replace("FID", extractor.distance)
+    return key + extractor.suffix.lower(), label + extractor.suffix
+
+
+def named() -> tuple[str, ...]:
+    """The metrics that --metrics takes."""
+    return tuple(metric.name for metric in METRICS.values() if metric.can_be_named)
+
+
+def without_reference() -> tuple[str, ...]:
+    """Those of them that need no reference."""
+    return tuple(name for name in named() if METRICS[name].needs not in OF_REFERENCE)

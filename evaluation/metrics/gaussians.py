@@ -1,0 +1,77 @@
+"""The Fréchet distance of two Gaussians, and what its error hangs on: arrays to floats, nothing else."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.linalg
+
+from fiducial import Group
+from fiducial.evaluation.metrics.intervals import ROUNDING, error_over_rows
+from fiducial.evaluation.metrics.statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from fiducial.evaluation.features.extraction import Rows
+
+
+def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """Squared Fréchet distance of two Gaussians: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (arXiv 1706.08500, equation 6).
+
+    With any factors S1 = A A', S2 = B B', the last trace is the sum of the singular values of A'B. That is never complex, and
+    stays accurate where covariances are singular. Means (D,), covariances (D, D), any float dtype; computed in float64.
+    """
+    m1, m2, s1, s2 = (np.asarray(array, dtype=np.float64) for array in (mu1, mu2, sigma1, sigma2))
+    coupling = scipy.linalg.svdvals(factor(s1).T @ factor(s2)).sum()
+    return max(0.0, float(((m1 - m2) ** 2).sum() + s1.trace() + s2.trace() - 2 * coupling))  # rounding may go below
+
+
+def factor(sigma: np.ndarray) -> np.ndarray:
+    """A (D, rank) with A A' = sigma (D, D), float64, by Cholesky's method with pivots, which is fast and finds the rank.
+
+    A matrix that rounding (to float32, in some files) has made indefinite is taken by its eigenvalues instead, negative ones
+    counting as 0.
+
+    Raises:
+        ValueError: if it is too far from positive semi-definite for rounding, so no covariance.
+    """
+    sigma = (sigma + sigma.T) / 2
+    factored, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma, lower=1)
+    found = np.zeros((len(sigma), max(rank, 1)))
+    found[pivots - 1, :rank] = np.tril(factored)[:, :rank]
+    left = np.abs(sigma - found @ found.T).max()
+    if left <= len(sigma) * 1e-14 * sigma.diagonal().max():
+        return found
+    values, vectors = scipy.linalg.eigh(sigma, driver="evd")
+    if values[0] < -1e-3 * abs(values[-1]):
+        raise ValueError("a covariance has no negative eigenvalues, but this matrix has")
+    return vectors * np.sqrt(values.clip(0))
+
+
+def transport(sigma1: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
+    """W (rank, D), where W'W = S2^1/2 (S2^1/2 S1 S2^1/2)^-1/2 S2^1/2 is the map that transports N(0, S1) to N(0, S2)."""
+    b = factor(np.asarray(sigma2, dtype=np.float64))
+    values, vectors = scipy.linalg.eigh(b.T @ np.asarray(sigma1, dtype=np.float64) @ b, driver="evd")
+    kept = values > 1e-14 * values[-1]
+    return (b @ vectors[:, kept] * values[kept] ** -0.25).T
+
+
+def frechet_error(
+    rows: "np.ndarray | Rows", own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
+) -> float | None:
+    """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
+
+    By the delta method: a sample at distance d from the mean m moves it by (2 (m - mu).d + d'(1 - T)d) / N and a constant, with
+    T the `transport` from the samples' covariance. Where the two distributions are nearly one, that is nearly 0, and the error is
+    rather too large. None where it is 0, and where samples are too few for a covariance of full rank, so that there is no such
+    map; a feature that is the same in all of many samples does no harm.
+    """
+    count, dimension = rows.shape
+    if count <= dimension:
+        return None
+    w, gap = transport(own.covariance, sigma), own.mean - mu
+
+    def influences(part: np.ndarray) -> np.ndarray:
+        d = part.astype(np.float64) - own.mean
+        return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
+
+    error = error_over_rows(rows, influences, group)
+    return error if error > ROUNDING * own.covariance.trace() else None

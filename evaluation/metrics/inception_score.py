@@ -1,0 +1,115 @@
+"""The Inception score, over blocks of images in the order that a protocol has them in."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from fiducial import Group
+from fiducial.evaluation.metrics import ADM_IS_BLOCK, FIDELITY_SEED, SHUFFLE_SEED
+from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.metrics.intervals import Estimate, error_of_mean, estimate
+
+LOGITS_CHUNK = 1000  # images whose logits exist at once
+
+
+def inception(inputs: Inputs) -> Estimate:
+    """IS as the protocol has it: splits of a seeded permutation, or blocks in the order of the file."""
+    count, splits = len(inputs.own.rows), inputs.settings.rules.is_splits
+    if splits is None:
+        return inception_score(_blocks(inputs, np.arange(count)), inputs.group)
+    order = np.random.RandomState(FIDELITY_SEED).permutation(count)
+    cuts = [split * count // splits for split in range(1, splits)]
+    return inception_score([partial(_logits, inputs, block) for block in np.split(order, cuts)], inputs.group)
+
+
+def shuffled(inputs: Inputs) -> Estimate:
+    """IS over blocks after a seeded shuffle, which a file sorted by class does not lower."""
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(inputs.own.rows))
+    return inception_score(_blocks(inputs, order), inputs.group)
+
+
+def sorted_by_class(inputs: Inputs) -> bool:
+    """Whether the file looks sorted by class, where IS is over blocks in its order."""
+    if inputs.settings.rules.is_splits is not None:
+        return False
+    return looks_sorted(np.concatenate([logits.argmax(1) for logits in _logits(inputs, np.arange(len(inputs.own.rows)))]))
+
+
+def looks_sorted(predicted: np.ndarray) -> bool:
+    """Whether neighbours in the file are predicted to be of one class far more often than chance has it."""
+    pairs = len(predicted) - 1
+    if pairs < 1:
+        return False
+    shares = np.unique(predicted, return_counts=True)[1] / len(predicted)
+    chance, seen = float((shares**2).sum()), float((np.diff(predicted) == 0).mean())
+    beyond_noise = (seen - chance) * pairs**0.5 > 6 * (chance * (1 - chance)) ** 0.5
+    return chance < 1 and beyond_noise and (seen - chance) / (1 - chance) > 0.2
+
+
+def _blocks(inputs: Inputs, order: np.ndarray) -> list[Callable[[], Iterator[np.ndarray]]]:
+    """ADM's blocks of images in this order, each as what gives its logits."""
+    return [partial(_logits, inputs, block) for block in np.split(order, range(ADM_IS_BLOCK, len(order), ADM_IS_BLOCK))]
+
+
+def _logits(inputs: Inputs, block: np.ndarray) -> Iterator[np.ndarray]:
+    """Of these images, by ascending index."""
+    extractor = inputs.extractor
+    for chunk in np.split(np.sort(block), range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
+        inputs.group.check()
+        rows = torch.from_numpy(inputs.own.rows[chunk]).to(extractor.device)
+        yield extractor.logits(rows).cpu().numpy()
+
+
+def inception_score(blocks: list[Callable[[], Iterator[np.ndarray]]], group: Group) -> Estimate:
+    """Mean over blocks of exp(mean KL) (arXiv 1606.03498), with its standard deviation over several blocks.
+
+    The error is by the delta method: a sample moves the score of its block by that score times its own KL from the block's
+    average. The ranks share the blocks out.
+
+    Args:
+        blocks: each gives the logits (B, classes) of its images, in any cut, whenever it is called.
+    """
+    scores, variances = np.zeros(len(blocks)), np.zeros(len(blocks))
+    for number in range(group.rank, len(blocks), group.world_size):
+        divergence, average = mean_divergence(blocks[number]())
+        scores[number] = np.exp(divergence)
+        variances[number] = (scores[number] * error_of_mean(divergences_from(average, blocks[number]()))) ** 2
+    scores, variances = group.sum(scores), group.sum(variances)
+    spread = float(scores.std()) if len(scores) > 1 else None
+    return estimate(float(scores.mean()), float(np.sqrt(variances.sum())) / len(scores), 1, spread=spread)
+
+
+def mean_divergence(chunks: Iterable[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Mean KL divergence, in nats, of softmax predictions from their own average, and that average (classes,).
+
+    Args:
+        chunks: logits (B, classes) of the images, in any cut.
+    """
+    count, negentropy, total = 0, 0.0, 0.0
+    for logits in chunks:
+        p, log_p = _softmax(logits)
+        count += len(p)
+        negentropy += float((p * log_p).sum())
+        total = total + p.sum(axis=0)
+    average = total / count
+    present = average[average > 0]
+    return negentropy / count - float((present * np.log(present)).sum()), average
+
+
+def divergences_from(average: np.ndarray, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The KL divergence of each image's softmax prediction from `average` (classes,), (B,) for each of `chunks`."""
+    log_average = np.log(np.where(average > 0, average, 1))
+    for logits in chunks:
+        p, log_p = _softmax(logits)
+        yield (p * (log_p - log_average)).sum(axis=1)
+
+
+def _softmax(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and their logarithms, float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    p = np.exp(shifted)
+    norm = p.sum(axis=1, keepdims=True)
+    return p / norm, shifted - np.log(norm)

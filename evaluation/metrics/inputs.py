@@ -1,0 +1,35 @@
+"""What metrics are computed from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fiducial import Group
+from fiducial.evaluation.data.references import Reference
+from fiducial.evaluation.features.extraction import Features
+from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.settings import Settings
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The samples' features `own`, the `reference` with what a metric needs of it, and the features of `training` images.
+
+    Every rank has the same, and a metric, which all ranks compute together, gives all of them the same.
+    """
+
+    own: Features
+    reference: Reference | None
+    extractor: Extractor
+    settings: Settings
+    group: Group
+    training: Features | None = None
+    _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, function: Callable[["Inputs"], Found]) -> Found:
+        """What `function` makes of these, computed at the first call: several metrics come from one pass."""
+        if function not in self._found:
+            self._found[function] = function(self)
+        return self._found[function]

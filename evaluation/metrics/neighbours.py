@@ -1,0 +1,299 @@
+"""Nearest neighbours among features, and what they tell: precision, recall, density, coverage, memorised samples.
+
+Distances are worked on in tiles, which the ranks share out; never more than one tile and what it is reduced to exist at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiducial import Group, progress_bar
+from fiducial.evaluation.metrics import DENSITY_NEIGHBOURS, NEIGHBOURS
+from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.metrics.intervals import (
+    GROUPS,
+    Estimate,
+    error_of_mean,
+    estimate,
+    groups_of,
+    jackknife_error,
+    kept_groups,
+    share,
+)
+
+ENOUGH = 2 * GROUPS  # samples for an interval of recall or coverage
+TILE = 2048  # rows and columns of the distances that exist at once
+ADM_BLOCK = 10_000  # rows and columns that ADM's evaluator works on at once; its float16 falls back to float32 by the block
+HALF_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """Four numbers that depend on the same distances; the last two are None where a reference is too small for them."""
+
+    precision: Estimate
+    recall: Estimate
+    density: Estimate | None
+    coverage: Estimate | None
+
+
+def precision(inputs: Inputs) -> Estimate:
+    """The share of samples that lie within the reference."""
+    return inputs.once(_neighbourhoods).precision
+
+
+def recall(inputs: Inputs) -> Estimate:
+    """The share of the reference that lies within the samples."""
+    return inputs.once(_neighbourhoods).recall
+
+
+def density(inputs: Inputs) -> Estimate | None:
+    """How many reference images samples lie near to; None where there are too few."""
+    return inputs.once(_neighbourhoods).density
+
+
+def coverage(inputs: Inputs) -> Estimate | None:
+    """The share of the reference that samples lie near to; None where there are too few."""
+    return inputs.once(_neighbourhoods).coverage
+
+
+def _neighbourhoods(inputs: Inputs) -> Neighbourhoods:
+    """All four, from one pass over the distances."""
+    return neighbourhoods(inputs.reference.features, inputs.own.rows, inputs.group, inputs.settings.fp16_compat)
+
+
+def neighbourhoods(reference: np.ndarray, samples: np.ndarray, group: Group, half: bool = False) -> Neighbourhoods:
+    """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of features (R, D), (N, D) float32.
+
+    Precision is the share of samples that lie within some reference image's distance to its 3rd neighbour, borders included;
+    recall the share of reference images within some sample's. Density is the mean number of reference images that have a
+    sample nearer than their 5th neighbour, over 5; coverage the share of them. The ranks share the tiles of the distances out.
+
+    Args:
+        half: distances as ADM's evaluator rounds them (see `half_distances`) in place of float32.
+
+    Raises:
+        ValueError: if either side has too few rows for a 3rd neighbour.
+    """
+    if min(len(reference), len(samples)) <= NEIGHBOURS:
+        raise ValueError(f"{len(reference)} and {len(samples)} images have no neighbour number {NEIGHBOURS}")
+    kept, member = torch.from_numpy(kept_groups()), torch.from_numpy(groups_of(len(samples)))
+    theirs = nearest(Pairs(reference, reference, group, half), min(DENSITY_NEIGHBOURS + 1, len(reference)), group)
+    ours = nearest(Pairs(samples, samples, group, half), NEIGHBOURS + 1, group, member)
+    counts = _Counts(len(reference), len(samples))
+    counts.add(Pairs(reference, samples, group, half), theirs[:, NEIGHBOURS], theirs[:, -1], _radii(ours, member, kept), member)
+    return counts.summed(group).shares(kept.numpy())
+
+
+def _radii(smallest: Tensor, member: Tensor, kept: Tensor) -> Tensor:
+    """(1 + K, N): each sample's distance to its 3rd neighbour among all samples, and among those that each of `kept` (K, G)
+    leaves; -1, which no distance is below, for samples that are not among them.
+
+    Args:
+        smallest: (N, G, 4), the smallest distances to the samples of each group; `member` (N,) says whose group is which.
+    """
+    everyone = torch.ones(1, kept.shape[1], dtype=torch.bool)
+    radii = []
+    for groups in torch.cat([everyone, kept]):
+        radius = smallest[:, groups].flatten(1).kthvalue(NEIGHBOURS + 1).values
+        radii.append(radius.where(groups[member], -1.0))
+    return torch.stack(radii)
+
+
+class _Counts:
+    """What the tiles of distances between R reference images and N samples add up to.
+
+    `inside` and `near` (N,) count the reference images whose 3rd and 5th neighbour is not nearer than the sample; `covered`
+    (R, G) and `recalled` (R, 1 + K) say which samples' groups are so near to an image, and by which sets it is recalled.
+    """
+
+    def __init__(self, reference_count: int, count: int):
+        sets = 1 + len(kept_groups())
+        self.inside, self.near = torch.zeros(count), torch.zeros(count)
+        self.covered = torch.zeros(reference_count, GROUPS, dtype=torch.bool)
+        self.recalled = torch.zeros(reference_count, sets, dtype=torch.bool)
+
+    def add(self, pairs: "Pairs", radii3: Tensor, radii5: Tensor, radii_s: Tensor, member: Tensor) -> None:
+        """Goes through this rank's tiles."""
+        group, device = pairs.group, pairs.group.device
+        radii3, radii5, radii_s = (radii.to(device) for radii in (radii3, radii5, radii_s))
+        largest = radii_s.amax(0)
+        with progress_bar(len(pairs.a) * len(pairs.b), "neighbourhoods", "pair", delay=5) as bar:
+            for r, s in pairs.tiles(group):
+                group.check()
+                block = pairs.distances(r, s)
+                self.inside[s] += (block <= radii3[r, None]).sum(0).cpu()
+                near = block < radii5[r, None]
+                self.near[s] += near.sum(0).cpu()
+                rows, columns = near.nonzero().T.cpu()
+                self.covered[r][rows, member[s][columns]] = True
+                rows, columns = hits = (block <= largest[s]).nonzero().T  # few, and all that any set of samples has
+                recalling = block[rows, columns] <= radii_s[:, s][:, columns]
+                rows = hits[0].cpu()
+                for number, found in enumerate(recalling.cpu()):
+                    self.recalled[r, number][rows[found]] = True
+                bar.update(block.numel() * group.world_size)
+
+    def summed(self, group: Group) -> "_Counts":
+        """Those of all ranks."""
+        for name, counts in vars(self).items():
+            found = torch.from_numpy(group.sum(counts.numpy().astype(np.float64)))
+            setattr(self, name, found if counts.is_floating_point() else found > 0)
+        return self
+
+    def shares(self, kept: np.ndarray) -> Neighbourhoods:
+        """What the counts say; intervals of what hangs on the samples' neighbours by leaving out thirds."""
+        count = len(self.inside)
+        density = self.near.numpy() / DENSITY_NEIGHBOURS
+        recalled = self.recalled.double().mean(0).numpy()
+        covered = self.covered.numpy()
+        coverages = np.array([covered[:, groups].any(1).mean() for groups in kept])
+        enough = count >= ENOUGH  # for a third to be left out
+        errors = [jackknife_error(values) if enough else None for values in (recalled[1:], coverages)]
+        has_fifth = len(covered) > DENSITY_NEIGHBOURS
+        return Neighbourhoods(
+            share(int((self.inside > 0).sum()), count),
+            estimate(float(recalled[0]), errors[0], 0, 1),
+            estimate(float(density.mean()), error_of_mean([density]), 0) if has_fifth else None,
+            estimate(float(covered.any(1).mean()), errors[1], 0, 1) if has_fifth else None,
+        )
+
+
+def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = None) -> Tensor:
+    """The `count` smallest squared distances from each row of `pairs.a` to the rows of `pairs.b`, ascending: (N, count) float32.
+
+    With `member` (M,), to the rows of each of the groups that it numbers: (N, GROUPS, count), infinite where a group is
+    smaller. Ranks share the tiles out; no more than one tile and the smallest so far exist at a time.
+    """
+    best = torch.full((len(pairs.a), 1 if member is None else GROUPS, count), torch.inf)
+    with progress_bar(len(pairs.a) * len(pairs.b), "neighbours", "pair", delay=5) as bar:
+        for rows, columns in pairs.tiles(group, mirrored=pairs.symmetric):
+            group.check()
+            block = pairs.distances(rows, columns)
+            _keep_smallest(best[rows], block, None if member is None else member[columns])
+            mirrored = pairs.symmetric and rows != columns
+            if mirrored:
+                _keep_smallest(best[columns], block.T.contiguous(), None if member is None else member[rows])
+            bar.update(block.numel() * (1 + mirrored) * group.world_size)
+    if group.world_size > 1:
+        for number in range(best.shape[1]):  # in parts, of which each rank has every other's
+            everyone = np.zeros((group.world_size, len(best), count))
+            everyone[group.rank] = best[:, number].numpy()
+            everyone = torch.from_numpy(group.sum(everyone)).float()
+            best[:, number] = torch.cat(list(everyone), dim=1).topk(count, largest=False).values
+    return best[:, 0] if member is None else best
+
+
+class Chosen:
+    """Some rows of an array, in the order of `indices` (M,), copied only when a slice of them is read."""
+
+    def __init__(self, rows: np.ndarray, indices: np.ndarray):
+        self._rows, self.indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self._rows[self.indices[part]]
+
+
+def closest(pairs: "Pairs", group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest squared distance from each row of `pairs.a` to the rows of `pairs.b`, and to which: (N,) float32, (N,) int64.
+
+    Of several as near, the first.
+    """
+    best, index = np.full(len(pairs.a), np.inf, dtype=np.float32), np.zeros(len(pairs.a), dtype=np.int64)
+    with progress_bar(len(pairs.a) * len(pairs.b), "nearest", "pair", delay=5) as bar:
+        for rows, columns in pairs.tiles(group):
+            group.check()
+            found, where = (values.cpu().numpy() for values in pairs.distances(rows, columns).min(1))
+            nearer = found < best[rows]
+            best[rows] = np.where(nearer, found, best[rows])
+            index[rows] = np.where(nearer, where + columns.start, index[rows])
+            bar.update(len(found) * (columns.stop - columns.start) * group.world_size)
+    if group.world_size > 1:
+        everyone = np.zeros((group.world_size, 2, len(best)))
+        everyone[group.rank] = np.where(np.isfinite(best), best, np.finfo(np.float32).max), index
+        everyone = group.sum(everyone)
+        winner = np.lexsort((everyone[:, 1], everyone[:, 0]), axis=0)[0]
+        best, index = (everyone[winner, part, np.arange(len(best))] for part in (0, 1))
+    return best.astype(np.float32), index.astype(np.int64)
+
+
+def _keep_smallest(best: Tensor, block: Tensor, member: Tensor | None) -> None:
+    """Merges the distances in `block` (rows, columns) into the smallest so far (rows, groups, count), in place."""
+    count, parts = best.shape[2], [block]
+    if member is not None:
+        block = block[:, member.argsort(stable=True).to(block.device)]
+        parts = block.split(member.bincount(minlength=GROUPS).tolist(), dim=1)
+    for number, part in enumerate(parts):
+        found = part.topk(min(count, part.shape[1]), largest=False).values.cpu()
+        best[:, number] = torch.cat([best[:, number], found], dim=1).topk(count, largest=False).values
+
+
+class Pairs:
+    """All pairs of rows of a (M, D) and b (N, D), float32, and their squared distances, tile by tile.
+
+    With `half`, distances are ADM's (see `half_distances`). Its evaluator works in blocks of 10,000 x 10,000, and one that
+    overflows float16 is computed in float32; no tile crosses a border of those blocks.
+    """
+
+    def __init__(self, a: "np.ndarray | Chosen", b: "np.ndarray | Chosen", group: Group, half: bool):
+        self.a, self.b, self.group, self._half = a, b, group, half
+        self.symmetric = a is b and not half  # in float16, the order of the additions shows
+        self._in_float32 = self._overflowing_blocks(group) if half else frozenset()
+
+    def tiles(self, group: Group, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
+        """This rank's share of the tiles; with `mirrored`, only one of two that are each other's mirror image."""
+        everything = ((rows, columns) for rows in _ranges(len(self.a)) for columns in _ranges(len(self.b)))
+        wanted = (tile for tile in everything if not mirrored or tile[0].start <= tile[1].start)
+        return islice(wanted, group.rank, None, group.world_size)
+
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        """One tile of squared distances, float32."""
+        a, b = self._rows(rows, columns)
+        exact = not self._half or (rows.start // ADM_BLOCK, columns.start // ADM_BLOCK) in self._in_float32
+        return squared_distances(a, b) if exact else half_distances(a, b)
+
+    def _rows(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(self.a[rows]).to(self.group.device), torch.from_numpy(self.b[columns]).to(self.group.device)
+
+    def _overflowing_blocks(self, group: Group) -> frozenset[tuple[int, int]]:
+        """The blocks, by row and column number, in which some of the `half_distances` are not finite."""
+        if 2.1 * (_largest_norm(self.a) + _largest_norm(self.b)) < HALF_MAX:  # then no step can
+            return frozenset()
+        found = np.zeros([-(-len(x) // ADM_BLOCK) for x in (self.a, self.b)])
+        for rows, columns in self.tiles(group):
+            if not half_distances(*self._rows(rows, columns)).isfinite().all():
+                found[rows.start // ADM_BLOCK, columns.start // ADM_BLOCK] = 1
+        return frozenset(zip(*(axis.tolist() for axis in np.nonzero(group.sum(found))), strict=True))
+
+
+def _largest_norm(features: np.ndarray) -> float:
+    return max(float(np.square(features[rows], dtype=np.float64).sum(1).max()) for rows in _ranges(len(features)))
+
+
+def _ranges(count: int) -> Iterator[slice]:
+    for block in range(0, count, ADM_BLOCK):
+        end = min(block + ADM_BLOCK, count)
+        yield from (slice(start, min(start + TILE, end)) for start in range(block, end, TILE))
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|^2 of all pairs of rows (M, D), (N, D) float32: the norm expansion, clamped at 0."""
+    norms_a, norms_b = a.square().sum(1), b.square().sum(1)
+    return torch.addmm(norms_b, a, b.T, alpha=-2).add_(norms_a[:, None]).clamp_min_(0)
+
+
+def half_distances(a: Tensor, b: Tensor) -> Tensor:
+    """`squared_distances` with every result rounded to float16, as in ADM's evaluator: features, squares, norms, products,
+    differences and sums. Sums over features are accumulated in float32 and rounded once. Float32; not finite where the last
+    step overflows float16."""
+    a, b = a.half(), b.half()
+    norms_a, norms_b = (x.square().float().sum(1).half() for x in (a, b))
+    products = (a.float() @ b.float().T).half()
+    return (norms_a[:, None] - 2 * products + norms_b).clamp_min(0).float()

@@ -1,0 +1,30 @@
+"""Where results go: a table on the screen, and files."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from fiducial import STDOUT, UserError, say, say_result, write_whole
+
+
+def warnings_left(sentences: Sequence[str], said: Collection[str]) -> list[str]:
+    """Lines of the warnings that were not `said` on the terminal before, and how many were."""
+    left = [f"warning: {sentence}" for sentence in sentences if sentence not in said]
+    before = len(sentences) - len(left)
+    return [*left, *([f"{before} more {'warning was' if before == 1 else 'warnings were'} given at the start"] if before else [])]
+
+
+def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
+    """Writes the files that are asked for, prints the table, and says where they are; `STDOUT` comes last.
+
+    Raises:
+        UserError: if one cannot be written.
+    """
+    wanted = {path: text for path, text in files.items() if path not in (None, STDOUT)}
+    for path, text in wanted.items():
+        try:
+            write_whole(path, lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    say(*table.split("\n"), *map(str, wanted))
+    if STDOUT in files:
+        say_result(files[STDOUT]().rstrip("\n"))

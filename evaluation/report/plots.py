@@ -1,0 +1,163 @@
+"""Numbers with their intervals as plots: a figure of matplotlib, and its SVG to be set into a page.
+
+A plot takes its ink from the page that it stands in (`currentColor`, `--accent`, `--line`), in light as in dark, and its text
+is text in the page's font. The same numbers give the same bytes.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from fiducial import printable
+
+if TYPE_CHECKING:  # matplotlib is imported where a figure is made: no command waits for it without need
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fiducial.evaluation.results.parts import Curve
+
+INK, ACCENT, LINE = "#010203", "#040506", "#070809"  # stand-ins for the page's colours
+COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", LINE: "var(--line)"}
+WIDTH = 340  # of a plot, in the pixels that it is shown at: a phone's
+ROW = 20  # pixels of a row
+POINT = 72  # pixels of an SVG by matplotlib to an inch
+LONGEST = 20  # characters of a name beside a plot
+STYLE = {
+    **{"font.size": 12, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LINE),
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A named value with its interval, where there is one."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def curve_figure(curve: "Curve", label: str) -> "Figure":
+    """FID against 1 / N: the points, the line through the first three, and where it ends, with its interval."""
+    from fiducial.evaluation.metrics.fid_infinity import FITTED
+
+    whole = curve.counts[0]
+    with _figure(WIDTH, 230) as (figure, axes):
+        places = [whole / count for count in curve.counts]
+        axes.plot([0, places[FITTED - 1]], [curve.at_infinity.value, curve.at(curve.counts[FITTED - 1])], color=LINE, zorder=1)
+        axes.plot(places, curve.values, "o", color=ACCENT)
+        end = curve.at_infinity
+        _whiskers(axes, 0, Bar(label, end.value, end.low, end.high), vertical=True, marker="D")
+        axes.set_xticks([0, *places], ["∞", *(f"{count:,}" for count in curve.counts)])
+        axes.set_xlim(-0.3, places[-1] + 0.3)
+        axes.set_xlabel("number of samples N, on a scale of 1 / N")
+        axes.set_ylabel(label)
+    return figure
+
+
+def pair_figure(x: Bar, y: Bar) -> "Figure":
+    """Two metrics of one model against each other, such as recall and precision; both axes from 0 to 1, or beyond it."""
+    with _figure(250, 230) as (figure, axes):
+        _whiskers(axes, y.value, x)
+        _whiskers(axes, x.value, y, vertical=True, marker="")
+        for bar, limits, name in ((x, axes.set_xlim, axes.set_xlabel), (y, axes.set_ylim, axes.set_ylabel)):
+            limits(0, max(1.0, 1.1 * max(bar.value, bar.high or 0)))
+            name(printable(bar.name))
+        axes.grid(color=LINE, linewidth=0.8)
+    return figure
+
+
+def bars_figure(bars: Sequence[Bar], label: str) -> "Figure":
+    """Bars from 0, the first at the top."""
+    with _figure(WIDTH, 55 + ROW * len(bars)) as (figure, axes):
+        axes.barh(range(len(bars)), [bar.value for bar in bars], 0.62, color=ACCENT, alpha=0.55)
+        for row, bar in enumerate(bars):
+            _whiskers(axes, row, bar, marker="", colour=INK)
+        _name_rows(axes, bars, label)
+        axes.set_xlim(left=0)
+    return figure
+
+
+def dots_figure(bars: Sequence[Bar], label: str) -> "Figure":
+    """Points with whiskers, the first at the top; the axis shows what lies between them, not 0."""
+    with _figure(WIDTH, 55 + (ROW + 4) * len(bars)) as (figure, axes):
+        for row, bar in enumerate(bars):
+            _whiskers(axes, row, bar)
+        axes.axvline(bars[0].value, color=LINE, linewidth=0.8, zorder=0)
+        _name_rows(axes, bars, label)
+        axes.margins(x=0.08)
+    return figure
+
+
+def svg(figure: "Figure", name: str, title: str) -> str:
+    """The figure as an element of a page in which no other one is called `name`; `title` is read out in its place."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # only the page has to have it
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    root = ElementTree.fromstring(buffer.getvalue())
+    width, height = (round(inches * POINT) for inches in figure.get_size_inches())
+    for parent in root.iter():
+        for child in [child for child in parent if child.tag.endswith(("}metadata", "}style"))]:
+            parent.remove(child)  # a style within would be the whole page's
+    for element in root.iter():
+        _adapt(element, name)
+    root.attrib = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": printable(title)}
+    root.attrib |= {"class": "plot", "style": f"max-width: {width}px"}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adapt(element: ElementTree.Element, name: str) -> None:
+    """Takes the page's colours and font, and ids that no other figure has. Text stays as it is."""
+    element.tag = element.tag.partition("}")[2]
+    attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+    if "style" in attributes:
+        parts = [part for part in attributes["style"].split("; ") if not part.startswith("font-family")]
+        attributes["style"] = "; ".join(parts)
+        for stand_in, colour in COLOURS.items():
+            attributes["style"] = attributes["style"].replace(stand_in, colour)
+    for key, opening in (("id", ""), ("href", "#"), ("clip-path", "url(#")):
+        if key in attributes:
+            attributes[key] = f"{opening}{name}-{attributes[key].removeprefix(opening)}"
+    element.attrib = attributes
+
+
+@contextmanager
+def _figure(width: int, height: int) -> "Iterator[tuple[Figure, Axes]]":
+    """Empty axes of a figure of so many pixels, without a frame."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width / POINT, height / POINT), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _whiskers(axes: "Axes", place: float, bar: Bar, vertical: bool = False, marker: str = "o", colour: str = ACCENT) -> None:
+    """A point, and its interval as a line, in the direction that the value is read in."""
+    if bar.low is not None and bar.high is not None:
+        ends, places = [bar.low, bar.high], [place, place]
+        axes.plot(*((places, ends) if vertical else (ends, places)), color=colour)
+    if marker:
+        axes.plot(*((place, bar.value) if vertical else (bar.value, place)), marker, color=colour)
+
+
+def _name_rows(axes: "Axes", bars: Sequence[Bar], label: str) -> None:
+    names = [printable(bar.name) for bar in bars]
+    half = LONGEST // 2  # what tells names of runs apart often stands at their ends
+    short = [name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}" for name in names]
+    axes.set_yticks(range(len(bars)), short)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(printable(label))

@@ -1,0 +1,78 @@
+"""Results and comparisons as tables for a terminal."""
+
+import itertools
+import shutil
+from collections.abc import Collection, Iterable
+
+from fiducial import printable
+from fiducial.evaluation.report.delivery import warnings_left
+from fiducial.evaluation.results.compare import Comparison, Difference, Row
+from fiducial.evaluation.results.result import Result
+from fiducial.evaluation.results.wording import between, counted, signed
+
+WIDTH = 130  # of the table where nothing says how wide the terminal is
+
+
+def result_table(result: Result, said: Collection[str] = ()) -> str:
+    """The numbers; what is missing and warnings below, but for those that were `said` there before."""
+    rows = [("metric", "value", "95 % interval", "N", "reference")]
+    rows += [
+        (m.label, m.shown(), between(m.low, m.high, m.unit), f"{m.n:,}", counted(m.reference_n)) for m in result.metrics.values()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows]
+    notes = [f"left out: {why}" for why in result.left_out.values()] + warnings_left(result.warnings, said)
+    return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *notes]))
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Values with their intervals below, the spread between seeds, differences."""
+    parts = _values_text(comparison, shutil.get_terminal_size((WIDTH, 24)).columns)
+    parts += [_spread_text(row) for row in comparison.rows if len(row.files) > 1]
+    parts += [_differences_text(found) for _, found in itertools.groupby(comparison.differences, lambda one: one.row)]
+    parts += ["\n".join(f"left out: {why}" for why in comparison.left_out)] if comparison.left_out else []
+    return "\n\n".join(parts)
+
+
+def _values_text(comparison: Comparison, width: int) -> list[str]:
+    """One table, a row a run, in as many parts below each other as the terminal's width takes."""
+    names = [row.title for row in comparison.rows]
+    first = max(map(len, names))
+    parts, columns = [], []
+    for key, label in comparison.labels.items():
+        cells = [row.cells.get(key) for row in comparison.rows]
+        texts = [c.shown() if c else ("", "") for c in cells]
+        wide = max(len(label), *(len(text) for pair in texts for text in pair))
+        if columns and first + sum(2 + other for other, _, _ in columns) + 2 + wide > width:
+            parts, columns = [*parts, columns], []
+        columns.append((wide, label, texts))
+    return [_part_text(names, first, part) for part in [*parts, columns]]
+
+
+def _part_text(names: list[str], first: int, columns: list[tuple[int, str, list[tuple[str, str]]]]) -> str:
+    lines = [" " * first + "".join(f"  {label:>{wide}}" for wide, label, _ in columns)]
+    lines.append("-" * len(lines[0]))
+    for row, name in enumerate(names):
+        for line in (0, 1):
+            start = f"{'' if line else name:<{first}}"
+            lines.append((start + "".join(f"  {texts[row][line]:>{wide}}" for wide, _, texts in columns)).rstrip())
+    return "\n".join(map(printable, lines))
+
+
+def _spread_text(row: Row) -> str:
+    lines = [f"{row.title}: standard deviation between the seeds, and as their intervals promise it"]
+    wide = max(len(cell.label) for cell in row.cells.values())
+    for cell in row.cells.values():
+        lines.append(f"  {cell.label:<{wide}}  {cell.written(cell.seen):>8}  {cell.written(cell.promised):>8}".rstrip())
+    return "\n".join(map(printable, lines))
+
+
+def _differences_text(found: Iterable[Difference]) -> str:
+    found = list(found)
+    rows = [(d.label, signed(d.difference, d.unit, d.low, d.high), between(d.low, d.high, d.unit), d.verdict) for d in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{found[0].row} less {found[0].against}: difference, 95 % interval"]
+    for (label, gap, interval, verdict), one in zip(rows, found, strict=True):
+        note = f": {one.note}" if one.note else ""
+        lines.append(f"  {label:<{widths[0]}}  {gap:>{widths[1]}}  {interval:>{widths[2]}}  {verdict}{note}")
+    return "\n".join(map(printable, lines))

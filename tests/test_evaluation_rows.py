@@ -1,0 +1,95 @@
+"""A metric is a file and a row of METRICS, an extractor a file and a row of EXTRACTORS: nothing else has to know of them."""
+
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from test_evaluation_cli import evaluate
+
+from fiducial.evaluation import features, metrics
+from fiducial.evaluation.features import EXTRACTORS, ExtractorSpec
+from fiducial.evaluation.features.digits import build
+from fiducial.evaluation.metrics import METRICS, Metric, Need
+from fiducial.evaluation.metrics.intervals import estimate
+from fiducial.evaluation.results.compare import compare
+from fiducial.evaluation.results.reading import read_result
+from scripts.stand_ins import pictures
+
+COUNT = 60
+
+
+@pytest.fixture
+def images(tmp_path):
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pictures(COUNT, seed))
+    return tmp_path
+
+
+@pytest.fixture
+def gap(monkeypatch):
+    """A metric that is not there otherwise: the distance of the means, which has a bound, a unit and a least number."""
+
+    def compute(inputs):
+        own, theirs = (side.mean(0, dtype=np.float64) for side in (inputs.own.rows, inputs.reference.features))
+        return estimate(float(np.abs(own - theirs).mean()), 100.0, 0)
+
+    module = ModuleType(f"{metrics.__name__}.gap")
+    module.compute = compute
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    row = Metric("gap", "Gap", Need.FEATURES, "gap.compute", "mean gap on {features}", least=50, unit="px", by_default=True)
+    monkeypatch.setitem(METRICS, "gap", row)
+    return row
+
+
+def calc(folder, monkeypatch, capsys, samples: str, *options: str) -> tuple[int, str, str]:
+    where = ("--extractor", "digits", "--json", folder / f"{samples}.json", "--cache-dir", folder / "cache")
+    where = where if "--extractor" not in options else where[2:]
+    return evaluate(monkeypatch, capsys, "calc", folder / f"{samples}.npz", "--ref", folder / "b.npz", *where, *options)
+
+
+@pytest.mark.usefixtures("gap")
+def test_a_row_is_all_that_a_metric_takes(images, monkeypatch, capsys):
+    for name, options in (("a", ()), ("c", ("--metrics", "gap"))):
+        code, out, err = calc(images, monkeypatch, capsys, name, *options)
+        assert code == 0, err
+        assert "Gap-digits" in out
+    found = json.loads((images / "a.json").read_text())["metrics"]["gap-digits"]
+    assert found["definition"] == "mean gap on the 64 features of the embedded digit classifier"
+    assert (found["n"], found["reference_n"], found["low"], found["deviations"]) == (COUNT, COUNT, 0, [])
+    cell = compare([read_result(images / f"{name}.json") for name in "ac"]).rows[0].cells["gap-digits"]
+    assert cell.shown()[0].endswith(" px")
+    np.savez(images / "few.npz", arr_0=pictures(49, 0))
+    code, _, err = calc(images, monkeypatch, capsys, "few", "--metrics", "gap")
+    assert code == 2
+    assert "Gap needs at least 50 images on either side, and there are 49" in err
+    code, _, err = evaluate(monkeypatch, capsys, "calc", images / "a.npz", "--ref", images / "b.npz", "--metrics", "gape")
+    assert "choose from fid" in err
+    assert "gap" in err.partition("choose from")[2]
+
+
+def test_a_row_is_all_that_an_extractor_takes(images, monkeypatch, capsys):
+    module = ModuleType(f"{features.__name__}.other")
+    module.build = build
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    spec = ExtractorSpec("other", 64, "other.build", "64 others", suffix="-other", caveats={"adm": "it is another"})
+    monkeypatch.setitem(EXTRACTORS, "other", spec)
+    code, out, err = calc(images, monkeypatch, capsys, "a", "--extractor", "other", "--metrics", "fid")
+    assert code == 0, err
+    assert "FID-other" in out
+    found = json.loads((images / "a.json").read_text())["metrics"]["fid-other"]
+    assert "64 others" in found["definition"]
+    assert found["deviations"] == ["the extractor is other, where adm's is inception", "it is another"]
+
+
+def test_every_row_is_of_a_function_that_is_there():
+    for metric in METRICS.values():
+        module, function = metric.compute.split(".")
+        __import__(f"{metrics.__name__}.{module}")
+        assert callable(getattr(sys.modules[f"{metrics.__name__}.{module}"], function))
+        assert metric.follows in (None, *METRICS)
+    for spec in EXTRACTORS.values():
+        module, function = spec.build.split(".")
+        __import__(f"{features.__name__}.{module}")
+        assert callable(getattr(sys.modules[f"{features.__name__}.{module}"], function))
