@@ -140,6 +140,20 @@ def names_of_checkpoint(option: Path | None, ckpt: Path, embedded: object, num_c
     return known[0]
 
 
+def names_alone(option: Path | None, num_classes: int) -> ClassNames | None:
+    """The names that `--class-names` gives where there is no checkpoint to say any; without it ImageNet's for 1,000 classes.
+
+    Raises:
+        UserError: if it is no mapping, or not of `num_classes` names.
+    """
+    if option is None:
+        return imagenet() if num_classes == IMAGENET_CLASSES else None
+    names = read(option, f"--class-names {option}")
+    if len(names.names) != num_classes:
+        raise UserError(f"{names.source}: names {len(names.names)} classes, but --num-classes is {num_classes}")
+    return names
+
+
 def _check_equal(names: ClassNames, own: ClassNames) -> None:
     """Raises UserError if two mappings differ."""
     if names.names != own.names:

@@ -63,11 +63,12 @@ def show_status(folder: Path, as_json: bool) -> int:
 
 
 def show_verify(folder: Path) -> int:
-    from fiducial.sampling.commands.status import as_named, require_manifest, status, verify
-    from fiducial.sampling.prepare import check_places
+    from fiducial.sampling.commands.status import as_named, require_manifest, status
+    from fiducial.sampling.commands.verify import verify
     from fiducial.sampling.store.manifest import mixed_up
+    from fiducial.sampling.store.places import check_places
 
-    count, wrong, in_the_way = require_manifest(folder)["num_fid_samples"], 0, ""
+    count, wrong, in_the_way = require_manifest(folder).num_fid_samples, 0, ""
     with progress_bar(count, "verifying") as bar:
         for line in verify(folder, bar.update):
             wrong += 1

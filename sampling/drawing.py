@@ -1,10 +1,8 @@
 """Turning indices into pixels on one device, and what to do when memory runs out or numbers overflow."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,49 +148,6 @@ class Drawer:
             yield
         finally:
             network.to(self._place(name))
-
-    def largest_batch(self, most: int, check: Callable[[], object]) -> int:
-        """How many images fit into memory at once, up to `most`.
-
-        Raises:
-            UserError: if not even one does.
-        """
-
-        def used(images: int) -> int:
-            try:
-                return memory.used_by(partial(self.attempt, images, t, check), before, device)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise MemoryError from error
-                raise
-
-        self.load()
-        device, before = self._device, memory.held(self._device)
-        t = max(self._grid.levels, key=self.guidance.applies)
-        weights = sum(value.nbytes for network in self._networks for value in network.parameters())
-        found = memory.largest_batch(used, memory.room(device, weights), most, may_fail=device.type == "cuda")
-        if not found:
-            raise UserError("--per-proc-batch-size auto: not even one image fits into the memory that is free")
-        return found
-
-    @torch.inference_mode()
-    def attempt(self, images: int, t: float, check: Callable[[], object]) -> tuple[float, float]:
-        """Evaluates the network for a batch at time `t`, and decodes what comes; returns the seconds of each."""
-        check()
-        x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
-        started = self._clock()
-        with self._at_work(self._networks[0], "model"):
-            x = x + self.guided(range(images))(x, t)[:, : self._channels]
-        evaluated = self._clock()
-        check()
-        self._decode(x)
-        return evaluated - started, self._clock() - evaluated
-
-    def _clock(self) -> float:
-        """Seconds, when the device has done what it was given."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.monotonic()
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """The blocks that begin at `starts`: first index, and pixels (per_proc_batch_size, H, W, 3) uint8.

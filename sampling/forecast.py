@@ -8,21 +8,21 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from fiducial import Group, say
-from fiducial.models import probe
 from fiducial.sampling import memory, numerics, plan
-from fiducial.sampling.drawing import Drawer
-from fiducial.sampling.engine import COMPILING_SECONDS, fetch, told_by_probing, vae_of_node
 from fiducial.sampling.noise import check_stream
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.prepare import Task, examine, find_batch_size
+from fiducial.sampling.run.image_files import ImageFiles
+from fiducial.sampling.run.prepare import examine
+from fiducial.sampling.source.protocol import Source
+from fiducial.sampling.source.table import source_of
 from fiducial.sampling.store import disk, lock, records
 from fiducial.sampling.store import npz as archive
 from fiducial.sampling.store.png import png_bytes
+from fiducial.sampling.store.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,70 +57,68 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
     Raises:
         UserError: if the run could not begin.
     """
-    started = time.monotonic()
+    started, spec = time.monotonic(), source_of(config)
     check_stream()
-    config = fetch(config, group)
+    config = spec.fetch(config, group)
     numerics.ready_torch()
     group.on_end(None, hang_seconds)
     if group.is_main:
-        found = examine(config, group, with_png)
-        if found.identity["per_proc_batch_size"] == "auto":
-            numbered = replace(config, labels=found.identity["labels"])
-            found.identity["per_proc_batch_size"] = find_batch_size(numbered, group, found)
-        task = found.task(archive.npz_path(found.folder), 0, "", found.done)
+        found = examine(config, spec, ImageFiles(with_png), group)
+        mark = found.manifest.mark if found.manifest else 0
+        npz = archive.npz_path(found.folder)
+        task = Task(found.folder, 0, "", found.run.identity, found.done, found.run.facts, npz=npz, mark=mark)
         group.publish("task", task.to_json())
     else:
         task = Task.from_json(group.receive("task"))
-        numerics.apply(task.how, config, group.device)
+    config = replace(config, labels=task.identity.labels)
+    events: list[dict] = []
+    source = spec.open_source(config, task, group, lambda **event: events.append(event))
     checking = time.monotonic() - started
-    config = replace(config, per_proc_batch_size=task.batch_size, labels=task.labels)
-    own, probed = measure(config, group, task, with_png) if task.missing else (None, {})
+    own, probed = measure(source, events, group, task, with_png) if task.missing else (None, None)
     group.publish(f"measured/{group.rank}", json.dumps(asdict(own) if own else None))
     if group.is_main:
         told = [json.loads(group.receive(f"measured/{rank}")) for rank in range(group.world_size)]
+        ranks = [Measured(**one) for one in told if one]
+        of_source = source.lines(probed, ranks[0].evaluations if ranks else 0)
         pngs = task.missing + records.without_png(task.folder, len(task.done), task.mark) if with_png else 0
-        for line in lines(config, task, group, [Measured(**one) for one in told if one], pngs, checking, probed.get("probe")):
+        for line in lines(of_source, task, group, ranks, pngs, checking, source.loading):
             say(line)
     group.wait()
 
 
-def measure(config: SamplingConfig, group: Group, task: Task, with_png: bool) -> tuple[Measured, dict]:
-    """Loads the networks on this rank and draws one block; all ranks do so at once, as they would draw. With it, on rank 0, what
-    `told_by_probing` returns.
+def measure(source: Source, events: list[dict], group: Group, task: Task, with_png: bool) -> tuple[Measured, dict | None]:
+    """Loads the source on this rank and draws one block; all ranks do so at once, as they would draw. With it, on rank 0, what
+    the source has told of itself.
+
+    Args:
+        events: what the source notes, as it does.
 
     Raises:
         UserError: if memory is not enough for a single image.
     """
-    folder, latent = Path(vae_of_node(config, group, task)), (task.in_channels, task.input_size)
-    batch, evaluations, started = task.batch_size, 0, time.monotonic()
-
-    def note(**event: object) -> None:
-        nonlocal batch
-        batch = event.get("batch", batch)
-
-    drawer = Drawer(config, group.device, task.how, lambda: folder, latent, note)
+    evaluations, started = 0, time.monotonic()
 
     def check() -> None:
         nonlocal evaluations
         evaluations += 1
         group.check()
 
-    with group.allowing(COMPILING_SECONDS if task.how.compile else 0):
-        drawer.load()
+    source.load()
     loading = time.monotonic() - started
-    probed = told_by_probing(drawer, group)  # which waits for all
+    probed = source.told(group)  # which waits for all
     started = time.monotonic()
-    _, pixels = next(drawer.blocks([0], task.batch_size, check))
+    _, pixels = next(source.blocks([0], task.identity.block_size, check))
     drawing = time.monotonic() - started
+    batch = min([task.identity.block_size, *(event["batch"] for event in events if "batch" in event)])
     png = disk.on_disk(np.array([len(png_bytes(image)) for image in pixels])) if with_png else None
     return Measured(loading, drawing, evaluations, batch, memory.peak(group.device), png), probed
 
 
-def add_up(config: SamplingConfig, task: Task, world_size: int, ranks: list[Measured], pngs: int) -> Forecast:
+def add_up(task: Task, world_size: int, ranks: list[Measured], pngs: int) -> Forecast:
     """What the run will take, from what each rank measured; `ranks` is empty if nothing is left to be drawn."""
-    blocks = plan.pending_blocks(task.done, task.batch_size)
+    blocks = task.plan.starts(task.done)
     largest_share = len(plan.share(blocks, 0, world_size))
-    count, size = len(task.done), config.image_size
+    count, size = len(task.done), task.identity.image_size
     png = next((rank.png for rank in ranks if rank.png), None)
     if records.done(task.folder, count, {}, task.mark).any():
         png = None  # the run's own tell better
@@ -137,51 +135,36 @@ def add_up(config: SamplingConfig, task: Task, world_size: int, ranks: list[Meas
 
 
 def lines(
-    config: SamplingConfig,
-    task: Task,
-    group: Group,
-    ranks: list[Measured],
-    pngs: int,
-    checking: float,
-    probed: dict | None = None,
+    of_source: list[str], task: Task, group: Group, ranks: list[Measured], pngs: int, checking: float, loading: str
 ) -> Iterator[str]:
-    """The forecast for people; `probed` is what the networks made of pure noise, None where it was not asked."""
-    readable, how, count = disk.readable, task.how, len(task.done)
-    found = add_up(config, task, group.world_size, ranks, pngs)
+    """The forecast for people; `of_source` is what the source says of itself, `loading` what loading it takes."""
+    readable, count, identity = disk.readable, len(task.done), task.identity
+    found = add_up(task, group.world_size, ranks, pngs)
     yield f"folder    {task.folder}"
     yield f"npz       {task.npz}, {readable(found.npz)}"
     if holder := lock.read(task.folder / lock.LOCK):
         yield f"note      locked by process {holder['pid']} on {holder['host']}; if that is alive, the run will not begin"
-    yield f"images    {count:,} of {config.image_size} x {config.image_size}, of which {count - task.missing:,} are there"
+    yield f"images    {count:,} of {identity.image_size} x {identity.image_size}, of which {count - task.missing:,} are there"
     yield (
-        f"work      {found.blocks:,} block(s) of {task.batch_size} on {group.world_size} rank(s), "
+        f"work      {found.blocks:,} block(s) of {identity.block_size} on {group.world_size} rank(s), "
         f"at most {found.blocks_of_a_rank:,} each"
     )
-    yield f"labels    {config.labels}, of {config.num_classes:,} classes; seed {config.global_seed}"
-    eta = f", eta {config.eta}" if config.eta else ""
-    evaluations = f": {ranks[0].evaluations:,} evaluations of the network for a block" if ranks else ""
-    yield f"sampler   {config.sampler}, {config.num_sampling_steps} steps{eta}{evaluations}"
-    low, high = config.guidance_interval
-    yield f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}"
-    compiled = "compiled" if how.compile else "not compiled"
-    exact = ", exact" if config.exact else ""
-    yield f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {group.device.type}{exact}"
-    if ranks:
-        yield f"probe     {probe.in_words(probed)}"
+    yield f"labels    {identity.labels}, of {identity.num_classes:,} classes; seed {identity.global_seed}"
+    yield from of_source
     own = f", {pngs:,} PNGs among it" if pngs else ", no PNGs among it"
     yield f"disk      {readable(found.disk)} to be written{own}; {readable(found.disk_free)} are free"
     if not ranks:
         yield "time      nothing is to be drawn; what is there is checked"
         return
     halved = min(rank.batch for rank in ranks)
-    short = f"; a block did not fit, and was drawn by {halved} images" if halved < task.batch_size else ""
+    short = f"; a block did not fit, and was drawn by {halved} images" if halved < identity.block_size else ""
     yield f"memory    a rank held {readable(found.memory)} at most{short}"
     yield (
         f"time      about {duration(found.seconds_drawing)} for drawing, after {duration(checking)} for checks and "
-        f"{duration(found.seconds_loading)} for weights{' and compiling' * how.compile}"
+        f"{duration(found.seconds_loading)} for {loading}"
     )
     slowest = max(rank.drawing for rank in ranks)
-    yield f"measured  a block of {task.batch_size} took {duration(slowest)} on the slowest of {group.world_size} rank(s)"
+    yield f"measured  a block of {identity.block_size} took {duration(slowest)} on the slowest of {group.world_size} rank(s)"
 
 
 def duration(seconds: float) -> str:

@@ -1,18 +1,15 @@
-"""Memory of the device: what was used at most, and how many images fit."""
+"""Memory of the device: what was used at most, and what is free."""
 
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from fiducial.memory import give_back_freed_memory
-
-SHARE = 0.8  # of what is free, so that what varies from batch to batch still fits
-MOST = {"cpu": 32, "cuda": 256}  # images: beyond these a batch is no faster, and a killed run loses more
 
 
 def peak(device: torch.device) -> int:
@@ -81,48 +78,6 @@ def _left_by_groups(membership: Path, root: Path) -> Iterator[int]:
                 yield max(0, limit - used)
 
 
-def used_by(work: Callable[[], object], before: int, device: torch.device) -> int:
-    """Bytes that `work` held at most above `before`, what was held when nothing had been drawn."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
-    release(device)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    work()
-    highest = peak(device)
-    with suppress(OSError, StopIteration):
-        highest = _field(Path("/proc/self/status"), "VmHWM")
-    return max(0, highest - before)
-
-
 def _field(file: Path, name: str) -> int:
     """Bytes, from a line such as `VmRSS:   1024 kB`."""
     return next(1024 * int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(name))
-
-
-def largest_batch(used: Callable[[int], int], free: int, most: int, may_fail: bool) -> int:
-    """The most images whose memory fits into `free` bytes, up to `most`; 0 if not even one does.
-
-    Sizes are doubled from 1 on, each only if what the last two needed, continued as a line, says that it fits; between the last
-    that was tried and twice that, the line decides. So nothing is tried that is likely to fail.
-
-    Args:
-        used: bytes that a batch of so many images takes, measured by trying; raises MemoryError if there is too little.
-        may_fail: too little memory is an error there and not the end of the process, so two images are tried in any case.
-    """
-    limit, size, last = int(SHARE * free), 1, 0
-    while size <= most:
-        try:
-            now = used(size)
-        except MemoryError:
-            return size // 2
-        if now > limit:
-            return size // 2
-        slope = (now - last) / (size - size // 2)  # from one image to two it may be less, where much is needed for any number
-        last = now
-        if last + slope * size > limit and not (may_fail and size == 1):
-            return min(most, size + int((limit - last) / max(slope, 1.0)))
-        size *= 2
-    return most

@@ -3,10 +3,13 @@
 Randomness comes from Philox words addressed by position, so that any range of indices is computed without those before it.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
 import numpy as np
+
+from fiducial.sampling.identity import Identity
 
 LABEL_STREAM = 1  # second key word of the generator; `fiducial.sampling.noise` uses another
 LABEL_MODES = ("random", "balanced", "null")
@@ -91,3 +94,29 @@ def pending_blocks(done: np.ndarray, block_size: int) -> np.ndarray:
 def share(pending: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """The blocks that `rank` draws: every `world_size`-th, so that shares differ by at most one block."""
     return pending[rank::world_size]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What index i is: its label, and the block in which it is drawn."""
+
+    spec: str  # as `--labels`, without names
+    num_classes: int
+    seed: int
+    count: int
+    block_size: int
+
+    @classmethod
+    def of(cls, identity: Identity, count: int) -> "Plan":
+        """The plan of the first `count` images of a run."""
+        return cls(identity.labels, identity.num_classes, identity.global_seed, count, identity.block_size)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all images, (count,) int64."""
+        return labels(self.spec, self.num_classes, self.seed, 0, self.count)
+
+    def starts(self, done: np.ndarray) -> np.ndarray:
+        """Where the blocks begin in which something is missing; done: (count,) bool. Ranks take turns with them, so that their
+        shares differ by at most one block."""
+        return pending_blocks(done, self.block_size) * self.block_size

@@ -7,6 +7,7 @@ import sys
 import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -107,13 +108,13 @@ def complete(folder: Path, count: int, size: int) -> None:
 def plan_work(folder: Path, count: int) -> None:
     """From the records, with nine of ten images done, to what one rank of many is to draw, as rank 0 and another find out."""
     from fiducial.sampling import plan
-    from fiducial.sampling.numerics import REFERENCE
-    from fiducial.sampling.prepare import Task
+    from fiducial.sampling.identity import Identity
     from fiducial.sampling.store import records
+    from fiducial.sampling.store.task import Task
 
     done = records.done(folder, count, {})
     assert 0.85 < done.mean() < 0.91
-    text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, BLOCK, "random", done).to_json()
+    text = Task(folder, 1, "", Identity({}), done).to_json()
     task = Task.from_json(text)
     blocks = plan.share(plan.pending_blocks(task.done, BLOCK), 17, RANKS)
     assert len(blocks) or count < RANKS * BLOCK
@@ -121,7 +122,7 @@ def plan_work(folder: Path, count: int) -> None:
 
 def undo_some(folder: Path, count: int) -> None:
     """Takes the rows of every tenth block away, and loads what the plan needs, which is no part of it."""
-    import fiducial.sampling.prepare  # noqa: F401
+    import fiducial.sampling.run.prepare  # noqa: F401
     from fiducial.sampling.store import records
 
     with open(records.table_path(folder), "r+b") as table:
@@ -155,24 +156,26 @@ def merge_parts(folder: Path) -> None:
 def draw_stubs(folder: Path, count: int, with_png: bool) -> None:
     """A whole run by one rank whose network takes no time, as the engine does it."""
     import fiducial
-    from fiducial.sampling import engine
-    from fiducial.sampling.numerics import REFERENCE
-    from fiducial.sampling.options.config import SamplingConfig
-    from fiducial.sampling.prepare import Task
+    from fiducial.sampling.identity import Identity
+    from fiducial.sampling.run import trunk
+    from fiducial.sampling.run.image_files import ImageFiles
+    from fiducial.sampling.run.sinks import RunFolder
     from fiducial.sampling.store import npz as archive
     from fiducial.sampling.store import records
+    from fiducial.sampling.store.task import Task
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = SamplingConfig(Path("none"), image_size=TINY, num_classes=1000, num_fid_samples=count, per_proc_batch_size=BLOCK)
+    identity = {"labels": "random", "num_classes": 1000, "global_seed": 0, "image_size": TINY, "per_proc_batch_size": BLOCK}
     part = archive.part_path(folder)
     part.touch()
     os.truncate(part, archive.slot(count, TINY))
-    task = Task(folder, part, 1, "", 1, 4, "", "", REFERENCE, BLOCK, "random", np.zeros(count, dtype=bool))
+    task = Task(folder, 1, "", Identity(identity), np.zeros(count, dtype=bool), npz=part)
     black = np.zeros((BLOCK, TINY, TINY, 3), dtype=np.uint8)
-    work = engine.Work(config, fiducial.init("cpu"), task, with_png, None)
-    work.drawer.blocks = lambda starts, *_: ((start, black) for start in starts)
-    work.draw(np.arange(-(-count // BLOCK)), ~task.done, lambda _: None)
-    work.mend()
+    source = SimpleNamespace(blocks=lambda starts, *_: ((start, black) for start in starts))
+    sink, group = ImageFiles(with_png), fiducial.init("cpu")
+    sink.open(place := RunFolder(task, group, None, 0.0), group)
+    trunk.draw(task.plan, source, sink, place, task.plan.starts(task.done), ~task.done, lambda _: None)
+    sink.mend(lambda *_: None)
     assert records.done(folder, count, {}).all()
     complete(folder, count, TINY)
 
@@ -186,8 +189,8 @@ def start_ranks(ranks: int, count: int) -> list[int]:
     import torch.distributed as dist
 
     from fiducial import Group, _meet
-    from fiducial.sampling.numerics import REFERENCE
-    from fiducial.sampling.prepare import Task
+    from fiducial.sampling.identity import Identity
+    from fiducial.sampling.store.task import Task
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -198,7 +201,7 @@ def start_ranks(ranks: int, count: int) -> list[int]:
     processes = [subprocess.Popen([*command, str(port), str(ranks), *map(str, share)]) for share in shares]
     group = Group(0, ranks, 0, "0", None, _meet(store, 0, ranks))
     done = np.random.default_rng(0).random(count) < 0.5  # compresses worst
-    group.publish("task", Task(Path("run"), Path("npz"), 1, "", 8, 4, "", "", REFERENCE, BLOCK, "random", done).to_json())
+    group.publish("task", Task(Path("run"), 1, "", Identity({}), done).to_json())
     group.wait()
     codes = [process.wait() for process in processes]
     if any(codes):
@@ -211,7 +214,7 @@ def be_ranks() -> None:
     import torch.distributed as dist
 
     from fiducial import Group, _meet
-    from fiducial.sampling.prepare import Task
+    from fiducial.sampling.store.task import Task
 
     port, ranks, *own = map(int, sys.argv[1:])
 

@@ -235,9 +235,12 @@ def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:
 
 def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[str, float]:
     """Blocks from noise to pixels, and with `with_png` into the npz and PNGs, as a run writes them; the time of one."""
-    from fiducial.sampling import engine
-    from fiducial.sampling.prepare import Task
+    from fiducial.sampling.identity import Identity
+    from fiducial.sampling.run import trunk
+    from fiducial.sampling.run.image_files import ImageFiles
+    from fiducial.sampling.run.sinks import RunFolder
     from fiducial.sampling.store import npz as archive
+    from fiducial.sampling.store.task import Task
 
     started = time.perf_counter()
     drawer = ours(work, *options)
@@ -252,10 +255,11 @@ def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[s
     if with_png:
         import fiducial
 
-        task = Task(run, part, 1, "", work.side, LATENT, "", "", drawer.how, work.images, "random", np.zeros(count, dtype=bool))
-        rank = engine.Work(drawer.config, fiducial.init(work.device), task, True, None)
-        rank.drawer = drawer
-        rank.draw(np.arange(BLOCKS), ~task.done, lambda _: None)
+        identity = Identity(drawer.config.identity())
+        task, group = Task(run, 1, "", identity, np.zeros(count, dtype=bool), npz=part), fiducial.init(work.device)
+        sink = ImageFiles()
+        sink.open(place := RunFolder(task, group, None, 0.0), group)
+        trunk.draw(task.plan, drawer, sink, place, task.plan.starts(task.done), ~task.done, lambda _: None)
     else:
         for _ in drawer.blocks(range(0, count, work.images), count, lambda: None):
             pass

@@ -27,8 +27,9 @@ from fiducial import Parser, UserError, require_ending, say, unwritable, user_er
 from fiducial.evaluation.data.references import DIGITS, open_reference
 from fiducial.evaluation.features.load import load_extractor
 from fiducial.evaluation.metrics.gaussians import frechet_distance
-from fiducial.sampling import engine
 from fiducial.sampling.options.config import PRESETS, SamplingConfig
+from fiducial.sampling.run import session
+from fiducial.sampling.run.image_files import ImageFiles
 from scripts.train_demo import load_scans
 
 COUNT = 1000
@@ -38,7 +39,7 @@ SCALES = (1.0, 1.25, 1.5, 2.0, 4.0)
 def draw(folder: Path, labels: str, cfg_scale: float) -> tuple[Tensor, Tensor]:
     """Images (COUNT, 3, 64, 64) uint8 and labels of the digits preset."""
     settings = PRESETS["digits"] | {"num_fid_samples": COUNT, "labels": labels, "cfg_scale": cfg_scale, "sample_dir": folder}
-    with np.load(engine.run(SamplingConfig(**settings), fiducial.init("cpu"))) as arrays:
+    with np.load(session.draw(SamplingConfig(**settings), fiducial.init("cpu"), ImageFiles())) as arrays:
         return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2), torch.from_numpy(arrays["arr_1"])
 
 

@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 
 import fiducial
 from fiducial.models import DiT_models
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.run import session
+from fiducial.sampling.run.image_files import ImageFiles
 from scripts.stand_ins import write_inception
 
 torch.set_num_threads(1)  # on networks as small as these, threads only wait for each other
@@ -67,6 +70,11 @@ def options(checkpoint: Path, folder: Path, **changes) -> list[str]:
     } | changes
     given = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     return [*PLAIN, *given, "--no-probe"]  # its weights are random
+
+
+def draw_files(config: SamplingConfig, group: fiducial.Group, with_png: bool = True, *more: object, **options: object) -> Path:
+    """The npz of a run, drawn in this process."""
+    return session.draw(config, group, ImageFiles(with_png), *more, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

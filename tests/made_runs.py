@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from fiducial.sampling import plan
-from fiducial.sampling.options.config import fingerprint
-from fiducial.sampling.store import manifest as output
+from fiducial.sampling.identity import Identity
+from fiducial.sampling.store import manifest as manifests
 from fiducial.sampling.store import npz as archive
 from fiducial.sampling.store import records
+from fiducial.sampling.store.manifest import MANIFEST_FORMAT, Manifest, Npz, Session
 from fiducial.sampling.store.png import png_bytes, png_path
 
 IDENTITY = {"image_size": 8, "num_classes": 10, "global_seed": 0, "labels": "random", "per_proc_batch_size": 4, "cfg_scale": 1.5}
@@ -20,10 +21,10 @@ def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, mar
     (folder := parent / name).mkdir(parents=True)
     identity = IDENTITY | {"global_seed": seed} | identity
     size, pixels = identity["image_size"], np.random.default_rng(seed)
-    manifest = output.new_manifest() | {"fingerprint": fingerprint(identity), "identity": identity}
+    manifest = Manifest.begun(MANIFEST_FORMAT, Identity(identity), count)
     if not marked:
-        del manifest["records_format"]
-    mark = output.mark(manifest)
+        manifest.records_format = None
+    mark = manifest.mark
     rows = []
     with open(archive.part_path(folder), "wb") as npz:
         for index in range(count):
@@ -38,7 +39,7 @@ def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, mar
     labels = plan.labels(identity["labels"], identity["num_classes"], seed, 0, count)
     whole = archive.npz_path(folder)
     archive.complete(archive.part_path(folder), whole, archive.frame(labels, size, crcs))
-    session = {"world_size": 1, "images_before": 0, "png": True, "finished": "2026-01-01T00:00:00+00:00"}
-    npz = {"file": whole.name, "count": count, "bytes": whole.stat().st_size, "pixels_sha256": pixels_sha256}
-    output.write_manifest(folder, manifest | {"num_fid_samples": count, "sessions": [session], "merged": 1, "npz": npz})
+    manifest.sessions.append(Session(world_size=1, images_before=0, png=True, finished="2026-01-01T00:00:00+00:00"))
+    manifest.merged, manifest.npz = 1, Npz(whole.name, count, whole.stat().st_size, pixels_sha256)
+    manifests.write(folder, manifest)
     return folder

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -15,8 +16,10 @@ from fiducial import UserError, decode_json
 from fiducial.evaluation.data.runs import find_run
 from fiducial.evaluation.results.reading import read_result
 from fiducial.sampling import plan
-from fiducial.sampling.commands.status import status, verify
-from fiducial.sampling.options.config import SamplingConfig, fingerprint
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
+from fiducial.sampling.identity import fingerprint
+from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.store import manifest as output
 from fiducial.sampling.store.folder import MANIFEST
 
@@ -25,7 +28,8 @@ TRIED = r"""
 import re, sys
 from pathlib import Path
 from fiducial import UserError
-from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
 for look in (status, lambda folder: list(verify(folder, lambda _: None))):
     try:
         print(look(Path(sys.argv[1])))
@@ -92,17 +96,16 @@ def test_a_hostile_manifest_is_one_sentence_in_little_memory(name, tmp_path):
 def test_what_a_manifest_cannot_hold_is_not_written(tmp_path):
     """Sessions give up what happened in them, the older ones first, before class names are refused."""
     run = make_run(tmp_path)
-    manifest = output.read_manifest(run)
-    session = manifest["sessions"][0]
+    manifest = output.read(run)
+    session = manifest.sessions[0]
     told = [{"event": "x" * 1000}] * 4000
-    many = manifest | {"sessions": [session | {"events": told, "hosts": ["a"]} for _ in range(6)]}
-    output.write_manifest(run, many)
-    again = output.read_manifest(run)
-    assert [len(session["events"]) for session in again["sessions"]] == [0, 0, 0, 4000, 4000, 4000]
-    assert all(session["hosts"] == ["a"] for session in again["sessions"])
+    output.write(run, replace(manifest, sessions=[replace(session, events=told, hosts=["a"]) for _ in range(6)]))
+    again = output.read(run)
+    assert [len(session.events) for session in again.sessions] == [0, 0, 0, 4000, 4000, 4000]
+    assert all(session.hosts == ["a"] for session in again.sessions)
     with pytest.raises(UserError, match="which nobody reads again"):
-        output.write_manifest(run, manifest | {"paths": {"ckpt": "x" * (1 << 24)}})
-    assert output.read_manifest(run) == again
+        output.write(run, replace(manifest, paths={"ckpt": "x" * (1 << 24)}))
+    assert output.read(run) == again
 
 
 def test_labels_of_the_command_line_are_bounded():
@@ -184,5 +187,5 @@ def test_the_longest_list_of_labels_can_be_written_and_read(tmp_path):
     """It stands in the manifest twice."""
     labels = "7," * (plan.LONGEST_SPEC // 2 - 1) + "7"
     run = make_run(tmp_path, labels=labels)
-    output.write_manifest(run, output.read_manifest(run) | {"options": {"labels": labels}})
-    assert output.read_manifest(run)["identity"]["labels"] == labels
+    output.write(run, replace(output.read(run), options={"labels": labels}))
+    assert output.read(run).identity.labels == labels

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
-from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
 
 ENDS_WITHIN = 45  # seconds after which a job that should have ended counts as hanging; 15 of them are the beats it waits for
 NAMES = ("fiducial-a", "fiducial-b")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from made_runs import make_run
 
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling.commands.status import status, verify
-from fiducial.sampling.prepare import check_records
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
+from fiducial.sampling.run.checks import check_records
 from fiducial.sampling.store import manifest as output
 from fiducial.sampling.store import records
 from fiducial.sampling.store.folder import MANIFEST
@@ -34,7 +36,7 @@ def test_records_of_another_run_are_told(marked, tmp_path):
     assert found.reason.startswith(f"{theirs / 'records.bin'} {said}")
     assert said in damage_lines(theirs)[0]
     with pytest.raises(UserError, match=said):
-        check_records(theirs, output.read_manifest(theirs))
+        check_records(theirs, output.read(theirs))
     done = run_command("-m", "sampling", "verify", theirs)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].endswith("put back the files of one run")
@@ -43,9 +45,9 @@ def test_records_of_another_run_are_told(marked, tmp_path):
 @pytest.mark.parametrize("file", ["table", "part"])
 def test_records_of_a_run_that_did_not_end_are_told(file, tmp_path):
     ours, theirs = (make_run(tmp_path / name, seed=seed) for name, seed in (("ours", 0), ("theirs", 1)))
-    manifest = output.read_manifest(ours)
-    del manifest["sessions"][0]["finished"]
-    output.write_manifest(ours, manifest | {"npz": None, "merged": 0})
+    manifest = output.read(ours)
+    manifest.sessions[0].finished, manifest.npz, manifest.merged = None, None, 0
+    output.write(ours, manifest)
     assert status(ours).state == "resumable"
     if file == "table":
         shutil.copy(theirs / "records.bin", ours)
@@ -71,7 +73,7 @@ def test_runs_from_before_there_were_marks_are_whole(tmp_path):
     run = make_run(tmp_path, marked=False)
     assert status(run).state == "complete"
     assert not damage_lines(run)
-    check_records(run, output.read_manifest(run))
+    check_records(run, output.read(run))
 
 
 def test_a_run_from_before_there_were_marks_continues(tiny_checkpoint, tmp_path, monkeypatch):
@@ -79,11 +81,11 @@ def test_a_run_from_before_there_were_marks_continues(tiny_checkpoint, tmp_path,
     monkeypatch.setattr(sys, "argv", ["sample_ddp.py", *arguments])
     sample_ddp.main()
     run, before = tmp_path / "run", contents(tmp_path)
-    manifest = output.read_manifest(run)
-    assert output.mark(manifest) == int(manifest["fingerprint"][:8], 16)
-    rows = records.table(run, 0, 9, output.mark(manifest))
-    del manifest["records_format"], manifest["sessions"][0]["finished"]
-    output.write_manifest(run, manifest | {"npz": None})
+    manifest = output.read(run)
+    assert manifest.mark == int(manifest.fingerprint[:8], 16)
+    rows = records.table(run, 0, 9, manifest.mark)
+    manifest.records_format, manifest.sessions[0].finished, manifest.npz = None, None, None
+    output.write(run, manifest)
     rows[7:] = np.zeros(1, records.ROW)
     (run / "records.bin").write_bytes(rows.tobytes())
     assert (status(run).state, status(run).images) == ("resumable", 7)
@@ -96,7 +98,7 @@ def test_a_run_from_before_there_were_marks_continues(tiny_checkpoint, tmp_path,
 def test_many_images_without_records_are_looked_at_at_once(tmp_path):
     """A manifest that claims a hundred million, of which a few are recorded."""
     run = make_run(tmp_path)
-    manifest = output.read_manifest(run)
-    output.write_manifest(run, manifest | {"num_fid_samples": 100_000_000})
+    manifest = output.read(run)
+    output.write(run, replace(manifest, num_fid_samples=100_000_000))
     (run / "000003.png").unlink()
     assert (status(run).images, damage_lines(run)) == (9, [f"{run}/000003.png: PNG is missing"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import options, randomised, run_command
+from conftest import draw_files, options, randomised, run_command
 from formats import training_checkpoint, wrapped
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +17,7 @@ from fiducial.models import DiT_models
 from fiducial.models.checkpoints.candidates import _walk, is_averaged
 from fiducial.models.checkpoints.checkpoint import check, load_dit, read, read_weights
 from fiducial.models.checkpoints.diffusers_form import POSITIONS
-from fiducial.sampling import engine, prepare
+from fiducial.sampling.source import dit
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 VAE_KEYS = {"vae.decoder.conv_in.weight": torch.ones(2, 2), "loss.scale": torch.ones(())}
@@ -200,9 +200,9 @@ def test_a_run_of_other_weights_names_the_option(tmp_path, first, then, said):
     one, other = (randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10), seed).state_dict() for seed in (0, 1))
     torch.save({"model": one, "model_ema": other}, path := tmp_path / "a.pt")
     arguments = options(path, tmp_path, num_classes=10, num_fid_samples=2, num_sampling_steps=2)
-    engine.run(sample_ddp.parse([*arguments, *first])[0], fiducial.init("cpu"))
+    draw_files(sample_ddp.parse([*arguments, *first])[0], fiducial.init("cpu"))
     with pytest.raises(UserError) as refused:
-        engine.run(sample_ddp.parse([*arguments, *then])[0], fiducial.init("cpu"))
+        draw_files(sample_ddp.parse([*arguments, *then])[0], fiducial.init("cpu"))
     assert said in str(refused.value)
 
 
@@ -224,7 +224,7 @@ def test_names_of_no_average(name):
 def test_raw_weights_beside_another_network_are_warned_of(ema, raw, tmp_path, capsys):
     torch.save({"model": raw, "second": ema}, path := tmp_path / "a.pt")
     config, _ = sample_ddp.parse(options(path, tmp_path, num_classes=10))
-    prepare.tell_of_weights(config, read(path), has_null=True)
+    dit.tell_of_weights(config, read(path), has_null=True)
     assert capsys.readouterr().err.startswith(f"warning: weights of {path}: model, not an EMA; beside it: second")
 
 

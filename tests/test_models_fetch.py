@@ -7,14 +7,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import DIGITS, run_command
+from conftest import DIGITS, draw_files, run_command
 
 import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.models.checkpoints import catalogue, hub
-from fiducial.sampling import engine
 from fiducial.sampling.options.config import PRESETS, SamplingConfig
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
@@ -132,7 +131,7 @@ def test_a_run_without_a_checkpoint_is_that_of_the_published_file(mirror, tiny_c
     fetched = tmp_path / "cache" / "checkpoints" / "tiny.safetensors"
     for given in ([], ["--ckpt", str(fetched)]):
         config, _ = sample_ddp.parse([*small, "--sample-dir", str(tmp_path / "samples"), *given])
-        engine.run(config, fiducial.init("cpu"))
+        draw_files(config, fiducial.init("cpu"))
         assert fetched.read_bytes() == tiny_checkpoint.read_bytes()
     assert len(mirror.seen) == 1
     (folder,) = (path for path in (tmp_path / "samples").iterdir() if path.is_dir())

@@ -18,9 +18,10 @@ from fiducial import UserError, file_sha256
 from fiducial.models import DiT_models
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.checkpoints.checkpoint import check, load_dit, read_weights, sha256
-from fiducial.sampling import prepare
-from fiducial.sampling.engine import find_weights
-from fiducial.sampling.options.config import SamplingConfig, fingerprint
+from fiducial.sampling.identity import Identity, fingerprint
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source import dit
+from fiducial.sampling.source.dit import find_weights
 
 SHAPE = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 CPU = torch.device("cpu")
@@ -109,7 +110,8 @@ def test_a_node_whose_folder_holds_other_shards_is_told(written, tmp_path):
     """Every shard counts; what another node has under the same name may be another file."""
     path = copied(written["diffusers sharded"], tmp_path)
     vae = written["AutoencoderTiny"]
-    task = SimpleNamespace(checkpoint_sha256=sha256(path), vae_sha256=file_sha256(vae / WEIGHTS))
+    hashes = {"checkpoint_sha256": sha256(path), "vae_sha256": file_sha256(vae / WEIGHTS)}
+    task = SimpleNamespace(identity=Identity(hashes))
     assert find_weights(config(ckpt=path, vae=str(vae)), task) == vae
     last = max(path.glob("*.safetensors"))
     last.write_bytes(last.read_bytes()[:-1] + b"x")
@@ -170,7 +172,7 @@ DAMAGES = [cut, emptied, flipped_header, missing_key, surplus_key, wrong_shape, 
 
 def refusal(monkeypatch, capsys, folder, *given):
     """What `sample_ddp.py` says in the place of drawing."""
-    monkeypatch.setattr("fiducial.sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.drawing.Drawer.blocks", lambda *_: pytest.fail("drawing began"))
     with pytest.raises(SystemExit) as ended:
         sample(monkeypatch, folder / "samples", *given)
     out, err = capsys.readouterr()
@@ -325,14 +327,14 @@ def test_an_ema_in_a_folder_of_its_own_never_passes_silently(network, tmp_path, 
     beside = "transformer_ema (an EMA), for which give that folder as --ckpt"
     for path in (raw, raw / "transformer"):
         found = checkpoint.read(path)
-        prepare.tell_of_weights(
+        dit.tell_of_weights(
             SimpleNamespace(ckpt=path, image_size=64, num_classes=10), replace(found, trained_classes=10), has_null=True
         )
         said = capsys.readouterr().err
         assert said == f"warning: weights of {path}: transformer, not an EMA; beside it: {beside}\n"
     found = checkpoint.read(average)
     assert (found.state["x_embedder.proj.bias"] == network.state_dict()["x_embedder.proj.bias"] + 1).all()
-    prepare.tell_of_weights(
+    dit.tell_of_weights(
         SimpleNamespace(ckpt=average, image_size=64, num_classes=10), replace(found, trained_classes=10), has_null=True
     )
     heard = capsys.readouterr()

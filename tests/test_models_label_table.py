@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import options, randomised
+from conftest import draw_files, options, randomised
 from safetensors.torch import save_file
 from test_models_main import command, inspected, refusal
 
@@ -17,7 +17,7 @@ from fiducial.models import DiT_models
 from fiducial.models.checkpoints.checkpoint import check_shape, load_dit, read
 from fiducial.models.checkpoints.label_table import classes_of, contradictions, has_null_label
 from fiducial.models.networks.dit import DiT, asked
-from fiducial.sampling import engine, prepare
+from fiducial.sampling.source import dit
 
 TABLE = "y_embedder.embedding_table.weight"
 
@@ -95,14 +95,14 @@ def test_what_inspect_says_of_such_a_file_is_drawn(tmp_path, rows, said):
     arguments = options(path, tmp_path, num_classes=rows, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
     config, _ = sample_ddp.parse([*arguments, "--no-probe"])
     with init("cpu") as group:
-        assert engine.run(config, group).is_file()
+        assert draw_files(config, group).is_file()
 
 
 def test_labels_null_needs_the_null_label(tmp_path):
     path = saved(tmp_path, 11, 11)
     config, _ = sample_ddp.parse([*options(path, tmp_path, num_classes=11), "--labels", "null"])
     with pytest.raises(UserError, match="nor drawn without a class"):
-        engine.check_given(config, init("cpu"))
+        dit.check_given(config, init("cpu"))
 
 
 def test_all_rows_for_classes_is_said_where_the_file_does_not_tell(tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_all_rows_for_classes_is_said_where_the_file_does_not_tell(tmp_path, cap
     arguments = options(path, tmp_path, num_classes=11, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
     config, _ = sample_ddp.parse([*arguments, "--no-probe"])
     with init("cpu") as group:
-        engine.run(config, group)
+        draw_files(config, group)
     assert "all rows of the label table are classes then" in capsys.readouterr().err
 
 
@@ -201,11 +201,11 @@ def test_a_command_of_inspect_goes_with_the_names_in_the_file(tmp_path):
     assert (found["num_classes"], found["command"].split()[-2:]) == (17, ["--cfg-scale", "1.0"])
     arguments = options(path, tmp_path, num_classes=17, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
     config, _ = sample_ddp.parse([*arguments, "--no-probe"])
-    engine.check_given(config, init("cpu"))
+    dit.check_given(config, init("cpu"))
 
 
 def test_a_run_tells_of_what_the_file_says_and_is_not_so(tmp_path, capsys):
     torch.save(torch.load(path := saved(tmp_path, 17)) | {"args": {"num_classes": 1000}}, path)
     config, _ = sample_ddp.parse([*options(path, tmp_path, num_classes=16), "--no-probe"])
-    prepare.tell_of_weights(config, read(path), has_null=True)
+    dit.tell_of_weights(config, read(path), has_null=True)
     assert "says of its training: num_classes 1000, but the label table has 17 rows" in capsys.readouterr().err

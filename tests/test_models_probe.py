@@ -248,9 +248,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
 ONLINE = ("--ref", "digits", "--evaluate-online")
 
 
-@pytest.mark.parametrize(
-    "more", [(), ONLINE, ("--dry-run",), ("--per-proc-batch-size", "auto")], ids=["files", "online", "dry", "auto"]
-)
+@pytest.mark.parametrize("more", [(), ONLINE, ("--dry-run",)], ids=["files", "online", "dry"])
 def test_another_family_is_refused_before_there_is_a_folder(more, tmp_path, monkeypatch, capsys):
     said = refused(monkeypatch, capsys, *small(tmp_path / "samples", "--ckpt", opposite(tmp_path), *more))
     assert "changed.safetensors: this network does not predict noise at t = 999: correlation -1.00, about 1 expected" in said

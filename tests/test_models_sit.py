@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, contents, options, randomised
+from conftest import DIGITS, contents, draw_files, options, randomised
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from test_models_main import command
@@ -24,7 +24,6 @@ from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import DiT_models, probe
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.networks.table import NETWORKS
-from fiducial.sampling import engine
 from fiducial.sampling.noise import standard_normal
 
 CPU = torch.device("cpu")
@@ -43,7 +42,7 @@ def saved(folder, learn_sigma=True, **beside):
 
 
 def draw_here(*arguments):
-    return engine.run(sample_ddp.parse([str(argument) for argument in arguments])[0], fiducial.init("cpu"))
+    return draw_files(sample_ddp.parse([str(argument) for argument in arguments])[0], fiducial.init("cpu"))
 
 
 def slope(t):

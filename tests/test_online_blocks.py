@@ -1,5 +1,6 @@
 """Blocks of features of `--evaluate-online`: whatever was done to one, it is drawn again, or refused in a sentence."""
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -10,11 +11,14 @@ from made_runs import IDENTITY
 
 from fiducial import NotAFile, UserError
 from fiducial.evaluation import Evaluator
-from fiducial.sampling import scoring
-from fiducial.sampling.options.config import PRESETS, SamplingConfig, fingerprint
+from fiducial.sampling.identity import fingerprint
+from fiducial.sampling.plan import Plan
+from fiducial.sampling.run import feature_files
+from fiducial.sampling.store.folder import ONLINE
+from fiducial.sampling.store.manifest import ONLINE_FORMAT, Manifest, read, write
 
 COUNT, SIZE, RUN = 8, 4, "a" * 64
-CONFIG = SamplingConfig(**PRESETS["digits"] | {"num_fid_samples": COUNT, "per_proc_batch_size": SIZE, "labels": "0-7"})
+PLAN = Plan("0-7", 10, 0, COUNT, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +30,22 @@ def evaluator() -> Evaluator:
 def damaged(evaluator, tmp_path) -> Path:
     """The second block of a run whose first is whole."""
     (tmp_path / evaluator.extractor).mkdir()
-    images, labels = np.random.default_rng(0).integers(0, 256, (COUNT, 64, 64, 3), dtype=np.uint8), scoring.labels_of(CONFIG)
+    images, labels = np.random.default_rng(0).integers(0, 256, (COUNT, 64, 64, 3), dtype=np.uint8), PLAN.labels
     for start in range(0, COUNT, SIZE):
         part, indices = evaluator.fresh(), np.arange(start, start + SIZE)
         part.update(images[indices], indices, labels[indices])
-        arrays = {name: np.asarray(value) for name, value in part.state_dict().items()} | {scoring.RUN: np.array(RUN)}
-        np.savez(path := scoring.block_path(tmp_path, evaluator, start), **arrays)
-    assert scoring.done_images(tmp_path, evaluator, CONFIG, RUN).all()
+        arrays = {name: np.asarray(value) for name, value in part.state_dict().items()} | {feature_files.RUN: np.array(RUN)}
+        np.savez(path := feature_files.block_path(tmp_path, evaluator, start), **arrays)
+    assert feature_files.done_images(tmp_path, evaluator, PLAN, 64, RUN).all()
     return path
 
 
 def is_drawn_again(path: Path, evaluator: Evaluator) -> bool:
     """Whether a run takes only the other block for done; and none is ever merged that was not taken for that."""
-    done = scoring.done_images(path.parent.parent, evaluator, CONFIG, RUN)
+    done = feature_files.done_images(path.parent.parent, evaluator, PLAN, 64, RUN)
     assert done[:SIZE].all()
-    with pytest.raises(scoring.DAMAGED):
-        evaluator.fresh().merge(scoring.read_block(path, evaluator, CONFIG))
+    with pytest.raises(feature_files.DAMAGED):
+        evaluator.fresh().merge(feature_files.read_block(path, evaluator, SIZE, 64))
     return not done[SIZE:].any()
 
 
@@ -54,10 +58,10 @@ def test_no_byte_makes_a_traceback(damaged, evaluator):
         changed = bytearray(whole)
         changed[place] ^= int(random.integers(1, 256))
         damaged.write_bytes(changed)
-        done = scoring.done_images(damaged.parent.parent, evaluator, CONFIG, RUN)
+        done = feature_files.done_images(damaged.parent.parent, evaluator, PLAN, 64, RUN)
         assert done[:SIZE].all()
         if done[SIZE:].all():  # then it is read again without a word
-            evaluator.fresh().merge(scoring.read_block(damaged, evaluator, CONFIG))
+            evaluator.fresh().merge(feature_files.read_block(damaged, evaluator, SIZE, 64))
 
 
 @pytest.mark.parametrize("method", [99, 8, 12])
@@ -101,7 +105,7 @@ CHANGED = {
     "indices": [np.arange(4), np.array([4, 5, 6, -7]), np.arange(4.0, 8.0), np.array(4)],
     "labels": [np.arange(4), np.array([4, 5, 6, -7])],
     "extractor": [np.array("inception 00"), np.zeros((2, 2))],
-    scoring.RUN: [np.array("b" * 64)],
+    feature_files.RUN: [np.array("b" * 64)],
 }
 
 
@@ -110,10 +114,10 @@ def test_a_state_that_is_not_whole(name, value, damaged, evaluator):
     with np.load(damaged) as state:
         arrays = dict(state)
     np.savez(damaged, **arrays | {name: value})
-    assert not scoring.done_images(damaged.parent.parent, evaluator, CONFIG, RUN)[SIZE:].any()
+    assert not feature_files.done_images(damaged.parent.parent, evaluator, PLAN, 64, RUN)[SIZE:].any()
     del arrays[name]
     np.savez(damaged, **arrays)
-    assert not scoring.done_images(damaged.parent.parent, evaluator, CONFIG, RUN)[SIZE:].any()
+    assert not feature_files.done_images(damaged.parent.parent, evaluator, PLAN, 64, RUN)[SIZE:].any()
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
@@ -123,16 +127,16 @@ def test_what_is_no_file_is_told_before_anything_is_drawn(kind, damaged, evaluat
     if kind == "link":
         (tmp_path / "nowhere").write_bytes(b"no block")
     with pytest.raises(NotAFile, match="it is a"):
-        scoring.done_images(tmp_path, evaluator, CONFIG, RUN)
+        feature_files.done_images(tmp_path, evaluator, PLAN, 64, RUN)
 
 
 def test_online_json_is_held_against_what_it_must_have(tmp_path):
     session = {"world_size": 1, "images_before": 0}
-    about = {"format": scoring.FORMAT, "fingerprint": fingerprint(IDENTITY), "identity": IDENTITY, "sessions": [session]}
+    about = {"format": ONLINE_FORMAT, "fingerprint": fingerprint(IDENTITY), "identity": IDENTITY, "sessions": [session]}
     about |= {"num_fid_samples": 8}
-    scoring.write_about(tmp_path, about)
-    assert scoring.read_about(tmp_path) == about
+    write(tmp_path, Manifest.from_json(about))
+    assert read(tmp_path, ONLINE_FORMAT).to_json() == about
     for wrong in ({"num_fid_samples": "8"}, {"sessions": [3]}, {"sessions": [{}]}, {"class_names": {}}, {"identity": []}):
-        scoring.write_about(tmp_path, {"sessions": []} | about | wrong)
+        (tmp_path / ONLINE).write_text(json.dumps({"sessions": []} | about | wrong))
         with pytest.raises(UserError, match=r"online\.json is not whole"):
-            scoring.read_about(tmp_path)
+            read(tmp_path, ONLINE_FORMAT)

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, run_command
 
 import sample_ddp
-from fiducial.sampling.options.config import fingerprint
+from fiducial.sampling.identity import fingerprint
 from scripts.stand_ins import write_inception
 
 PINS = Path(__file__).with_name("pins.json")

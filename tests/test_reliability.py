@@ -18,15 +18,15 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, contents, run_command
+from conftest import ROOT, contents, draw_files, run_command
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import engine
-from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
 from fiducial.sampling.store import npz as archive
 
 COUNT = 90
@@ -103,7 +103,7 @@ def _exact_here():
 def draw_here(*arguments: str, with_png: bool = True) -> Path:
     """A run in this process, on one rank."""
     config, _ = sample_ddp.parse(list(arguments))
-    return engine.run(config, fiducial.init("cpu"), with_png)
+    return draw_files(config, fiducial.init("cpu"), with_png)
 
 
 @pytest.fixture(scope="module")

@@ -105,16 +105,15 @@ MISTAKES = [
     (["--offload", "both", "--cuda-tuning"], "--offload both: not with --cuda-tuning"),
     (["--guidance-interval", "0.2,0.7", "--cfg-scale", "1"], "--guidance-interval 0.2,0.7: --cfg-scale 1.0 has nothing"),
     (["--cfg-scale", "1,5"], "--cfg-scale: '1,5' is not a number"),
-    (["--per-proc-batch-size", "all"], "'all' is neither a whole number nor auto"),
+    (["--per-proc-batch-size", "all"], "'all' is not a whole number"),
     (["--guidance-interval", "0.7"], "--guidance-interval: '0.7' is not two numbers LO,HI such as 0,0.7"),
     (["--guidance-interval", "0.7,0.2"], "--guidance-interval 0.7,0.2: must be"),
     (["--guidance-interval", "0,700"], "--guidance-interval 0.0,700.0: must be"),
     (["--sampler", "unipc", "--num-sampling-steps", "ddim50"], "--num-sampling-steps ddim50: --sampler unipc takes a count"),
     (["--sampler", "heun", "--num-sampling-steps", "1"], "--num-sampling-steps 1: --sampler heun takes at least 2"),
     (["--sampler", "unipc", "--num-sampling-steps", "1000"], "--sampler unipc takes at most 999"),
-    (["--exact", "--per-proc-batch-size", "auto"], "--per-proc-batch-size auto: not with --exact"),
     (["--sampler", "heun", "--eta", "0.5"], "only --sampler ddim"),
-    (["--per-proc-batch-size", "0"], "must be at least 1, or auto"),
+    (["--per-proc-batch-size", "0"], "--per-proc-batch-size 0: must be at least 1"),
     (["--cfg-channels", "5"], "has 4 latent channels"),
     (["--eta", "0.5"], "only --sampler ddim"),
     (["--eta", "2", "--sampler", "ddim"], "--eta 2.0"),
@@ -209,7 +208,7 @@ def test_a_missing_checkpoint_is_told_before_anything_is_downloaded(given, said,
 def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("fiducial.sampling.engine.Work.draw", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.drawing.Drawer.blocks", lambda *_: pytest.fail("drawing began"))
     before = snapshot(bad)
     given = [
         next((text.replace(f"{{{name}}}", path) for name, path in bad.items() if f"{{{name}}}" in text), text) for text in given
@@ -230,7 +229,7 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_pa
 
 
 def test_a_reference_of_another_size_is_refused_before_drawing(monkeypatch, capsys):
-    monkeypatch.setattr("fiducial.sampling.engine.run", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.run.session.draw", lambda *_: pytest.fail("drawing began"))
     found = SimpleNamespace(
         extractor=SimpleNamespace(image_size=None, name="inception"),
         reference=SimpleNamespace(path=Path("r.npz"), image_size=(32, 32), images=None),

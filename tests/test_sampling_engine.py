@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, contents, options, run_command
+from conftest import DIGITS, contents, draw_files, options, run_command
 from diffusers import AutoencoderKL
 from odd_files import left_by_a_dead_process
 from PIL import Image
@@ -22,14 +22,14 @@ from fiducial.diffusion.prediction import from_noise
 from fiducial.diffusion.samplers import sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models.checkpoints import checkpoint
-from fiducial.sampling import drawing, engine, numerics
+from fiducial.sampling import drawing, numerics
 from fiducial.sampling.noise import standard_normal
 
 
 def draw_here(*arguments: str) -> Path:
     """A run in this process, on one rank."""
     config, _ = sample_ddp.parse(list(arguments))
-    return engine.run(config, fiducial.init("cpu"))
+    return draw_files(config, fiducial.init("cpu"))
 
 
 @pytest.fixture

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, options, run_command
+from conftest import DIGITS, draw_files, options, run_command
+from made_runs import IDENTITY
 
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import drawing, engine, forecast
+from fiducial.sampling import drawing, forecast
 from fiducial.sampling.forecast import Measured, add_up, duration
-from fiducial.sampling.prepare import Task
+from fiducial.sampling.identity import Identity
 from fiducial.sampling.store import disk, lock
 from fiducial.sampling.store import npz as archive
+from fiducial.sampling.store.task import Task
 
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -64,7 +66,7 @@ def test_disk_and_memory_of_the_digits_come_true_on_two_ranks(tmp_path):
 
 def test_a_continued_run_is_told_from_a_new_one(tiny_checkpoint, tmp_path, capsys):
     arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9)
-    engine.run(sample_ddp.parse(arguments)[0], fiducial.init("cpu"))
+    draw_files(sample_ddp.parse(arguments)[0], fiducial.init("cpu"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     text = said(*sample_ddp.parse(arguments), capsys)
     assert "9 of 64 x 64, of which 9 are there" in text
@@ -101,13 +103,11 @@ def test_evaluations_are_those_of_the_run(more, expected, tiny_checkpoint, tmp_p
         return lambda x, t: (counted.append(t), model(x, t))[1]
 
     monkeypatch.setattr(drawing, "guided", guided)
-    engine.run(config, fiducial.init("cpu"))
+    draw_files(config, fiducial.init("cpu"))
     assert len(counted) == expected
 
 
-def test_a_batch_of_auto_is_found_and_a_mistake_is_that_of_the_run(tiny_checkpoint, tmp_path, capsys):
-    arguments = options(tiny_checkpoint, tmp_path, num_fid_samples=9, per_proc_batch_size="auto")
-    assert "1 block(s) of 9 on 1 rank(s)" in said(*sample_ddp.parse(arguments), capsys)
+def test_a_mistake_is_that_of_the_run(tiny_checkpoint, tmp_path, capsys):
     config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_classes=11))
     with pytest.raises(UserError, match="expected num_classes 11; found num_classes 10"):
         said(config, beside, capsys)
@@ -139,11 +139,11 @@ def test_a_folder_that_cannot_be_made_is_found_by_the_checks(tiny_checkpoint, tm
 def test_what_ranks_measure_is_added_up(tmp_path):
     one = Measured(3.0, 6.0, 10, 10, 100, None)
     slow = Measured(5.0, 8.0, 10, 10, 300, 8192.0)
-    config, _ = sample_ddp.parse(["--preset", "digits", "--num-fid-samples", "45", "--per-proc-batch-size", "10"])
     done = np.zeros(45, dtype=bool)
     done[:10] = True  # four blocks are left, the last of them a part
-    task = Task(tmp_path / "run", tmp_path / "run.npz", 0, "", 8, 4, "", "", None, 10, "random", done)
-    found = add_up(config, task, 3, [one, slow, one], 35)
+    identity = Identity(IDENTITY | {"image_size": 64, "per_proc_batch_size": 10})
+    task = Task(tmp_path / "run", 0, "", identity, done)
+    found = add_up(task, 3, [one, slow, one], 35)
     assert (found.blocks, found.blocks_of_a_rank) == (4, 2)
     assert found.seconds_drawing == pytest.approx(2 * 8.0)
     assert (found.seconds_loading, found.memory) == (5.0, 300)

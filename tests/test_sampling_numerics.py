@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, PLAIN, options, randomised, run_command
+from conftest import DIGITS, PLAIN, draw_files, options, randomised, run_command
 from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
@@ -19,9 +19,9 @@ from fiducial.models import DiT_models
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders import autoencoder
 from fiducial.models.networks.dit import attention_by_products
-from fiducial.sampling import drawing, engine, memory, numerics, prepare
-from fiducial.sampling.memory import SHARE, largest_batch
+from fiducial.sampling import drawing, memory, numerics
 from fiducial.sampling.numerics import REFERENCE, Numerics
+from fiducial.sampling.source import dit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -29,7 +29,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 def draw(*arguments: str) -> tuple[dict, np.ndarray]:
     """A run in this process: its manifest and its images."""
     config, _ = sample_ddp.parse([str(argument) for argument in arguments])
-    npz = engine.run(config, fiducial.init("cpu"))
+    npz = draw_files(config, fiducial.init("cpu"))
     with np.load(npz) as arrays:
         return json.loads((npz.with_suffix("") / "manifest.json").read_text()), arrays["arr_0"].astype(int)
 
@@ -267,7 +267,7 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
     monkeypatch.setattr(drawing.Drawer, "_decode", too_large)
     manifest, _ = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile")
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["out of memory"]
-    assert found == [engine.COMPILING_SECONDS] * 2
+    assert found == [dit.COMPILING_SECONDS] * 2
 
 
 def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path):
@@ -464,64 +464,11 @@ def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, m
     assert moves == [("DiT", "cpu:0"), ("DiT", "cpu"), ("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")]
 
 
-@pytest.mark.parametrize(
-    ("each", "fixed", "free", "most", "expected"),
-    [
-        (7, 0, 1000, 256, 114),
-        (1, 90, 500, 256, 256),
-        (3, 5, 10**9, 256, 256),
-        (3, 5, 10**9, 100, 100),
-        (50, 0, 1000, 256, 16),
-        (900, 0, 1000, 256, 0),
-    ],
-)
-def test_the_largest_batch_is_found_without_trying_more(each, fixed, free, most, expected):
-    tried = []
-
-    def used(images: int) -> int:
-        tried.append(images)
-        assert images == 1 or fixed + images * each <= SHARE * free, "this could have failed"
-        return fixed + images * each
-
-    assert largest_batch(used, free, most, may_fail=False) == expected
-    assert len(tried) < 10
-
-
-def test_where_failing_is_harmless_a_large_fixed_need_does_not_stop_the_search():
-    """One image takes more than half: whether two fit, only trying tells."""
-    assert largest_batch(lambda images: 300 + images, 500, 64, may_fail=False) == 1
-    assert largest_batch(lambda images: 300 + images, 500, 64, may_fail=True) == 64
-
-
-def test_a_batch_that_runs_out_of_memory_after_all_is_not_taken():
-    def used(images: int) -> int:
-        if images > 5:
-            raise MemoryError
-        return 0
-
-    assert largest_batch(used, 10**9, 64, may_fail=True) == 4
-
-
-def test_memory_is_measured_above_what_was_held():
-    """In a process of its own, whose allocator has kept nothing of earlier work."""
-    code = "import torch; from sampling.memory import *; cpu = torch.device('cpu'); before = held(cpu); "
-    code += "print(used_by(lambda: torch.ones(25_000_000).sum(), before, cpu), peak(cpu) - before)"
-    used, above = map(int, run_command("-c", code).stdout.split())
-    assert 0.9e8 < used < 2e8
-    assert above > 0.9e8
-
-
 def test_a_process_gets_its_part_of_the_memory(monkeypatch):
     monkeypatch.setattr(memory, "_available", lambda: 1000)
     assert memory.room(CPU, 100) == 1000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory.room(CPU, 100) == (1000 - 300) // 4
-
-
-def test_a_machine_too_small_for_one_image_is_refused_before_anything_is_drawn(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "room", lambda *_: 0)
-    with pytest.raises(fiducial.UserError, match="--per-proc-batch-size auto: not even one image fits"):
-        draw(*options(tiny_checkpoint, tmp_path, per_proc_batch_size="auto"))
 
 
 @pytest.mark.parametrize(
@@ -550,32 +497,6 @@ def test_memory_limits_of_every_enclosing_group_count(membership, files, left, t
     assert list(memory._left_by_groups(tmp_path / "membership", tmp_path / "root")) == left
 
 
-def test_auto_counts_the_decoder_and_leaves_each_rank_a_block(tiny_checkpoint, tmp_path, monkeypatch):
-    """The autoencoder takes the most memory, most often; and 6 images on 3 ranks are 2 each, however many would fit."""
-    decoded, asked = [], []
-    original, search = drawing.Drawer.pixels, drawing.Drawer.largest_batch
-    monkeypatch.setattr(drawing.Drawer, "pixels", lambda self, x: decoded.append(len(x)) or original(self, x))
-    monkeypatch.setattr(
-        drawing.Drawer, "largest_batch", lambda self, most, check: asked.append(most) or search(self, most, check)
-    )
-    config, _ = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_fid_samples=6, per_proc_batch_size="auto"))
-    three = replace(fiducial.init("cpu"), world_size=3)
-    assert prepare.find_batch_size(config, three, prepare.examine(config, three, False)) == 2
-    assert asked == [2]
-    assert decoded == [1, 2]
-
-
-def test_auto_is_found_once_and_belongs_to_the_run(tiny_checkpoint, tmp_path, monkeypatch):
-    few = {"num_fid_samples": 6, "per_proc_batch_size": "auto"}
-    manifest, images = draw(*options(tiny_checkpoint, tmp_path, **few))
-    assert manifest["identity"]["per_proc_batch_size"] == 6
-    monkeypatch.setattr(drawing.Drawer, "largest_batch", lambda *_: pytest.fail("searched again"))
-    manifest, more = draw(*options(tiny_checkpoint, tmp_path, **few | {"num_fid_samples": 9}))
-    assert (more[:6] == images).all()
-    _, alike = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=9, per_proc_batch_size=6, run_name="six"))
-    assert (alike == more).all()
-
-
 def test_a_run_begun_with_other_numerics_is_named(tiny_checkpoint, tmp_path, capsys):
     given = options(tiny_checkpoint, tmp_path, num_fid_samples=4)[len(PLAIN) :]
     at = given.index("--run-name")
@@ -586,9 +507,3 @@ def test_a_run_begun_with_other_numerics_is_named(tiny_checkpoint, tmp_path, cap
     assert "is the same run with precision bf16 (here fp32)" in capsys.readouterr().out
     draw(*given, "--no-compile", "--precision", "fp32", "--cfg-scale", "2.5")
     assert "note:" not in capsys.readouterr().out
-    draw(*given, "--no-compile", "--precision", "bf16", "--per-proc-batch-size", "auto")  # is 4, but another folder
-    assert "note:" not in capsys.readouterr().out
-    draw(*given, "--no-compile", "--precision", "fp32", "--per-proc-batch-size", "auto")
-    notes = [line for line in capsys.readouterr().out.splitlines() if "note:" in line]
-    assert len(notes) == 1
-    assert "is the same run with precision bf16 (here fp32)" in notes[0]

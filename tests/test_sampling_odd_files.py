@@ -13,13 +13,15 @@ from fiducial import NotAFile, UserError
 from fiducial.classes import read as class_names
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders import autoencoder
-from fiducial.sampling import prepare
 from fiducial.sampling.__main__ import show_verify
-from fiducial.sampling.commands.status import status, verify
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
 from fiducial.sampling.store import lock, records, repair, writer
 from fiducial.sampling.store import npz as archive
 from fiducial.sampling.store.folder import read_ended
+from fiducial.sampling.store.places import check_places
 from fiducial.sampling.store.png import read_png, remove_unfinished, write_png
+from fiducial.sampling.store.task import events_path, read_events
 from sample_ddp import parse
 
 WRITTEN = ("run.npz", "run.npz.part", "run.json", "run.html")
@@ -122,17 +124,17 @@ def test_nothing_is_begun_where_a_file_of_a_run_cannot_be_written(name, kind, ru
     else:
         put(kind, path)
     with pytest.raises(UserError, match=f"{path}: it is a {kind}, not a file.*; move it away, or choose another --run-name"):
-        prepare.check_places(run)
+        check_places(run)
 
 
 def test_a_run_as_it_should_be_can_go_on_also_in_a_folder_behind_a_link(run, tmp_path):
     (tmp_path / "elsewhere").symlink_to(tmp_path)
-    prepare.check_places(run)
-    prepare.check_places(tmp_path / "elsewhere" / "run")
+    check_places(run)
+    check_places(tmp_path / "elsewhere" / "run")
     (run / "records").rmdir()
     (run / "records").touch()
     with pytest.raises(UserError, match="run/records: it is no folder; move it away"):
-        prepare.check_places(run)
+        check_places(run)
 
 
 @pytest.mark.parametrize("kind", ["link", "named pipe", "socket", "file"])
@@ -207,9 +209,9 @@ def test_a_lock_that_is_a_pipe_is_not_waited_for(run):
 
 
 def test_events_are_not_read_out_of_a_pipe(run):
-    put("named pipe", prepare.events_path(run, 1, 0))
+    put("named pipe", events_path(run, 1, 0))
     with pytest.raises(NotAFile, match="it is a named pipe"):
-        prepare.read_events(run, 1, 1)
+        read_events(run, 1, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

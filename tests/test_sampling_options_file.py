@@ -6,16 +6,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import options
+from conftest import draw_files, options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import engine
+from fiducial.sampling.identity import Identity
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
+from fiducial.sampling.store.npz import npz_path
 
 
 def parse(text: str, folder: Path, *arguments: str) -> tuple[SamplingConfig, argparse.Namespace]:
@@ -40,7 +41,7 @@ EVERY = {
     "eta": ("5e-1", "0.5"),
     "num-sampling-steps": ("[10, 20]", "10,20"),
     "global_seed": ("18446744073709551615", "18446744073709551615"),
-    "per-proc-batch-size": ("auto", "auto"),
+    "per-proc-batch-size": ("7", "7"),
     "device": ("cpu", "cpu"),
     "precision": ("fp16", "fp16"),
     "attention": ("math", "math"),
@@ -68,7 +69,7 @@ def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):
     arguments += [f"--{name}" for name in FLAGS]
     expected = sample_ddp.parse(arguments)
     assert parse("\n".join(lines), tmp_path) == expected
-    others = {"help", "config", "dry_run", "preset", "exact", "tf32"}
+    others = {"help", "config", "dry_run", "preset", "exact", "tf32", "generator", "generator_options"}
     covered = {name.replace("-", "_").removeprefix("no_") for name in (*EVERY, *FLAGS)}
     assert covered == {action.dest.removeprefix("no_") for action in sample_ddp.build_parser()._actions} - others
 
@@ -200,7 +201,7 @@ def command_lines(draw) -> list[str]:
         "vae": draw(st.sampled_from(["ema", "owner/name", "no", "1.0"])),
         "hang-timeout": repr(draw(st.floats(0, 1e9))),
         "precision": draw(st.sampled_from(["fp32", "bf16"])),
-        "per-proc-batch-size": draw(st.sampled_from(["1", "32", "auto"])),
+        "per-proc-batch-size": draw(st.sampled_from(["1", "32", "4"])),
     }
     if float(chosen["cfg-scale"]) == 1.0:
         chosen["guidance-interval"] = "0,1"
@@ -220,13 +221,13 @@ def command_lines(draw) -> list[str]:
 def test_what_a_manifest_records_gives_the_same_options_again(tmp_path_factory, arguments):
     config, beside = sample_ddp.parse(arguments)
     folder = tmp_path_factory.mktemp("round")
-    assert parse(json.dumps(recorded(config, config.identity(), vars(beside)), indent=2), folder) == (config, beside)
+    assert parse(json.dumps(recorded(config, Identity(config.identity()), vars(beside)), indent=2), folder) == (config, beside)
 
 
 def run(*arguments: str) -> Path:
     """The manifest of a run in this process."""
     config, beside = sample_ddp.parse(list(arguments))
-    npz = engine.run(config, fiducial.init("cpu"), not beside.no_png, beside.hang_timeout, vars(beside))
+    npz = draw_files(config, fiducial.init("cpu"), not beside.no_png, beside.hang_timeout, vars(beside))
     return npz.with_suffix("") / "manifest.json"
 
 
@@ -237,16 +238,12 @@ def unnamed(checkpoint: Path, folder: Path, *more: str) -> list[str]:
     return [*given[:at], *given[at + 2 :], *more]
 
 
-@pytest.mark.parametrize("recorded_options", [True, False])
-@pytest.mark.parametrize("more", [[], ["--per-proc-batch-size", "auto", "--no-png"], ["--labels", "null"], ["--sampler", "heun"]])
-def test_a_manifest_continues_its_run_or_begins_another(recorded_options, more, tiny_checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("more", [[], ["--per-proc-batch-size", "3", "--no-png"], ["--labels", "null"], ["--sampler", "heun"]])
+def test_a_manifest_continues_its_run_or_begins_another(more, tiny_checkpoint, tmp_path, capsys):
     path = run(*unnamed(tiny_checkpoint, tmp_path, *more))
     before = json.loads(path.read_text())
-    if not recorded_options:
-        path.write_text(json.dumps({name: value for name, value in before.items() if name != "options"}))
-    unsaid = [] if recorded_options else ["--no-probe"]  # which an identity does not tell
     capsys.readouterr()
-    assert run("--config", str(path), *unsaid) == path
+    assert run("--config", str(path)) == path
     assert f"{path.parent}: 5 of 5 images are there" in capsys.readouterr().out
     again = json.loads(path.read_text())
     assert [again[name] for name in ("identity", "fingerprint", "npz")] == [
@@ -254,19 +251,15 @@ def test_a_manifest_continues_its_run_or_begins_another(recorded_options, more, 
     ]
     assert again["options"] == before["options"]
     assert path.with_name("000004.png").exists() != ("--no-png" in more)
-    other = run("--config", str(path), *unsaid, "--global-seed", "1")
+    other = run("--config", str(path), "--global-seed", "1")
     assert other.parent.parent == tmp_path
     assert other != path
     changed = json.loads(other.read_text())["identity"]
     assert {name for name in changed if changed[name] != before["identity"][name]} == {"global_seed"}
 
 
-@pytest.mark.parametrize("recorded_options", [True, False])
-def test_a_named_run_is_repeated_by_its_name_and_refuses_a_change(recorded_options, tiny_checkpoint, tmp_path):
+def test_a_named_run_is_repeated_by_its_name_and_refuses_a_change(tiny_checkpoint, tmp_path):
     path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5))
-    if not recorded_options:
-        manifest = json.loads(path.read_text())
-        path.write_text(json.dumps({name: value for name, value in manifest.items() if name != "options"}))
     assert run("--config", str(path)) == path
     with pytest.raises(UserError, match="belongs to a different configuration: global_seed is 0 there and 1 here"):
         run("--config", str(path), "--global-seed", "1")
@@ -274,20 +267,47 @@ def test_a_named_run_is_repeated_by_its_name_and_refuses_a_change(recorded_optio
 
 def test_what_auto_came_to_is_asked_for_where_auto_means_something_else(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("fiducial.sampling.numerics.cpu_has_bf16", lambda: True)
-    given = unnamed(tiny_checkpoint, tmp_path, "--per-proc-batch-size", "auto", "--no-vae-slicing")
+    given = unnamed(tiny_checkpoint, tmp_path, "--no-vae-slicing")
     path = run(*[text for text in given if text not in ("--precision", "fp32")])
     monkeypatch.setattr("fiducial.sampling.numerics.cpu_has_bf16", lambda: False)
     identity = json.loads(path.read_text())["identity"]
     assert identity["precision"] == "bf16"
     config, _ = sample_ddp.parse(["--config", str(path)])
-    assert (config.precision, config.compile, config.vae_slicing, config.per_proc_batch_size) == ("bf16", False, False, 0)
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    copy = tmp_path / "a" / "b" / "old.json"
-    copy.write_text(path.read_text())
-    assert sample_ddp.parse(["--config", str(copy)])[0].per_proc_batch_size == identity["per_proc_batch_size"]
+    assert (config.precision, config.compile, config.vae_slicing) == ("bf16", False, False)
+
+
+def test_a_run_whose_batch_size_was_looked_for_goes_on_by_its_folder_and_number(tiny_checkpoint, tmp_path):
+    """`auto` could be asked for once; the folder is named after that, and the manifest has the number."""
+    path = run(*unnamed(tiny_checkpoint, tmp_path))
+    folder = path.parent.rename(path.parent.with_name("DiT-XS-8-auto"))
+    npz_path(path.parent).rename(npz_path(folder))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["options"]["per_proc_batch_size"] = "auto"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert run("--config", str(folder / "manifest.json")) == folder / "manifest.json"
+    (copy := tmp_path / "a" / "b" / "old.json").parent.mkdir(parents=True)
+    copy.write_text(json.dumps(manifest))
+    config, _ = sample_ddp.parse(["--config", str(copy)])
+    assert (config.per_proc_batch_size, config.run_name) == (4, None)
+
+
+def test_a_generator_can_stand_in_a_file(tmp_path):
+    (file := tmp_path / "options.yaml").write_text("generator: own.images:draw\ngenerator-options: [scale=1.5, kind=x]\n")
+    config, _ = sample_ddp.parse(["--config", str(file)])
+    assert (config.generator, config.generator_options) == ("own.images:draw", "scale=1.5,kind=x")
+
+
+def test_a_manifest_without_options_is_refused(tiny_checkpoint, tmp_path):
+    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5))
+    manifest = json.loads(path.read_text())
+    del manifest["options"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="it has no options"):
+        sample_ddp.parse(["--config", str(path)])
 
 
 def test_all_that_a_configuration_has_is_recorded(tiny_checkpoint, tmp_path):
     (names := tmp_path / "names.json").write_text(json.dumps([f"kind {number}" for number in range(10)]))
     path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, class_names=names, cache_dir=tmp_path))
-    assert {field.name for field in fields(SamplingConfig)} <= set(json.loads(path.read_text())["options"])
+    own = {field.name for field in fields(SamplingConfig)} - {"generator", "generator_options"}
+    assert own <= set(json.loads(path.read_text())["options"])

@@ -5,16 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, run_command
+from conftest import PLAIN, draw_files, run_command
 
 import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.data import runs
-from fiducial.sampling import engine
-from fiducial.sampling.commands.status import status, verify
-from fiducial.sampling.options.config import fingerprint
-from fiducial.sampling.prepare import examine
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
+from fiducial.sampling.identity import fingerprint
+from fiducial.sampling.run.image_files import ImageFiles
+from fiducial.sampling.run.prepare import examine
+from fiducial.sampling.source import dit
 from fiducial.sampling.store import manifest as output
 from fiducial.sampling.store import parts
 from fiducial.sampling.store.folder import MANIFEST, ONLINE
@@ -35,7 +37,7 @@ def drawn(tmp_path_factory) -> Path:
     """The folder of a run of four digits."""
     folder = tmp_path_factory.mktemp("drawn")
     config, given = sample_ddp.parse(digits(folder))
-    engine.run(config, fiducial.init("cpu"), options=vars(given))
+    draw_files(config, fiducial.init("cpu"), options=vars(given))
     return folder / "run"
 
 
@@ -74,7 +76,7 @@ def read_everywhere(path: Path) -> list[str]:
     readers = (
         lambda: status(folder),
         lambda: list(verify(folder, lambda _: None)),
-        lambda: output.reread_manifest(folder),
+        lambda: output.reread(folder),
         lambda: sample_ddp.parse(["--config", str(path)]),
     )
     for read in readers:
@@ -134,7 +136,7 @@ def test_what_older_runs_lack_is_not_missed(manifest):
         del content[name]
     content["sessions"] = [{"world_size": 1, "images_before": 0}]
     manifest.write_text(json.dumps(content))
-    assert output.read_manifest(manifest.parent) == content
+    assert output.read(manifest.parent).to_json() == content
 
 
 def test_an_option_of_another_type_is_named(manifest):
@@ -149,7 +151,7 @@ def test_a_run_is_not_resumed_by_a_damaged_manifest(manifest, alone):
     config, _ = sample_ddp.parse(digits(manifest.parent.parent))
     manifest.write_text(broken(manifest.read_text(), "identity", [0]))
     with pytest.raises(UserError, match=r"manifest\.json is not a whole manifest .*\(identity is \[0\], not an object\); move"):
-        examine(config, alone, True)
+        examine(config, dit, ImageFiles(), alone)
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])
@@ -162,14 +164,12 @@ def test_a_command_says_it_in_one_sentence(command, manifest):
 
 def test_of_an_online_run_it_is_said_too(drawn, tmp_path):
     """It has no files of images, whose parts are not missed."""
-    from fiducial.sampling import scoring
-
-    content = json.loads((drawn / MANIFEST).read_text()) | {"format": scoring.FORMAT}
+    content = json.loads((drawn / MANIFEST).read_text()) | {"format": output.ONLINE_FORMAT}
     for name in ("npz", "merged", "records_format"):
         del content[name]
     path = tmp_path / ONLINE
     path.write_text(json.dumps(content))
-    assert scoring.read_about(tmp_path) == content
+    assert output.read(tmp_path, output.ONLINE_FORMAT).to_json() == content
     path.write_text(broken(path.read_text(), "class_names.names", "a string"))
     with pytest.raises(UserError, match=r'online\.json is not whole \(class_names\.names is "a string", not a list\)'):
-        scoring.read_about(tmp_path)
+        output.read(tmp_path, output.ONLINE_FORMAT)

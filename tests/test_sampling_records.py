@@ -116,8 +116,8 @@ import sys
 import numpy as np
 from fiducial.sampling import plan
 from fiducial.sampling.store import records
-from fiducial.sampling.numerics import REFERENCE
-from fiducial.sampling.prepare import Task
+from fiducial.sampling.identity import Identity
+from fiducial.sampling.store.task import Task
 
 def memory(kind):
     return int(re.search(kind + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -125,7 +125,7 @@ def memory(kind):
 folder, count, ranks = Path(sys.argv[1]), 1_000_000, 64
 before = memory("VmRSS")
 done = records.done(folder, count, {})
-text = Task(folder, folder, 1, "", 8, 4, "", "", REFERENCE, 32, "random", done).to_json()
+text = Task(folder, 1, "", Identity({}), done).to_json()
 shares = [plan.share(plan.pending_blocks(Task.from_json(text).done, 32), rank, ranks) for rank in range(ranks)]
 print(memory("VmHWM") - before, done.sum(), sum(map(len, shares)), len(set(np.concatenate(shares).tolist())))
 """

@@ -17,8 +17,8 @@ from conftest import ROOT, options, run_command
 import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.results.reading import find_result
-from fiducial.sampling import scoring
 from fiducial.sampling.commands.status import status
+from fiducial.sampling.run import feature_files
 
 ONLINE = ["--ref", "digits", "--evaluate-online"]
 
@@ -103,17 +103,17 @@ def test_a_killed_run_goes_on_with_the_blocks_that_are_missing(ordinary, tiny_ch
 
 
 def test_a_block_that_a_file_system_shows_late_is_waited_for(ordinary, tiny_checkpoint, tmp_path, monkeypatch):
-    finish, hidden = scoring.Scoring._finish, tmp_path / "not yet"
+    finish, hidden = feature_files.FeatureFiles.finish, tmp_path / "not yet"
 
-    def hide(run: scoring.Scoring, seconds: float) -> dict:
+    def hide(sink: feature_files.FeatureFiles, manifest: object) -> str:
         next(tmp_path.glob("run-online/*/00000004.npz")).rename(hidden)
-        return finish(run, seconds)
+        return finish(sink, manifest)
 
     def show(_: float) -> None:
         hidden.rename(next(tmp_path.glob("run-online/*/00000000.npz")).with_name("00000004.npz"))
 
-    monkeypatch.setattr(scoring.Scoring, "_finish", hide)
-    monkeypatch.setattr(scoring, "time", SimpleNamespace(sleep=show, monotonic=time.monotonic))
+    monkeypatch.setattr(feature_files.FeatureFiles, "finish", hide)
+    monkeypatch.setattr(feature_files, "time", SimpleNamespace(sleep=show, monotonic=time.monotonic))
     score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
     assert close(result(tmp_path), ordinary)
 

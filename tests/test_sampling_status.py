@@ -9,8 +9,9 @@ from conftest import DIGITS, options, run_command
 
 from fiducial import UserError
 from fiducial.classes import names_sha256
-from fiducial.sampling.commands.status import status, verify
-from fiducial.sampling.options.config import fingerprint
+from fiducial.sampling.commands.status import status
+from fiducial.sampling.commands.verify import verify
+from fiducial.sampling.identity import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DIGITS, PLAIN, randomised
+from conftest import DIGITS, PLAIN, draw_files, randomised
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
@@ -15,8 +15,8 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.models import DiT_models
 from fiducial.models.commands import inspection
-from fiducial.sampling import engine
-from fiducial.sampling.options.config import PUBLISHED, fingerprint
+from fiducial.sampling.identity import fingerprint
+from fiducial.sampling.options.config import PUBLISHED
 
 QUICK = ("--num-fid-samples", "2", "--num-sampling-steps", "2", "--device", "cpu", *PLAIN)
 SAID = {"model": "DiT-XS/8", "image_size": 128, "num_classes": 17}
@@ -42,7 +42,7 @@ def files(tmp_path_factory) -> Path:
 def drawn(folder: Path, *given: object) -> dict:
     """The manifest of a run in this process."""
     config, beside = sample_ddp.parse([*map(str, (*given, *QUICK, "--sample-dir", folder))])
-    npz = engine.run(config, fiducial.init("cpu"), False, 0, vars(beside))
+    npz = draw_files(config, fiducial.init("cpu"), False, 0, vars(beside))
     manifest = json.loads((npz.with_suffix("") / "manifest.json").read_text())
     with np.load(npz) as arrays:
         assert arrays["arr_0"].shape == (2, *[manifest["identity"]["image_size"]] * 2, 3)

@@ -1,14 +1,13 @@
 """What a run is: the frozen configuration, the presets, and the identity by which a run is recognised. Imports no torch."""
 
-import hashlib
-import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fiducial import UserError
 from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.sampling.identity import FINGERPRINT_LETTERS
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
 from fiducial.wings import ASSETS
@@ -55,8 +54,22 @@ LIMITS = {
     "num_classes": (1 << 20) - 1,
     "world_size": 1_000_000,
 }
-AUTO = 0
-FINGERPRINT_LETTERS = 8  # at the end of a run's name
+# What says how a network is drawn from, which a generator of somebody's own is not.
+OF_NETWORKS = (
+    *(
+        "ckpt",
+        "weights_key",
+        "model",
+        "vae",
+        "cfg_scale",
+        "cfg_channels",
+        "sampler",
+        "eta",
+        "num_sampling_steps",
+        "guidance_interval",
+    ),
+    *("network", "rounding", "precision", "compile", "attention", "vae_slicing", "vae_tiling", "offload", "cuda_tuning"),
+)
 LONGEST_NAME = 255 - len(".npz.part")  # bytes of a run's name that is made here
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
 
@@ -70,13 +83,15 @@ class SamplingConfig:
     """
 
     ckpt: Path | None = None  # None: the published weights of this model
+    generator: str | None = None  # package.module:function, which draws instead of a network
+    generator_options: str | None = None  # NAME=VALUE,...
     weights_key: str | None = None  # None: the EMA where it has one
     model: str | None = None
     vae: str = "ema"
     sample_dir: Path = Path("samples")
     cache_dir: Path | None = None  # of what is downloaded
     run_name: str | None = None
-    per_proc_batch_size: int = 32  # AUTO: the largest that fits
+    per_proc_batch_size: int = 32
     num_fid_samples: int = 50_000
     image_size: int | None = None
     num_classes: int | None = None
@@ -102,12 +117,14 @@ class SamplingConfig:
     probe: bool = True  # ask the network, once loaded, whether it predicts noise
 
     def __post_init__(self) -> None:
-        for name in self.untold() if self.ckpt is None else ():
-            object.__setattr__(self, name, PUBLISHED[name])
+        if self.ckpt is None:
+            for name in self.untold():
+                object.__setattr__(self, name, PUBLISHED[name])
 
     def untold(self) -> list[str]:
         """The fields that a checkpoint is still to say."""
-        return [name for name in PUBLISHED if getattr(self, name) is None]
+        names = PUBLISHED if self.generator is None else ("image_size", "num_classes")
+        return [name for name in names if getattr(self, name) is None]
 
     def check(self) -> None:
         """Everything that can be refused without opening a file.
@@ -117,15 +134,14 @@ class SamplingConfig:
         """
         for option in ("per_proc_batch_size", "num_fid_samples", "image_size", "num_classes", "cfg_channels"):
             value = getattr(self, option)
-            if value is None or (option == "per_proc_batch_size" and value == AUTO):
-                continue
-            if not 1 <= value <= LIMITS.get(option, value):
+            if value is not None and not 1 <= value <= LIMITS.get(option, value):
                 most = f" and at most {LIMITS[option]:,}" if option in LIMITS else ""
                 raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1{most}")
         if not 0 <= self.global_seed < 2**64:
             raise UserError(f"--global-seed {self.global_seed}: must be between 0 and 2**64 - 1")
         if not 1.0 <= self.cfg_scale < float("inf"):
             raise UserError(f"--cfg-scale {self.cfg_scale}: must be a finite number of at least 1.0, which is no guidance")
+        self._check_generator()
         self._check_guidance()
         self._check_sampler()
         self._check_speed()
@@ -143,6 +159,26 @@ class SamplingConfig:
                 parse_labels(self.labels, self.num_classes)
             except ValueError as error:
                 raise UserError(f"--labels {error}") from error
+
+    def _check_generator(self) -> None:
+        if self.generator is None:
+            if self.generator_options is not None:
+                raise UserError("--generator-options: only used with --generator, which is missing")
+            return
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.generator):
+            raise UserError(
+                f"--generator {self.generator!r}: give a module and a function in it, such as package.module:function"
+            )
+        for entry in filter(None, (self.generator_options or "").split(",")):
+            name, equals, _ = entry.partition("=")
+            if not (equals and name.strip().isidentifier()):
+                raise UserError(f"--generator-options {entry!r}: must be NAME=VALUE, several of them divided by commas")
+        for own in fields(self):
+            is_free = own.name == "cfg_scale" and self.labels == "null"
+            if own.name in OF_NETWORKS and getattr(self, own.name) != own.default and not is_free:
+                raise UserError(
+                    f"--{own.name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out"
+                )
 
     def _check_guidance(self) -> None:
         low, high = self.guidance_interval
@@ -185,8 +221,6 @@ class SamplingConfig:
             raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
         if self.offload in ("model", "both") and self.cuda_tuning:
             raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")
-        if self.exact and self.per_proc_batch_size == AUTO:
-            raise UserError("--per-proc-batch-size auto: not with --exact, because bytes depend on it; give a number")
 
     def identity(self) -> dict[str, str | int | float | bool | list[float]]:
         """The options that samples are a function of, beside their index; the engine adds what files and hardware resolve to.
@@ -201,14 +235,16 @@ class SamplingConfig:
             **{name: getattr(self, name) for name in choices.split()},
             **({"network": self.network} if self.network != "official" else {}),  # runs older than the choice keep their names
             "guidance_interval": list(self.guidance_interval),
-            # The folder is named after this; its manifest has the number that its first session found.
-            "per_proc_batch_size": "auto" if self.per_proc_batch_size == AUTO else self.per_proc_batch_size,
+            "per_proc_batch_size": self.per_proc_batch_size,
         }
 
     def named_run(self, fingerprint: str) -> str:
         """The run's folder name: DiT's, with the fingerprint's first letters, so that no two configurations share a folder."""
         if self.run_name is not None:
             return self.run_name
+        if self.generator is not None:
+            drawn_by = f"{self.generator}-size-{self.image_size}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}"
+            return re.sub(r"[^\w.+-]", "-", drawn_by)[-LONGEST_NAME:]
         vae = Path(self.vae)
         vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
         ckpt_name = self.ckpt.stem
@@ -224,8 +260,3 @@ class SamplingConfig:
                 return name
             longer = max((0, 1), key=lambda one: len(os.fsencode(names[one])))
             names[longer] = names[longer][:-1]
-
-
-def fingerprint(identity: dict) -> str:
-    """SHA-256 of an identity, independent of the order of its fields."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

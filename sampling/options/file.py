@@ -14,10 +14,10 @@ from pathlib import Path
 import yaml
 
 from fiducial import UserError, decode_json, read_text
-from fiducial.sampling.options.config import AUTO, FINGERPRINT_LETTERS, SamplingConfig, fingerprint
+from fiducial.sampling.identity import Identity
+from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.plan import LONGEST_SPEC
-from fiducial.sampling.store import manifest as output
-from fiducial.sampling.store.folder import MANIFEST
+from fiducial.sampling.store.manifest import MANIFEST_BYTES, MANIFEST_FORMAT, MANIFEST_KIND, load
 from fiducial.sampling.store.parts import in_json
 
 NOT_IN_A_FILE = ("help", "config", "dry_run")  # what one call does, not what a run is
@@ -61,8 +61,8 @@ def read(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         UserError: naming the key, if there is one.
     """
     try:
-        text = read_text(path, output.MANIFEST_BYTES)
-        options = _of_manifest(path, text, parser)
+        text = read_text(path, MANIFEST_BYTES)
+        options = _of_manifest(path, text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if options is None and len(text) > LONGEST:
@@ -131,24 +131,26 @@ def _shown(value: yaml.Node) -> str:
     return kinds.get(type(value)) or (repr(value.value[:80]) if value.style else value.value[:80] or "nothing")
 
 
-def _of_manifest(path: Path, text: str, parser: argparse.ArgumentParser) -> dict | None:
+def _of_manifest(path: Path, text: str) -> dict | None:
     """The options of the run whose manifest this is, or None if it is none."""
     try:
         content = decode_json(text)
-        if not str(content["format"]).startswith(output.MANIFEST_KIND):
+        if not str(content["format"]).startswith(MANIFEST_KIND):
             return None
     except (ValueError, KeyError, TypeError):
         return None
     try:
-        manifest = output.load_manifest(path)
-        options = dict(manifest["options"]) if "options" in manifest else _of_identity(manifest, path, parser)
+        manifest = load(path)
+        if manifest.options is None:
+            raise ValueError("it has no options")
+        options = dict(manifest.options)
         _check_plain(options)
     except ValueError as error:
-        raise UserError(f"is not a whole manifest of format {output.MANIFEST_FORMAT} ({error})") from error
-    # Its own folder is named after `auto` and knows the number that was found; a run elsewhere is to have the same number.
-    is_there = Path(str(options.get("sample_dir"))).resolve() == path.resolve().parent.parent
-    if options.get("per_proc_batch_size") == "auto" and not is_there:
-        options["per_proc_batch_size"] = manifest["identity"]["per_proc_batch_size"]
+        raise UserError(f"is not a whole manifest of format {MANIFEST_FORMAT} ({error})") from error
+    if options.get("per_proc_batch_size") == "auto":  # which could be asked for once, and named the folder
+        options["per_proc_batch_size"] = manifest.identity.block_size
+        if Path(str(options.get("sample_dir"))).resolve() == path.resolve().parent.parent:
+            options["run_name"] = path.resolve().parent.name
     return options
 
 
@@ -162,28 +164,7 @@ def _check_plain(options: dict) -> None:
         raise ValueError("its options are too many, or too long")
 
 
-def _of_identity(manifest: dict, path: Path, parser: argparse.ArgumentParser) -> dict:
-    """The same of a manifest that was written when they were not recorded."""
-    if "paths" not in manifest:
-        raise ValueError("it has neither options nor paths")
-    identity, folder = manifest["identity"], path.resolve().parent
-    names = {action.dest for action in parser._actions}
-    options = {name: value for name, value in identity.items() if name in names}
-    options |= {name: manifest["paths"][name] for name in ("ckpt", "vae")} | {"num_fid_samples": manifest["num_fid_samples"]}
-    options["no_png"] = not manifest["sessions"][-1].get("png", True) if manifest["sessions"] else False
-    if "device_type" in identity:
-        options["device"] = identity["device_type"]
-    if path.name == MANIFEST:
-        options["sample_dir"] = str(folder.parent)
-        of_auto = fingerprint(identity | {"per_proc_batch_size": "auto"})
-        if folder.name.endswith(of_auto[:FINGERPRINT_LETTERS]):
-            options["per_proc_batch_size"] = "auto"
-        elif not folder.name.endswith(manifest["fingerprint"][:FINGERPRINT_LETTERS]):
-            options["run_name"] = folder.name
-    return options
-
-
-def recorded(config: SamplingConfig, identity: Mapping, beside: Mapping) -> dict[str, str | int | float | bool | list]:
+def recorded(config: SamplingConfig, identity: Identity, beside: Mapping) -> dict[str, str | int | float | bool | list]:
     """Every option of a run as a person would give it, with what `auto` came to here; for its manifest.
 
     Args:
@@ -191,10 +172,8 @@ def recorded(config: SamplingConfig, identity: Mapping, beside: Mapping) -> dict
         beside: options that no sample depends on.
     """
     values = {field.name: getattr(config, field.name) for field in fields(config)} | dict(beside)
-    values |= {name: identity[name] for name in values if name in identity}
-    if config.per_proc_batch_size == AUTO:
-        values["per_proc_batch_size"] = "auto"
-    if "device_type" in identity:
-        values["device"] = identity["device_type"]
+    values |= {name: identity.values[name] for name in values if name in identity.values}
+    if "device_type" in identity.values:
+        values["device"] = identity.values["device_type"]
     kept = {name: value for name, value in values.items() if value is not None and name not in NOT_IN_A_FILE}
     return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

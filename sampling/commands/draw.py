@@ -1,0 +1,67 @@
+"""The command that draws: everything but the evaluation, which is handed in, as this package knows none."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import fiducial
+from fiducial import Group
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.parser import parse
+
+
+class Evaluating(Protocol):
+    """An evaluation that is ready before any sample is drawn."""
+
+    def evaluator(self) -> object:
+        """What `FeatureFiles` fills."""
+
+    def of_images(self, npz: Path) -> None:
+        """On all ranks: evaluates a run's images, and writes the result beside them."""
+
+    def of_features(self, folder: Path, about: dict) -> None:
+        """On all ranks: evaluates what the evaluator was filled with; `about` is the manifest of the run."""
+
+
+Prepare = Callable[[SamplingConfig, argparse.Namespace, Group], Evaluating]
+
+
+def main(prepare: Prepare) -> None:
+    """Draws as the command line says; with --ref, evaluates by what `prepare` returns."""
+    with fiducial.user_errors():
+        config, options = parse()
+        fiducial.launched()  # before torch is imported
+        if options.dry_run:
+            fiducial.download_nothing()
+        from fiducial.sampling import numerics
+        from fiducial.sampling.source.table import source_of
+
+        numerics.ready_torch()  # before an evaluation makes tensors
+        with fiducial.init(options.device) as group:
+            spec = source_of(config)
+            spec.check_given(config, group)
+            if config.untold():
+                config = spec.fetch(config, group)
+            evaluation = prepare(config, options, group) if options.ref is not None else None
+            draw(config, options, group, evaluation)
+
+
+def draw(config: SamplingConfig, options: argparse.Namespace, group: Group, evaluation: Evaluating | None) -> None:
+    """On all ranks: a dry run, or a run to files or to features and its evaluation."""
+    from fiducial.sampling import forecast
+    from fiducial.sampling.run import session
+    from fiducial.sampling.run.feature_files import FeatureFiles
+    from fiducial.sampling.run.image_files import ImageFiles
+    from fiducial.sampling.store import manifest
+
+    if options.dry_run:
+        return forecast.forecast(config, group, not options.no_png, options.hang_timeout)
+    if options.evaluate_online:
+        sink = FeatureFiles(evaluation.evaluator())
+        folder = session.draw(config, group, sink, options.hang_timeout, vars(options))
+        about = group.once(lambda: manifest.reread(folder, sink.made).to_json())
+        return evaluation.of_features(folder, about)
+    npz = session.draw(config, group, ImageFiles(not options.no_png), options.hang_timeout, vars(options))
+    if evaluation:
+        evaluation.of_images(npz)

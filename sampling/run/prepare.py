@@ -1,0 +1,146 @@
+"""Rank 0's part before anything is drawn: the run folder is checked and claimed, and what is missing in it is found out."""
+
+import platform
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fiducial import Group, UserError, about, make_folder, say
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.file import recorded
+from fiducial.sampling.run.checks import check_folder, check_kind, check_names
+from fiducial.sampling.run.sinks import Sink
+from fiducial.sampling.source.protocol import ResolvedRun, SourceSpec
+from fiducial.sampling.store import disk
+from fiducial.sampling.store import manifest as manifests
+from fiducial.sampling.store.folder import ENDED, read_ended
+from fiducial.sampling.store.lock import Lock
+from fiducial.sampling.store.manifest import FILES, Manifest, Names, Session
+from fiducial.sampling.store.task import Task, read_events, remove_events
+
+PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the checks before a run have found; nothing is written by then."""
+
+    run: ResolvedRun
+    folder: Path
+    manifest: Manifest | None
+    done: np.ndarray  # (N,) bool, as far as it is known without reading what stands in the folder
+    was_tried: bool  # whether the source was found to be one that can be drawn from
+
+
+def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) -> Found:
+    """Checks everything, and writes nothing.
+
+    Raises:
+        UserError: if something given cannot be used.
+    """
+    run = spec.resolve(config, group)
+    folder = config.sample_dir / f"{run.config.named_run(run.identity.fingerprint)}{sink.suffix}"
+    sink.check_lengths(folder)
+    manifest = manifests.read(folder, sink.made)
+    check_kind(folder, FILES[sink.made])
+    check_folder(folder, manifest, run)
+    check_names(folder, manifest, run.names)
+    done = sink.look(folder, manifest, run)
+    if not done.all():
+        spec.try_out(run, group)  # a source that cannot be drawn from leaves no folder, and a run as it is
+    return Found(run, folder, manifest, done, not done.all())
+
+
+def prepare(
+    config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack, options: Mapping
+) -> tuple[ResolvedRun, Task, Lock]:
+    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+
+    Args:
+        options: for the manifest, those that are not in `config`.
+
+    Raises:
+        UserError: before anything is written, if something given cannot be used.
+    """
+    found = examine(config, spec, sink, group)
+    run, folder = found.run, found.folder
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise UserError(f"--sample-dir {config.sample_dir}: cannot create {folder} ({error.strerror})") from error
+    try:
+        held = stack.enter_context(Lock(folder, group.check))
+        check_kind(folder, FILES[sink.made])  # another run may have been here since
+        manifest = manifests.read(folder, sink.made) or Manifest.begun(sink.made, run.identity, config.num_fid_samples)
+        if manifest.sessions:
+            check_folder(folder, manifest, run)
+            conclude(folder, manifest)
+        check_names(folder, manifest, run.names)
+        manifest.identity, manifest.num_fid_samples = run.identity, config.num_fid_samples
+        done = sink.claim(folder, manifest)
+        if not done.all() and not found.was_tried:
+            spec.try_out(run, group)
+        manifest.paths = run.paths
+        if run.names:
+            manifest.class_names = Names(**run.names.recorded())
+        manifest.options = recorded(run.recorded, run.identity, options)
+        manifest.sessions.append(describe_session(group, int(done.sum()), sink.with_png))
+        manifests.write(folder, manifest)
+        forget_last_session(folder, manifest)
+        npz = sink.begin(folder, run.plan, run.identity.image_size)
+    except OSError as error:
+        raise disk.explained(error, folder) from error
+    say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
+    session, mark = len(manifest.sessions), manifest.mark
+    return run, Task(folder, session, held.token, run.identity, done, run.facts, sink.made, npz, mark), held
+
+
+def conclude(folder: Path, manifest: Manifest) -> None:
+    """Takes into the manifest what the last session left, if it did not finish: why it ended, and what happened in it."""
+    last, number = manifest.sessions[-1], len(manifest.sessions)
+    if last.finished is not None:
+        return
+    if number > manifest.merged:
+        last.events = read_events(folder, number, last.world_size)
+    if last.ended is None:
+        last.ended = read_ended(folder) or {"kind": "lost", "message": "killed without a word"}
+
+
+def forget_last_session(folder: Path, manifest: Manifest) -> None:
+    """Removes what `conclude` has taken, when that is written."""
+    (folder / ENDED).unlink(missing_ok=True)
+    if len(manifest.sessions) > 1:
+        remove_events(folder, len(manifest.sessions) - 1, manifest.sessions[-2].world_size)
+
+
+def describe_session(group: Group, images_before: int, with_png: bool) -> Session:
+    """What is recorded of where and when a run was worked on."""
+    return Session(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        images_before=images_before,
+        world_size=group.world_size,
+        hosts=group.hosts(),
+        png=with_png,
+        device=torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else cpu_name(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        packages={name: version(name) for name in PACKAGES},
+        fiducial=about(),
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    try:
+        names = (
+            line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        )
+        return next(names, platform.machine())
+    except OSError:
+        return platform.machine()

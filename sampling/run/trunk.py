@@ -1,0 +1,85 @@
+"""The trunk of every run: each rank draws its blocks of the plan from a source, and a sink keeps the images.
+
+No collective is called. Ranks meet in the process group's store, where each counts its images as they are kept. When all are
+drawn, each rank holds its share against what was written, and rank 0 completes the files.
+"""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from fiducial import Group, say
+from fiducial.sampling import memory
+from fiducial.sampling.plan import Plan
+from fiducial.sampling.run.progress import progress
+from fiducial.sampling.run.sinks import OnWritten, RunFolder, Sink
+from fiducial.sampling.source.protocol import Source
+from fiducial.sampling.store import disk
+from fiducial.sampling.store import manifest as manifests
+from fiducial.sampling.store.task import Task, read_events, remove_events
+
+IMAGES_DRAWN = "images"  # a counter in the store
+
+
+def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group) -> Path:
+    """Draws what is missing, and leaves the run whole. Returns, on every rank, what the sink leaves.
+
+    Raises:
+        UserError: if an image cannot be drawn or written.
+    """
+    task, checked = folder.task, time.monotonic()
+    sink.open(folder, group)
+    own = plan.starts(task.done)[group.rank :: group.world_size]
+    if len(own):
+        source.load()
+    keep_told(source.told(group), task)
+    if task.missing and group.is_main:
+        seconds = f"{checked - folder.began:.1f} s for checks, {time.monotonic() - checked:.1f} s for {source.loading}"
+        say(f"ready on {group.world_size} rank(s), {source.ready}: {seconds}")
+    drawing = time.monotonic()
+    with progress(task.missing, plan.count, IMAGES_DRAWN, "sampling", group):
+        draw(plan, source, sink, folder, own, ~task.done, lambda rows: group.tally(IMAGES_DRAWN, len(rows)))
+        group.wait()
+    drawing = time.monotonic() - drawing
+    sink.mend(lambda *given: draw(plan, source, sink, folder, *given))
+    group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
+    group.once(lambda: finish(sink, task, group, drawing))
+    return sink.gather()
+
+
+def draw(
+    plan: Plan, source: Source, sink: Sink, folder: RunFolder, starts: np.ndarray, wanted: np.ndarray, on_written: OnWritten
+) -> None:
+    """Draws the blocks that begin at `starts`, each whole and in its fixed composition, and keeps what is `wanted` (N,) bool."""
+    if not len(starts):
+        return
+    with sink.writing(on_written):
+        for start, pixels in source.blocks(starts, plan.count, folder.check):
+            # Indices beyond N fill up the last block, so that a run that grows finds its images as they were.
+            indices = np.arange(start, min(start + plan.block_size, plan.count))
+            keep = np.flatnonzero(wanted[indices])
+            sink.put(indices[keep], pixels[keep])
+
+
+def keep_told(told: dict | None, task: Task) -> None:
+    """On rank 0: puts what the source has told of itself into the manifest."""
+    if told is not None:
+        manifest = task.manifest()
+        manifest.probe = told
+        manifests.write(task.folder, manifest)
+
+
+def finish(sink: Sink, task: Task, group: Group, seconds: float) -> None:
+    """On rank 0: completes the files, and the manifest by what the session did."""
+    manifest = task.manifest()
+    peak = max(int(group.receive(f"peak/{rank}")) for rank in range(group.world_size))
+    said, last = sink.finish(manifest), manifest.sessions[-1]
+    last.images_drawn, last.seconds, last.peak_memory = task.missing, round(seconds, 3), peak
+    last.events = read_events(task.folder, task.session, group.world_size)
+    last.finished = datetime.now(UTC).isoformat(timespec="seconds")
+    manifests.write(task.folder, manifest)
+    remove_events(task.folder, task.session, group.world_size)
+    sink.clear()
+    say(f"{said}a rank held at most {disk.readable(peak)}")

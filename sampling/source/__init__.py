@@ -1,0 +1,1 @@
+"""What can draw the images of a run, one a file."""

@@ -1,0 +1,87 @@
+"""What a source of images is: how a run finds out that it can be drawn from, and draws."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fiducial import Group
+from fiducial.classes import ClassNames
+from fiducial.sampling.identity import Identity
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.plan import Plan
+from fiducial.sampling.store.task import Task
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """What options and files come to, once they are known to go together; nothing is written by then."""
+
+    config: SamplingConfig  # nothing untold in it, and no names among its labels
+    identity: Identity
+    names: ClassNames | None  # of the classes, if anybody knows them
+    facts: Mapping[str, object]  # for the source on every rank, as JSON
+    paths: dict[str, str]  # for the manifest
+    recorded: SamplingConfig  # the same configuration, as its options are recorded
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.of(self.identity, self.config.num_fid_samples)
+
+
+class Source(Protocol):
+    """Draws blocks of images; a pure function of their indices."""
+
+    ready: str  # what is said of it once it is loaded, such as its precision
+    loading: str  # what loading it takes, such as "weights and compiling"
+
+    def load(self) -> None:
+        """Makes ready to draw on this rank.
+
+        Raises:
+            UserError: if it cannot be drawn from.
+        """
+
+    def told(self, group: Group) -> dict | None:
+        """Waits for all ranks to have come here; on rank 0 what loading has told of it, for the manifest's `probe`."""
+
+    def lines(self, told: dict | None, evaluations: int) -> list[str]:
+        """What it is, for a dry run; `told` is what loading has told, `evaluations` how often a block called `check`, 0 if none
+        was drawn."""
+
+    def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
+        """The blocks that begin at `starts`: first index, and pixels (block_size, H, W, 3) uint8.
+
+        Args:
+            count: indices from here on only fill up the last block; it does not matter what becomes of them.
+            check: called often, as a sign of life; what it raises ends the drawing.
+
+        Raises:
+            UserError: if an image cannot be drawn.
+        """
+
+
+class SourceSpec(Protocol):
+    """One row in SOURCES: the steps from a configuration to a source."""
+
+    def is_asked_for(self, config: SamplingConfig) -> bool: ...
+
+    def check_given(self, config: SamplingConfig, group: Group) -> None:
+        """Raises UserError for what can be told to be wrong before anything is downloaded. On all ranks."""
+
+    def fetch(self, config: SamplingConfig, group: Group) -> SamplingConfig:
+        """The configuration with local files, downloaded if need be, and what these say where nothing was given. On all ranks."""
+
+    def resolve(self, config: SamplingConfig, group: Group) -> ResolvedRun:
+        """What the run is; on rank 0 only.
+
+        Raises:
+            UserError: if options and files do not go together.
+        """
+
+    def try_out(self, run: ResolvedRun, group: Group) -> None:
+        """Raises UserError if the source cannot be drawn from; on rank 0, before anything is written."""
+
+    def open_source(self, config: SamplingConfig, task: Task, group: Group, note: Callable[..., object]) -> Source:
+        """The source on this rank, for a run as rank 0 has resolved it; `note` is called with what is out of the ordinary."""
