@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import contents, options, randomised, run_command
+from conftest import contents, draw_files, options, randomised, run_command
 from safetensors.torch import save_file
 
 import fiducial
@@ -16,7 +16,6 @@ from fiducial.diffusion.samplers import sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models import DiT_models
 from fiducial.models.decoders.table import DECODERS, decoder_of
-from fiducial.sampling import engine
 from fiducial.sampling.noise import standard_normal
 
 PIXELS = {"vae": "pixels", "image_size": 16, "cfg_channels": 3, "sampler": "ddim"}
@@ -37,7 +36,7 @@ def checkpoint(network, tmp_path_factory):
 @torch.no_grad()
 def test_an_image_is_what_the_sampler_ends_at(network, checkpoint, tmp_path):
     config, _ = sample_ddp.parse(options(checkpoint, tmp_path, **PIXELS, labels="3", num_fid_samples=6))
-    engine.run(config, fiducial.init("cpu"))
+    draw_files(config, fiducial.init("cpu"))
     x = torch.from_numpy(standard_normal(0, 5, 0, (1, 3, 16, 16)))
 
     def guided(x, t):
@@ -67,7 +66,7 @@ def test_two_ranks_draw_the_same_bytes(checkpoint, tmp_path):
 def test_a_network_of_latents_is_not_drawn_as_pixels(tiny_checkpoint, tmp_path):
     config, _ = sample_ddp.parse(options(tiny_checkpoint, tmp_path / "samples", **PIXELS | {"image_size": 8}))
     with pytest.raises(UserError, match=r"--vae pixels: has 3 latent channels, but .* takes 4"):
-        engine.run(config, fiducial.init("cpu"))
+        draw_files(config, fiducial.init("cpu"))
     assert not (tmp_path / "samples").exists()
 
 
