@@ -16,7 +16,8 @@ from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.models import DiT_models
 from fiducial.models.checkpoints.checkpoint import check_shape, load_dit, read
 from fiducial.models.checkpoints.label_table import classes_of, contradictions, has_null_label
-from fiducial.models.networks.dit import DiT, asked
+from fiducial.models.networks.dit import DiT
+from fiducial.models.networks.table import asked, spec_of
 from fiducial.sampling.source import dit
 
 TABLE = "y_embedder.embedding_table.weight"
@@ -82,7 +83,8 @@ def test_a_network_without_a_null_label_has_a_row_a_class():
     assert network.y_embedder.embedding_table.weight.shape == (3, 8)
     x, y = torch.randn(2, 4, 2, 2), torch.tensor([0, 2])
     with torch.no_grad():
-        assert torch.equal(guided(asked(network), None, y, Guidance(1.0, 4))(x, 0.005), network(x, torch.full((2,), 5.0), y))
+        ask = asked(network, spec_of("DiT-S/8"))
+        assert torch.equal(guided(ask, None, y, Guidance(1.0, 4))(x, 0.005), network(x, torch.full((2,), 5.0), y))
 
 
 @pytest.mark.parametrize(("rows", "said"), [(1, 1), (1, None), (11, 11)])

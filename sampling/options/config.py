@@ -141,10 +141,10 @@ class SamplingConfig:
             raise UserError(f"--global-seed {self.global_seed}: must be between 0 and 2**64 - 1")
         if not 1.0 <= self.cfg_scale < float("inf"):
             raise UserError(f"--cfg-scale {self.cfg_scale}: must be a finite number of at least 1.0, which is no guidance")
-        self._check_generator()
-        self._check_guidance()
+        _check_generator(self)
+        _check_guidance(self)
         self._check_sampler()
-        self._check_speed()
+        _check_speed(self)
         if self.labels == "null" and self.cfg_scale != 1.0:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -159,33 +159,6 @@ class SamplingConfig:
                 parse_labels(self.labels, self.num_classes)
             except ValueError as error:
                 raise UserError(f"--labels {error}") from error
-
-    def _check_generator(self) -> None:
-        if self.generator is None:
-            if self.generator_options is not None:
-                raise UserError("--generator-options: only used with --generator, which is missing")
-            return
-        if not re.fullmatch(r"\w+(\.\w+)*:\w+", self.generator):
-            raise UserError(
-                f"--generator {self.generator!r}: give a module and a function in it, such as package.module:function"
-            )
-        for entry in filter(None, (self.generator_options or "").split(",")):
-            name, equals, _ = entry.partition("=")
-            if not (equals and name.strip().isidentifier()):
-                raise UserError(f"--generator-options {entry!r}: must be NAME=VALUE, several of them divided by commas")
-        for own in fields(self):
-            is_free = own.name == "cfg_scale" and self.labels == "null"
-            if own.name in OF_NETWORKS and getattr(self, own.name) != own.default and not is_free:
-                raise UserError(
-                    f"--{own.name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out"
-                )
-
-    def _check_guidance(self) -> None:
-        low, high = self.guidance_interval
-        if not 0.0 <= low <= high <= 1.0:
-            raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
-        if self.cfg_scale == 1.0 and (low, high) != (0.0, 1.0):
-            raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out, or give 0,1")
 
     def _check_sampler(self) -> None:
         for name in {name: None for row in SAMPLERS.values() for name in row.options}:
@@ -213,14 +186,6 @@ class SamplingConfig:
     def sampler_options(self) -> dict[str, float]:
         """The sampler's own options by name."""
         return {name: getattr(self, name) for name in SAMPLERS[self.sampler].options}
-
-    def _check_speed(self) -> None:
-        if self.exact and (self.precision not in ("auto", "fp32") or self.compile or self.cuda_tuning):
-            precision = "--tf32" if self.precision == "tf32" else f"--precision {self.precision}"
-            said = "--compile" if self.compile else "--cuda-tuning" if self.cuda_tuning else precision
-            raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
-        if self.offload in ("model", "both") and self.cuda_tuning:
-            raise UserError(f"--offload {self.offload}: not with --cuda-tuning, whose graphs need the network in one place")
 
     def identity(self) -> dict[str, str | int | float | bool | list[float]]:
         """The options that samples are a function of, beside their index; the engine adds what files and hardware resolve to.
@@ -260,3 +225,37 @@ class SamplingConfig:
                 return name
             longer = max((0, 1), key=lambda one: len(os.fsencode(names[one])))
             names[longer] = names[longer][:-1]
+
+
+def _check_generator(config: SamplingConfig) -> None:
+    if config.generator is None:
+        if config.generator_options is not None:
+            raise UserError("--generator-options: only used with --generator, which is missing")
+        return
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.generator):
+        raise UserError(f"--generator {config.generator!r}: give a module and a function in it, such as package.module:function")
+    for entry in filter(None, (config.generator_options or "").split(",")):
+        name, equals, _ = entry.partition("=")
+        if not (equals and name.strip().isidentifier()):
+            raise UserError(f"--generator-options {entry!r}: must be NAME=VALUE, several of them divided by commas")
+    for own in fields(config):
+        is_free = own.name == "cfg_scale" and config.labels == "null"
+        if own.name in OF_NETWORKS and getattr(config, own.name) != own.default and not is_free:
+            raise UserError(f"--{own.name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out")
+
+
+def _check_speed(config: SamplingConfig) -> None:
+    if config.exact and (config.precision not in ("auto", "fp32") or config.compile or config.cuda_tuning):
+        precision = "--tf32" if config.precision == "tf32" else f"--precision {config.precision}"
+        said = "--compile" if config.compile else "--cuda-tuning" if config.cuda_tuning else precision
+        raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
+    if config.offload in ("model", "both") and config.cuda_tuning:
+        raise UserError(f"--offload {config.offload}: not with --cuda-tuning, whose graphs need the network in one place")
+
+
+def _check_guidance(config: SamplingConfig) -> None:
+    low, high = config.guidance_interval
+    if not 0.0 <= low <= high <= 1.0:
+        raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
+    if config.cfg_scale == 1.0 and (low, high) != (0.0, 1.0):
+        raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out, or give 0,1")
