@@ -74,7 +74,7 @@ def warnings(
             f"published numbers use those of the whole training set{adms}."
         )
     if reference and reference.kind == WITHOUT_PROVENANCE and "fid" in metrics:
-        whose = "clean-fid" if extractor.name == "inception-clean" else "ADM"
+        whose = EXTRACTORS[extractor.name].resized_as
         found.append(
             f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
             f"and its statistics give another {fid}."

@@ -72,7 +72,8 @@ class ExtractorSpec:
     "file.function" of this package, takes this row, a path of weights (or None), a device and a dtype's name, and gives an
     `Extractor`. `suffix` belongs in the name of every metric made with it, `distance` is what a Fréchet distance over it is
     called. `caveats` says, by protocol, in what the network differs from that protocol's own; `comparable` is whether others
-    publish numbers over it. `packages` are those that its features depend on beside torch, `dtypes` what it runs in.
+    publish numbers over it, `resized_as` whose resize it has. `packages` are those that its features depend on beside torch,
+    `dtypes` what it runs in.
     """
 
     name: str
@@ -87,6 +88,7 @@ class ExtractorSpec:
     distance: str = "FID"
     caveats: Mapping[str, str] = field(default_factory=dict)
     comparable: bool = True
+    resized_as: str = "ADM"
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
 
@@ -125,6 +127,7 @@ EXTRACTORS = {
             logits=f"1,008 logits without bias{CLEAN}",
             weights=INCEPTION,
             suffix="-clean",
+            resized_as="clean-fid",
             caveats={"adm": PORT, "clean": PORT},
             packages=("torch-fidelity",),
             dtypes=("float32", "bfloat16"),
