@@ -4,10 +4,7 @@ import io
 import re
 import struct
 import threading
-import tokenize
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -20,12 +17,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fiducial import UserError, open_regular
+from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 
-# What zipfile and numpy raise on damaged archives, between them.
-DAMAGED_ARCHIVE = (
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, OSError, ValueError, EOFError, RuntimeError, SyntaxError),
-    *(NotImplementedError, KeyError, TypeError, MemoryError, OverflowError, struct.error, IndexError),
-)
 # What Pillow raises on damaged images.
 DAMAGED_IMAGE = (Image.DecompressionBombError, AssertionError, AttributeError, ZeroDivisionError, *DAMAGED_ARCHIVE)
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")  # Pillow's names; not PostScript, for which it starts other programs

@@ -17,8 +17,8 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from fiducial import UserError, file_sha256
+from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.image_files import (
-    DAMAGED_ARCHIVE,
     MAX_FILE,
     Header,
     NeedsCrop,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fiducial import decode_json, read_json
-from fiducial.evaluation.data.image_files import DAMAGED_ARCHIVE
+from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 24  # bytes

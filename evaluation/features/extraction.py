@@ -37,7 +37,7 @@ from fiducial import (
     write_whole,
 )
 from fiducial.cache import FEATURES_MARK, hold, release
-from fiducial.evaluation.data.image_files import DAMAGED_ARCHIVE
+from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.images import Images, read_ahead
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
