@@ -54,7 +54,7 @@ class AfterDrawing:
 
 
 def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, group: Group) -> "Evaluation":
-    """Everything that evaluating hangs on besides the samples, before any is drawn."""
+    """All that an evaluation needs besides the samples, before any is drawn."""
     from fiducial.evaluation.evaluate import Evaluation
     from fiducial.evaluation.features import parse_weights
     from fiducial.evaluation.fit import check_size

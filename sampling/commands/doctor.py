@@ -47,7 +47,7 @@ from fiducial.wings import IS_CHECKOUT, ROOT
 REQUIREMENTS = ROOT / "requirements.txt"  # in a checkout
 PYTHON = (3, 11)
 OK, NOTE, PROBLEM = "ok", "note", "problem"
-COUNT, IMAGE_SIZE = 50_000, 256  # what room is held against
+COUNT, IMAGE_SIZE = 50_000, 256  # for which there is to be room
 SEEN_SECONDS = 60.0  # that network file systems may take to show another host's file
 
 

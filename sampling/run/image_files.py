@@ -73,7 +73,7 @@ class ImageFiles:
         self._writer.submit(indices, pixels, self._group.heed)
 
     def mend(self, draw: Redraw) -> None:
-        """Holds this rank's share of all images against the records, restores what has a whole copy, and redraws the rest."""
+        """Compares this rank's share of all images with the records, restores what has a whole copy, and redraws the rest."""
         task, group = self._task, self._group
         group.once(self._merge)
         count = len(task.done)

@@ -75,7 +75,7 @@ class Sink(Protocol):
         """Keeps the images `indices` of one block, pixels (len(indices), H, W, 3) uint8."""
 
     def mend(self, draw: Redraw) -> None:
-        """Once all are drawn: holds what is there against what was written, and has drawn again what is lost."""
+        """Once all are drawn: compares what is there with what was recorded of it, and has drawn again what is lost."""
 
     def finish(self, manifest: Manifest) -> str:
         """On rank 0, when all is as it should be: completes the files and the manifest; what is to be said of it."""

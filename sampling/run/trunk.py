@@ -1,7 +1,7 @@
 """The trunk of every run: each rank draws its blocks of the plan from a source, and a sink keeps the images.
 
 No collective is called. Ranks meet in the process group's store, where each counts its images as they are kept. When all are
-drawn, each rank holds its share against what was written, and rank 0 completes the files.
+drawn, each rank compares its share with what was recorded of it, and rank 0 completes the files.
 """
 
 import time

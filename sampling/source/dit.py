@@ -1,6 +1,6 @@
 """The images of a DiT under DDPM, decoded by an autoencoder: what its files and options come to, and drawing on a node.
 
-Rank 0 holds the files against the options; every node makes sure that its files are those that rank 0 has seen.
+Rank 0 checks that the files and the options go together; every node checks that its files are those that rank 0 has read.
 """
 
 import json
@@ -199,7 +199,7 @@ def told_by_files(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
 
 
 def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
-    """What the run is; files and options are held against each other."""
+    """What the run is, once files and options are known to go together."""
     found = checkpoint.read(config.ckpt, config.weights_key)
     checkpoint.require_family(found, config.ckpt, config.model)
     codec, asked = decoder_of(config.vae), ["vae", config.vae, config.cache_dir]
