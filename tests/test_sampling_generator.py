@@ -205,6 +205,9 @@ def test_pixels_are_rounded_to_the_nearest_level():
     levels = np.arange(256, dtype=np.float32).repeat(12)[: 2 * 3 * 16 * 16].reshape(2, 3, 16, 16) / 255
     assert (as_pixels(levels, range(2), 16) == np.rint(255 * levels).transpose(0, 2, 3, 1)).all()
     assert (as_pixels(levels.transpose(0, 2, 3, 1), range(2), 16) == as_pixels(levels, range(2), 16)).all()
+    whole = np.rint(255 * levels).transpose(0, 2, 3, 1)
+    above = np.clip(levels + np.float32(0.6 / 255), 0, 1)
+    assert (as_pixels(above, range(2), 16) == np.minimum(whole + 1, 255)).all()
     with pytest.raises(ValueError, match=r"\(x \+ 1\) / 2 makes them so"):
         as_pixels(2 * levels - 1, range(2), 16)
 
