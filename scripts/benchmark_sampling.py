@@ -21,7 +21,7 @@ import torch
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
-    from fiducial.sampling.drawing import Drawer
+    from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
 from fiducial import UserError
 
@@ -107,16 +107,17 @@ def arguments(work: Drawing, *options: str) -> list[str]:
     return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, "--no-probe", *options)]
 
 
-def ours(work: Drawing, *options: str) -> "Drawer":
+def ours(work: Drawing, *options: str) -> "LatentDiffusion":
     """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them."""
     import sample_ddp
-    from fiducial.sampling import drawing, numerics
+    from fiducial.sampling import numerics
+    from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
     how = numerics.resolve(config, work.place)
     numerics.apply(how, config, work.place)
-    drawer = drawing.Drawer(config, work.place, how, lambda: work.folder / "vae", (LATENT, work.side), lambda **_: None)
+    drawer = LatentDiffusion(config, work.place, how, lambda: work.folder / "vae", (LATENT, work.side), lambda **_: None)
     drawer.load()
     return drawer
 
@@ -222,7 +223,7 @@ def decode_ours(work: Drawing, *options: str) -> dict[str, float]:
     drawer = ours(work, "--no-compile", *options)
     x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place)
     with torch.inference_mode():
-        return {"seconds": timed(lambda: drawer.pixels(x), work.place, 2)}
+        return {"seconds": timed(lambda: drawer.networks.decode(x), work.place, 2)}
 
 
 def decode_theirs(work: Drawing, precision: str) -> dict[str, float]:

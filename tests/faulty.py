@@ -17,7 +17,7 @@ import sample_ddp
 from fiducial.memory import give_back_freed_memory
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders import autoencoder
-from fiducial.sampling import drawing
+from fiducial.sampling.source import latent_diffusion
 from fiducial.sampling.store import writer
 
 WHEN = 10  # evaluations of the network before the fault
@@ -25,7 +25,7 @@ WHEN = 10  # evaluations of the network before the fault
 
 def after(calls: int, fault):
     """Models give what `fault(call, x, out)` makes of their result, from this many evaluations on."""
-    original, number = drawing.guided, itertools.count()
+    original, number = latent_diffusion.guided, itertools.count()
 
     def faulty(*arguments, **options):
         model = original(*arguments, **options)
@@ -36,7 +36,7 @@ def after(calls: int, fault):
 
         return predict
 
-    drawing.guided = faulty
+    latent_diffusion.guided = faulty
 
 
 def raise_error(*_):

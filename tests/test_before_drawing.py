@@ -12,13 +12,13 @@ import sample_ddp
 from fiducial import UserError, check_lengths, make_folder, unwritable
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.settings import Settings
-from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.options.config import PRESETS, SamplingConfig
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
 
 def refusal(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
     """The last line of a command that is to draw nothing."""
-    monkeypatch.setattr(Drawer, "blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr(LatentDiffusion, "blocks", lambda *_: pytest.fail("drawing began"))
     monkeypatch.setattr(sys, "argv", ["sample_ddp.py", *arguments])
     with pytest.raises(SystemExit) as ended:
         sample_ddp.main()

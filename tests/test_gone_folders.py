@@ -8,7 +8,7 @@ import pytest
 from conftest import options
 
 import sample_ddp
-from fiducial.sampling.drawing import Drawer
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.store import lock
 
 GONE = {
@@ -27,7 +27,7 @@ def draw(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("told", ["manifest.json", "online.json"])
 def test_what_goes_away_while_drawing_is_told(told, how, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     online = ["--ref", "digits", "--evaluate-online"] if told == "online.json" else []
-    folder, blocks = tmp_path / ("run-online" if online else "run"), Drawer.blocks
+    folder, blocks = tmp_path / ("run-online" if online else "run"), LatentDiffusion.blocks
 
     def lose(*arguments):
         for number, block in enumerate(blocks(*arguments)):
@@ -35,7 +35,7 @@ def test_what_goes_away_while_drawing_is_told(told, how, tiny_checkpoint, tmp_pa
                 GONE[how](folder, told)
             yield block
 
-    monkeypatch.setattr(Drawer, "blocks", lose)
+    monkeypatch.setattr(LatentDiffusion, "blocks", lose)
     arguments = [*options(tiny_checkpoint, tmp_path, num_fid_samples=12), *online]
     with pytest.raises(SystemExit) as ended:
         draw(arguments, monkeypatch)
@@ -44,7 +44,7 @@ def test_what_goes_away_while_drawing_is_told(told, how, tiny_checkpoint, tmp_pa
     said = f"error: {what} was renamed or removed while it was being drawn; put it back, and the same command continues"
     assert capsys.readouterr().err.splitlines()[-1] == said
     if how == "renamed":
-        monkeypatch.setattr(Drawer, "blocks", blocks)
+        monkeypatch.setattr(LatentDiffusion, "blocks", blocks)
         folder.with_name("elsewhere").rename(folder)
         (folder / lock.LOCK).unlink()  # whose holder, this process, is not dead here
         draw(arguments, monkeypatch)

@@ -172,7 +172,7 @@ DAMAGES = [cut, emptied, flipped_header, missing_key, surplus_key, wrong_shape, 
 
 def refusal(monkeypatch, capsys, folder, *given):
     """What `sample_ddp.py` says in the place of drawing."""
-    monkeypatch.setattr("fiducial.sampling.drawing.Drawer.blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
     with pytest.raises(SystemExit) as ended:
         sample(monkeypatch, folder / "samples", *given)
     out, err = capsys.readouterr()

@@ -19,8 +19,8 @@ from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.networks.table import NETWORKS
 from fiducial.models.probe import Response, compare, require, respond
-from fiducial.sampling import drawing, numerics
-from fiducial.sampling.drawing import Drawer
+from fiducial.sampling import numerics
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.store.lock import LOCK
 
 CPU = torch.device("cpu")
@@ -151,9 +151,9 @@ def parsed(*arguments: object) -> tuple:
 )
 def test_a_network_in_half_is_asked_as_it_is(given):
     config = parsed("--no-compile", *given)
-    drawer = Drawer(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = LatentDiffusion(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()
-    assert drawer.response.correlation == pytest.approx(0.9999, abs=2e-4)
+    assert drawer.networks.response.correlation == pytest.approx(0.9999, abs=2e-4)
 
 
 def changed(folder: Path, **factors: float) -> Path:
@@ -180,25 +180,25 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
         state[f"blocks.0.adaLN_modulation.1.{kind}"][gate] /= 1e6
     save_file(state, tmp_path / "large.safetensors")
     config = parsed("--no-compile", "--precision", "fp16", "--ckpt", tmp_path / "large.safetensors")
-    drawer = Drawer(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
-    assert not respond(drawer._load_dit(drawer.how), 10, 8, CPU, False).is_finite
+    drawer = LatentDiffusion(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    assert not respond(drawer.networks.load_network(drawer.how), 10, 8, CPU, False).is_finite
     drawer.load()
-    assert drawer.response.correlation == pytest.approx(0.99995, abs=2e-5)
+    assert drawer.networks.response.correlation == pytest.approx(0.99995, abs=2e-5)
 
 
 def test_an_offloaded_network_is_asked_on_its_device_and_goes_back(monkeypatch):
     config, device, moves = parsed("--offload", "model"), torch.device("cpu", 0), []
     monkeypatch.setattr("fiducial.models.networks.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
-    Drawer(config, device, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+    LatentDiffusion(config, device, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
     assert moves == ["cpu:0", "cpu"]
 
 
 def test_nothing_is_compiled_for_the_question(monkeypatch):
     calls = []
-    monkeypatch.setattr(drawing.probe, "respond", lambda *_: calls.append("asked") or Response(1.0, 1.0, 1.0))
-    monkeypatch.setattr(Drawer, "_compile", lambda _: calls.append("compiled"))
+    monkeypatch.setattr(probe, "respond", lambda *_: calls.append("asked") or Response(1.0, 1.0, 1.0))
+    monkeypatch.setattr(LatentDiffusion, "compile", lambda _: calls.append("compiled"))
     how = numerics.Numerics("fp32", True, "sdpa", False)
-    Drawer(parsed(), CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+    LatentDiffusion(parsed(), CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
     assert calls == ["asked", "compiled"]
 
 
@@ -217,7 +217,7 @@ def with_null_row(folder: Path, factor: float) -> Path:
 def test_the_null_label_is_asked_for_where_a_run_needs_it(factor, said, needed, tmp_path):
     def load(*given: object) -> None:
         config = parsed("--exact", "--ckpt", with_null_row(tmp_path, factor), *given)
-        Drawer(config, CPU, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+        LatentDiffusion(config, CPU, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
 
     load("--cfg-scale", 1)
     with pytest.raises(UserError, match=r"null\.safetensors: with the null label, .*; --cfg-scale 1\.0 draws classes") as refused:
@@ -290,7 +290,7 @@ def test_a_finished_run_that_is_to_grow_asks_first_and_loses_nothing(more, tmp_p
     assert "correlation -1.00" in said
     assert files(folder) == before
     loaded = []
-    monkeypatch.setattr(Drawer, "load", lambda _: loaded.append("loaded"))
+    monkeypatch.setattr(LatentDiffusion, "load", lambda _: loaded.append("loaded"))
     main(monkeypatch, *small(folder, *given))  # nothing is to be drawn
     assert not loaded
 

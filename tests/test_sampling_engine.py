@@ -22,8 +22,9 @@ from fiducial.diffusion.prediction import from_noise
 from fiducial.diffusion.samplers import sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models.checkpoints import checkpoint
-from fiducial.sampling import drawing, numerics
+from fiducial.sampling import numerics
 from fiducial.sampling.noise import standard_normal
+from fiducial.sampling.source import latent_diffusion
 
 
 def draw_here(*arguments: str) -> Path:
@@ -203,13 +204,13 @@ def test_an_image_is_what_the_parts_give_one_by_one(tiny_checkpoint, tmp_path):
 
 def test_every_block_has_its_full_shape_and_none_waits_in_a_collective(tiny_checkpoint, tmp_path, monkeypatch):
     shapes = []
-    original = drawing.guided
+    original = latent_diffusion.guided
 
     def spied(network, weak, labels, guidance):
         predict = original(network, weak, labels, guidance)
         return lambda x, t: shapes.append((len(x), len(labels))) or predict(x, t)
 
-    monkeypatch.setattr(drawing, "guided", spied)
+    monkeypatch.setattr(latent_diffusion, "guided", spied)
     for name in (
         "barrier",
         "monitored_barrier",

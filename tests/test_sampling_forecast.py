@@ -13,9 +13,10 @@ from made_runs import IDENTITY
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.sampling import drawing, forecast
+from fiducial.sampling import forecast
 from fiducial.sampling.forecast import Measured, add_up, duration
 from fiducial.sampling.identity import Identity
+from fiducial.sampling.source import latent_diffusion
 from fiducial.sampling.store import disk, lock
 from fiducial.sampling.store import npz as archive
 from fiducial.sampling.store.task import Task
@@ -96,13 +97,13 @@ def test_evaluations_are_those_of_the_run(more, expected, tiny_checkpoint, tmp_p
     config, beside = sample_ddp.parse([*options(tiny_checkpoint, tmp_path, num_fid_samples=4), *more])
     assert f"{expected} evaluations of the network for a block" in said(config, beside, capsys)
     counted = []
-    original = drawing.guided
+    original = latent_diffusion.guided
 
     def guided(*arguments, **more):
         model = original(*arguments, **more)
         return lambda x, t: (counted.append(t), model(x, t))[1]
 
-    monkeypatch.setattr(drawing, "guided", guided)
+    monkeypatch.setattr(latent_diffusion, "guided", guided)
     draw_files(config, fiducial.init("cpu"))
     assert len(counted) == expected
 
@@ -156,7 +157,7 @@ def test_files_take_whole_blocks():
 
 
 def test_a_block_that_does_not_fit_is_drawn_in_halves_and_that_is_said(tiny_checkpoint, tmp_path, capsys, monkeypatch):
-    original = drawing.guided
+    original = latent_diffusion.guided
 
     def guided(*arguments, **more):
         model = original(*arguments, **more)
@@ -168,7 +169,7 @@ def test_a_block_that_does_not_fit_is_drawn_in_halves_and_that_is_said(tiny_chec
 
         return fail
 
-    monkeypatch.setattr(drawing, "guided", guided)
+    monkeypatch.setattr(latent_diffusion, "guided", guided)
     config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path))
     assert "a block did not fit, and was drawn by 2 images" in said(config, beside, capsys)
 

@@ -19,9 +19,11 @@ from fiducial.models import DiT_models
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders import autoencoder
 from fiducial.models.networks.dit import attention_by_products
-from fiducial.sampling import drawing, memory, numerics
+from fiducial.sampling import memory, numerics
 from fiducial.sampling.numerics import REFERENCE, Numerics
 from fiducial.sampling.source import dit
+from fiducial.sampling.source.blocks import Blocks
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -106,12 +108,12 @@ def test_tf32_is_on_only_where_it_was_asked_for(precision, tf32):
     ],
 )
 def test_networks_are_made_as_resolved(how, compiles, slices, by_products, merges, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(drawing.Drawer, "guided", lambda *_: lambda *_: None)  # nothing is run
+    monkeypatch.setattr(LatentDiffusion, "guided", lambda *_: lambda *_: None)  # nothing is run
     given = [*options(tiny_checkpoint, "unused"), "--no-vae-slicing", *how]
     config, _ = sample_ddp.parse([str(argument) for argument in given])
-    drawer = drawing.Drawer(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = LatentDiffusion(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()
-    dit, vae = drawer._networks
+    dit, vae = drawer.networks.network, drawer.networks.decoder
     assert (dit._compiled_call_impl is not None, vae.use_slicing) == (compiles, slices)
     assert {one.use_conv_transpose for one in vae.decoder.modules() if isinstance(one, Upsample2D)} == {merges}
     assert {block.attn.attend is attention_by_products for block in dit.blocks} == {by_products}
@@ -248,7 +250,7 @@ def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path,
 
 
 def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_path, monkeypatch):
-    given, decode, found = [0.0], drawing.Drawer._decode, []
+    given, fetch, found = [0.0], Blocks.fetch, []
 
     @contextmanager
     def allowing(_: fiducial.Group, seconds: float) -> Iterator[None]:
@@ -256,15 +258,15 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
         yield
         given.pop()
 
-    def too_large(drawer: drawing.Drawer, latents: torch.Tensor) -> torch.Tensor:
+    def too_large(blocks: Blocks, latents: torch.Tensor, *rest: object) -> torch.Tensor:
         if len(latents) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return decode(drawer, latents)
+        return fetch(blocks, latents, *rest)
 
     monkeypatch.setattr(fiducial.Group, "allowing", allowing)
     monkeypatch.setattr(numerics, "can_compile", lambda _: True)
-    monkeypatch.setattr(drawing.Drawer, "_compile", lambda _: found.append(given[-1]))
-    monkeypatch.setattr(drawing.Drawer, "_decode", too_large)
+    monkeypatch.setattr(numerics, "compile_network", lambda *_: found.append(given[-1]))
+    monkeypatch.setattr(Blocks, "fetch", too_large)
     manifest, _ = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile")
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["out of memory"]
     assert found == [dit.COMPILING_SECONDS] * 2
@@ -320,8 +322,8 @@ def test_every_shape_is_compiled_before_drawing(interval, batch, expected, tiny_
         numerics, "compile_network", lambda dit, *_: dit.register_forward_pre_hook(lambda _, x: rows.add(len(x[0])))
     )
     how = Numerics("fp32", True, "sdpa", False)
-    drawer = drawing.Drawer(config, CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
-    drawer._batch = batch
+    drawer = LatentDiffusion(config, CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer.pieces.batch = batch
     drawer.load()
     assert rows == expected
 
@@ -360,14 +362,14 @@ def test_what_overflows_in_the_decoder_is_decoded_in_fp32(tiny_checkpoint, tmp_p
 
 def test_of_what_only_fills_up_the_last_block_nothing_is_asked(tiny_checkpoint, tmp_path, monkeypatch):
     _, right = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=6))
-    original = drawing.Drawer._sample
+    original = LatentDiffusion.sample
 
-    def sample(drawer: drawing.Drawer, dit: torch.nn.Module, piece: range, *rest: object) -> torch.Tensor:
+    def sample(drawer: LatentDiffusion, dit: torch.nn.Module, piece: range, *rest: object) -> torch.Tensor:
         latents = original(drawer, dit, piece, *rest)
         latents[6 - piece.start :] = float("nan") if piece.start == 4 else 0.0
         return latents
 
-    monkeypatch.setattr(drawing.Drawer, "_sample", sample)
+    monkeypatch.setattr(LatentDiffusion, "sample", sample)
     manifest, images = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=6, run_name="filled"))
     assert not manifest["sessions"][0]["events"]
     assert (images == right).all()
@@ -377,7 +379,7 @@ def test_of_what_only_fills_up_the_last_block_nothing_is_asked(tiny_checkpoint, 
 
 def test_what_is_drawn_again_is_drawn_without_tf32(tiny_checkpoint, monkeypatch):
     config, _ = sample_ddp.parse(options(tiny_checkpoint, "unused"))
-    drawer = drawing.Drawer(config, CPU, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = LatentDiffusion(config, CPU, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()
     switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
     latents = torch.zeros(4, 4, 8, 8)
@@ -386,9 +388,9 @@ def test_what_is_drawn_again_is_drawn_without_tf32(tiny_checkpoint, monkeypatch)
         seen.extend(switch.allow_tf32 for switch in switches)
         return latents
 
-    monkeypatch.setattr(drawing.Drawer, "latents", again)
+    monkeypatch.setattr(LatentDiffusion, "latents", again)
     numerics.apply(replace(REFERENCE, precision="tf32"), config, CPU)
-    mended = drawer._finite(range(4), 4, torch.full_like(latents, float("inf")), lambda: None)
+    mended = drawer.finite(range(4), 4, torch.full_like(latents, float("inf")), lambda: None)
     after = [switch.allow_tf32 for switch in switches]
     numerics.apply(REFERENCE, config, CPU)
     assert (mended == latents).all()
@@ -457,7 +459,7 @@ def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, m
     moves = []
     for kind in ("fiducial.models.networks.dit.DiT", "diffusers.AutoencoderKL"):
         monkeypatch.setattr(f"{kind}.to", lambda self, place, *_, **__: moves.append((type(self).__name__, str(place))) or self)
-    drawer = drawing.Drawer(config, device, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = LatentDiffusion(config, device, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
     drawer.load()
     moves.clear()
     assert len(list(drawer.blocks([0], 4, lambda: None))) == 1

@@ -22,12 +22,12 @@ from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import decoder_of
 from fiducial.models.networks.table import spec_of
 from fiducial.sampling import numerics
-from fiducial.sampling.drawing import Drawer
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.numerics import RESOLVED, Numerics
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.protocol import ResolvedRun
 from fiducial.sampling.store.task import Task
 
@@ -40,11 +40,14 @@ class DiTSource:
 
     def __init__(self, config: SamplingConfig, task: Task, group: Group, note: Callable[..., object]):
         self._how, self._config, self._device = numerics_of(task.identity), config, group.device
-        self.drawer = NodeDrawer(config, task, group, note)
+        self._codec, latent = NodeCodec(config, task, group), (task.facts["in_channels"], task.facts["input_size"])
+        compiling = partial(group.allowing, COMPILING_SECONDS)
+        self.drawer = LatentDiffusion(config, group.device, self._how, self._codec, latent, note, compiling)
         self.ready, self.loading = self._how.precision, "weights and compiling" if self._how.compile else "weights"
 
     def load(self) -> None:
-        self.drawer.load_on_node()
+        self._codec.meet()
+        self.drawer.load()
 
     def told(self, group: Group) -> dict | None:
         return told_by_probing(self.drawer, group)
@@ -83,31 +86,25 @@ def numerics_of(identity: Identity) -> Numerics:
     return Numerics(**{name: identity.values[name] for name in RESOLVED})
 
 
-class NodeDrawer(Drawer):
-    """A drawer whose weights are those of this node, once rank 0's are known to be the same."""
+class NodeCodec:
+    """The codec's folder on this node, once the node's files are known to be those that rank 0 has seen."""
 
-    def __init__(self, config: SamplingConfig, task: Task, group: Group, note: Callable[..., object]):
-        self._group, self._task, self._vae = group, task, ""
-        latent = task.facts["in_channels"], task.facts["input_size"]
-        super().__init__(config, group.device, numerics_of(task.identity), self._find_vae, latent, note)
+    def __init__(self, config: SamplingConfig, task: Task, group: Group):
+        self._config, self._task, self._group = config, task, group
+        self._folder: Path | None = None
 
-    def load_on_node(self) -> None:
-        """For all ranks that have blocks to draw: the first of a node, which has some if any has, sees to the node's files."""
-        self._vae = vae_of_node(self.config, self._group, self._task)
-        self.load()
+    def meet(self) -> None:
+        """For all ranks that have blocks to draw: the first of a node, which has some if any has, checks the node's files."""
+        self._folder = Path(vae_of_node(self._config, self._group, self._task))
 
-    def _compile(self) -> None:
-        with self._group.allowing(COMPILING_SECONDS):
-            super()._compile()
-
-    def _find_vae(self) -> Path:
-        return Path(self._vae or find_weights(self.config, self._task))
+    def __call__(self) -> Path:
+        return self._folder or find_weights(self._config, self._task)
 
 
-def told_by_probing(drawer: Drawer, group: Group) -> dict | None:
+def told_by_probing(drawer: LatentDiffusion, group: Group) -> dict | None:
     """Waits for all ranks to have loaded their networks. On rank 0, what these made of pure noise as an entry of the
     manifest, the least of each number; None elsewhere, and where none was asked."""
-    response = drawer.response.recorded() if drawer.response else None
+    response = drawer.networks.response.recorded() if drawer.networks.response else None
     group.publish(f"probe/{group.rank}", json.dumps(response))
     group.wait()
     if not group.is_main:
@@ -278,7 +275,7 @@ def names_of(config: SamplingConfig) -> ClassNames | None:
     return names_of_checkpoint(config.class_names, config.ckpt, checkpoint.read_class_to_idx(config.ckpt), config.num_classes)
 
 
-def try_out(run: ResolvedRun, group: Group) -> Drawer:
+def try_out(run: ResolvedRun, group: Group) -> LatentDiffusion:
     """A drawer with both networks loaded, not compiled, which notes nothing.
 
     Raises:
@@ -286,7 +283,7 @@ def try_out(run: ResolvedRun, group: Group) -> Drawer:
     """
     eager, config = replace(numerics_of(run.identity), compile=False), run.config
     latent = run.facts["in_channels"], run.facts["input_size"]
-    drawer = Drawer(config, group.device, eager, lambda: find_vae(config), latent, lambda **_: None)
+    drawer = LatentDiffusion(config, group.device, eager, lambda: find_vae(config), latent, lambda **_: None)
     drawer.load()
     return drawer
 

@@ -1,0 +1,37 @@
+"""What goes wrong on a device while drawing: how it is known, said and mended."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# As torch, and the libraries beneath it, say it where it is no error of a kind of its own.
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "not enough memory", "could not create a primitive", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextmanager
+def in_fp32() -> Iterator[None]:
+    """No TF32 in here."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

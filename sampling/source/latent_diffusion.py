@@ -1,0 +1,146 @@
+"""Images by latent diffusion: network, path, grid, solver, guidance and codec, for given indices on one device."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiducial import UserError, warn
+from fiducial.diffusion.guidance import Guidance, guided
+from fiducial.diffusion.prediction import PREDICTIONS, Raw
+from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.models.networks.dit import DiT
+from fiducial.models.networks.table import asked
+from fiducial.sampling import numerics, plan
+from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.numerics import Numerics
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source.blocks import Blocks
+from fiducial.sampling.source.failures import in_fp32, is_out_of_memory, one_line
+from fiducial.sampling.source.networks import Networks
+
+
+class LatentDiffusion:
+    """A `Source`; loads its networks when they are first needed.
+
+    Args:
+        compiling: what holds while networks are compiled.
+        others as of `Networks`.
+    """
+
+    def __init__(
+        self,
+        config: SamplingConfig,
+        device: torch.device,
+        how: Numerics,
+        find_codec: Callable[[], Path],
+        latent: tuple[int, int],
+        note: Callable[..., object],
+        compiling: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.config, self._device, self.how, self._note, self._compiling = config, device, how, note, compiling
+        self._channels, self._input_size = latent
+        self.networks = Networks(config, device, how, find_codec, latent, note)
+        self.pieces = Blocks(config.per_proc_batch_size, device, config.cuda_tuning, note)
+        low, high = config.guidance_interval
+        self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
+        self._sampler = SAMPLERS[config.sampler]
+        self._grid = self._sampler.grid(config.num_sampling_steps, device)
+
+    def load(self) -> None:
+        """Loads the networks, and compiles what is to be compiled.
+
+        Raises:
+            UserError: if the network is not of the kind that the samplers take, as pure noise tells.
+        """
+        if self.networks.network is None:
+            self.networks.load()
+            self.compile()
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Compiles the network for the shapes that it will meet, if it is to be; if that fails, goes on without."""
+        if not self.how.compile:
+            return
+        with self._compiling():
+            numerics.compile_network(self.networks.network, self.config, self._device)
+            try:
+                with self.networks.at_work(self.networks.network, "model"):
+                    for images in {len(piece) for piece in self.pieces.pieces([0])}:
+                        x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
+                        for t in self.guidance.times():
+                            self.guided(range(images))(x, t)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    return  # which the first block will find too, and draw in halves
+                self._note(event="not compiled", reason=one_line(error))
+                warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
+                self.networks.network = self.networks.load_network(self.how)
+
+    def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
+        """See `Source.blocks`; `check` is called before each evaluation of the network."""
+        self.load()
+
+        def sample(piece: range, noise: NoiseStream) -> Tensor:
+            with self.networks.at_work(self.networks.network, "model"):
+                return self.finite(piece, count, self.sample(self.networks.network, piece, noise, check), check)
+
+        # When there are fewer, compiled anew, so that what was compiled for more images gives its memory back.
+        yield from self.pieces.draw(starts, self._noise, sample, self.networks.decode, self.compile)
+
+    def _noise(self, pieces: list[range]) -> NoiseStream:
+        config = self.config
+        draws = self._sampler.noises(config.count_steps(), **config.sampler_options())
+        shape = (self._channels, self._input_size, self._input_size)
+        return NoiseStream(config.global_seed, pieces, shape, draws, self._device)
+
+    def guided(self, piece: range, network: DiT | None = None) -> Raw:
+        """The network that is loaded, or another, for the labels of `piece`, guided."""
+        config, network = self.config, network or self.networks.network
+        labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
+        y = torch.from_numpy(labels).to(self._device)
+        null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
+        return guided(asked(network, self.networks.spec, shared_timestep=not config.exact), null, y, self.guidance)
+
+    @torch.inference_mode()
+    def latents(self, piece: range, check: Callable[[], object], network: DiT | None = None) -> Tensor:
+        """The latents of one batch (N, C, H, W), by the network that is loaded or another."""
+        with self._noise([piece]) as noise:
+            return self.sample(network or self.networks.network, piece, noise, check)
+
+    def sample(self, network: DiT, piece: range, noise: NoiseStream, check: Callable[[], object]) -> Tensor:
+        """The latents of the next batch of a stream of noise."""
+        predict = self.guided(piece, network)
+
+        def model(x: Tensor, t: float) -> Tensor:
+            check()
+            return predict(x, t)
+
+        denoise = PREDICTIONS[self.networks.spec.predicts](model)
+        return self._sampler.draw(denoise, next(noise), self._grid, noise, **self.config.sampler_options())
+
+    def finite(self, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:
+        """The same latents if all are finite, else with those that are not drawn once more, in fp32.
+
+        Raises:
+            UserError: if some are not even then.
+        """
+        bad = ~latents.isfinite().flatten(1).all(1)
+        bad[max(count - piece.start, 0) :] = False
+        if not bad.any():
+            return latents
+        network = self.networks.network_in_fp32()
+        with in_fp32(), self.networks.at_work(network, "model"):
+            again = self.latents(piece, check, network)
+        latents = torch.where(bad[:, None, None, None], again, latents)
+        indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
+        self._note(event="not finite, drawn again in fp32", indices=indices)
+        if lost := [index for index in indices if not latents[index - piece.start].isfinite().all()]:
+            named = ", ".join(map(str, lost[:10])) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
+            raise UserError(
+                f"the model gave NaN or infinity for image{'s' * (len(lost) > 1)} {named}, also in fp32; they were not written"
+            )
+        return latents
