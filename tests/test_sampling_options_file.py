@@ -147,7 +147,7 @@ MISTAKES = [
     ("labels: [[1]]", "labels: must be text, a number or a list of them, not a list"),
     ("labels:", "labels: has no value"),
     ("vae: ~", "vae: has no value"),
-    ("sampler: euler", "--sampler: invalid choice: 'euler'"),
+    ("sampler: rk4", "--sampler: invalid choice: 'rk4'"),
     ("", "holds no options"),
     ("- a\n- b", "holds no options"),
     ("cfg-scale 2", "holds no options"),
