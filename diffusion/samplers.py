@@ -112,6 +112,7 @@ class Sampler:
     noises: Callable[..., int]  # (steps, **options) -> how many noise tensors are drawn after the initial latents
     solves: tuple[str, ...] = (CHAIN,)  # paths
     options: Mapping[str, Option] = field(default_factory=dict)
+    said: str = "for DiT"  # of it in --help
 
 
 def respaced(text: str) -> int:
@@ -144,11 +145,20 @@ def no_noise(_steps: int) -> int:
 
 ETA = Option(0.0, 0.0, 1.0, "between 0 (deterministic) and 1")
 CHAIN_SOLVER = counted(most=NUM_TRAIN_TIMESTEPS - 1)
+BY_DIFFUSERS = "for DiT, by diffusers at its timesteps"
 SAMPLERS = {
     "ddpm": Sampler(sample_ddpm, respaced, Schedule.create, lambda steps: steps - 1),
     "ddim": Sampler(sample_ddim, respaced, Schedule.create, lambda steps, eta: steps - 1 if eta > 0 else 0, options={"eta": ETA}),
-    "dpm-solver++": Sampler(sample_dpm_solver, CHAIN_SOLVER, Schedule.create, no_noise),
-    "unipc": Sampler(sample_unipc, CHAIN_SOLVER, Schedule.create, no_noise),
-    "heun": Sampler(sample_heun, counted(least=2, most=NUM_TRAIN_TIMESTEPS), Schedule.create, no_noise),
-    "euler": Sampler(sample_euler, counted(least=2, most=MOST_PLACES), ends_included(linear), no_noise, solves=(LINEAR,)),
+    "dpm-solver++": Sampler(sample_dpm_solver, CHAIN_SOLVER, Schedule.create, no_noise, said=BY_DIFFUSERS),
+    "unipc": Sampler(sample_unipc, CHAIN_SOLVER, Schedule.create, no_noise, said=BY_DIFFUSERS),
+    "heun": Sampler(
+        sample_heun,
+        counted(least=2, most=NUM_TRAIN_TIMESTEPS),
+        Schedule.create,
+        no_noise,
+        said=f"{BY_DIFFUSERS}, some ten steps or more",
+    ),
+    "euler": Sampler(
+        sample_euler, counted(least=2, most=MOST_PLACES), ends_included(linear), no_noise, solves=(LINEAR,), said="for SiT"
+    ),
 }

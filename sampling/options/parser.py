@@ -129,8 +129,7 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--sampler",
         choices=list(SAMPLERS),
-        help="dpm-solver++, unipc and heun by diffusers, at its timesteps; heun needs some ten steps or more; euler for SiT "
-        f"(default {default['sampler']})",
+        help="; ".join(f"{name}: {row.said}" for name, row in SAMPLERS.items()) + f" (default {default['sampler']})",
     )
     how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
     how.add_argument(
