@@ -6,12 +6,17 @@ from conftest import randomised
 
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.models import DiT
-from fiducial.models.networks.dit import asked
+from fiducial.models.networks import table
 
 N, CLASSES = 2, 10
 T = 0.371
 LABELS = torch.tensor([3, 9])
 NULL = torch.full((N,), CLASSES)
+
+
+def asked(network, shared_timestep=False):
+    """A DiT on the clock of the samplers."""
+    return table.asked(network, table.NETWORKS["DiT"], shared_timestep)
 
 
 @pytest.fixture(scope="module")
