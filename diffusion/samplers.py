@@ -81,7 +81,7 @@ def sample_euler(denoise: Denoiser, x: "Tensor", places: Places, _: Iterator["Te
 
 
 def _solve(scheduler: "SchedulerMixin", denoise: Denoiser, x: "Tensor", num_steps: int) -> "Tensor":
-    """Runs a scheduler of diffusers. Its tables stay on the host, so that it looks nothing up on the device."""
+    """Run a scheduler of diffusers. Its tables stay on the host, so that it looks nothing up on the device."""
     scheduler.set_timesteps(num_steps)
     scheduler.set_begin_index(0)
     x = x * scheduler.init_noise_sigma

@@ -40,7 +40,7 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the command line says; with `--json -` nothing but the JSON is on standard output."""
+    """Do what the command line says; with `--json -` nothing but the JSON is on standard output."""
     with stdout_kept(getattr(args, "json", None) == STDOUT):
         args.carry_out(args)
 

@@ -46,19 +46,19 @@ class Collection:
         return np.concatenate([*self.parts[name], self._empty(name)])
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError if images before were of another size."""
+        """Raise ValueError if images before were of another size."""
         if self.size not in (None, (height, width)):
             raise ValueError(f"images of {width} x {height} after others of {self.size[1]} x {self.size[0]}")
 
     def check_kind(self, indices: np.ndarray, labels: np.ndarray) -> None:
-        """Raises ValueError if only some of all images have an index, or a label."""
+        """Raise ValueError if only some of all images have an index, or a label."""
         for what, numbers in (("indices", indices), ("labels", labels)):
             before = self.parts[what]
             if before and len(numbers) and (before[0][0] == NONE) != (numbers[0] == NONE):
                 raise ValueError(f"{what} are given for some images and not for others")
 
     def add(self, pixels: np.ndarray, indices: np.ndarray, labels: np.ndarray, shown: np.ndarray | None) -> None:
-        """Adds what the extractor makes of a batch (N, H, W, 3); of which images the report has pictures, `shown` (N,) says.
+        """Add what the extractor makes of a batch (N, H, W, 3); of which images the report has pictures, `shown` (N,) says.
 
         Raises:
             UserError: if features are not finite, or all levels so far, of images enough, are those of a cast.
@@ -81,14 +81,14 @@ class Collection:
             self.parts[name].append(rows)
 
     def _look_at(self, pixels: np.ndarray) -> None:
-        """Raises UserError if all levels so far, of images enough, are those of a cast."""
+        """Raise UserError if all levels so far, of images enough, are those of a cast."""
         if self.levels <= levels.CASTS:
             self.levels = self.levels.union(*map(levels.levels_in, pixels))
         if self.count + len(pixels) >= levels.LOOKED_AT:
             levels.require(self.levels, "the images")
 
     def _keep_some(self, pixels: np.ndarray, labels: np.ndarray, shown: np.ndarray | None) -> None:
-        """Keeps pictures of a batch: those that are `shown` (N,), or the first of the first classes."""
+        """Keep pictures of a batch: those that are `shown` (N,), or the first of the first classes."""
         start = self.count
         for row, label in enumerate(labels.tolist()):
             most = GRID_COLUMNS * (GRID_ROWS if label == NONE else 1)
@@ -119,7 +119,7 @@ class Collection:
         }
 
     def add_state(self, state: dict[str, Tensor | str]) -> None:
-        """Adds a state.
+        """Add a state.
 
         Raises:
             ValueError: if it is not a whole one, of another extractor, or of images of another size; then all is as it was.
@@ -164,7 +164,7 @@ def bytes_of_image(extractor: Extractor) -> int:
 
 
 def check_state(arrays: dict[str, np.ndarray], empty: dict[str, np.ndarray], height: int, width: int) -> None:
-    """Raises ValueError if arrays of a state do not fit each other, or parts of it are not as `empty` ones."""
+    """Raise ValueError if arrays of a state do not fit each other, or parts of it are not as `empty` ones."""
 
     def require(holds: bool, but: str) -> None:
         if not holds:

@@ -88,7 +88,7 @@ class Evaluation:
         crop: int | None = None,
         class_names: str | Path | None = None,
     ) -> "Evaluation":
-        """Reads all that a result depends on besides the samples. Without `extractor`, the reference says which it is made with.
+        """Read all that a result depends on besides the samples. Without `extractor`, the reference says which it is made with.
 
         Args:
             ref: as `--ref` of `python -m evaluation calc`; None if no metric needs one.
@@ -149,7 +149,7 @@ class Evaluation:
         return check_samples(images, self.metrics, self.reference, self.extractor, self.settings)
 
     def check_training(self, height: int, width: int) -> None:
-        """Raises UserError if training images are of another size than samples of this one."""
+        """Raise UserError if training images are of another size than samples of this one."""
         if self.training and (self.training.height, self.training.width) != (height, width):
             size = f"{self.training.width} x {self.training.height}"
             raise UserError(f"--train {self.training.path}: images of {size}, but the samples are of {width} x {height}")

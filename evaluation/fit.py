@@ -81,7 +81,7 @@ def _lacking(metric: Metric, reference: Reference | None, extractor: ExtractorSp
 
 
 def check_reference(reference: Reference, extractor: Extractor) -> None:
-    """Raises UserError if the reference was made with other weights than these, or cannot be extracted with them."""
+    """Raise UserError if the reference was made with other weights than these, or cannot be extracted with them."""
     if reference.mu_s is not None and extractor.spatial_dimension not in (0, len(reference.mu_s)):
         raise UserError(
             f"{reference.path} has {len(reference.mu_s)} spatial features, "
@@ -98,14 +98,14 @@ def check_reference(reference: Reference, extractor: Extractor) -> None:
 
 
 def check_reference_images(images: Images, extractor: Extractor) -> None:
-    """Raises UserError if no statistics can be made of these images."""
+    """Raise UserError if no statistics can be made of these images."""
     check_size(str(images.path), images.height, images.width, extractor)
     if images.count < 2:
         raise UserError(f"{images.path} holds {images.count} image; a reference needs a covariance, so at least 2")
 
 
 def check_size(what: str, height: int, width: int, extractor: Extractor, reference: Reference | None = None) -> None:
-    """Raises UserError if the extractor takes one image size only, and not this one, or the reference is of another."""
+    """Raise UserError if the extractor takes one image size only, and not this one, or the reference is of another."""
     size = extractor.image_size
     if size and (height, width) != (size, size):
         raise UserError(f"{what}: images of {width} x {height}, but the extractor {extractor.name} takes {size} x {size} only")
@@ -114,7 +114,7 @@ def check_size(what: str, height: int, width: int, extractor: Extractor, referen
 
 
 def check_size_of_reference(what: str, height: int, width: int, reference: Reference, extractor: str) -> None:
-    """Raises UserError if the reference is of another size than these images; before the extractor of that name is loaded."""
+    """Raise UserError if the reference is of another size than these images; before the extractor of that name is loaded."""
     size = reference.image_size
     if not size or size == (height, width):
         return
@@ -157,7 +157,7 @@ def check_samples(
 
 
 def check_class_names(images: Images, names: ClassNames) -> None:
-    """Raises UserError if names that were given are not those of the run that the samples are of, or a label is beyond them."""
+    """Raise UserError if names that were given are not those of the run that the samples are of, or a label is beyond them."""
     if (own := names_beside(images.path)) and own.names != names.names:
         raise UserError(
             f"--class-names: they are not those that {images.path} was drawn with, for {difference(own.names, names.names)}; "

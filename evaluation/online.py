@@ -92,7 +92,7 @@ class Evaluator:
         return bytes_of_image(self.evaluation.extractor)
 
     def expect(self, labels: np.ndarray) -> None:
-        """Tells the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
+        """Tell the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
         grid = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS)
         self._shown = frozenset(index for _, row in grid.rows for index in row)
 
@@ -103,7 +103,7 @@ class Evaluator:
         return other
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Forget all images."""
         self._seen = Collection(self.evaluation.extractor)
 
     @property
@@ -119,7 +119,7 @@ class Evaluator:
         indices: Tensor | np.ndarray | None = None,
         labels: Tensor | np.ndarray | None = None,
     ) -> "Evaluator":
-        """Takes a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array.
+        """Take a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array.
 
         Args:
             indices: each image's place among those of all ranks, which IS and hashes depend on; without any, the ranks' images
@@ -148,7 +148,7 @@ class Evaluator:
         return self._seen.state()
 
     def load_state_dict(self, state: dict[str, Tensor | str]) -> None:
-        """Takes the place of all that this rank has seen.
+        """Take the place of all that this rank has seen.
 
         Raises:
             ValueError: if it is not a state, or of another extractor; then all is as it was.
@@ -158,7 +158,7 @@ class Evaluator:
         self._seen = loaded
 
     def merge(self, other: "Evaluator | dict[str, Tensor | str]") -> "Evaluator":
-        """Adds what another has seen, or its state; images without indices follow on those that are here.
+        """Add what another has seen, or its state; images without indices follow on those that are here.
 
         Raises:
             ValueError: if it is no state, has another extractor, or its images are of another size; then all is as it was.

@@ -59,7 +59,7 @@ class Settings:
         return self.metrics is None or not set(self.metrics) <= set(without_reference())
 
     def check(self) -> None:
-        """Raises UserError for what cannot be meant."""
+        """Raise UserError for what cannot be meant."""
         if self.protocol not in PROTOCOLS:
             raise UserError(f"--protocol {self.protocol}: no such protocol; choose from {', '.join(PROTOCOLS)}")
         if self.batch_size < 1:
@@ -80,7 +80,7 @@ class Settings:
         return nullcontext(self.folder) if self.keep_features else temporary_cache(self.folder, group)
 
     def check_cache(self) -> None:
-        """Raises UserError if features cannot be put into the cache."""
+        """Raise UserError if features cannot be put into the cache."""
         if reason := unwritable(self.folder, PROBE):
             raise UserError(f"--cache-dir {self.folder} cannot be written ({reason}), where features are put; choose another")
 

@@ -48,7 +48,7 @@ def numbered(group: Group, seen: Collection) -> tuple[np.ndarray, np.ndarray, np
 
 
 def require_levels(group: Group, seen: Collection) -> None:
-    """Raises UserError if all pixels of all ranks have the levels of a cast."""
+    """Raise UserError if all pixels of all ranks have the levels of a cast."""
     everywhere = group.sum(np.array([float(level in seen.levels) for level in range(256)]))
     levels.require(set(np.flatnonzero(everywhere).tolist()), "the images")
 

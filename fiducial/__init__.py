@@ -193,7 +193,7 @@ class Group:
         return sorted({fellow["host"] for fellow in self.fellows}) or [socket.gethostname()]
 
     def check(self) -> None:
-        """Says that this rank makes progress. To be called in every loop that takes long.
+        """Say that this rank makes progress. To be called in every loop that takes long.
 
         Raises:
             Stopped: if work has to end, here or everywhere.
@@ -225,11 +225,11 @@ class Group:
                 watch.hang_beats = beats
 
     def publish(self, key: str, value: str) -> None:
-        """Makes `value`, which may be a path of any bytes, available to every rank."""
+        """Make `value`, which may be a path of any bytes, available to every rank."""
         self._ask(lambda: self.store.set(key, value.encode(errors="surrogateescape")))
 
     def receive(self, key: str, needed: Iterable[int] = ()) -> str:
-        """Waits until some rank has published `key`.
+        """Wait until some rank has published `key`.
 
         Args:
             needed: without these ranks nobody will.
@@ -248,7 +248,7 @@ class Group:
         return self._ask(lambda: self.store.get(key)).decode(errors="surrogateescape")
 
     def _require(self, ranks: Iterable[int], key: str) -> None:
-        """Raises UserError if one of these has left, and so will not publish `key` any more."""
+        """Raise UserError if one of these has left, and so will not publish `key` any more."""
         if not self._ask(lambda: self.store.add(LEFT, 0)):
             return
         for rank in ranks:
@@ -260,7 +260,7 @@ class Group:
                 )
 
     def count(self, key: str, number: int) -> int:
-        """Adds to a counter that all ranks share; returns its value."""
+        """Add to a counter that all ranks share; return its value."""
         self.check()
         return self.tally(key, number)
 
@@ -272,7 +272,7 @@ class Group:
         """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it.
 
         Args:
-            asked: what it is, and all that it hangs on: another question in the same group has another answer.
+            asked: what it is, and all that it depends on: another question in the same group has another answer.
             main_first: on rank 0 before all others, so that nodes that share a cache find there what it has fetched.
         """
         key = "/".join(quote(os.fsencode(str(part)), safe="") for part in asked)
@@ -293,7 +293,7 @@ class Group:
         return json.loads(self.receive(key, [0]))
 
     def wait(self) -> None:
-        """Returns when every rank has come here."""
+        """Return when every rank has come here."""
         key = f"wait/{next(self._calls)}"
         if self.count(key, 1) == self.world_size:
             self.publish(f"{key}/all", "here")
@@ -331,7 +331,7 @@ class Group:
         return total.numpy()
 
     def _depart(self) -> None:
-        """Tells the others that this process ends, where no watch does."""
+        """Tell the others that this process ends, where no watch does."""
         if os.getpid() == self.fellows[self.rank]["pid"]:  # not a copy of it
             with suppress(RuntimeError):
                 self.store.set(f"beat/{self.rank}", LEFT)
@@ -358,7 +358,7 @@ class Group:
 
 
 def init(device: str = "auto") -> Group:
-    """Finds the other ranks of the launcher's, or stands alone without a launcher.
+    """Find the other ranks of the launcher, or stand alone without a launcher.
 
     Raises:
         UserError: if `device` asks for a GPU that this rank does not have, the launcher's environment is not one, or the others
@@ -396,7 +396,7 @@ def init(device: str = "auto") -> Group:
 
 
 def _take_device(place: "torch.device") -> None:
-    """Raises UserError if `place` is a GPU that this rank does not have."""
+    """Raise UserError if `place` is a GPU that this rank does not have."""
     import torch
 
     if place.type == "cuda":
@@ -410,7 +410,7 @@ def _take_device(place: "torch.device") -> None:
 
 @contextmanager
 def _mistakes() -> Iterator[None]:
-    """Raises a `UserError` for what the system says of a path that nobody can use."""
+    """Raise a `UserError` for what the system says of a path that nobody can use."""
     try:
         yield
     except OSError as error:
@@ -435,7 +435,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def require_uninterrupted() -> None:
-    """Raises KeyboardInterrupt if that was raised before, and somebody's `except` has swallowed it."""
+    """Raise KeyboardInterrupt if that was raised before, and somebody's `except` has swallowed it."""
     if _interrupted:
         _interrupted.clear()
         raise KeyboardInterrupt
@@ -443,7 +443,7 @@ def require_uninterrupted() -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
+    """Turn what ends the work into one line and an exit code: 2 for a `UserError`, else the announced cause's.
 
     Before there is a group, all ranks make the same mistake, so rank 0 prints it at once; the others give the launcher time to
     end them and speak only if they are still there: then the mistake was theirs alone. Where the launcher's environment cannot

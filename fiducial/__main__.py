@@ -56,7 +56,7 @@ def chosen(words: list[str]) -> Command | None:
 
 
 def run() -> int | None:
-    """Does what the command line says. Returns the exit code, None for 0."""
+    """Do what the command line says. Return the exit code, None for 0."""
     spell_as_typed()
     command = chosen(sys.argv[1:])
     if command is None:

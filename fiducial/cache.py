@@ -48,7 +48,7 @@ class Entry:
 
 
 def hold(mark: Path, used: bool = True) -> bool:
-    """Has no other process remove the entry that `mark` is of, until this one ends; False if it is not there.
+    """Have no other process remove the entry that `mark` is of, until this one ends; False if it is not there.
 
     Args:
         used: note that the entry was used now, by the file's time.
@@ -80,7 +80,7 @@ def hold(mark: Path, used: bool = True) -> bool:
 
 
 def release(cache: Path) -> None:
-    """Lets go of what this process holds in a cache that it has removed."""
+    """Let go of what this process holds in a cache that it has removed."""
     for found, (file, mark) in list(_held.items()):
         if cache in mark.parents:
             os.close(file)
@@ -132,7 +132,7 @@ def chosen(found: Iterable[Entry], older_than: float | None, keep: int | None) -
 
 
 def remove(entry: Entry, really: bool = True) -> str | None:
-    """Removes an entry, unless a process has it; returns why it stays, or None.
+    """Remove an entry, unless a process has it; return why it stays, or None.
 
     Args:
         really: or only find out whether it would be removed.

@@ -173,7 +173,7 @@ def _by_index(lines: Sequence[str]) -> list[str] | None:
 
 
 def _require_all_or_few(lines: Sequence[str]) -> None:
-    """Raises ValueError if half of the lines have an index, parted from the name, and one has none."""
+    """Raise ValueError if half of the lines have an index, parted from the name, and one has none."""
     lacking = [
         (number, line)
         for number, line in enumerate(lines, 1)

@@ -155,7 +155,7 @@ def names_alone(option: Path | None, num_classes: int) -> ClassNames | None:
 
 
 def _check_equal(names: ClassNames, own: ClassNames) -> None:
-    """Raises UserError if two mappings differ."""
+    """Raise UserError if two mappings differ."""
     if names.names != own.names:
         raise UserError(
             f"{names.source}: its {len(names.names)} classes are not the {len(own.names)} of {own.source}, for "
@@ -287,7 +287,7 @@ def _build(entries: list[object], source: str, if_empty: str = "is empty", any_o
 
 
 def _check_synsets(names: Sequence[str]) -> None:
-    """Raises ValueError if all are synsets of some of ImageNet's classes and not sorted, as folders of a training are."""
+    """Raise ValueError if all are synsets of some of ImageNet's classes and not sorted, as folders of a training are."""
     known = imagenet().aliases
     if all(name in known for name in names) and list(names) != sorted(names):
         index, name = next((index, name) for index, name in enumerate(names) if name != sorted(names)[index])

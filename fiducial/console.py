@@ -44,7 +44,7 @@ class Unfailing(io.FileIO):
 
 
 def ready() -> None:
-    """Makes the standard streams of a command fit for what it says, also where they are closed, full or of another encoding."""
+    """Make the standard streams of a command fit for what it says, also where they are closed, full or of another encoding."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -71,7 +71,7 @@ def ends_by_signal(number: int) -> bool:
 
 
 def end(code: int, number: int = 0) -> NoReturn:
-    """Exits with `code`, or in the end by the signal of that number."""
+    """Exit with `code`, or in the end by the signal of that number."""
     if _signal and ends_by_signal(number):
         _signal[0] = number
     sys.exit(code)
@@ -142,7 +142,7 @@ class _Version(argparse.Action):
 
 
 def require_ending(option: str, path: Path, *endings: str) -> None:
-    """Raises UserError if a file to be written is called what another kind of file is; a name without an ending will do."""
+    """Raise UserError if a file to be written is called what another kind of file is; a name without an ending will do."""
     if path.suffix and not path.name.lower().endswith(endings):
         raise UserError(f"{option} {path}: what is written there is {endings[0]}, not {path.suffix}; name it so")
 
@@ -174,7 +174,7 @@ def live_bar() -> bool:
 
 
 def tell_launcher(message: str) -> None:
-    """Hands the cause of the end to torchrun, if there is one, which prints the first as its root cause, as it is."""
+    """Hand the cause of the end to torchrun, if there is one, which prints the first as its root cause, as it is."""
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -231,7 +231,7 @@ def _pieces(value: object, letters: int) -> Iterator[str]:
 
 
 def say(*lines: str) -> None:
-    """Prints lines on standard output at once, each made `printable`: what others wrote may be in them.
+    """Print lines on standard output at once, each made `printable`: what others wrote may be in them.
 
     Raises:
         UserError: if nobody can read it there.
@@ -305,5 +305,5 @@ def stdout_kept(keep: bool = True) -> Iterator[None]:
 
 
 def say_result(text: str) -> None:
-    """Prints on standard output what `stdout_kept` keeps it for."""
+    """Print on standard output what `stdout_kept` keeps it for."""
     _results[0](text)

@@ -34,7 +34,7 @@ _tidied: set[Path] = set()  # folders
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, then puts it in its place, so that `path` is never seen half-written.
+    """Let `write` fill a file beside `path`, then put it in its place, so that `path` is never seen half-written.
 
     A link, or a pipe, that stands there is replaced as a file is. What killed processes have left in the folder is removed, the
     first time that this process writes there.
@@ -92,7 +92,7 @@ def mirrored(url: str) -> str:
 
 
 def download(url: str, path: Path, sha256: str | None = None) -> Path:
-    """Fetches `url`, or what a mirror has of it, to `path`, unless it is there; returns `path`.
+    """Fetch `url`, or what a mirror has of it, to `path`, unless it is there; return `path`.
 
     What a cut connection or a killed process leaves stands in `path.partial` and is continued, if the server still has the
     same file. `path` appears only when all of it has come. Processes that want the same file wait for the one that fetches it.
@@ -145,7 +145,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
 
 
 def fetch_each(wanted: dict[str, Callable[[], Path]]) -> list[str]:
-    """Calls each of `wanted` and prints the file or folder that it gives, with its size. Failures are printed as well.
+    """Call each of `wanted` and print the file or folder that it gives, with its size. Failures are printed as well.
 
     Returns:
         the names of those that failed.
@@ -170,7 +170,7 @@ def download_nothing() -> None:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Fills `partial` to the end, in as many attempts as it takes while each brings something or few in a row bring nothing."""
+    """Fill `partial` to the end, in as many attempts as it takes while each brings something or few in a row bring nothing."""
     failures = 0
     while True:
         before = partial.stat().st_size if partial.exists() else 0

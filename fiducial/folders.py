@@ -14,7 +14,7 @@ def nearest(folder: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and what is missing on the way to it, however deep that is; OSError if it cannot be made."""
+    """Make a folder and what is missing on the way to it, however deep that is; OSError if it cannot be made."""
     missing = list(itertools.takewhile(lambda path: not path.exists(), folder.parents))
     for path in (*reversed(missing), folder):
         path.mkdir(exist_ok=True)
@@ -35,7 +35,7 @@ def unwritable(folder: Path, size: int = 0) -> str:
 
 
 def check_lengths(remedy: str, *paths: Path) -> None:
-    """Raises UserError, ending with `remedy`, if a file system takes no names, or paths, that are so long in bytes."""
+    """Raise UserError, ending with `remedy`, if a file system takes no names, or paths, that are so long in bytes."""
     for path in paths:
         try:
             there = nearest(path.parent)

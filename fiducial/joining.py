@@ -115,7 +115,7 @@ def connect(here: Launched) -> "torch.distributed.Store":
 
 
 def _await_host(here: Launched, place: str) -> None:
-    """Returns when somebody listens at rank 0's address."""
+    """Return when somebody listens at rank 0's address."""
     waiting = _Waiting(here.rank, here.world_size)
     while True:
         try:
@@ -181,7 +181,7 @@ class _Waiting:
         return time.monotonic() - self._started
 
     def go_on(self, missing: Sequence[int], whom: str = "") -> None:
-        """Waits a moment for these ranks; if they are none, for rank 0, which waits for others and says so.
+        """Wait a moment for these ranks; if they are none, for rank 0, which waits for others and says so.
 
         Args:
             whom: who they are, in the place of their names.
@@ -202,7 +202,7 @@ class _Waiting:
         time.sleep(LOOK_SECONDS)
 
     def _look(self, missing: Sequence[int]) -> None:
-        """Ends the waiting for processes of this host that have been stopped for a while."""
+        """End the waiting for processes of this host that have been stopped for a while."""
         here = processes.siblings()
         stopped = [rank for rank in missing if rank in here and processes.is_stopped(here[rank])]
         self._stopped = {rank: self._stopped.get(rank, 0) + 1 for rank in stopped}
@@ -224,7 +224,7 @@ def speaks(rank: int) -> bool:
 
 
 def give_up(rank: int, message: str, stopped: int | None = None) -> NoReturn:
-    """Ends this rank because others are gone, before it has a group to tell that.
+    """End this rank because others are gone, before it has a group to tell that.
 
     Args:
         stopped: a process of this host that would keep the launcher waiting.

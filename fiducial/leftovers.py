@@ -26,7 +26,7 @@ def in_the_making(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path, nobody_writes: bool = False) -> None:
-    """Removes what processes were making in `folder` that are known to be dead: those of this machine that are not running.
+    """Remove what processes were making in `folder` that are known to be dead: those of this machine that are not running.
 
     Args:
         nobody_writes: the caller holds the folder, and knows that all that is in the making there was left by the dead.

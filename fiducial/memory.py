@@ -7,7 +7,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Has what is freed used again, instead of returned to the system and got back in pages that are zeroed one by one."""
+    """Have what is freed used again, instead of returned to the system and got back in pages that are zeroed one by one."""
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # all from the one heap,
@@ -15,6 +15,6 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Returns to the system what was kept."""
+    """Return to the system what was kept."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

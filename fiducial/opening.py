@@ -109,7 +109,7 @@ def _make(path: str, _: int) -> int:
 
 
 def require_file(path: Path, most: int | None = None) -> None:
-    """Raises what `open_regular` would, for libraries that open files by their names."""
+    """Raise what `open_regular` would, for libraries that open files by their names."""
     try:
         _check(os.stat(path), path, most)
     except OSError as error:
@@ -117,7 +117,7 @@ def require_file(path: Path, most: int | None = None) -> None:
 
 
 def require_place(path: Path) -> None:
-    """Raises NotAFile if there is something at `path` that may not be written to, such as a link."""
+    """Raise NotAFile if there is something at `path` that may not be written to, such as a link."""
     with suppress(FileNotFoundError, NotADirectoryError):
         _check(os.lstat(path), path)
 

@@ -19,7 +19,7 @@ _chosen = [not IS_CHECKOUT]
 
 
 def spell_as_typed() -> None:
-    """Has commands called as `fiducial` takes them, also in a checkout."""
+    """Have commands called as `fiducial` takes them, also in a checkout."""
     _chosen[0] = True
 
 

@@ -1,4 +1,4 @@
-"""What sees to it that ranks end together: each says every second that it is there, and who hears nothing, or is told why
+"""Heartbeats that make all ranks end together: each says every second that it is there, and who hears nothing, or is told why
 another ended, ends too. The cause is printed once, kept where the work is, and handed to the launcher.
 """
 
@@ -72,7 +72,7 @@ class Cause:
 
 
 class Watch:
-    """What sees to it that no rank waits for one that will not come: signals, and two threads beside the work.
+    """Watch over a rank, so that it waits for none that will not come: signals, and two threads beside the work.
 
     One thread talks: it sends this rank's beats and listens for the others' (rank 0 for all, the others for rank 0). It may
     hang where the network does; so the other only counts, and ends the process if the work does not end by itself.
@@ -205,7 +205,7 @@ class Watch:
         self._announce()
 
     def _announce(self) -> None:
-        """Prints, keeps and hands on the cause, if this rank is the first to have one."""
+        """Print, keep and hand on the cause, if this rank is the first to have one."""
         if self._is_own:
             with suppress(RuntimeError):
                 if self._group.store.check(["cause"]):  # a signal, most often, because another ended

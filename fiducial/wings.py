@@ -57,7 +57,7 @@ def _is_ours(wing: str) -> bool:
 
 
 def find_wings() -> None:
-    """Has the packages found, where they are not inside this one; one that is being imported by its short name is exchanged."""
+    """Have the packages found, where they are not inside this one; one that is being imported by its short name is exchanged."""
     if not IS_CHECKOUT:
         return
     sys.meta_path.insert(0, Checkout())

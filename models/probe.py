@@ -102,7 +102,7 @@ def respond(
 
 
 def require(found: Response, path: Path, spec: NetworkSpec, respond_as: Callable[[NetworkSpec], Response] | None = None) -> None:
-    """Raises UserError if a network that responds so is not of the family that it is drawn as.
+    """Raise UserError if a network that responds so is not of the family that it is drawn as.
 
     Args:
         respond_as: asks the same network as one of another family, so that the error can name that.

@@ -52,7 +52,7 @@ class Forecast:
 
 
 def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds: float) -> None:
-    """Prints it, on rank 0, after all ranks have measured.
+    """Print it, on rank 0, after all ranks have measured.
 
     Raises:
         UserError: if the run could not begin.
@@ -87,7 +87,7 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
 
 
 def measure(source: Source, events: list[dict], group: Group, task: Task, with_png: bool) -> tuple[Measured, dict | None]:
-    """Loads the source on this rank and draws one block; all ranks do so at once, as they would draw. With it, on rank 0, what
+    """Load the source on this rank and draw one block; all ranks do so at once, as they would draw. With it, on rank 0, what
     the source has told of itself.
 
     Args:

@@ -21,7 +21,7 @@ def peak(device: torch.device) -> int:
 
 
 def release(device: torch.device) -> None:
-    """Gives back what was freed and kept for later."""
+    """Give back what was freed and kept for later."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     else:

@@ -92,7 +92,7 @@ class NoiseStream(Iterator[Tensor]):
         return out
 
     def _put(self, item: Tensor | Exception) -> bool:
-        """Hands an item over when there is room; False if nobody wants it any more."""
+        """Hand an item over when there is room; False if nobody wants it any more."""
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=0.1)

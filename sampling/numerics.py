@@ -101,7 +101,7 @@ def can_compile(device: torch.device) -> bool:
 
 @cache
 def ready_torch() -> None:
-    """Has torch keep compiled kernels in the user's own cache, apart for each kind of processor.
+    """Have torch keep compiled kernels in the user's own cache, apart for each kind of processor.
 
     To be called before torch's compiler is loaded, which many things do: it then makes its folder, and fails if it cannot.
     Later calls do nothing.
@@ -122,7 +122,7 @@ def ready_torch() -> None:
 
 
 def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> None:
-    """Sets torch's global switches; on a CPU, memory that is freed is kept for what comes next.
+    """Set torch's global switches; on a CPU, memory that is freed is kept for what comes next.
 
     With `exact`, a CPU process uses one thread, because how many share a sum changes its last bits: start more ranks instead.
     """
@@ -141,7 +141,7 @@ def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> N
 
 
 def compile_network(network: nn.Module, config: SamplingConfig, device: torch.device) -> None:
-    """Has a network compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
+    """Have a network compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
     import torch._dynamo.config
     import torch._inductor.config
 

@@ -230,7 +230,7 @@ BENCHMARKS = {**EVALUATION, **IO, **SCALING, **SAMPLING}
 
 
 def measure(name: str, contestant: str, work: Work, threads: int) -> Measured:
-    """Runs one contestant in a process of its own."""
+    """Run one contestant in a process of its own."""
     command = [sys.executable, __file__, "contestant", name, contestant]
     given = asdict(work) | {"folder": str(work.folder)}
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -375,7 +375,7 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for what could not be measured, or not be written in the end."""
+    """Raise UserError for what could not be measured, or not be written in the end."""
     for name in ("images", "samples", "reference", "repeats", "threads", "steps", "image_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
@@ -414,7 +414,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 
 def report(results: dict[str, dict[str, Measured]], work: Work, machine: dict, args: argparse.Namespace) -> None:
-    """Writes what was measured so far."""
+    """Write what was measured so far."""
     if args.markdown:
         args.markdown.write_text(markdown(results, work, machine, args.repeats))
     if args.json and args.json != STDOUT:

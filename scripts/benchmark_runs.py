@@ -65,7 +65,7 @@ def pack_plainly(folder: Path, count: int) -> None:
 
 
 def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
-    """The end of a run: each place is held against the records, filled from the PNG where need be, and the frame put around."""
+    """The end of a run: each place is compared with the records, filled from the PNG where need be, and the frame put around."""
     from fiducial.sampling.store import npz as archive
     from fiducial.sampling.store import records, repair
 
@@ -85,7 +85,7 @@ def pack(folder: Path, count: int, size: int, from_pngs: bool) -> None:
 
 
 def reopen(folder: Path, count: int, size: int) -> None:
-    """Undoes `complete`, for the next turn."""
+    """Undo `complete`, for the next turn."""
     from fiducial.sampling.store import npz as archive
 
     if archive.npz_path(folder).exists():
@@ -121,7 +121,7 @@ def plan_work(folder: Path, count: int) -> None:
 
 
 def undo_some(folder: Path, count: int) -> None:
-    """Takes the rows of every tenth block away, and loads what the plan needs, which is no part of it."""
+    """Take the rows of every tenth block away, and loads what the plan needs, which is no part of it."""
     import fiducial.sampling.run.prepare  # noqa: F401
     from fiducial.sampling.store import records
 

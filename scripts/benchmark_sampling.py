@@ -64,7 +64,7 @@ class Drawing:
 
 
 def check(work: Drawing) -> None:
-    """Raises UserError for a network that there is not, a GPU that is not here, or options that sample_ddp.py does not take."""
+    """Raise UserError for a network that there is not, a GPU that is not here, or options that sample_ddp.py does not take."""
     import sample_ddp
     from fiducial.models import DiT_models
 

@@ -35,7 +35,7 @@ def seconds(work: Callable[[], object]) -> Measured:
 
 
 def memory_above(work: Callable[[], Measured]) -> Measured:
-    """Adds the peak of resident memory during `work` above the level before it, in GB, where Linux tells."""
+    """Add the peak of resident memory during `work` above the level before it, in GB, where Linux tells."""
     status = Path("/proc/self/status")
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far

@@ -83,7 +83,7 @@ def build_parser() -> Parser:
 
 
 def check(grid: Path) -> None:
-    """Raises UserError for a picture that could not be written after all is drawn."""
+    """Raise UserError for a picture that could not be written after all is drawn."""
     require_ending("--grid", grid, ".png")
     if grid.is_dir() or not grid.absolute().parent.is_dir():
         raise UserError(f"--grid {grid}: it is a folder, or its folder is not there")

@@ -37,7 +37,7 @@ def pictures(count: int, seed: int, size: int = 64) -> np.ndarray:
 
 
 def write_pngs(folder: Path, images: np.ndarray) -> Path:
-    """Makes `folder` with one PNG an image, named by index."""
+    """Make `folder` with one PNG an image, named by index."""
     folder.mkdir()
     for index, pixels in enumerate(images):
         Image.fromarray(pixels).save(folder / f"{index:06d}.png", compress_level=1)
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for what could not be written."""
+    """Raise UserError for what could not be written."""
     from fiducial.models import DiT_models
 
     if args.model not in DiT_models:

@@ -164,7 +164,7 @@ def train_autoencoder(images: Tensor, held_out: Tensor, out: Path, steps: int = 
 
 @torch.inference_mode()
 def standardise_latents(vae: AutoencoderKL, images: Tensor) -> None:
-    """Folds a shift and scale of each latent channel into the 1 x 1 convolutions around the latent, so that
+    """Fold a shift and scale of each latent channel into the 1 x 1 convolutions around the latent, so that
     `LATENT_SCALE` times a latent has mean 0 and variance 1 on `images`: what the noise schedule expects."""
     latents = torch.cat([vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in images.split(128)])
     shift, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) * LATENT_SCALE
@@ -232,7 +232,7 @@ def build_parser() -> Parser:
 
 
 def check(stages: Sequence[str], out: Path) -> None:
-    """Raises UserError for what training would only end in."""
+    """Raise UserError for what training would only end in."""
     if reason := unwritable(nearest(out)):
         raise UserError(f"--out {out}: {nearest(out)} cannot be written ({reason})")
     before = stages[: stages.index("dit")] if "dit" in stages else stages

@@ -17,7 +17,7 @@ IDENTITY = {"image_size": 8, "num_classes": 10, "global_seed": 0, "labels": "ran
 
 
 def make_run(parent: Path, name: str = "run", count: int = 9, seed: int = 0, marked: bool = True, **identity) -> Path:
-    """The folder of a run whose pixels hang on its seed; its records bear no mark if it is of before there were marks."""
+    """The folder of a run whose pixels depend on its seed; its records bear no mark if it is of before there were marks."""
     (folder := parent / name).mkdir(parents=True)
     identity = IDENTITY | {"global_seed": seed} | identity
     size, pixels = identity["image_size"], np.random.default_rng(seed)

@@ -288,7 +288,7 @@ MISTAKES = [
     ("calc {}/samples.npz --ref {}/weights.npz", "made with other weights of digits"),
     ("calc {}/samples.npz --ref digits --extractor inception", "was made with digits"),
     ("calc {}/samples.npz --ref digits --metrics fid,vid", "--metrics vid: no such metric"),
-    ("calc {}/samples.npz --ref digits --metrics cmmd", "--metrics cmmd: CMMD hangs on CLIP's weights"),
+    ("calc {}/samples.npz --ref digits --metrics cmmd", "--metrics cmmd: CMMD depends on CLIP's weights"),
     ("calc {}/samples.npz --ref digits --metrics fid-infinity", "needs at least 640 images, and there are 40"),
     ("calc {}/samples.npz --ref digits --train {}/one.npz", "--train {}/one.npz: holds 1 image, and at least 2 are needed"),
     ("calc {}/samples.npz --ref digits --train {}/small.npz", "takes 64 x 64 only"),

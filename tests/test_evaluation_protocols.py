@@ -45,7 +45,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_fd_dinov2_from_images_to_a_number(images, state, monkeypatch, capsys):
-    """A reference is made, and samples are held against it; the same from features of the network written out in a test."""
+    """A reference is made, and samples are compared with it; the same from features of the network written out in a test."""
     torch.save(state, images / "w.pth")
     weights = "--dinov2-weights", images / "w.pth", "--cache-dir", images / "cache"
     made = evaluate(monkeypatch, capsys, "ref", images / "b.npz", "--extractor", "dinov2", "--out", images / "r.npz", *weights)

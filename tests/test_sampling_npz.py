@@ -38,7 +38,7 @@ def test_images_written_out_of_order_make_an_npz(count, size, tmp_path):
         assert arrays["arr_0"].dtype == np.uint8
         assert arrays["arr_1"].dtype == np.int64
     with zipfile.ZipFile(path) as file:
-        assert file.testzip() is None  # reads all and holds it against the CRCs
+        assert file.testzip() is None  # reads all and compares the CRCs
         assert [entry.compress_type for entry in file.infolist()] == [zipfile.ZIP_STORED] * 2
 
 

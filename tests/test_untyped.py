@@ -1,4 +1,4 @@
-"""Model, number of classes and image size are in the checkpoint: they need not be given, and what is given is held against it."""
+"""Model, number of classes and image size are in the checkpoint: they need not be given; what is given is compared with it."""
 
 import json
 import shlex

@@ -62,7 +62,7 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
-    """Raises UserError if one of the files to write could not be in the end, would replace something else, or is misnamed."""
+    """Raise UserError if one of the files to write could not be in the end, would replace something else, or is misnamed."""
     taken = [path.resolve() for path in inputs]
     for option, endings in OUTPUTS.items():
         path = getattr(args, option, None)
@@ -91,7 +91,7 @@ def check_image_size(size: int | None) -> None:
 
 
 def with_ranks(args: argparse.Namespace, work: "Callable[[argparse.Namespace, Settings, Group], None]") -> None:
-    """Checks the options, and does `work` with the ranks."""
+    """Check the options, and does `work` with the ranks."""
     fiducial.launched()  # before torch is imported
     from fiducial.evaluation.settings import Settings
 

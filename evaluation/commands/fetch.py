@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def fetch_all(names: list[str], cache_dir: Path | None) -> None:
-    """Downloads Inception's weights, DINOv2's if they are named, and the references; what fails is said, and the rest is tried.
+    """Download Inception's weights, DINOv2's if they are named, and the references; what fails is said, and the rest is tried.
 
     Raises:
         UserError: if a name is unknown, or in the end, if some failed.

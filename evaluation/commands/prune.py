@@ -50,7 +50,7 @@ def size(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints each kind with its size, then each entry that goes or cannot go.
+    """Print each kind with its size, then each entry that goes or cannot go.
 
     Raises:
         UserError: if there is no such cache.
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def goes(entry: Entry, dry: bool) -> bool:
-    """Removes an entry, or only says that it would be; False if it stays."""
+    """Remove an entry, or only say that it would be; False if it stays."""
     why = remove(entry, really=not dry)
     what = f"stays ({why})" if why else "would be removed" if dry else "removed"
     say(f"{entry.path}: {entry.kind}, {shown(entry.size)}, {what}")

@@ -93,7 +93,7 @@ TEXT = (
     b"zTXt",
     b"iTXt",
     b"iCCP",
-)  # chunks of a PNG that no pixel hangs on; Pillow refuses large ones
+)  # chunks of a PNG that no pixel depends on; Pillow refuses large ones
 
 ONE_LARGE = threading.Lock()  # of several photographs at once, each above `MAX_PIXELS`, memory would run out
 

@@ -223,7 +223,7 @@ def _sha256_of(files: list[tuple[str, Path]], most: int | None = None) -> str:
 
 
 def _check_npz(path: Path) -> None:
-    """Raises UserError if it is damaged by its own checksum."""
+    """Raise UserError if it is damaged by its own checksum."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
             while member.read(1 << 20):

@@ -43,7 +43,7 @@ def looks_cast(levels: Set[int]) -> bool:
 
 
 def require(levels: Set[int], which: str) -> None:
-    """Raises UserError if all pixels of images, which are called so, have such levels."""
+    """Raise UserError if all pixels of images, which are called so, have such levels."""
     if looks_cast(levels):
         raise UserError(
             f"{which} have no levels but 0, 1 and 255: they are values of -1 to 1 made uint8; save those times 127.5 plus 127.5"

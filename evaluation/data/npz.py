@@ -68,7 +68,7 @@ def open_stored(archive: zipfile.ZipFile, name: str) -> BinaryIO:
 
 
 def skip(member: BinaryIO, count: int) -> None:
-    """Moves `count` bytes on; a compressed member has to be read through."""
+    """Move `count` bytes on; a compressed member has to be read through."""
     if isinstance(member, zipfile.ZipExtFile):
         while count > 0 and (data := member.read(min(count, 1 << 20))):
             count -= len(data)
@@ -77,7 +77,7 @@ def skip(member: BinaryIO, count: int) -> None:
 
 
 def read_fully(member: BinaryIO, buffer: memoryview) -> int:
-    """Fills `buffer` as far as there is data; the number of bytes read."""
+    """Fill `buffer` as far as there is data; the number of bytes read."""
     filled = 0
     while filled < len(buffer) and (got := member.readinto(buffer[filled:])):
         filled += got

@@ -35,7 +35,7 @@ class Numbering:
 
     @classmethod
     def parse(cls, text: str) -> "Numbering":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             ValueError: if it is something else.

@@ -21,7 +21,7 @@ FIRST_VALUES = 1 << 24  # bytes of an array of another kind, which tell what it 
 
 
 def open_images(path: Path, crop: int | None = None) -> Images:
-    """Looks at a folder (with its subfolders, by name), an npz (`arr_0`, and labels in `arr_1` if there), a zip or a dataset.
+    """Look at a folder (with its subfolders, by name), an npz (`arr_0`, and labels in `arr_1` if there), a zip or a dataset.
 
     Raises:
         UserError: if there is nothing there, or it is not uint8 RGB images.

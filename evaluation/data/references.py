@@ -51,7 +51,7 @@ class Provenance:
 
     @classmethod
     def parse(cls, text: str) -> "Provenance":
-        """Reads the JSON text of a file.
+        """Read the JSON text of a file.
 
         Raises:
             ValueError: if a field is unknown or of another kind.
@@ -150,7 +150,7 @@ def find_reference(
 
 
 def open_reference(path: Path, crop: int | None = None) -> Reference:
-    """Reads what `path` holds: statistics and provenance, images (not yet their pixels), or both.
+    """Read what `path` holds: statistics and provenance, images (not yet their pixels), or both.
 
     ADM's files carry the statistics of the whole training set beside 10,000 of its images; both are kept apart.
 
@@ -254,7 +254,7 @@ def _read_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray:
 
 
 def write_reference(reference: Reference, path: Path) -> None:
-    """Writes statistics, features and provenance; `mu` and `sigma` are where other tools look for them.
+    """Write statistics, features and provenance; `mu` and `sigma` are where other tools look for them.
 
     Raises:
         UserError: if the file cannot be written.

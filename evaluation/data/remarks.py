@@ -30,7 +30,7 @@ def open_samples(path: Path, crop: int | None = None) -> Images:
 
 
 def look_at(images: Images | None, whose: str, group: Group) -> tuple[str, ...]:
-    """Reads all headers on rank 0, the others waiting, and says at once what is missing among the files; the sentences said.
+    """Read all headers on rank 0, the others waiting, and say at once what is missing among the files; the sentences said.
 
     Args:
         whose: what the images are called, such as `SAMPLES`.
@@ -51,12 +51,12 @@ def look_at(images: Images | None, whose: str, group: Group) -> tuple[str, ...]:
 
 
 def tell(*sentences: str) -> tuple[str, ...]:
-    """Says what a reader has to know before anything is computed; the sentences that could be said."""
+    """Say what a reader has to know before anything is computed; the sentences that could be said."""
     return tuple(sentence for sentence in sentences if warn(f"warning: {sentence}"))
 
 
 def require_levels(images: Images | None, whose: str, group: Group) -> None:
-    """Raises UserError if images look cast from [0, 1] or [-1, 1]; rank 0 looks, at as few of them as tell it."""
+    """Raise UserError if images look cast from [0, 1] or [-1, 1]; rank 0 looks, at as few of them as tell it."""
 
     def look() -> None:
         levels.require(images.levels.found, f"{images.path}: the {images.count:,} {whose}")

@@ -151,7 +151,7 @@ def _open_parquet(shards: list[Path], source: Path) -> Table:
 
 
 def _check_shards(shards: list[Path], source: Path) -> None:
-    """Raises UserError if these are not all shards of one split."""
+    """Raise UserError if these are not all shards of one split."""
     found = {path: SHARD.fullmatch(path.stem) for path in shards}
 
     def split(path: Path) -> Path:

@@ -200,7 +200,7 @@ def share(count: int, batch_size: int, group: Group) -> tuple[int, int]:
 def _run(
     images: Images, extractor: Extractor, group: Group, batch_size: int, folder: Path
 ) -> tuple[FeatureStatistics, FeatureStatistics | None]:
-    """Extracts this rank's images, writes features and hashes to their places, and returns the sums."""
+    """Extract this rank's images, write features and hashes to their places, and return the sums."""
     statistics = FeatureStatistics.empty(extractor.dimension)
     spatial_statistics = FeatureStatistics.empty(extractor.spatial_dimension) if extractor.spatial_dimension else None
     at, stop = share(images.count, batch_size, group)
@@ -276,7 +276,7 @@ def _in_the_making(entry: Path, count: int, extractor: Extractor, group: Group) 
 
 
 def _complete(folder: Path, entry: Path, parts: dict, statistics: FeatureStatistics, spatial: FeatureStatistics | None) -> None:
-    """Adds the sums and what it all is, and puts the folder in its place."""
+    """Add the sums and what it all is, and put the folder in its place."""
     arrays = {"mean": statistics.mean, "scatter": statistics.scatter}
     if spatial:
         arrays |= {"spatial_mean": spatial.mean, "spatial_scatter": spatial.scatter}

@@ -91,7 +91,7 @@ class Inception(nn.Module):
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """Replaces each convolution with batch norm by its `FoldedConv`, in place."""
+    """Replace each convolution with batch norm by its `FoldedConv`, in place."""
     for name, child in module.named_children():
         setattr(module, name, FoldedConv(child)) if hasattr(child, "bn") else fold(child)
     return module

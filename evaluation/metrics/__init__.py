@@ -204,7 +204,7 @@ METRICS = {
 }
 # Metrics that people ask for and that are not offered, and what to take instead.
 REFUSED = {
-    "cmmd": "CMMD hangs on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "
+    "cmmd": "CMMD depends on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "
     "with --protocol dino is an unbiased MMD over another network than Inception as well",
 }
 

@@ -1,4 +1,4 @@
-"""The Fréchet distance of two Gaussians, and what its error hangs on: arrays to floats, nothing else."""
+"""The Fréchet distance of two Gaussians, and what its error depends on: arrays to floats, nothing else."""
 
 from typing import TYPE_CHECKING
 

@@ -3,7 +3,7 @@
 A single other draw lies within one that is wider by the square root of 2.
 They say nothing of retraining, which moves FID more than resampling does. Standard errors are by the delta method where a
 metric is a smooth function of means over the samples, by binomial counting where it is a share of samples, and by a jackknife
-where it hangs on neighbours. No bootstrap: samples that repeat are neighbours at distance 0, and bias FID upwards.
+where it depends on neighbours. No bootstrap: samples that repeat are neighbours at distance 0, and bias FID upwards.
 """
 
 from collections.abc import Callable, Iterable
@@ -98,6 +98,6 @@ def kept_groups() -> np.ndarray:
 def jackknife_error(values: np.ndarray) -> float:
     """Standard error of a statistic from its values without each third: the delete-d jackknife of Shao and Wu (1989).
 
-    Leaving out single samples or a twelfth overstates the error of what hangs on nearest neighbours, halves understate it.
+    Leaving out single samples or a twelfth overstates the error of what depends on nearest neighbours, halves understate it.
     """
     return float(np.sqrt(2 * np.var(values, ddof=1)))

@@ -118,7 +118,7 @@ class _Counts:
         self.recalled = torch.zeros(reference_count, sets, dtype=torch.bool)
 
     def add(self, pairs: "Pairs", radii3: Tensor, radii5: Tensor, radii_s: Tensor, member: Tensor) -> None:
-        """Goes through this rank's tiles."""
+        """Go through this rank's tiles."""
         group, device = pairs.group, pairs.group.device
         radii3, radii5, radii_s = (radii.to(device) for radii in (radii3, radii5, radii_s))
         largest = radii_s.amax(0)
@@ -146,7 +146,7 @@ class _Counts:
         return self
 
     def shares(self, kept: np.ndarray) -> Neighbourhoods:
-        """What the counts say; intervals of what hangs on the samples' neighbours by leaving out thirds."""
+        """What the counts say; intervals of what depends on the samples' neighbours by leaving out thirds."""
         count = len(self.inside)
         density = self.near.numpy() / DENSITY_NEIGHBOURS
         recalled = self.recalled.double().mean(0).numpy()
@@ -225,7 +225,7 @@ def closest(pairs: "Pairs", group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _keep_smallest(best: Tensor, block: Tensor, member: Tensor | None) -> None:
-    """Merges the distances in `block` (rows, columns) into the smallest so far (rows, groups, count), in place."""
+    """Merge the distances in `block` (rows, columns) into the smallest so far (rows, groups, count), in place."""
     count, parts = best.shape[2], [block]
     if member is not None:
         block = block[:, member.argsort(stable=True).to(block.device)]

@@ -23,13 +23,13 @@ class FeatureStatistics:
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     def update(self, features: np.ndarray) -> None:
-        """Adds a batch of features (B, D). Small batches are gathered first; `flush` adds what is left."""
+        """Add a batch of features (B, D). Small batches are gathered first; `flush` adds what is left."""
         self._waiting.append(features)
         if sum(map(len, self._waiting)) >= CHUNK:
             self.flush()
 
     def flush(self) -> None:
-        """Adds what waits, so that `count`, `mean` and `scatter` are of all that was given to `update`."""
+        """Add what waits, so that `count`, `mean` and `scatter` are of all that was given to `update`."""
         rows = np.concatenate([*self._waiting, np.empty((0, len(self.mean)))]).astype(np.float64, copy=False)
         self._waiting.clear()
         if len(rows):
@@ -38,7 +38,7 @@ class FeatureStatistics:
             self.merge(FeatureStatistics(len(rows), mean, rows.T @ rows))
 
     def merge(self, other: "FeatureStatistics") -> None:
-        """Adds what another, flushed, has seen; the order does not matter but for rounding."""
+        """Add what another, flushed, has seen; the order does not matter but for rounding."""
         total = self.count + other.count
         if total == 0:
             return

@@ -12,7 +12,7 @@ from fiducial.evaluation.results.result import Result
 
 
 def write(result: Result, json_file: str | Path | None, html_file: str | Path | None, said: Collection[str] = ()) -> None:
-    """Writes the files that are asked for, prints the table and where they are; warnings `said` before are not repeated."""
+    """Write the files that are asked for, and print the table and where they are; warnings `said` before are not repeated."""
     json_file, html_file = (path and Path(path) for path in (json_file, html_file))
     deliver(result_table(result, said), {json_file: result.to_json, html_file: lambda: report_page(result)})
 

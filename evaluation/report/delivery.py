@@ -14,7 +14,7 @@ def warnings_left(sentences: Sequence[str], said: Collection[str]) -> list[str]:
 
 
 def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
-    """Writes the files that are asked for, prints the table, and says where they are; `STDOUT` comes last.
+    """Write the files that are asked for, print the table, and say where they are; `STDOUT` comes last.
 
     Raises:
         UserError: if one cannot be written.

@@ -119,7 +119,7 @@ def svg(figure: "Figure", name: str, title: str) -> str:
 
 
 def _adapt(element: ElementTree.Element, name: str) -> None:
-    """Takes the page's colours and font, and ids that no other figure has. Text stays as it is."""
+    """Take the page's colours and font, and ids that no other figure has. Text stays as it is."""
     element.tag = element.tag.partition("}")[2]
     attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
     if "style" in attributes:

@@ -107,7 +107,7 @@ class Comparison:
 
 
 def compare(results: list[Known], left_out: Iterable[str] = ()) -> Comparison:
-    """Compares all with the first. `left_out` are sentences for whoever reads it.
+    """Compare all with the first. `left_out` are sentences for whoever reads it.
 
     Raises:
         UserError: in one sentence, if they are fewer than two, cannot be compared, or are the same.
@@ -177,7 +177,7 @@ def _shared(results: list[Known]) -> dict[str, Value]:
 
 
 def _check(results: list[Known]) -> None:
-    """Raises UserError for results that cannot stand side by side, or are of one run."""
+    """Raise UserError for results that cannot stand side by side, or are of one run."""
     for one, other in itertools.combinations(results, 2):
         if why := unfit(one, other):
             raise UserError(why)

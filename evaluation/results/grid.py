@@ -35,5 +35,5 @@ class Grid:
         return cls([(int(label), np.flatnonzero(labels == label)[:columns].tolist()) for label in shown])
 
     def fill(self, pick: Callable[[list[int]], dict[int, np.ndarray]]) -> None:
-        """Gets the images, (H, W, 3) by index, from `pick`."""
+        """Get the images, (H, W, 3) by index, from `pick`."""
         self.kept = pick([index for _, indices in self.rows for index in indices])

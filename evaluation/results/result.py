@@ -62,7 +62,7 @@ class Result:
 
     @classmethod
     def parse(cls, form: dict) -> "Result":
-        """Reads what `to_json` wrote, decoded; without pictures.
+        """Read what `to_json` wrote, decoded; without pictures.
 
         Raises:
             Unexpected: if it is something else.

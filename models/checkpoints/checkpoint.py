@@ -152,7 +152,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict:
-    """Raises UserError if the file holds anything but a JSON object."""
+    """Raise UserError if the file holds anything but a JSON object."""
     try:
         content = decode_json(read_bytes(path, JSON_BYTES))
     except (OSError, ValueError) as error:
@@ -276,7 +276,7 @@ def family_in(found: Checkpoint, model: str | None) -> str:
 
 
 def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
-    """Raises UserError if a checkpoint is known to be of a network that cannot be drawn, or of another family than `model`."""
+    """Raise UserError if a checkpoint is known to be of a network that cannot be drawn, or of another family than `model`."""
     if found.family not in NETWORKS:
         known = next((name for name in NETWORKS if found.family.startswith(f"{name} ")), None)
         raise UserError(
@@ -331,7 +331,7 @@ def check(
     has_null: bool = True,
     factor: int | None = None,
 ) -> None:
-    """Holds the weights against the network they are meant for; only shapes are read.
+    """Compare the weights with the network they are meant for; only shapes are read.
 
     Args:
         has_null: the label table has a row for the null label.
@@ -361,7 +361,7 @@ def _without_weights(state: State, model: str, **options: int | str) -> DiT:
 def check_shape(
     state: State, path: Path, expected: dict[str, str | int], has_null: bool = True, factor: int | None = None
 ) -> None:
-    """Holds what `describe` says of the weights against some of it; `has_null` and `factor` as in `check`.
+    """Compare what `describe` says of the weights with some of it; `has_null` and `factor` as in `check`.
 
     Raises:
         UserError: naming the file, what was expected, what was found, and the options that make it fit.
@@ -386,13 +386,13 @@ def _remedy(found: dict[str, str | int], factor: int | None) -> str:
 
 
 def require_known(found: dict[str, str | int], path: Path) -> None:
-    """Raises UserError if the network that `describe` found in `path` has no size of ours."""
+    """Raise UserError if the network that `describe` found in `path` has no size of ours."""
     if found["model"] not in (known := NETWORKS[family_of(found["model"])].build):
         raise UserError(f"{path} is a {found['model']}, and there are only {', '.join(known)}")
 
 
 def require_network(state: State, path: Path, network: str) -> None:
-    """Raises UserError if the weights can only be those of a network that was trained in diffusers, and `network` is another."""
+    """Raise UserError if the weights can only be those of a network that was trained in diffusers, and `network` is another."""
     if has_own_embedders(state) and network != "diffusers":
         raise UserError(
             f"{path}: its blocks have embedders of their own, as only a network that was trained in diffusers does; give "

@@ -121,7 +121,7 @@ def to_official(state: State, config: dict, path: Path) -> State:
 
 
 def hold_against(state: State, wanted: State, path: Path, described: str) -> None:
-    """Raises UserError if the weights in `path` have other names or shapes than those wanted, or are no dense floating point
+    """Raise UserError if the weights in `path` have other names or shapes than those wanted, or are no dense floating point
     numbers. `described` says in the error whose these are.
     """
     for difference, keys in (("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys())):
@@ -161,7 +161,7 @@ def positions(dtype: torch.dtype, like: Tensor) -> Tensor:
 
 
 def require_formula(state: State, path: Path) -> None:
-    """Raises UserError if official weights have a position embedding that diffusers would not compute itself."""
+    """Raise UserError if official weights have a position embedding that diffusers would not compute itself."""
     found = state[POSITIONS]
     wanted = positions(state["x_embedder.proj.weight"].dtype, found)
     if found.dtype != wanted.dtype or not torch.allclose(found.double(), wanted.double(), rtol=0, atol=SAME_SINE):

@@ -36,7 +36,7 @@ class Made:
     is_part: bool = False  # of something else, whose size was summed up then
 
     def take_in(self, parts: list["Made"]) -> None:
-        """Makes these a part of it."""
+        """Make these a part of it."""
         for part in parts:
             part.is_part = True
             self.size += part.size
@@ -124,7 +124,7 @@ class _Run:
         self._stack.append(whole)
 
     def _extend(self, parts: list[Made], pieces: int, is_call: bool = False) -> None:
-        """Puts parts into what is on top; of items of two pieces the first is a key, and is hashed."""
+        """Put parts into what is on top; of items of two pieces the first is a key, and is hashed."""
         into = self._stack[-1]
         if into.is_part:
             raise TooMuch("something in its pickle contains itself")

@@ -136,7 +136,7 @@ def unpickle(path: Path) -> object:
 
 
 def _check(path: Path) -> None:
-    """Raises what `unpickle` handles if reading would cost too much; nothing is unpacked or built."""
+    """Raise what `unpickle` handles if reading would cost too much; nothing is unpacked or built."""
     with BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if packed := next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None):
@@ -163,7 +163,7 @@ def _refusal(path: Path, names: list[str]) -> UserError:
 
 
 def require_stored(state: dict[str, Tensor], path: Path) -> None:
-    """Raises UserError if a tensor of a file has no values, or claims many more than the file has."""
+    """Raise UserError if a tensor of a file has no values, or claims many more than the file has."""
     bytes_in_file = path.stat().st_size
     for key, value in state.items():
         if value.is_meta:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(source: Path, out: Path, to: str, weights_key: str | None = None) -> tuple[str, int, bool]:
-    """Writes the weights of `source` to `out`, whole or not at all.
+    """Write the weights of `source` to `out`, whole or not at all.
 
     Args:
         weights_key: which weights, if it holds several; None: the EMA.

@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetches one after the other, and says of each where it is.
+    """Fetch one after the other, and say of each where it is.
 
     Raises:
         UserError: in the end, if some failed.

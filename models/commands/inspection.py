@@ -208,7 +208,7 @@ def dtypes(tensors: "Iterable[Tensor]") -> str:
 
 
 def inspect_autoencoder(folder: Path) -> dict[str, str | int | float]:
-    """Loads it too, because only that shows whether weights and configuration belong together."""
+    """Load it too, because only that shows whether weights and configuration belong together."""
     import torch
 
     from fiducial.models.checkpoints.checkpoint import read_safetensors

@@ -59,7 +59,7 @@ def resolve(source: str, cache_dir: Path | None = None) -> Path:
 
 
 def inspect(folder: Path) -> CodecFiles:
-    """Reads the configuration and hashes the weights of the autoencoder in `folder`.
+    """Read the configuration and hashes the weights of the autoencoder in `folder`.
 
     Raises:
         UserError: if a file is missing, damaged, or not of an autoencoder of `CLASSES`.
@@ -100,7 +100,7 @@ def read_config(folder: Path) -> dict:
 
 
 def require_channels(found: int, wanted: int, vae: str, path: Path) -> None:
-    """Raises UserError if an autoencoder's latents have other channels than the checkpoint in `path` takes."""
+    """Raise UserError if an autoencoder's latents have other channels than the checkpoint in `path` takes."""
     if found != wanted:
         raise UserError(
             f"--vae {vae}: has {found} latent channels, but {path} takes {wanted}; give the autoencoder that it was trained with"
@@ -136,7 +136,7 @@ def normalisation(config: Mapping) -> tuple[float, float]:
 
 
 def merge_doubling(upsampler: "Upsample2D") -> None:
-    """Makes one transposed convolution of an upsampler's two steps, each pixel repeated twice both ways and a 3 x 3 convolution.
+    """Make one transposed convolution of an upsampler's two steps, each pixel repeated twice both ways and a 3 x 3 convolution.
 
     Of nine neighbours there but four differ, so weights that meet the same one are added up here, and 4/9 of the products remain.
     """

@@ -223,7 +223,7 @@ class DiT(nn.Module):
         self.initialize_weights()
 
     def to_half(self, dtype: torch.dtype) -> "DiT":
-        """Lets the blocks multiply in bfloat16 or float16. All between their matrix products, and what is before and after the
+        """Let the blocks multiply in bfloat16 or float16. All between their matrix products, and what is before and after the
         blocks (embeddings, last layer), stays float32, so that rounding does not add up from block to block.
         """
         for block in self.blocks:
@@ -232,7 +232,7 @@ class DiT(nn.Module):
         return self
 
     def attend_by_products(self) -> None:
-        """Lets the blocks compute attention as `attention_by_products` does, not by torch's own kernel."""
+        """Let the blocks compute attention as `attention_by_products` does, not by torch's own kernel."""
         for block in self.blocks:
             block.attn.attend = attention_by_products
 

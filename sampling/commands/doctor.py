@@ -65,7 +65,7 @@ class Finding:
 
 
 def doctor(group: Group, sample_dir: Path, cache_dir: Path | None) -> int:
-    """Prints what is found, on rank 0. Returns, on every rank, the exit code: 1 if there is a problem."""
+    """Print what is found, on rank 0. Returns, on every rank, the exit code: 1 if there is a problem."""
     numerics.ready_torch()
     own = list(machine(group.device, cache_dir)) if group.local_rank == 0 else []
     own += shared_folder(group, sample_dir)
@@ -75,7 +75,7 @@ def doctor(group: Group, sample_dir: Path, cache_dir: Path | None) -> int:
 
 
 def report(group: Group) -> int:
-    """Prints what the ranks have found, each finding of a host once; returns the exit code."""
+    """Print what the ranks have found, each finding of a host once; return the exit code."""
     found = [pair for rank in range(group.world_size) for pair in json.loads(group.receive(f"found/{rank}"))]
     several, seen = len({host for host, _ in found}) > 1, set()
     for host, fields in found:
@@ -166,7 +166,7 @@ def automatic_precision(device: torch.device) -> str:
 
 
 def compiler(device: torch.device) -> Iterator[Finding]:
-    """Compiles something small, in an empty cache, so that nothing is found that was compiled before."""
+    """Compile something small, in an empty cache, so that nothing is found that was compiled before."""
     before = os.environ["TORCHINDUCTOR_CACHE_DIR"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder

@@ -28,7 +28,7 @@ Prepare = Callable[[SamplingConfig, argparse.Namespace, Group], Evaluating]
 
 
 def main(prepare: Prepare) -> None:
-    """Draws as the command line says; with --ref, evaluates by what `prepare` returns."""
+    """Draw as the command line says; with --ref, evaluate by what `prepare` returns."""
     with fiducial.user_errors():
         config, options = parse()
         fiducial.launched()  # before torch is imported

@@ -32,7 +32,7 @@ class Status:
 
 
 def status(folder: Path) -> Status:
-    """Reads manifest, records and lock, but no image.
+    """Read manifest, records and lock, but no image.
 
     Raises:
         UserError: if there is no run in `folder`.

@@ -18,7 +18,7 @@ STEP = 8192  # images looked at between two signs of life
 
 
 def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
-    """Compares the pixels of every PNG, and all of the npz, with what is recorded; yields a line for each thing that is wrong.
+    """Compare the pixels of every PNG, and all of the npz, with what is recorded; yield a line for each thing that is wrong.
 
     on_checked: called with how many images have been looked at since.
 

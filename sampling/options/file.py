@@ -155,7 +155,7 @@ def _of_manifest(path: Path, text: str) -> dict | None:
 
 
 def _check_plain(options: dict) -> None:
-    """Raises ValueError for what was never recorded, which as YAML might take minutes to read."""
+    """Raise ValueError for what was never recorded, which as YAML might take minutes to read."""
     for name, value in options.items():
         entries = value if isinstance(value, list) else [value]
         if len(entries) > MOST_ENTRIES or not all(isinstance(entry, str | int | float | bool) for entry in entries):

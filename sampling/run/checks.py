@@ -22,7 +22,7 @@ SHORTER = "choose a shorter --run-name or --sample-dir"
 
 
 def check_names(folder: Path, manifest: Manifest | None, names: ClassNames | None) -> None:
-    """Raises UserError if a run was begun with other class names. Runs of before they were recorded take any, as do
+    """Raise UserError if a run was begun with other class names. Runs of before they were recorded take any, as do
     those whose names were only guessed."""
     there = manifest and manifest.class_names
     if there and names and there.sha256 != names.sha256 and there.source != GUESSED:
@@ -34,7 +34,7 @@ def check_names(folder: Path, manifest: Manifest | None, names: ClassNames | Non
 
 
 def check_kind(folder: Path, own: str) -> None:
-    """Raises UserError if a run of the other kind is in the folder, whose files would stand among those of a run of this one.
+    """Raise UserError if a run of the other kind is in the folder, whose files would stand among those of a run of this one.
 
     Args:
         own: the file that says what a run of this kind is.
@@ -46,7 +46,7 @@ def check_kind(folder: Path, own: str) -> None:
 
 
 def check_folder(folder: Path, manifest: Manifest | None, run: ResolvedRun) -> None:
-    """Raises UserError if the folder belongs to another configuration, or cannot be written."""
+    """Raise UserError if the folder belongs to another configuration, or cannot be written."""
     npz, config = npz_path(folder), run.config
     check_places(folder)
     if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -70,7 +70,7 @@ def check_folder(folder: Path, manifest: Manifest | None, run: ResolvedRun) -> N
 
 
 def check_records(folder: Path, manifest: Manifest) -> None:
-    """Raises UserError if the records in the folder are of another run than its manifest."""
+    """Raise UserError if the records in the folder are of another run than its manifest."""
     if reason := manifests.mixed_up(folder, manifest):
         raise UserError(f"{reason}; put back the files of one run, or choose another --run-name or --sample-dir")
 
@@ -93,7 +93,7 @@ def other_configuration(folder: Path, there: Identity, here: Identity, weights: 
 
 
 def tell_of_siblings(folder: Path, identity: Identity) -> None:
-    """Says if the run was begun with other numerics: on another processor or GPU, `auto` means something else."""
+    """Say if the run was begun with other numerics: on another processor or GPU, `auto` means something else."""
     for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{MANIFEST}"):
         with suppress(UserError):
             other = manifests.read(sibling.parent).identity

@@ -92,7 +92,7 @@ class FeatureFiles:
         yield
 
     def put(self, indices: np.ndarray, pixels: np.ndarray) -> None:
-        """Leaves on the disk what the extractor makes of a block."""
+        """Leave on the disk what the extractor makes of a block."""
         part = self.evaluator.fresh()
         part.update(pixels, indices, self._labels[indices])
         arrays = {name: np.asarray(value) for name, value in part.state_dict().items()} | {RUN: np.array(self._fingerprint)}

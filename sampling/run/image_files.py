@@ -73,7 +73,7 @@ class ImageFiles:
         self._writer.submit(indices, pixels, self._group.heed)
 
     def mend(self, draw: Redraw) -> None:
-        """Compares this rank's share of all images with the records, restores what has a whole copy, and redraws the rest."""
+        """Compare this rank's share of all images with the records, restore what has a whole copy, and redraw the rest."""
         task, group = self._task, self._group
         group.once(self._merge)
         count = len(task.done)

@@ -39,7 +39,7 @@ class Found:
 
 
 def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) -> Found:
-    """Checks everything, and writes nothing.
+    """Check everything, and write nothing.
 
     Raises:
         UserError: if something given cannot be used.
@@ -60,7 +60,7 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) 
 def prepare(
     config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack, options: Mapping
 ) -> tuple[ResolvedRun, Task, Lock]:
-    """Checks everything, claims the folder, and finds out what is to be done. The lock is held until `stack` closes.
+    """Check everything, claim the folder, and find out what is to be done. The lock is held until `stack` closes.
 
     Args:
         options: for the manifest, those that are not in `config`.
@@ -102,7 +102,7 @@ def prepare(
 
 
 def conclude(folder: Path, manifest: Manifest) -> None:
-    """Takes into the manifest what the last session left, if it did not finish: why it ended, and what happened in it."""
+    """Take into the manifest what the last session left, if it did not finish: why it ended, and what happened in it."""
     last, number = manifest.sessions[-1], len(manifest.sessions)
     if last.finished is not None:
         return
@@ -113,7 +113,7 @@ def conclude(folder: Path, manifest: Manifest) -> None:
 
 
 def forget_last_session(folder: Path, manifest: Manifest) -> None:
-    """Removes what `conclude` has taken, when that is written."""
+    """Remove what `conclude` has taken, when that is written."""
     (folder / ENDED).unlink(missing_ok=True)
     if len(manifest.sessions) > 1:
         remove_events(folder, len(manifest.sessions) - 1, manifest.sessions[-2].world_size)

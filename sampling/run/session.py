@@ -24,7 +24,7 @@ from fiducial.sampling.store.task import Task
 
 
 def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float = 600.0, options: Mapping | None = None) -> Path:
-    """Draws what is missing of the run, and leaves it whole. Returns what the sink leaves, on every rank.
+    """Draw what is missing of the run, and leaves it whole. Returns what the sink leaves, on every rank.
 
     Args:
         hang_seconds: how long a rank may make no progress; 0 for ever.
@@ -59,7 +59,7 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
 
 
 def keep_cause(task: Task, cause: Cause) -> None:
-    """Leaves in the run's folder why it ended, the first cause if hosts that lost each other have two; also on a full disk."""
+    """Leave in the run's folder why it ended, the first cause if hosts that lost each other have two; also on a full disk."""
     folder, holder = task.folder, read(task.folder / LOCK)
     if (folder / ENDED).exists() or (holder and holder["token"] != task.token):  # another run is here by now
         return

@@ -26,7 +26,7 @@ class RunFolder:
     began: float  # when its checks began, of `time.monotonic`
 
     def check(self) -> None:
-        """Says that this rank makes progress.
+        """Say that this rank makes progress.
 
         Raises:
             Stopped: if work has to end.
@@ -49,7 +49,7 @@ class Sink(Protocol):
     with_png: bool
 
     def check_lengths(self, folder: Path) -> None:
-        """Raises UserError if a path would be too long."""
+        """Raise UserError if a path would be too long."""
 
     def look(self, folder: Path, manifest: Manifest | None, run: ResolvedRun) -> np.ndarray:
         """(N,) bool: the images that are done, without a look at all that is there.
@@ -62,17 +62,17 @@ class Sink(Protocol):
         """(N,) bool: the images that are done, for whoever holds the folder's lock."""
 
     def begin(self, folder: Path, plan: Plan, image_size: int) -> Path | None:
-        """Makes the files that are filled while drawing; the npz among them, if there is one."""
+        """Make the files that are filled while drawing; the npz among them, if there is one."""
 
     def open(self, folder: RunFolder, group: Group) -> None:
-        """Takes its place on this rank."""
+        """Take its place on this rank."""
 
     @contextmanager
     def writing(self, on_written: OnWritten) -> Iterator[None]:
         """In here images are put; left when they are on the disk. `on_written` hears of them."""
 
     def put(self, indices: np.ndarray, pixels: np.ndarray) -> None:
-        """Keeps the images `indices` of one block, pixels (len(indices), H, W, 3) uint8."""
+        """Keep the images `indices` of one block, pixels (len(indices), H, W, 3) uint8."""
 
     def mend(self, draw: Redraw) -> None:
         """Once all are drawn: compares what is there with what was recorded of it, and has drawn again what is lost."""

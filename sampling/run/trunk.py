@@ -24,7 +24,7 @@ IMAGES_DRAWN = "images"  # a counter in the store
 
 
 def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group) -> Path:
-    """Draws what is missing, and leaves the run whole. Returns, on every rank, what the sink leaves.
+    """Draw what is missing, and leaves the run whole. Returns, on every rank, what the sink leaves.
 
     Raises:
         UserError: if an image cannot be drawn or written.
@@ -52,7 +52,7 @@ def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group)
 def draw(
     plan: Plan, source: Source, sink: Sink, folder: RunFolder, starts: np.ndarray, wanted: np.ndarray, on_written: OnWritten
 ) -> None:
-    """Draws the blocks that begin at `starts`, each whole and in its fixed composition, and keeps what is `wanted` (N,) bool."""
+    """Draw the blocks that begin at `starts`, each whole and in its fixed composition, and keep what is `wanted` (N,) bool."""
     if not len(starts):
         return
     with sink.writing(on_written):

@@ -102,7 +102,7 @@ class NodeCodec:
 
 
 def told_by_probing(drawer: LatentDiffusion, group: Group) -> dict | None:
-    """Waits for all ranks to have loaded their networks. On rank 0, what these made of pure noise as an entry of the
+    """Wait for all ranks to have loaded their networks. On rank 0, what these made of pure noise as an entry of the
     manifest, the least of each number; None elsewhere, and where none was asked."""
     response = drawer.networks.response.recorded() if drawer.networks.response else None
     group.publish(f"probe/{group.rank}", json.dumps(response))
@@ -119,7 +119,7 @@ def told_by_probing(drawer: LatentDiffusion, group: Group) -> dict | None:
 
 
 def check_options(config: SamplingConfig) -> None:
-    """Raises UserError for what no files could make right; to be called before any are fetched."""
+    """Raise UserError for what no files could make right; to be called before any are fetched."""
     config.check()
     if config.model is not None and (path := spec_of(config.model).path) not in SAMPLERS[config.sampler].solves:
         able = [name for name, sampler in SAMPLERS.items() if path in sampler.solves]
@@ -256,7 +256,7 @@ def is_raw_folder(found: checkpoint.Checkpoint) -> bool:
 
 
 def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_null: bool) -> None:
-    """Says which weights of a file with several are drawn, and what about them may not be meant."""
+    """Say which weights of a file with several are drawn, and what about them may not be meant."""
     if found.kind != checkpoint.PLAIN or found.beside:
         said = f"weights of {config.ckpt}: {found.weights}" + (f"; {found.beside}" if found.beside else "")
         is_raw = found.kind not in found.averages and (len(found.networks) > 1 or found.empty or is_raw_folder(found))

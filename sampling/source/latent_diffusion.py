@@ -51,7 +51,7 @@ class LatentDiffusion:
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
 
     def load(self) -> None:
-        """Loads the networks, and compiles what is to be compiled.
+        """Load the networks, and compiles what is to be compiled.
 
         Raises:
             UserError: if the network is not of the kind that the samplers take, as pure noise tells.
@@ -62,7 +62,7 @@ class LatentDiffusion:
 
     @torch.inference_mode()
     def compile(self) -> None:
-        """Compiles the network for the shapes that it will meet, if it is to be; if that fails, goes on without."""
+        """Compile the network for the shapes that it will meet, if it is to be; if that fails, go on without."""
         if not self.how.compile:
             return
         with self._compiling():

@@ -46,7 +46,7 @@ class Networks:
         self._decoder_in_fp32: nn.Module | None = None
 
     def load(self) -> None:
-        """Loads both, and asks the network whether it is of its family.
+        """Load both, and asks the network whether it is of its family.
 
         Raises:
             UserError: if it is not, as pure noise tells.
@@ -100,7 +100,7 @@ class Networks:
 
     @contextmanager
     def at_work(self, network: nn.Module, name: str) -> Iterator[None]:
-        """Has a network on the device in here; `name` as `--offload` calls it."""
+        """Have a network on the device in here; `name` as `--offload` calls it."""
         network.to(self.device)
         try:
             yield

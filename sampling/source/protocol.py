@@ -37,14 +37,14 @@ class Source(Protocol):
     loading: str  # what loading it takes, such as "weights and compiling"
 
     def load(self) -> None:
-        """Makes ready to draw on this rank.
+        """Make ready to draw on this rank.
 
         Raises:
             UserError: if it cannot be drawn from.
         """
 
     def told(self, group: Group) -> dict | None:
-        """Waits for all ranks to have come here; on rank 0 what loading has told of it, for the manifest's `probe`."""
+        """Wait for all ranks to have come here; on rank 0 what loading has told of it, for the manifest's `probe`."""
 
     def lines(self, told: dict | None, evaluations: int) -> list[str]:
         """What it is, for a dry run; `told` is what loading has told, `evaluations` how often a block called `check`, 0 if none
@@ -68,7 +68,7 @@ class SourceSpec(Protocol):
     def is_asked_for(self, config: SamplingConfig) -> bool: ...
 
     def check_given(self, config: SamplingConfig, group: Group) -> None:
-        """Raises UserError for what can be told to be wrong before anything is downloaded. On all ranks."""
+        """Raise UserError for what can be told to be wrong before anything is downloaded. On all ranks."""
 
     def fetch(self, config: SamplingConfig, group: Group) -> SamplingConfig:
         """The configuration with local files, downloaded if need be, and what these say where nothing was given. On all ranks."""
@@ -81,7 +81,7 @@ class SourceSpec(Protocol):
         """
 
     def try_out(self, run: ResolvedRun, group: Group) -> None:
-        """Raises UserError if the source cannot be drawn from; on rank 0, before anything is written."""
+        """Raise UserError if the source cannot be drawn from; on rank 0, before anything is written."""
 
     def open_source(self, config: SamplingConfig, task: Task, group: Group, note: Callable[..., object]) -> Source:
         """The source on this rank, for a run as rank 0 has resolved it; `note` is called with what is out of the ordinary."""

@@ -52,7 +52,7 @@ def room(folder: Path) -> int:
 
 
 def check_room(folder: Path, count: int, missing: int, image_size: int, with_png: bool, mark: int = 0) -> None:
-    """Raises UserError if the file system of `folder`, which need not exist yet, has too little room for the run."""
+    """Raise UserError if the file system of `folder`, which need not exist yet, has too little room for the run."""
     there = nearest(folder)
     system = os.statvfs(there)
     pngs = missing + records.without_png(folder, count, mark) if with_png else 0

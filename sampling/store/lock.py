@@ -81,7 +81,7 @@ class Lock:
         os.fsync(self._file)
 
     def _succeed(self) -> bool:
-        """Takes the place of a dead holder; False if the lock is another's by now, or free.
+        """Take the place of a dead holder; False if the lock is another's by now, or free.
 
         Raises:
             UserError: if the holder lives, or one that is about to succeed it.
@@ -115,7 +115,7 @@ class Lock:
         return self._claim is not None
 
     def _link(self, fresh: Path, claim: Path) -> bool:
-        """Has `claim` be this lock as well, or, where files cannot have two names, a copy; False if another's is there."""
+        """Have `claim` be this lock as well, or, where files cannot have two names, a copy; False if another's is there."""
         try:
             os.link(fresh, claim)
         except FileExistsError:
@@ -167,7 +167,7 @@ class Lock:
                 self._write()
 
     def check(self) -> None:
-        """Raises UserError if another run has taken the folder over, or what is in it is gone."""
+        """Raise UserError if another run has taken the folder over, or what is in it is gone."""
         if self.lost.is_set():
             if self.told and (reason := gone(self.told)):
                 raise UserError(reason)
@@ -189,7 +189,7 @@ def read(path: Path) -> dict | None:
 
 
 def await_token(folder: Path, token: str, rank: int, seconds: float = LEASE_SECONDS) -> None:
-    """Makes sure that this rank sees the folder of rank 0.
+    """Make sure that this rank sees the folder of rank 0.
 
     Raises:
         UserError: if it does not.

@@ -207,7 +207,7 @@ def load(path: Path, made: str = MANIFEST_FORMAT) -> Manifest:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Writes what `read` reads. Where that would be too much for it, sessions lose what is told of them at length.
+    """Write what `read` reads. Where that would be too much for it, sessions lose what is told of them at length.
 
     Raises:
         UserError: if even that is not enough.
@@ -249,7 +249,7 @@ def _check_run(manifest: dict) -> None:
 
 
 def _require(content: dict, name: str, least: int, most: int, whose: str = "") -> None:
-    """Raises ValueError if a number is beyond what it can be."""
+    """Raise ValueError if a number is beyond what it can be."""
     if not least <= (value := content[name]) <= most:
         raise ValueError(f"{whose}{name} is {in_json(value)}, not {least:,} to {most:,}")
 

@@ -48,7 +48,7 @@ def image_bytes(image_size: int) -> int:
 
 
 def write_pixels(file: int, index: int, pixels: bytes | memoryview, image_size: int) -> None:
-    """Puts an image in its place; `file` is a descriptor that all threads may share."""
+    """Put an image in its place; `file` is a descriptor that all threads may share."""
     at = slot(index, image_size)
     left = memoryview(pixels)
     while left:
@@ -77,7 +77,7 @@ def size(count: int, image_size: int) -> int:
 
 
 def begin_flush(file: int, indices: range, image_size: int) -> None:
-    """Lets the disk begin with images that were written, so that the end of the run need not wait for all of them."""
+    """Let the disk begin with images that were written, so that the end of the run need not wait for all of them."""
     if hasattr(os, "posix_fadvise"):  # Linux takes this for a reason to write them out
         length = len(indices) * image_bytes(image_size)
         os.posix_fadvise(file, slot(indices.start, image_size), length, os.POSIX_FADV_DONTNEED)
@@ -102,7 +102,7 @@ def frame(labels: np.ndarray, image_size: int, crcs: np.ndarray) -> tuple[bytes,
 
 
 def complete(file: Path, path: Path, frame: tuple[bytes, bytes]) -> None:
-    """Puts what is not pixels around them, unless it is there, and gives the file its name."""
+    """Put what is not pixels around them, unless it is there, and give the file its name."""
     if file == path and has_frame(path, frame):
         return
     head, tail = frame

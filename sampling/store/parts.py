@@ -69,7 +69,7 @@ KINDS[OF_FILES["npz"]] = (dict, type(None))
 
 
 def require_parts(content: dict, parts: dict[str, str]) -> None:
-    """Raises ValueError if a part of `content` is missing, or is not of its kind, naming it and what it is."""
+    """Raise ValueError if a part of `content` is missing, or is not of its kind, naming it and what it is."""
     for name, kind in parts.items():
         outer, dot, own = name.rpartition(".")
         for within, place in _at(content, outer) if dot else [(content, "")]:

@@ -10,7 +10,7 @@ from fiducial.sampling.store.npz import npz_path, part_path
 
 
 def check_places(folder: Path) -> None:
-    """Raises UserError if there is a link, a folder or the like in the place of a file that a run writes, but for its images."""
+    """Raise UserError if there is a link, a folder or the like in the place of a file that a run writes, but for its images."""
     npz, inside = npz_path(folder), (MANIFEST, ONLINE, ENDED, RESERVE, LOCK)
     beside = npz, part_path(folder), npz.with_suffix(".json"), npz.with_suffix(".html")
     for path in (*beside, *(folder / name for name in inside), records.table_path(folder)):

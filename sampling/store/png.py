@@ -36,7 +36,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 def write_png(path: Path, content: bytes) -> None:
-    """Puts a PNG in its place in one step. What a killed process left beside it is replaced when it is drawn again, or removed
+    """Put a PNG in its place in one step. What a killed process left beside it is replaced when it is drawn again, or removed
     in the end."""
     beside = path.with_name(f".{path.name}.tmp")
     try:
@@ -57,7 +57,7 @@ def write_png(path: Path, content: bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes have left of PNGs and other files. For rank 0, which holds the folder, when no rank writes
+    """Remove what killed processes have left of PNGs and other files. For rank 0, which holds the folder, when no rank writes
     images any more."""
     remove_leftovers(folder)
     for place in (folder, *folder.glob("from-*")):

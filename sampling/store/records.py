@@ -173,7 +173,7 @@ def latest(folder: Path, count: int, sessions: dict[int, int], mark: int = 0, so
 
 
 def merge(folder: Path, sessions: dict[int, int], count: int = MOST, mark: int = 0) -> None:
-    """Moves what `sessions` have added of the first `count` images into the table. For rank 0, while no rank is adding."""
+    """Move what `sessions` have added of the first `count` images into the table. For rank 0, while no rank is adding."""
     parts = [path for path in _parts(folder, sessions) if path.exists()]
     if not parts:
         return

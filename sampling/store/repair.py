@@ -66,7 +66,7 @@ class Mended:
 
 
 def mend(copies: Copies, rows: np.ndarray, with_png: bool, older: np.ndarray, check: Callable[[int], object]) -> Mended:
-    """Makes every image whole in the npz, and as a PNG if those are wanted, as far as one of its copies is.
+    """Make every image whole in the npz, and as a PNG if those are wanted, as far as one of its copies is.
 
     A PNG is read only where the npz is not whole or where `older` (N,) bool is set: it was written by an earlier session.
     Images of which nothing is recorded count as lost; what is lost at first sight is looked at again a moment later.

@@ -67,7 +67,7 @@ class Task:
         return manifest.reread(self.folder, self.made)
 
     def note(self, group: Group, event: Mapping) -> None:
-        """Adds to what this rank leaves for the manifest of what was out of the ordinary."""
+        """Add to what this rank leaves for the manifest of what was out of the ordinary."""
         line = json.dumps({"rank": group.rank, "host": socket.gethostname(), **event})
         path = events_path(self.folder, self.session, group.rank)
         with open(open_to_write(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:

@@ -56,7 +56,7 @@ class BlockWriter:
             raise self._failure
 
     def submit(self, indices: np.ndarray, pixels: np.ndarray, heed: Callable[[], object]) -> None:
-        """Queues the images `indices` of a block, pixels (len(indices), H, W, 3) uint8; `heed` is called while there is no room.
+        """Queue the images `indices` of a block, pixels (len(indices), H, W, 3) uint8; `heed` is called while there is no room.
 
         Raises:
             Exception: what an earlier write raised.

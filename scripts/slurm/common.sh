@@ -116,7 +116,7 @@ refuse_outputs() {
     done
 }
 
-# Holds a reference and further options of calc against each other before anything is drawn that they are for.
+# Checks a reference and further options of calc together, before anything is drawn that they are for.
 check_evaluation() {
     refuse_outputs "$@"
     on_this_node -m evaluation calc samples-to-come.npz --ref "$@" --dry-run || exit 2
