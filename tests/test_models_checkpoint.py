@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fiducial import UserError
 from fiducial.models import DiT_models
-from fiducial.models.checkpoints.checkpoint import check, describe, load_dit, read, read_class_to_idx, read_weights
+from fiducial.models.checkpoints.checkpoint import check, describe, load_dit, read, read_weights, sha256
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
 LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
@@ -77,10 +77,20 @@ def test_every_format_gives_the_same_network(state, tmp_path, save, kind):
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
+def test_a_checkpoint_is_opened_once_while_it_is_as_it_was(state, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(training_checkpoint(state, class_to_idx={"pug": 0}), path)
+    found, digest = read(path), sha256(path)
+    assert read(path) is found
+    assert read(path, "model") is not found
+    torch.save(training_checkpoint(state, class_to_idx={"beagle": 0}), path)
+    assert read(path).class_to_idx == {"beagle": 0}
+    assert sha256(path) != digest
+
+
 @pytest.mark.parametrize("save", [save for save, _ in FORMATS])
 def test_a_checkpoint_without_a_class_mapping_has_none(state, tmp_path, save):
-    assert read_class_to_idx(save(state, tmp_path)) is None
-    assert read_class_to_idx(tmp_path) is None
+    assert read(save(state, tmp_path)).class_to_idx is None
 
 
 def test_a_class_mapping_is_found_wherever_it_stands(state, tmp_path):
@@ -89,13 +99,13 @@ def test_a_class_mapping_is_found_wherever_it_stands(state, tmp_path):
     for name, content in (("top", {"class_to_idx": mapping}), ("args", {"args": args}), ("plain", {})):
         path = tmp_path / f"{name}.pt"
         torch.save(training_checkpoint(state, **content), path)
-        assert read_class_to_idx(path) == (mapping if content else None)
+        assert read(path).class_to_idx == (mapping if content else None)
         load(path)  # is not disturbed by it
     torch.save(training_checkpoint(state, class_to_idx=mapping, args=argparse.Namespace(class_to_idx={"x": 0})), path)
-    assert read_class_to_idx(path) == mapping
+    assert read(path).class_to_idx == mapping
     path = tmp_path / "m.safetensors"
     save_file(state, path, metadata={"class_to_idx": json.dumps(mapping)})
-    assert json.loads(read_class_to_idx(path)) == mapping
+    assert json.loads(read(path).class_to_idx) == mapping
     load(path)
 
 

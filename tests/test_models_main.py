@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from fiducial import user_errors
 from fiducial.models import DiT_models, __main__
 from fiducial.models.checkpoints import diffusers_form
-from fiducial.models.checkpoints.checkpoint import CLASS_TO_IDX, load_dit, read_class_to_idx, read_weights
+from fiducial.models.checkpoints.checkpoint import CLASS_TO_IDX, load_dit, read, read_weights
 
 POSITIONS = "pos_embed"
 
@@ -319,10 +319,10 @@ def test_what_classes_are_called_is_kept_where_there_is_a_place(state, tmp_path,
     mapping = {f"class {index}": index for index in range(10)}
     torch.save({"ema": state, CLASS_TO_IDX: mapping}, tmp_path / "a.pt")
     _, out = command("convert", tmp_path / "a.pt", tmp_path / "b.safetensors", "--to", "safetensors")
-    assert json.loads(read_class_to_idx(tmp_path / "b.safetensors")) == mapping
+    assert json.loads(read(tmp_path / "b.safetensors").class_to_idx) == mapping
     assert "stays behind" not in out
     _, out = command("convert", tmp_path / "b.safetensors", tmp_path / ENDINGS[again], "--to", again)
-    kept = read_class_to_idx(tmp_path / ENDINGS[again])
+    kept = read(tmp_path / ENDINGS[again]).class_to_idx
     assert (kept is not None and json.loads(kept) == mapping) == (again == "safetensors")
     assert ("stays behind" in out) == (kept is None)
 

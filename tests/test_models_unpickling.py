@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from fiducial import UserError, quoted
 from fiducial.models.checkpoints import pickles
-from fiducial.models.checkpoints.checkpoint import check, describe, read, read_class_to_idx, read_weights
+from fiducial.models.checkpoints.checkpoint import check, describe, read, read_weights
 from fiducial.models.checkpoints.unpickling import unpickle
 
 MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
@@ -254,7 +254,7 @@ def test_a_mapping_that_is_endless_when_written_out_is_shown_in_short(state, tmp
 
     torch.save({"ema": state, "class_to_idx": {"a": nested(45)}}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"maps 'a' to \[\[\[\["):
-        from_mapping(read_class_to_idx(tmp_path / "a.pt"), "here")
+        from_mapping(read(tmp_path / "a.pt").class_to_idx, "here")
 
 
 class Endless(list):

@@ -33,6 +33,17 @@ def draw_here(*arguments: str) -> Path:
     return draw_files(config, fiducial.init("cpu"))
 
 
+def test_weights_are_read_and_hashed_once(tiny_checkpoint, tmp_path, monkeypatch):
+    own, seen = tmp_path / "own.safetensors", []
+    shutil.copy(tiny_checkpoint, own)
+    for name in ("read_safetensors", "file_sha256"):
+        original = getattr(checkpoint, name)
+        spied = lambda path, name=name, original=original: (seen.append(name), original(path))[1]  # noqa: E731
+        monkeypatch.setattr(checkpoint, name, spied)
+    draw_here(*options(own, tmp_path / "samples", num_fid_samples=4))
+    assert sorted(seen) == ["file_sha256", "read_safetensors"]
+
+
 @pytest.fixture
 def undo_exact():
     threads = torch.get_num_threads()

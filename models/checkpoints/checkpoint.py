@@ -9,6 +9,7 @@ import math
 import re
 import zipfile
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -76,6 +77,7 @@ class Checkpoint:
     folder: str = ""  # the name of the folder that these are in, where there is another of an EMA, or of raw weights, beside it
     folders: tuple[str, ...] = ()  # the names of those
     is_usual: bool = True  # the weights that a run takes whose identity names none
+    class_to_idx: object | None = None  # the class mapping that it carries, unchecked; in safetensors' metadata, as JSON
 
     @property
     def weights(self) -> str:
@@ -164,12 +166,26 @@ def read_json(path: Path) -> dict:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a checkpoint's weights; of shards, that of their hashes in a row, in the order of their names."""
-    hashes = [file_sha256(file) for file in find(path).weights]
+    hashes = [_sha256_of(_stamp(file)) for file in find(path).weights]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+@lru_cache(maxsize=64)
+def _sha256_of(stamp: tuple) -> str:
+    return file_sha256(Path(stamp[0]))
+
+
+def _stamp(path: Path) -> tuple:
+    """What tells a file from another, or from itself when it was changed."""
+    found = path.stat()
+    return str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+_opened: dict[tuple, Checkpoint] = {}  # the last of this process
+
+
 def read(path: Path, weights_key: str | None = None) -> Checkpoint:
-    """What is in a checkpoint of any form.
+    """What is in a checkpoint of any form, opened once while its files are as they were.
 
     Args:
         weights_key: which weights to take where a file holds several, as `candidates.Candidate.key`; None: the EMA, if any.
@@ -178,9 +194,17 @@ def read(path: Path, weights_key: str | None = None) -> Checkpoint:
         UserError: if there is no such file, or it is damaged, or it holds anything but weights, or none that are called so.
     """
     files = find(path)
-    if files.config is None:
-        return _read_file(path, weights_key)
-    folders = folders_beside(files.config.parent)
+    folders = folders_beside(files.config.parent) if files.config else ()
+    stamps = [_stamp(file) for file in (*files.weights, files.config, files.index) if file]
+    key = (str(path), weights_key, folders, *stamps)
+    if key not in _opened:
+        found = _read_folder(path, files, folders, weights_key) if files.config else _read_file(path, weights_key)
+        _opened.clear()
+        _opened[key] = found
+    return _opened[key]
+
+
+def _read_folder(path: Path, files: Files, folders: tuple[str, ...], weights_key: str | None) -> Checkpoint:
     if weights_key not in (None, PLAIN):
         remedy = "leave it out"
         if weights_key in (*folders, files.config.parent.name):
@@ -209,7 +233,8 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
     content = read_safetensors(path) if is_safetensors else unpickle(path)
     found = candidates.search(content if isinstance(content, dict) else {}, path)
     beside = _metadata(path) if is_safetensors else content
-    said = read_said(beside, _mapping(content, path), models())
+    mapping = _mapping(content, path)
+    said = read_said(beside, mapping, models())
     usual = next((name for name in candidates.USUAL if isinstance(content, dict) and isinstance(content.get(name), dict)), PLAIN)
     if found.networks:
         kind, state = found.choose(weights_key, path)
@@ -231,6 +256,7 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
         averages=tuple(one.key for one in found.networks if one.is_average),
         empty=found.empty,
         is_usual=kind == usual,
+        class_to_idx=mapping,
     )
 
 
@@ -294,17 +320,6 @@ def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
         )
 
 
-def read_class_to_idx(path: Path) -> object | None:
-    """The class mapping that a checkpoint carries as `class_to_idx`, unchecked; None if it has none.
-
-    It stands at the top of a training checkpoint or among its `args`, or in the metadata of a safetensors file, as JSON. The
-    checkpoint is one that `read_weights` has accepted.
-    """
-    if not path.is_file():  # a folder's files have no place for it
-        return None
-    return _mapping(None if path.suffix == ".safetensors" else unpickle(path), path)
-
-
 def _metadata(path: Path) -> dict[str, str]:
     """What safetensors has beside its tensors."""
     with safe_open(path, framework="pt") as file:
@@ -312,7 +327,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _mapping(content: object, path: Path) -> object | None:
-    """The class mapping of a file that holds `content`, or that is safetensors."""
+    """The class mapping of a file that holds `content`, at its top or among its `args`, or of safetensors' metadata, as JSON."""
     if path.suffix == ".safetensors":
         return _metadata(path).get(CLASS_TO_IDX)
     if isinstance(content, dict) and CLASS_TO_IDX in content:

@@ -83,7 +83,7 @@ def convert(source: Path, out: Path, to: str, weights_key: str | None = None) ->
         raise UserError(f"{source}: its blocks have embedders of their own, for which only diffusers' form has a place")
     if to == "diffusers" and not label_table.classes_of(whole)[1]:
         raise UserError(f"{source}: it has no null label, for which diffusers' form always has a place")
-    mapping = checkpoint.read_class_to_idx(source)
+    mapping = whole.class_to_idx
     try:
         if to == "diffusers":
             diffusers_form.require_formula(state, source)

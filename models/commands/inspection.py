@@ -173,7 +173,7 @@ def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "
         channels, name = (vae.latent_channels, str(vae.folder)) if vae else (autoencoder.USUAL_CHANNELS, USUAL_VAE)
         autoencoder.require_channels(channels, shape["in_channels"], name, path)
         checkpoint.check(found.state, path, **shape, has_null=has_null)
-        names_of_checkpoint(None, path, checkpoint.read_class_to_idx(path), shape["num_classes"])
+        names_of_checkpoint(None, path, found.class_to_idx, shape["num_classes"])
     except UserError as error:
         return str(error)
     return None

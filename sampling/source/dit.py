@@ -216,7 +216,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     checkpoint.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=vae.factor)
     checkpoint.require_network(found.state, config.ckpt, config.network)
     tell_of_weights(config, found, has_null)
-    names = names_of(config)
+    names = names_of(config, found)
     config = replace(config, labels=classes.numbered(config.labels, names))
     config.check()
     with group.allowing(TRYING_SECONDS):
@@ -270,9 +270,9 @@ def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_nu
         )
 
 
-def names_of(config: SamplingConfig) -> ClassNames | None:
-    """What the classes of the run are called, if anybody knows, for a checkpoint that was read before."""
-    return names_of_checkpoint(config.class_names, config.ckpt, checkpoint.read_class_to_idx(config.ckpt), config.num_classes)
+def names_of(config: SamplingConfig, found: checkpoint.Checkpoint) -> ClassNames | None:
+    """What the classes of the run are called, if anybody knows."""
+    return names_of_checkpoint(config.class_names, config.ckpt, found.class_to_idx, config.num_classes)
 
 
 def try_out(run: ResolvedRun, group: Group) -> LatentDiffusion:
