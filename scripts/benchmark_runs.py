@@ -121,7 +121,7 @@ def plan_work(folder: Path, count: int) -> None:
 
 
 def undo_some(folder: Path, count: int) -> None:
-    """Take the rows of every tenth block away, and loads what the plan needs, which is no part of it."""
+    """Take the rows of every tenth block away, and load what the plan needs, which is no part of it."""
     import fiducial.sampling.run.prepare  # noqa: F401
     from fiducial.sampling.store import records
 

@@ -24,7 +24,7 @@ from fiducial.sampling.store.task import Task
 
 
 def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float = 600.0, options: Mapping | None = None) -> Path:
-    """Draw what is missing of the run, and leaves it whole. Returns what the sink leaves, on every rank.
+    """Draw what is missing of the run, and leave it whole. Return what the sink leaves, on every rank.
 
     Args:
         hang_seconds: how long a rank may make no progress; 0 for ever.

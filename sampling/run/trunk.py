@@ -24,7 +24,7 @@ IMAGES_DRAWN = "images"  # a counter in the store
 
 
 def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group) -> Path:
-    """Draw what is missing, and leaves the run whole. Returns, on every rank, what the sink leaves.
+    """Draw what is missing, and leave the run whole. Return, on every rank, what the sink leaves.
 
     Raises:
         UserError: if an image cannot be drawn or written.

@@ -51,7 +51,7 @@ class LatentDiffusion:
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
 
     def load(self) -> None:
-        """Load the networks, and compiles what is to be compiled.
+        """Load the networks, and compile what is to be compiled.
 
         Raises:
             UserError: if the network is not of the kind that the samplers take, as pure noise tells.

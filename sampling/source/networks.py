@@ -46,7 +46,7 @@ class Networks:
         self._decoder_in_fp32: nn.Module | None = None
 
     def load(self) -> None:
-        """Load both, and asks the network whether it is of its family.
+        """Load both, and ask the network whether it is of its family.
 
         Raises:
             UserError: if it is not, as pure noise tells.
