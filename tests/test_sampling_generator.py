@@ -223,7 +223,7 @@ def test_the_page_is_true(tmp_path):
     """Its module, and its command with fewer images."""
     page = (ROOT / "docs" / "generators.md").read_text()
     (tmp_path / "own_images.py").write_text(page.partition("```python\n")[2].partition("```")[0])
-    words = page.partition("```bash\n")[2].partition("```")[0].replace("\\\n", " ").split()
+    words = next(line for line in page.splitlines() if line.startswith("    torchrun")).split()
     assert words[:3] == ["torchrun", "--nproc_per_node=8", "sample_ddp.py"]
     few = ["--num-fid-samples", "5", "--per-proc-batch-size", "2", "--sample-dir", tmp_path / "samples", "--device", "cpu"]
     done = run_command(*words[2:], *few, ranks=2, PYTHONPATH=str(tmp_path))
