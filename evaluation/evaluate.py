@@ -27,7 +27,7 @@ from fiducial.evaluation.data.remarks import (
 )
 from fiducial.evaluation.data.runs import ClassNames, find_names
 from fiducial.evaluation.features import DEFAULT, ExtractorSpec
-from fiducial.evaluation.features.extraction import Features, extract, plain_float32
+from fiducial.evaluation.features.extraction import Features, extract
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.features.load import load_extractor, weights_of
 from fiducial.evaluation.fit import (
@@ -51,6 +51,7 @@ from fiducial.evaluation.results.reading import LARGEST
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.score import Scorer
 from fiducial.evaluation.settings import Settings
+from fiducial.precision import plain_float32
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from fiducial import Group, UserError
 from fiducial.evaluation.collection import NONE, Collection, as_numbers, as_pixels, bytes_of_image, names_by_label
 from fiducial.evaluation.data.images import Seen
 from fiducial.evaluation.evaluate import Evaluation
-from fiducial.evaluation.features.extraction import gathered, plain_float32, temporary_cache
+from fiducial.evaluation.features.extraction import gathered, temporary_cache
 from fiducial.evaluation.fit import check_size
 from fiducial.evaluation.record import GRID_COLUMNS, GRID_ROWS
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.settings import Settings
 from fiducial.evaluation.together import grid_of_all, numbered, require_levels, size_of_all, turns
+from fiducial.precision import plain_float32
 
 
 class Evaluator:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fiducial.evaluation.features.extraction import plain_float32
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.features.load import load_extractor
+from fiducial.precision import plain_float32
 from scripts.stand_ins import pictures
 
 IMAGES = pictures(70, 1)

@@ -113,21 +113,17 @@ def of_online(folder: Path) -> dict:
     return of_result(run.with_name(f"{run.name}-online.json"))
 
 
-def require_equal(found: object, pinned: object, where: str = "") -> None:
-    """Fails where they differ, numbers by more than `LOOSE`."""
-    if isinstance(pinned, dict):
-        assert isinstance(found, dict), where
-        assert set(found) == set(pinned), where
-        for key in pinned:
-            require_equal(found[key], pinned[key], f"{where}.{key}")
-    elif isinstance(pinned, list):
-        assert len(found) == len(pinned), where
-        for row, (one, other) in enumerate(zip(found, pinned, strict=True)):
-            require_equal(one, other, f"{where}[{row}]")
-    elif isinstance(pinned, float):
-        assert found == pytest.approx(pinned, rel=LOOSE, abs=LOOSE), where
-    else:
-        assert found == pinned, where
+def differences(found: object, pinned: object, where: str = "result") -> list[str]:
+    """The places where they differ, numbers by more than `LOOSE`."""
+    if isinstance(pinned, dict) and isinstance(found, dict):
+        alone = [f"{where}.{key} is on one side only" for key in sorted(found.keys() ^ pinned.keys())]
+        shared = sorted(found.keys() & pinned.keys())
+        return alone + [text for key in shared for text in differences(found[key], pinned[key], f"{where}.{key}")]
+    if isinstance(pinned, list) and isinstance(found, list) and len(found) == len(pinned):
+        pairs = enumerate(zip(found, pinned, strict=True))
+        return [text for row, pair in pairs for text in differences(*pair, f"{where}[{row}]")]
+    expected = pytest.approx(pinned, rel=LOOSE, abs=LOOSE) if isinstance(pinned, float) else pinned
+    return [] if found == expected else [f"{where} is {found!r}, and was {pinned!r}"]
 
 
 @pytest.fixture(scope="module")
@@ -146,21 +142,21 @@ def test_the_bytes_of_an_exact_run_are_pinned(sampler, pins, tmp_path):
     found, pinned = of_run(draw(tmp_path, sampler)), pins["runs"][sampler]
     assert found["fingerprint"] == fingerprint(found["identity"])
     if canary() != pins["canary"]:  # another kind of processor: the same images, but for the last bits of sums
-        require_equal(found.pop("means"), pinned.pop("means"))
+        assert differences(found.pop("means"), pinned.pop("means")) == []
         found, pinned = ({key: part[key] for key in ("format", "fingerprint", "identity")} for part in (found, pinned))
     assert found == pinned
 
 
 def test_the_result_of_digits_is_pinned(pins, tmp_path):
-    require_equal(of_digits(tmp_path), pins["digits"])
+    assert differences(of_digits(tmp_path), pins["digits"]) == []
 
 
 def test_the_result_of_inception_is_pinned(pins, tmp_path, inception_weights):
-    require_equal(of_inception(tmp_path, inception_weights), pins["inception"])
+    assert differences(of_inception(tmp_path, inception_weights), pins["inception"]) == []
 
 
 def test_the_result_of_an_online_run_is_pinned(pins, tmp_path):
-    require_equal(of_online(tmp_path), pins["online"])
+    assert differences(of_online(tmp_path), pins["online"]) == []
 
 
 def write(folder: Path) -> None:

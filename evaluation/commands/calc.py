@@ -61,6 +61,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="crop files of images of any size and colour, samples and those of --ref, to this as ADM does (default: they have "
         "one size)",
     )
+    add_outputs(calc)
+    add_common(calc)
+    calc.set_defaults(carry_out=partial(with_ranks, work=calculate))
+
+
+def add_outputs(calc: argparse.ArgumentParser) -> None:
     calc.add_argument(
         "--json",
         type=Path,
@@ -74,8 +80,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="check options, reference and weights for samples that need not be there yet, fetching what is missing, and compute "
         "nothing",
     )
-    add_common(calc)
-    calc.set_defaults(carry_out=partial(with_ranks, work=calculate))
 
 
 def _and(names: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.images import Images, read_ahead
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
+from fiducial.precision import plain_float32
 
 FORMAT = "fiducial-features-3"
 FEATURES, SPATIAL, PIXELS = "features.f32", "spatial.f32", "pixels.sha256"
@@ -172,20 +173,6 @@ def gathered(
             _complete(folder, entry, {"content": None, "count": count}, sums[FEATURES], sums.get(SPATIAL))
         group.wait()
     return _open(entry, extractor, "gathered as the images were made")
-
-
-@contextmanager
-def plain_float32() -> Iterator[None]:
-    """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
 
 
 def share(count: int, batch_size: int, group: Group) -> tuple[int, int]:

@@ -107,27 +107,21 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     # Weights alone look the same for both, unless the arguments of their training are beside them.
     is_open = found.family == USUAL and not found.says_family
     told, refused, probed_as = {}, why_not(found, path, shape, has_null, vae), None
-    for family in (NETWORKS if is_open else [found.family]) if probed else ():
-        as_one = shape | {"model": f"{family}-{shape['model'].partition('-')[2]}"}
-        if probed_as or why_not(found, path, as_one, has_null, vae):
-            continue
-        answers, reason = ask(path, as_one, weights_key, has_own_embedders(found.state))
-        if not reason:
-            told, refused, probed_as, shape = answers, None, family, as_one
-        else:
-            told, refused = told or answers, refused or reason
+    if probed:
+        families = list(NETWORKS) if is_open else [found.family]
+        able = [one for one in as_families(shape, families) if not why_not(found, path, one, has_null, vae)]
+        told, reason, as_one = ask_each(path, able, weights_key, has_own_embedders(found.state))
+        if as_one:
+            refused, probed_as, shape = None, family_of(as_one["model"]), as_one
+        refused = refused or reason
     options = {"ckpt": path} | ({"vae": beside} if vae else {})  # the rest is in the file
     if probed_as not in (None, found.family):
         options["model"] = shape["model"]
     if (family := family_of(shape["model"])) != USUAL:
         options["sampler"] = NETWORKS[family].sampler
     options |= {"weights-key": weights_key} if weights_key is not None else {}
-    options |= {} if has_null else {"cfg-scale": 1.0}
-    if vae and vae.latent_channels < USUAL_GUIDED:
-        options["cfg-channels"] = vae.latent_channels
-    if is_theirs := has_own_embedders(found.state):
-        options["network"] = "diffusers"
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    is_theirs = has_own_embedders(found.state)
+    words = shell_words(options | more_options(has_null, vae, is_theirs))
     return {
         "path": str(path),
         "family": ("DiT, or SiT, as the file does not tell; --probe does" if not told else PROBED[probed_as])
@@ -155,6 +149,35 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         "refused": refused,
         "command": None if refused else shlex.join(["python", "sample_ddp.py", *words]),
     }
+
+
+def as_families(shape: dict, families: Iterable[str]) -> list[dict]:
+    """The same network as one of each of these families."""
+    return [shape | {"model": f"{family}-{shape['model'].partition('-')[2]}"} for family in families]
+
+
+def ask_each(path: Path, shapes: list[dict], weights_key: str | None, is_theirs: bool) -> tuple[dict, str | None, dict | None]:
+    """What the network makes of pure noise as the first of these that it behaves as, and that one; as none of them, what it made
+    as the first, and why that is refused."""
+    told, refused = {}, None
+    for shape in shapes:
+        answers, reason = ask(path, shape, weights_key, is_theirs)
+        if not reason:
+            return answers, None, shape
+        told, refused = told or answers, refused or reason
+    return told, refused, None
+
+
+def more_options(has_null: bool, vae: "CodecFiles | None", is_theirs: bool) -> dict[str, str | int | float]:
+    """The options without which sample_ddp.py would refuse such weights, beside what they are."""
+    guidance = {} if has_null else {"cfg-scale": 1.0}
+    few = vae is not None and vae.latent_channels < USUAL_GUIDED
+    return guidance | ({"cfg-channels": vae.latent_channels} if few else {}) | ({"network": "diffusers"} if is_theirs else {})
+
+
+def shell_words(options: dict[str, object]) -> list[str]:
+    """Options as they stand on a command line."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def folder_beside(path: Path) -> Path:

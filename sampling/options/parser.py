@@ -38,7 +38,6 @@ def build_parser() -> Parser:
 
 
 def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
-    sizes = ", ".join(f"DiT-{size}" for size in ("XL", "L", "B", "S"))
     what.add_argument(
         "--config",
         type=Path,
@@ -53,13 +52,15 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     )
     what.add_argument(
         "--model",
-        help=f"{sizes} with /2, /4 or /8 (default: what --ckpt says; without it {default['model']})",
+        help="DiT- or SiT- with XL, L, B or S and /2, /4 or /8, such as SiT-XL/2 (default: what --ckpt says, where bare weights "
+        f"are a DiT's; without it {default['model']})",
     )
     what.add_argument(
         "--ckpt",
         type=Path,
-        help="DiT weights: official .pt, a training checkpoint (its EMA), .safetensors, a folder of a DiTTransformer2DModel or "
-        "DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the published ones, downloaded once)",
+        help="weights of a DiT or SiT: official .pt, a training checkpoint (its EMA), .safetensors, a folder of a "
+        "DiTTransformer2DModel or DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the published ones, "
+        "downloaded once)",
     )
     what.add_argument(
         "--generator",
@@ -85,8 +86,13 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     )
     what.add_argument(
         "--vae",
-        help=f"ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny) or a hub id (default {default['vae']})",
+        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, or pixels for a network that has no "
+        f"latents (default {default['vae']})",
     )
+    add_shape(what, default)
+
+
+def add_shape(what: argparse._ArgumentGroup, default: dict) -> None:
     what.add_argument(
         "--image-size", type=int, help=f"pixels (default: what --ckpt and --vae say; without --ckpt {default['image_size']})"
     )
@@ -146,7 +152,7 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--probe",
         action=argparse.BooleanOptionalAction,
-        help="ask the network, once loaded, what it makes of pure noise, and refuse one that does not predict it (a SiT "
+        help="ask the network, once loaded, what it makes of pure noise, and refuse one that is not of its family (a SiT "
         "checkpoint has a DiT's keys) or was not trained; --no-probe draws from any, such as random weights (default: ask)",
     )
     how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")

@@ -97,7 +97,8 @@ def tell_of_siblings(folder: Path, identity: Identity) -> None:
     for sibling in folder.parent.glob(f"{glob.escape(folder.name[:-FINGERPRINT_LETTERS])}*/{MANIFEST}"):
         with suppress(UserError):
             other = manifests.read(sibling.parent).identity
-            differing = [name for name in identity.values if name in identity.differing(other)]
+            unlike = set(identity.differing(other))
+            differing = [name for name in identity.values if name in unlike]
             if differing and set(RESOLVED).issuperset(differing):
                 said = ", ".join(f"{name} {other.values.get(name)} (here {identity.values[name]})" for name in differing)
                 say(f"note: {sibling.parent} is the same run with {said}; to continue that one, give its options")

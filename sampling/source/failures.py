@@ -1,7 +1,4 @@
-"""What goes wrong on a device while drawing: how it is known, said and mended."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""What goes wrong on a device while drawing: how it is known and said."""
 
 import torch
 
@@ -21,17 +18,3 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-@contextmanager
-def in_fp32() -> Iterator[None]:
-    """No TF32 in here."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value

@@ -14,12 +14,13 @@ from fiducial.diffusion.prediction import PREDICTIONS, Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import asked
+from fiducial.precision import plain_float32
 from fiducial.sampling import numerics, plan
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.numerics import Numerics
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source.blocks import Blocks
-from fiducial.sampling.source.failures import in_fp32, is_out_of_memory, one_line
+from fiducial.sampling.source.failures import is_out_of_memory, one_line
 from fiducial.sampling.source.networks import Networks
 
 
@@ -133,7 +134,7 @@ class LatentDiffusion:
         if not bad.any():
             return latents
         network = self.networks.network_in_fp32()
-        with in_fp32(), self.networks.at_work(network, "model"):
+        with plain_float32(), self.networks.at_work(network, "model"):
             again = self.latents(piece, check, network)
         latents = torch.where(bad[:, None, None, None], again, latents)
         indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
