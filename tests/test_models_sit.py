@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, contents, draw_files, options, randomised
+from conftest import DIGITS, PLAIN, contents, draw_files, options, randomised
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from test_models_main import command
@@ -24,6 +24,7 @@ from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import DiT_models, probe
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.networks.table import NETWORKS
+from fiducial.sampling.forecast import forecast
 from fiducial.sampling.noise import standard_normal
 
 CPU = torch.device("cpu")
@@ -143,6 +144,34 @@ def test_a_file_that_says_so_is_drawn_as_a_sit_and_another_only_by_name(tmp_path
     assert (tmp_path / "told.npz").read_bytes() == (tmp_path / "bare.npz").read_bytes()
 
 
+def without_preset(folder, **beside):
+    """Arguments of a run of what `saved` leaves, in which neither model nor sampler is named."""
+    sizes = ("--num-fid-samples", 4, "--num-sampling-steps", 3, "--cfg-channels", 4, "--no-probe", *PLAIN)
+    return "--ckpt", saved(folder, **beside), "--vae", DIGITS / "vae", *sizes, "--sample-dir", folder
+
+
+@pytest.mark.parametrize(("family", "sampler"), [(spec.name, spec.sampler) for spec in NETWORKS.values()])
+def test_without_a_sampler_that_of_the_network_is_taken_and_recorded(family, sampler, tmp_path):
+    """The name of the folder, which has the fingerprint, is that of a run whose sampler was typed."""
+    given = without_preset(tmp_path, args=TRAINED if family == "SiT" else argparse.Namespace(num_classes=10))
+    manifests = []
+    for more in (("--model", f"{family}-XS/8", "--sampler", sampler), ("--model", f"{family}-XS/8"), ()):
+        npz = draw_here(*given, *more)
+        manifests.append(json.loads((npz.with_suffix("") / "manifest.json").read_text()))
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+    assert {one[part]["sampler"] for one in manifests for part in ("identity", "options")} == {sampler}
+    assert f"{sampler} for a {family}" in " ".join(sample_ddp.build_parser().format_help().split())
+
+
+def test_a_dry_run_says_the_sampler_of_a_sit_and_steps_are_checked_by_it(tmp_path, capsys):
+    given = without_preset(tmp_path, args=TRAINED)
+    forecast(sample_ddp.parse([str(one) for one in given])[0], fiducial.init("cpu"), False, 0)
+    assert "sampler   euler, 3 steps: 2 evaluations of the network for a block" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--num-sampling-steps ddim50: --sampler euler takes a count such as 20"):
+        draw_here(*given, "--num-sampling-steps", "ddim50")
+    assert not list(tmp_path.glob("*.npz"))
+
+
 @pytest.mark.parametrize(
     ("beside", "more", "said"),
     [
@@ -221,7 +250,7 @@ def test_inspect_says_as_which_family_a_bare_file_answers(tmp_path):
     save_file(network.state_dict(), tmp_path / "sit.safetensors")
     found = probed(tmp_path / "sit.safetensors")
     assert (found["family"], found["model"], found["refused"]) == ("SiT, as it predicts velocity", "SiT-XS/2", None)
-    assert "--model SiT-XS/2 --sampler euler" in found["command"]
+    assert found["command"].endswith("--model SiT-XS/2")
     assert found["correlation_at_1000"] > 0.9
     network = checkpoint.load_dit(tmp_path / "sit.safetensors", "SiT-XS/2", 10, 8, 4, CPU)
     said = probe.respond(network, 10, 8, CPU, False)

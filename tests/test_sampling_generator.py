@@ -142,6 +142,9 @@ def test_the_module_and_its_options_are_part_of_the_run(undisturbed, module, tmp
     assert (identity["generator"], identity["generator_options"]) == ("own_images:draw", "scale=1.5")
     assert manifest["paths"] == {"generator": str(module / "own_images.py")}
     assert not {"checkpoint_sha256", "sampler", "cfg_scale"} & set(identity)
+    manifest["options"]["sampler"] = "ddpm"  # as it once was recorded of every run
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert sample_ddp.parse(["--config", str(tmp_path / "manifest.json")])[0].sampler is None
     done = draw(undisturbed, module, "--generator-options", "scale=2")
     assert "generator_options is scale=1.5 there and scale=2 here" in done.stderr
     (tmp_path / "own_images.py").write_text(MODULE + "# changed\n")

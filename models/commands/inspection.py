@@ -117,8 +117,6 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     options = {"ckpt": path} | ({"vae": beside} if vae else {})  # the rest is in the file
     if probed_as not in (None, found.family):
         options["model"] = shape["model"]
-    if (family := family_of(shape["model"])) != USUAL:
-        options["sampler"] = NETWORKS[family].sampler
     options |= {"weights-key": weights_key} if weights_key is not None else {}
     is_theirs = has_own_embedders(found.state)
     words = shell_words(options | more_options(has_null, vae, is_theirs))

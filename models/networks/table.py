@@ -22,7 +22,7 @@ class NetworkSpec:
     noise_end: float  # the last such t that it was trained at
     # By names and texts that a file says beside the weights: `name`, that with what no sampler takes, or None.
     recognise: Callable[[Iterable[tuple[str, str]]], str | None]
-    sampler: str  # that its published numbers are drawn with, or the closest to it that there is
+    sampler: str  # unless another is asked for: that of its published numbers, or the closest to it that there is
     needs_variance: bool = False  # its samplers take one beside what it predicts
 
 

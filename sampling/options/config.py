@@ -24,6 +24,7 @@ PRESETS = {
         "cfg_scale": 1.5,
         "num_fid_samples": 1000,
         "per_proc_batch_size": 50,
+        "sampler": "ddpm",
         "num_sampling_steps": "50",
     },
     # As DiT's published numbers were drawn, but for the labels, which DiT draws at random as well, by another generator.
@@ -80,6 +81,7 @@ class SamplingConfig:
 
     The fields are named after the options of `sample_ddp.py`, which documents them. Model, image size and number of classes are
     None until the checkpoint is read, which says them, unless they were given; without a checkpoint they are those `PUBLISHED`.
+    The sampler is None until the network is known, whose row says it.
     """
 
     ckpt: Path | None = None  # None: the published weights of this model
@@ -98,7 +100,7 @@ class SamplingConfig:
     class_names: Path | None = None  # None: what the checkpoint says, or ImageNet's for 1,000
     cfg_scale: float = 1.5
     cfg_channels: int = 3
-    sampler: str = "ddpm"
+    sampler: str | None = None
     eta: float = 0.0
     num_sampling_steps: str = "250"
     labels: str = "random"
@@ -161,6 +163,8 @@ class SamplingConfig:
                 raise UserError(f"--labels {error}") from error
 
     def _check_sampler(self) -> None:
+        if self.sampler is None:
+            return
         for name in {name: None for row in SAMPLERS.values() for name in row.options}:
             takers = {sampler: row.options[name] for sampler, row in SAMPLERS.items() if name in row.options}
             value, option = getattr(self, name), takers.get(self.sampler, next(iter(takers.values())))

@@ -147,6 +147,8 @@ def _of_manifest(path: Path, text: str) -> dict | None:
         _check_plain(options)
     except ValueError as error:
         raise UserError(f"is not a whole manifest of format {MANIFEST_FORMAT} ({error})") from error
+    if "generator" in options:
+        options.pop("sampler", None)  # which once was recorded of every run, and a generator has none
     if options.get("per_proc_batch_size") == "auto":  # which could be asked for once, and named the folder
         options["per_proc_batch_size"] = manifest.identity.block_size
         if Path(str(options.get("sample_dir"))).resolve() == path.resolve().parent.parent:

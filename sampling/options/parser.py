@@ -135,7 +135,7 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
     how.add_argument(
         "--sampler",
         choices=list(SAMPLERS),
-        help="; ".join(f"{name}: {row.said}" for name, row in SAMPLERS.items()) + f" (default {default['sampler']})",
+        help="; ".join(f"{name}: {row.said}" for name, row in SAMPLERS.items()) + " (default: ddpm for a DiT, euler for a SiT)",
     )
     how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
     how.add_argument(

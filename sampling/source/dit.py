@@ -120,12 +120,20 @@ def told_by_probing(drawer: LatentDiffusion, group: Group) -> dict | None:
 
 def check_options(config: SamplingConfig) -> None:
     """Raise UserError for what no files could make right; to be called before any are fetched."""
+    config = with_sampler(config)
     config.check()
     if config.model is not None and (path := spec_of(config.model).path) not in SAMPLERS[config.sampler].solves:
         able = [name for name, sampler in SAMPLERS.items() if path in sampler.solves]
         raise UserError(
             f"--sampler {config.sampler}: does not solve what {config.model} was trained on; choose from {', '.join(able)}"
         )
+
+
+def with_sampler(config: SamplingConfig) -> SamplingConfig:
+    """The configuration with its network's own sampler, if that network is known and no sampler was asked for."""
+    if config.sampler is not None or config.model is None:
+        return config
+    return replace(config, sampler=spec_of(config.model).sampler)
 
 
 def check_given(config: SamplingConfig, group: Group) -> None:
@@ -166,6 +174,7 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
     config = replace(config, ckpt=Path(group.once_per_node(wanted, find, main_first=True)))
     if config.untold():
         config = replace(config, **group.once(lambda: told_by_files(config, folder)))
+    config = with_sampler(config)
     unlike = catalogue.unlike_published(given, config.model, config.image_size, config.num_classes, config.cache_dir)
     if unlike and group.is_main:
         warn(f"warning: {unlike}")
