@@ -1,86 +1,12 @@
 """The command that draws images from a class-conditional model, and evaluates them: see `sampling/options/parser.py`."""
 
 if __name__ == "__main__":
-    import fiducial.interrupts
+    import fiducial.interrupts  # noqa: F401 (which hears Ctrl-C from here on)
 
-import argparse
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import fiducial
-from fiducial import Group
-from fiducial.sampling.commands import draw
-from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.parser import build_parser, parse
-
-if TYPE_CHECKING:
-    from fiducial.evaluation import Evaluator
-    from fiducial.evaluation.evaluate import Evaluation
+from fiducial.studies.sample import main
 
 __all__ = ["build_parser", "main", "parse"]
-
-
-def main() -> None:
-    draw.main(lambda *given: AfterDrawing(prepare_evaluation(*given)))
-
-
-class AfterDrawing:
-    """The evaluation of what was drawn, as `draw.Evaluating` says."""
-
-    def __init__(self, evaluation: "Evaluation"):
-        self._evaluation = evaluation
-
-    def of_images(self, npz: Path) -> None:
-        evaluate(self._evaluation, npz)
-
-    def evaluator(self) -> "Evaluator":
-        from fiducial.evaluation import Evaluator
-
-        self._evaluator = Evaluator(evaluation=self._evaluation)
-        return self._evaluator
-
-    def of_features(self, folder: Path, about: dict) -> None:
-        """On all ranks: writes the result beside the folder of features."""
-        from fiducial.evaluation import report
-        from fiducial.evaluation.data.runs import as_run, names_in
-
-        names, evaluator = names_in(about), self._evaluator
-        evaluator.name, evaluator.class_names = str(folder), names.names if names else ()
-        if result := evaluator.compute():
-            result = replace(result, run=as_run(about))
-            beside = (folder.with_name(folder.name + ending) for ending in (".json", ".html"))
-            report.write(result, *beside, self._evaluation.said)
-
-
-def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, group: Group) -> "Evaluation":
-    """All that an evaluation needs besides the samples, before any is drawn."""
-    from fiducial.evaluation.evaluate import Evaluation
-    from fiducial.evaluation.features import parse_weights
-    from fiducial.evaluation.fit import check_size
-    from fiducial.evaluation.settings import Settings
-
-    settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
-    settings.check_cache()
-    weights = parse_weights(options.weights, inception=options.inception_weights, dinov2=options.dinov2_weights)
-    evaluation = Evaluation.prepare(options.ref, group, settings, None, weights, size, options.train)
-    check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
-    evaluation.check_training(size, size)
-    return evaluation
-
-
-def evaluate(evaluation: "Evaluation", npz: Path) -> None:
-    """On all ranks: writes the result beside the npz, unless it is there."""
-    from fiducial.evaluation import report
-    from fiducial.evaluation.evaluate import is_done
-
-    json_file, html_file = (npz.with_name(npz.name.removesuffix(".npz") + ending) for ending in (".json", ".html"))
-    if evaluation.group.once(lambda: html_file.exists() and is_done(evaluation, npz, json_file)):
-        if evaluation.group.is_main:
-            fiducial.say(f"{html_file}: evaluated before")
-    elif result := evaluation.evaluate(npz):
-        report.write(result, json_file, html_file, evaluation.said)
-
 
 if __name__ == "__main__":
     main()

@@ -30,7 +30,7 @@ class Command:
 
 
 COMMANDS = {
-    "sample": Command("sample_ddp", (), "draw images, and evaluate them"),
+    "sample": Command("fiducial.studies.sample", (), "draw images, and evaluate them"),
     "evaluate": Command("fiducial.evaluation.__main__", ("calc",), "metrics of images"),
     "ref": Command("fiducial.evaluation.__main__", ("ref",), "make a reference of images"),
     "compare": Command("fiducial.evaluation.__main__", ("compare",), "which differences between results are decided"),

@@ -14,7 +14,7 @@ from types import ModuleType
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
-WINGS = ("diffusion", "models", "sampling", "evaluation")
+WINGS = ("diffusion", "models", "sampling", "evaluation", "studies")
 IS_CHECKOUT = not all((PACKAGE / wing).is_dir() for wing in WINGS)
 ASSETS = (ROOT if IS_CHECKOUT else PACKAGE) / "assets"  # the digits, and what ImageNet's classes are called
 

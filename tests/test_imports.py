@@ -17,7 +17,8 @@ ALLOWED = {
     "diffusion": {"fiducial"},
     "evaluation": {"fiducial"},
     "sampling": {"fiducial", "models", "diffusion"},
-    "sample_ddp": {"fiducial", "sampling", "evaluation"},
+    "studies": {"fiducial", "models", "diffusion", "sampling", "evaluation"},
+    "sample_ddp": {"fiducial", "sampling", "studies"},
 }
 FIRST = "import fiducial"  # of each package, so that the others are found; it imports nothing of it
 

@@ -57,8 +57,30 @@ def not_a_number(labels, noise, device):
 def broken(labels, noise, device):
     raise KeyError("no such thing")
 
+def leaving(labels, noise, device):
+    raise SystemExit
+
+def by_time(labels, noise, device):
+    return noise((3, {SIZE}, {SIZE}), step=0.96)
+
+def absent_options(labels, noise, device, scale):
+    return None
+
+def deep(labels, noise, device):
+    return torch.nn.functional.interpolate(torch.zeros(2), 3)
+
+def of_a_table(labels, noise, device):
+    x = torch.full((len(labels), 3, {SIZE}, {SIZE}), 0.5)
+    x[[index >= {COUNT} for index in noise.indices]] = torch.nan
+    return x
+
 number = 7
 """
+
+
+def place(text: str) -> str:
+    """Where the module has `text`."""
+    return f"own_images.py, line {next(number for number, line in enumerate(MODULE.splitlines(), 1) if text in line)}"
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +192,11 @@ def test_it_is_evaluated_online(module, tmp_path):
         ("not_a_number", "gave NaN or infinity for image "),
         ("squared", "give floats in [0, 1], or uint8; x.clip(0, 1) cuts off what is beyond"),
         ("broken", "for images 0 to 3 it raised KeyError: 'no such thing' ("),
+        ("leaving", "for images 0 to 3 it raised SystemExit, which would have ended the program with None ("),
+        ("by_time", "step=0.96): a step must be a whole number of at least 0; count those of the loop ("),
+        ("by_time", f"{place('0.96')})"),
+        ("deep", f"{place('interpolate')})"),
+        ("absent_options", "cannot be called with (labels, noise, device) (missing a required argument: 'scale')"),
         ("absent", "own_images has no function absent"),
         ("number", "own_images has, but not as a function, number"),
     ],
@@ -204,22 +231,47 @@ def test_options_that_do_not_go_together_are_refused(options, said, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_script_that_ends_the_program_is_no_module(tmp_path):
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit()\n")
+    done = draw(tmp_path, tmp_path, "--generator", "own_script:main")
+    assert done.returncode == 2
+    assert "own_script cannot be imported (SystemExit, which would have ended the program with None)" in done.stderr
+
+
+def test_options_that_the_function_does_not_take_are_told_before_a_folder_is_made(module, tmp_path):
+    done = draw(tmp_path, module, "--generator-options", "scale=1,shift=2")
+    assert done.returncode == 2
+    assert "--generator-options scale=1,shift=2 (got an unexpected keyword argument 'shift')" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_only_fill_up_the_last_block_may_hold_anything(module, tmp_path):
+    done = draw(tmp_path, module, name="of_a_table")
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "run.npz") as arrays:
+        assert (arrays["arr_0"] == 128).all()
+    assert not {"sampler", "vae", "num_sampling_steps"} & set(
+        json.loads((tmp_path / "run" / "manifest.json").read_text())["options"]
+    )
+
+
 def test_pixels_are_rounded_to_the_nearest_level():
     levels = np.arange(256, dtype=np.float32).repeat(12)[: 2 * 3 * 16 * 16].reshape(2, 3, 16, 16) / 255
-    assert (as_pixels(levels, range(2), 16) == np.rint(255 * levels).transpose(0, 2, 3, 1)).all()
-    assert (as_pixels(levels.transpose(0, 2, 3, 1), range(2), 16) == as_pixels(levels, range(2), 16)).all()
+    assert (as_pixels(levels, range(2), 16, 2) == np.rint(255 * levels).transpose(0, 2, 3, 1)).all()
+    assert (as_pixels(levels.transpose(0, 2, 3, 1), range(2), 16, 2) == as_pixels(levels, range(2), 16, 2)).all()
     whole = np.rint(255 * levels).transpose(0, 2, 3, 1)
     above = np.clip(levels + np.float32(0.6 / 255), 0, 1)
-    assert (as_pixels(above, range(2), 16) == np.minimum(whole + 1, 255)).all()
+    assert (as_pixels(above, range(2), 16, 2) == np.minimum(whole + 1, 255)).all()
     with pytest.raises(ValueError, match=r"\(x \+ 1\) / 2 makes them so"):
-        as_pixels(2 * levels - 1, range(2), 16)
+        as_pixels(2 * levels - 1, range(2), 16, 2)
 
 
 def test_options_are_numbers_where_they_are_some():
     config, _ = sample_ddp.parse(["--generator", "a:b", "--generator-options", "n=3,scale=1.5,kind=ode"])
     assert options_of(config) == {"n": 3, "scale": 1.5, "kind": "ode"}
-    with pytest.raises(UserError, match="NAME=VALUE"):
-        sample_ddp.parse(["--generator", "a:b", "--generator-options", "1x=3"])
+    for wrong, said in (("1x=3", "NAME=VALUE"), ("n=3, n=4", "n is given twice")):
+        with pytest.raises(UserError, match=said):
+            sample_ddp.parse(["--generator", "a:b", "--generator-options", wrong])
 
 
 def test_the_page_is_true(tmp_path):

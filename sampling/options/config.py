@@ -147,7 +147,7 @@ class SamplingConfig:
         _check_guidance(self)
         self._check_sampler()
         _check_speed(self)
-        if self.labels == "null" and self.cfg_scale != 1.0:
+        if self.labels == "null" and self.cfg_scale != 1.0 and self.generator is None:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
             )
@@ -238,10 +238,14 @@ def _check_generator(config: SamplingConfig) -> None:
         return
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.generator):
         raise UserError(f"--generator {config.generator!r}: give a module and a function in it, such as package.module:function")
+    names = set()
     for entry in filter(None, (config.generator_options or "").split(",")):
         name, equals, _ = entry.partition("=")
         if not (equals and name.strip().isidentifier()):
             raise UserError(f"--generator-options {entry!r}: must be NAME=VALUE, several of them divided by commas")
+        if name.strip() in names:
+            raise UserError(f"--generator-options {config.generator_options}: {name.strip()} is given twice")
+        names.add(name.strip())
     for own in fields(config):
         is_free = own.name == "cfg_scale" and config.labels == "null"
         if own.name in OF_NETWORKS and getattr(config, own.name) != own.default and not is_free:

@@ -15,7 +15,7 @@ import yaml
 
 from fiducial import UserError, decode_json, read_text
 from fiducial.sampling.identity import Identity
-from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.config import OF_NETWORKS, SamplingConfig
 from fiducial.sampling.plan import LONGEST_SPEC
 from fiducial.sampling.store.manifest import MANIFEST_BYTES, MANIFEST_FORMAT, MANIFEST_KIND, load
 from fiducial.sampling.store.parts import in_json
@@ -177,5 +177,6 @@ def recorded(config: SamplingConfig, identity: Identity, beside: Mapping) -> dic
     values |= {name: identity.values[name] for name in values if name in identity.values}
     if "device_type" in identity.values:
         values["device"] = identity.values["device_type"]
-    kept = {name: value for name, value in values.items() if value is not None and name not in NOT_IN_A_FILE}
+    unused = OF_NETWORKS if config.generator else ()
+    kept = {name: value for name, value in values.items() if value is not None and name not in (*NOT_IN_A_FILE, *unused)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

@@ -4,6 +4,8 @@
 """
 
 import importlib
+import inspect
+import operator
 import random
 import sys
 import traceback
@@ -39,10 +41,25 @@ class Noise:
         self._seed, self._device, self._check = seed, device, check
 
     def __call__(self, shape: tuple[int, ...], step: int = 0) -> Tensor:
-        """(n, *shape) float32 on the device. Equal arguments give equal noise."""
+        """(n, *shape) float32 on the device. Equal arguments give equal noise; in another shape a step has the same numbers.
+
+        Raises:
+            ValueError: if `step` is no whole number of at least 0, such as the time of a sampler.
+        """
         self._check()
-        rows = [standard_normal(self._seed, index, step, tuple(shape)) for index in self.indices]
+        rows = [standard_normal(self._seed, index, counted(step), tuple(shape)) for index in self.indices]
         return torch.from_numpy(np.stack(rows)).to(self._device)
+
+
+def counted(step: object) -> int:
+    """The same step, a whole number of at least 0, or ValueError."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"noise(shape, step={step!r}): a step must be a whole number of at least 0; count those of the loop")
+    return number
 
 
 class Generator:
@@ -66,11 +83,11 @@ class Generator:
         given = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
         return [f"generator {self._config.generator}{f', {given}' if given else ''}{calls}"]
 
-    def blocks(self, starts: Iterable[int], _: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         for start in map(int, starts):
-            yield start, self._block(range(start, start + self._plan.block_size), check)
+            yield start, self._block(range(start, start + self._plan.block_size), count, check)
 
-    def _block(self, indices: range, check: Callable[[], object]) -> np.ndarray:
+    def _block(self, indices: range, count: int, check: Callable[[], object]) -> np.ndarray:
         check()
         own, seed = self._plan, self._plan.seed
         labels = plan.labels(own.spec, own.num_classes, seed, indices.start, indices.stop)
@@ -81,23 +98,35 @@ class Generator:
                 given = self._function(torch.from_numpy(labels).to(self._device), noise, self._device, **self._options)
         except Stopped:
             raise
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        except (Exception, SystemExit) as error:
             raise UserError(
-                f"--generator {self._config.generator}: for images {indices.start} to {indices.stop - 1} it raised {said} "
-                f"({where.filename}, line {where.lineno})"
+                f"--generator {self._config.generator}: for images {indices.start} to {indices.stop - 1} it raised "
+                f"{raised(error)} ({place_in(error, module_file(self._config.generator))})"
             ) from error
         try:
-            return as_pixels(given, indices, self._size)
+            return as_pixels(given, indices, self._size, count)
         except ValueError as error:
             raise UserError(f"--generator {self._config.generator}: {error}") from error
 
 
-def as_pixels(given: object, indices: range, size: int) -> np.ndarray:
+def raised(error: BaseException) -> str:
+    """An exception's type, and what it says, as the end of a sentence."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit, which would have ended the program with {error.code!r}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def place_in(error: BaseException, file: Path) -> str:
+    """The last line of `file` that an exception came through, else the line where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if Path(frame.filename) == file), frames[-1])
+    return f"{last.filename}, line {last.lineno}"
+
+
+def as_pixels(given: object, indices: range, size: int, count: int) -> np.ndarray:
     """(n, size, size, 3) uint8 of what a generator gave: uint8, or floats in [0, 1], as (n, H, W, 3) or (n, 3, H, W).
 
-    Floats become round(255 x), half to even.
+    Floats become round(255 x), half to even. Images from index `count` on, which only fill up a block, may hold anything.
 
     Raises:
         ValueError: in one sentence, if it is anything else.
@@ -116,6 +145,7 @@ def as_pixels(given: object, indices: range, size: int) -> np.ndarray:
         return np.ascontiguousarray(images)
     if images.dtype.kind != "f":
         raise ValueError(f"gave {images.dtype}; give uint8, or floats in [0, 1]")
+    images = np.where((np.arange(indices.start, indices.stop) < count)[:, None, None, None], images, 0)
     if not (finite := np.isfinite(images).reshape(len(images), -1).all(axis=1)).all():
         raise ValueError(f"gave NaN or infinity for image {indices[int(np.argmin(finite))]}")
     low, high = float(images.min()), float(images.max())
@@ -146,13 +176,27 @@ def find_function(name: str) -> Callable[..., object]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except Exception as error:  # whatever a module of somebody's raises
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"--generator {name}: {module} cannot be imported ({said})") from error
+    except (Exception, SystemExit) as error:  # whatever a module of somebody's raises
+        raise UserError(f"--generator {name}: {module} cannot be imported ({raised(error).splitlines()[0]})") from error
     if not callable(found):
         what = "has no function" if found is None else "has, but not as a function,"
         raise UserError(f"--generator {name}: {module} {what} {attribute}")
     return found
+
+
+def require_arguments(function: Callable[..., object], config: SamplingConfig) -> None:
+    """Raise UserError if a function cannot be called with (labels, noise, device) and the options that are given."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # as of functions that are not written in Python
+        return
+    try:
+        signature.bind("labels", "noise", "device", **options_of(config))
+    except TypeError as error:
+        given = f" and --generator-options {config.generator_options}" if config.generator_options else ""
+        raise UserError(
+            f"--generator {config.generator}: cannot be called with (labels, noise, device){given} ({error})"
+        ) from error
 
 
 def module_file(name: str) -> Path:
@@ -166,15 +210,21 @@ def module_file(name: str) -> Path:
 def options_of(config: SamplingConfig) -> dict[str, int | float | str]:
     """What the function is given by keyword, of `--generator-options`: numbers where they are some, else text."""
     options: dict[str, int | float | str] = {}
-    for entry in filter(None, (config.generator_options or "").split(",")):
+    for entry in entries_of(config):
         name, _, text = entry.partition("=")
         for kind in (int, float, str):
             try:
-                options[name.strip()] = kind(text)
+                options[name] = kind(text)
                 break
             except ValueError:
                 continue
     return options
+
+
+def entries_of(config: SamplingConfig) -> list[str]:
+    """NAME=VALUE of each of `--generator-options`, as given but for spaces around the names."""
+    pairs = (entry.partition("=") for entry in (config.generator_options or "").split(",") if entry)
+    return [f"{name.strip()}={text}" for name, _, text in pairs]
 
 
 def is_asked_for(config: SamplingConfig) -> bool:
@@ -183,7 +233,7 @@ def is_asked_for(config: SamplingConfig) -> bool:
 
 def check_given(config: SamplingConfig, _: Group) -> None:
     config.check()
-    find_function(config.generator)
+    require_arguments(find_function(config.generator), config)
 
 
 def fetch(config: SamplingConfig, _: Group) -> SamplingConfig:
@@ -205,7 +255,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
             name: getattr(numbered, name) for name in ("generator", "image_size", "num_classes", "labels", "global_seed", "exact")
         },
         "generator_sha256": file_sha256(file),
-        "generator_options": config.generator_options or "",
+        "generator_options": ",".join(sorted(entries_of(config))),
         "per_proc_batch_size": config.per_proc_batch_size,
         "noise": NOISE_VERSION,
         **({"device_type": group.device.type} if config.exact else {}),
