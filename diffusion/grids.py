@@ -26,6 +26,6 @@ def ends_included(path: Callable[[float], Point]) -> Callable[..., Places]:
 
     def build(text: str, _device: object = None) -> Places:
         count = int(text)
-        return Places(tuple(path(1 - place / (count - 1)) for place in range(count)))
+        return Places(tuple(path((count - 1 - place) / (count - 1)) for place in range(count)))  # the doubles nearest to them
 
     return build

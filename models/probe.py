@@ -38,7 +38,7 @@ class Response:
 
     correlation: float  # of output and input at the noise end, -1 to 1; 0 where the output is constant
     size: float  # root mean square of that output by that of the input
-    halfway: float  # the correlation halfway
+    halfway: float  # the correlation halfway, where a velocity on a clock that runs the other way has the other sign
     null: "Response | None" = None  # of one latent with the null label, where that was asked for
     family: str = USUAL  # as which it was asked
 
@@ -147,7 +147,7 @@ def wrong_for_noise(found: Response) -> str | None:
     if found.correlation < LEAST_CORRELATION:
         return (
             f"this network does not predict noise {at}: correlation {found.correlation:.2f}, about 1 expected; a SiT or REPA "
-            "checkpoint has the same keys, and predicts velocity, as --model SiT-... takes it"
+            "checkpoint has the same keys and predicts velocity; --model SiT-... draws from a SiT"
         )
     if found.size > MOST_SIZE:
         return (
@@ -166,7 +166,12 @@ def wrong_for_velocity(found: Response) -> str | None:
         return (
             f"this network does not predict velocity {at}: of pure noise it makes {found.size:.3g} times its size with a "
             f"correlation of {found.correlation:.2f}, about 1 expected of both but for the mean of the data; a DiT has the same "
-            "keys, and so does a network whose clock runs the other way"
+            "keys"
+        )
+    if found.halfway < 0:  # at its ends a network answers so whichever way its clock runs
+        return (
+            "this network's clock runs the other way, as a REPA's does, which is not drawn from here: halfway between image and "
+            f"noise it leads from pure noise to an image's place and not away (correlation {found.halfway:.2f}, above 0 expected)"
         )
     return None
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from conftest import randomised
 
+from fiducial.diffusion.grids import ends_included
 from fiducial.diffusion.guidance import Guidance, guided
+from fiducial.diffusion.paths import linear
 from fiducial.models import DiT
 from fiducial.models.networks import table
 
@@ -121,3 +123,10 @@ def test_guidance_never_waits_for_the_device(cfg_scale):
         y, x = torch.zeros(N, dtype=torch.int64), torch.zeros(N, 4, 6, 6)
     network.to("meta")
     assert guided(asked(network), y, y, Guidance(cfg_scale, 3))(x, 0.005).shape == (N, 8, 6, 6)
+
+
+def test_a_place_of_a_grid_is_the_number_that_a_person_types():
+    """So that an end of an interval that is closed holds the place there: 0.3, and not 0.30000000000000004."""
+    for count in range(2, 252):
+        for point in ends_included(linear)(str(count)).points:
+            assert point.t == float(f"{point.t:.2f}") or abs(point.t - float(f"{point.t:.2f}")) > 1e-9
