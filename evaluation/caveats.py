@@ -9,8 +9,8 @@ from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Reference
 from fiducial.evaluation.data.remarks import SAMPLES, missing, remarks
 from fiducial.evaluation.features import DEFAULT, EXTRACTORS, differs_from_adm
 from fiducial.evaluation.features.extractor import Extractor
-from fiducial.evaluation.metrics import ADM_IS_BLOCK, METRICS, called
-from fiducial.evaluation.protocols import PUBLISHED_COUNT, Deviation
+from fiducial.evaluation.metrics import METRICS, PUBLISHED_COUNT, Need, called
+from fiducial.evaluation.protocols import Deviation
 from fiducial.evaluation.score import Scores
 from fiducial.evaluation.settings import Settings
 
@@ -50,21 +50,38 @@ def of_extractor(extractor: Extractor, protocol: str) -> list[str]:
     return found
 
 
-def warnings(
-    images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str], sorted_by_class: bool
-) -> list[str]:
-    """What a reader has to know before comparing these numbers with others."""
-    found, fid = [], called("fid", extractor)[1]
+def warnings(images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str]) -> list[str]:
+    """Sentences that a reader has to know before comparing these numbers with others."""
+    found, count = [], images.count
     published = EXTRACTORS[extractor.name].comparable  # whether there are numbers of others to compare with
-    for metric, dimension in (("fid", extractor.dimension), ("sfid", extractor.spatial_dimension)):
-        if metric in metrics and images.count <= dimension:
+    rows = [METRICS[name] for name in metrics]
+    distances = [row for row in rows if row.of_distributions]
+    for row in distances:
+        dimension = extractor.spatial_dimension if row.needs is Need.SPATIAL else extractor.dimension
+        if count <= dimension:
             found.append(
-                f"{called(metric, extractor)[1]} of {images.count:,} samples in {dimension:,} dimensions: the covariance is "
+                f"{called(row.name, extractor)[1]} of {count:,} samples in {dimension:,} dimensions: the covariance is "
                 "singular, and the value is far above that of many samples."
             )
-    if "fid" in metrics and published and images.count != PUBLISHED_COUNT:
-        found.append(f"This is not {fid}-50K: it was computed on {images.count:,} samples, and {fid} depends on their number.")
-    made_of = reference.count_for("fid") if reference and {"fid", "sfid"} & set(metrics) else None
+    for row in rows:
+        if row.published_count not in (None, count) and published:
+            label = called(row.name, extractor)[1]
+            usual = f"{label}-{row.published_count // 1000}K"
+            found.append(f"This is not {usual}: it was computed on {count:,} samples, and {label} depends on their number.")
+    if reference and distances:
+        found += _of_statistics(reference, extractor, distances[0].name, published)
+    found += remarks(images, SAMPLES) + remarks(reference and reference.images, "reference images")
+    if images.resize:
+        found.append(f"The samples are not as they are in their files: {images.resize}.")
+    if reference and reference.provenance.not_read:
+        not_read = reference.provenance.not_read
+        found.append(f"When {reference.path.name} was made, files that look like images were not read: {not_read}.")
+    return found
+
+
+def _of_statistics(reference: Reference, extractor: Extractor, metric: str, published: bool) -> list[str]:
+    """Sentences on the reference's statistics, which `metric` is the distance to."""
+    found, made_of = [], reference.count_for(metric)
     if made_of and made_of < PUBLISHED_COUNT and published:
         name = reference.provenance.source or reference.path.name
         adms = "" if extractor.suffix else ", which ADM's files hold as mu and sigma"
@@ -73,24 +90,11 @@ def warnings(
             f"The reference statistics were computed on the {made_of:,} images of {name}; {singular}"
             f"published numbers use those of the whole training set{adms}."
         )
-    if reference and reference.kind == WITHOUT_PROVENANCE and "fid" in metrics:
+    if reference.kind == WITHOUT_PROVENANCE:
         whose = EXTRACTORS[extractor.name].resized_as
         found.append(
             f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
-            f"and its statistics give another {fid}."
-        )
-    found += remarks(images, SAMPLES) + remarks(reference and reference.images, "reference images")
-    if images.resize:
-        found.append(f"The samples are not as they are in their files: {images.resize}.")
-    if reference and reference.provenance.not_read:
-        not_read = reference.provenance.not_read
-        found.append(f"When {reference.path.name} was made, files that look like images were not read: {not_read}.")
-    if "is-shuffled" in metrics and (sorted_by_class or labels_are_sorted(images.labels)):
-        found.append(
-            "The file looks sorted by class, so that blocks of consecutive images hold few classes and the IS is too low; "
-            "the shuffled IS is not."
-            if images.count > ADM_IS_BLOCK
-            else f"The file looks sorted by class; up to {ADM_IS_BLOCK:,} images are one block, so the IS does not suffer here."
+            f"and its statistics give another {called(metric, extractor)[1]}."
         )
     return found
 
@@ -117,11 +121,6 @@ def warnings_of_training(images: Images | None) -> list[str]:
     if images and (lossy := sorted(images.headers.lossy)):
         found.append(f"Training images are {' and '.join(lossy)} files; what copies one lies a little away from it.")
     return found
-
-
-def labels_are_sorted(labels: np.ndarray | None) -> bool:
-    """Whether labels only rise, from one class at least to another."""
-    return labels is not None and len(labels) > 1 and bool((np.diff(labels) >= 0).all()) and labels[0] != labels[-1]
 
 
 def spread_of_labels(labels: np.ndarray | None) -> str | None:

@@ -173,7 +173,7 @@ class Evaluation:
         if not self.group.is_main:
             return None
         notes = [self.weights_unlike_published] if self.weights_unlike_published else []
-        notes += warnings(images, reference, self.extractor, scores.values, scores.sorted_by_class)
+        notes += [*warnings(images, reference, self.extractor, scores.values), *scores.caveats]
         notes += warnings_of_classes(scores, called("fid", self.extractor)[1])
         notes += warnings_of_training(self.training)
         notes += repeats(own, theirs, reference)

@@ -150,7 +150,7 @@ def check_samples(
         if count < needed:
             sides = " on either side" if both else ""
             short[name] = f"{row.label} needs at least {needed:,} images{sides}, and there are {count:,}"
-    if short and (settings.metrics or "fid" in short):
+    if short and (settings.metrics or images.count < 2):  # of which there is no distance either
         hints = "".join(f"; {fewer}" for name in short if (fewer := METRICS[name].fewer))
         raise UserError(f"{images.path}: {next(iter(short.values()))}{hints}")
     return short

@@ -8,7 +8,6 @@ from fiducial.evaluation.features import EXTRACTORS
 from fiducial.evaluation.metrics import FIDELITY_SEED, METRICS, SHUFFLE_SEED
 
 FIDELITY_IS_SPLITS = 10
-PUBLISHED_COUNT = 50_000
 NEAREST = ("precision", "recall")
 
 

@@ -12,7 +12,7 @@ from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.data.runs import ClassNames, find_run
 from fiducial.evaluation.features.extraction import Features
 from fiducial.evaluation.features.extractor import Extractor
-from fiducial.evaluation.metrics import FIDELITY_SEED, METRICS, Need, called
+from fiducial.evaluation.metrics import METRICS, Need, called
 from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.parts import Memorisation, Number
@@ -55,7 +55,7 @@ def record(
             "device": extractor.device.type,
             "world_size": inputs.group.world_size,
             "shuffle_seed": settings.rules.shuffle_seed,
-            "kid_seed": FIDELITY_SEED,
+            **{f"{row.name}_seed": row.seed for row in METRICS.values() if row.seed is not None},
             "features": own.origin,
         },
         packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
@@ -76,12 +76,14 @@ def _numbers(count: int, inputs: Inputs, scores: Scores) -> dict[str, Number]:
     for name, estimate in scores.values.items():
         key, label = called(name, extractor)
         of_training = METRICS[name].needs is Need.TRAINING
+        others = scores.memorised.training_n if of_training else reference and reference.count_for(name)
+        n, reference_n = METRICS[name].uses(count, others)
         found[key] = Number(
             name=name,
             label=label,
             **asdict(estimate),
-            n=count,
-            reference_n=scores.memorised.training_n if of_training else reference and reference.count_for(name),
+            n=n,
+            reference_n=reference_n,
             protocol=settings.protocol,
             definition=settings.rules.definition(name, extractor.name),
             deviations=tuple(deviations(name, None if of_training else reference, extractor, settings)),

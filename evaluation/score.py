@@ -7,11 +7,9 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from fiducial.evaluation.data.numbering import UNPAIRED, Pairing, mispaired, pair, within_one_folder
-from fiducial.evaluation.metrics import METRICS, Metric, Need
-from fiducial.evaluation.metrics.fid_infinity import curve
+from fiducial.evaluation.metrics import METRICS, Metric, Need, function_of
 from fiducial.evaluation.metrics.frechet import fid
 from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error
-from fiducial.evaluation.metrics.inception_score import sorted_by_class
 from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.metrics.intervals import ENOUGH, Estimate, estimate, without_interval
 from fiducial.evaluation.metrics.memorisation import of_samples
@@ -26,10 +24,11 @@ class Scores:
     """`values` by metric, in the order of `METRICS`; `curve` is FID against N, `classes` FID by class, where they can be had.
 
     `pairing` says which classes are compared; `astray` counts those whose samples are, in the mean, nearer to another class.
+    `caveats` are sentences that a reader has to know of single metrics.
     """
 
     values: dict[str, Estimate]
-    sorted_by_class: bool = False
+    caveats: list[str] = field(default_factory=list)
     curve: Curve | None = None
     classes: list[ClassScore] = field(default_factory=list)
     pairing: Pairing = UNPAIRED
@@ -58,10 +57,13 @@ class Scorer:
         values = {metric.name: metric.of(inputs) for metric in METRICS.values() if self._is_wanted(metric)}
         if len(self.own.rows) < ENOUGH:
             values = {name: found if METRICS[name].counted else without_interval(found) for name, found in values.items()}
+        values = {name: found for name, found in values.items() if found is not None}
+        rows = [METRICS[name] for name in values]
+        caveats = [function_of(row.caveat)(inputs, self.labels) for row in rows if row.caveat]
         return Scores(
-            {name: found for name, found in values.items() if found is not None},
-            "is" in self.metrics and inputs.once(sorted_by_class),
-            inputs.once(curve) if "fid-infinity" in self.metrics else None,
+            values,
+            [said for said in caveats if said],
+            next((inputs.once(function_of(row.curve)) for row in rows if row.curve), None),
             classes,
             pairing,
             astray,

@@ -16,8 +16,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 import fiducial
 from fiducial.evaluation import __main__ as cli
-from fiducial.evaluation import caveats, making
 from fiducial.evaluation import evaluate as calc
+from fiducial.evaluation import making
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.evaluate import Evaluation
 from fiducial.evaluation.features import extraction
@@ -413,7 +413,7 @@ def test_predictions_in_runs_look_sorted(predicted, expected):
 
 
 def test_a_file_sorted_by_class_without_labels_is_noticed(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr(caveats, "ADM_IS_BLOCK", 50)
+    monkeypatch.setattr(inception_score, "ADM_IS_BLOCK", 50)
     hues = np.repeat(pictures(5, 3, 64)[:, :1, :1], 40, axis=0)
     pixels = np.broadcast_to(hues, (200, 64, 64, 3)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(200)

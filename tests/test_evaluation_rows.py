@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -29,7 +30,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def gap(monkeypatch):
-    """A metric that is not there otherwise: the distance of the means, which has a bound, a unit and a least number."""
+    """A metric that is not there otherwise: the distance of the means, which has all that a row can say."""
 
     def compute(inputs):
         own, theirs = (side.mean(0, dtype=np.float64) for side in (inputs.own.rows, inputs.reference.features))
@@ -37,14 +38,31 @@ def gap(monkeypatch):
 
     module = ModuleType(f"{metrics.__name__}.gap")
     module.compute = compute
+    module.caveat = lambda inputs, labels: f"Gap saw {len(inputs.own.rows)} images and {labels} labels."
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    row = Metric("gap", "Gap", Need.FEATURES, "gap.compute", "mean gap on {features}", least=50, unit="px", by_default=True)
+    row = Metric(
+        "gap",
+        "Gap",
+        Need.FEATURES,
+        "gap.compute",
+        "mean gap on {features}",
+        least=50,
+        unit="px",
+        by_default=True,
+        uses=lambda samples, others: (samples - 3, min(samples, others) - 5),
+        seed=77,
+        published_count=3000,
+        caveat="gap.caveat",
+        against="precision",
+    )
     monkeypatch.setitem(METRICS, "gap", row)
+    monkeypatch.setitem(EXTRACTORS, "digits", replace(EXTRACTORS["digits"], comparable=True))
     return row
 
 
 def calc(folder, monkeypatch, capsys, samples: str, *options: str) -> tuple[int, str, str]:
-    where = ("--extractor", "digits", "--json", folder / f"{samples}.json", "--cache-dir", folder / "cache")
+    where = ("--extractor", "digits", "--json", folder / f"{samples}.json", "--html", folder / f"{samples}.html")
+    where += ("--cache-dir", folder / "cache")
     where = where if "--extractor" not in options else where[2:]
     return evaluate(monkeypatch, capsys, "calc", folder / f"{samples}.npz", "--ref", folder / "b.npz", *where, *options)
 
@@ -55,9 +73,15 @@ def test_a_row_is_all_that_a_metric_takes(images, monkeypatch, capsys):
         code, out, err = calc(images, monkeypatch, capsys, name, *options)
         assert code == 0, err
         assert "Gap-digits" in out
-    found = json.loads((images / "a.json").read_text())["metrics"]["gap-digits"]
+    result = json.loads((images / "a.json").read_text())
+    found = result["metrics"]["gap-digits"]
+    said = "This is not Gap-digits-3K: it was computed on 60 samples, and Gap-digits depends on their number."
+    assert {said, "Gap saw 60 images and None labels."} <= set(result["warnings"])
+    assert (result["settings"]["gap_seed"], result["settings"]["kid_seed"]) == (77, 2020)
+    assert "precision-digits 0." in (images / "a.html").read_text().partition('aria-label="Gap-digits ')[2][:60]
     assert found["definition"] == "mean gap on the 64 features of the embedded digit classifier"
-    assert (found["n"], found["reference_n"], found["low"], found["deviations"]) == (COUNT, COUNT, 0, [])
+    assert (found["n"], found["reference_n"], found["low"]) == (COUNT - 3, COUNT - 5, 0)
+    assert found["deviations"] == ["the extractor is digits, where adm's is inception"]
     cell = compare([read_result(images / f"{name}.json") for name in "ac"]).rows[0].cells["gap-digits"]
     assert cell.shown()[0].endswith(" px")
     np.savez(images / "few.npz", arr_0=pictures(49, 0))
@@ -88,7 +112,8 @@ def test_every_row_is_of_a_function_that_is_there():
         module, function = metric.compute.split(".")
         __import__(f"{metrics.__name__}.{module}")
         assert callable(getattr(sys.modules[f"{metrics.__name__}.{module}"], function))
-        assert metric.follows in (None, *METRICS)
+        assert {metric.follows, metric.against} <= {None, *METRICS}
+        assert all(callable(metrics.function_of(where)) for where in (metric.caveat, metric.curve) if where)
     for spec in EXTRACTORS.values():
         module, function = spec.build.split(".")
         __import__(f"{features.__name__}.{module}")

@@ -1,13 +1,12 @@
 """`python -m evaluation calc`: metrics of samples."""
 
 import argparse
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fiducial import Group, say
-from fiducial.evaluation.commands.common import add_common, check_image_size, with_ranks
+from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
 from fiducial.evaluation.metrics import KID_SUBSET_SIZE, METRICS, named
 from fiducial.evaluation.protocols import PROTOCOLS
 
@@ -33,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     calc.add_argument(
         "--metrics",
-        help=f"comma-separated: {', '.join(named())} (default: the protocol's, {_and(by_default)}, "
+        help=f"comma-separated: {', '.join(named())} (default: the protocol's, {listed(by_default)}, "
         "as far as --ref and the number of samples allow)",
     )
     calc.add_argument(
@@ -80,12 +79,6 @@ def add_outputs(calc: argparse.ArgumentParser) -> None:
         help="check options, reference and weights for samples that need not be there yet, fetching what is missing, and compute "
         "nothing",
     )
-
-
-def _and(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,12 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
         help="where features, references fetched by name and the extractors' weights are kept, seen by all ranks "
         "(default ~/.cache/fiducial, and torch's hub cache for the weights)",
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fiducial import Group, UserError, say
-from fiducial.evaluation.commands.common import add_common, check_image_size, with_ranks
+from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
 from fiducial.evaluation.features import DEFAULT
+from fiducial.evaluation.metrics import METRICS, Need
 
 if TYPE_CHECKING:
     from fiducial.evaluation.settings import Settings
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
+    of_features = [metric.label for metric in METRICS.values() if metric.needs is Need.FEATURES]
     ref = commands.add_parser("ref", help="reference statistics of images", allow_abbrev=False)
     ref.add_argument(
         "images",
@@ -32,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--features",
         type=int,
         default=10_000,
-        help="random images whose features are stored for precision, recall and KID; 0 for none (default %(default)s)",
+        help=f"random images whose features are stored for {listed(of_features)}; 0 for none (default %(default)s)",
     )
     add_common(ref)
     ref.set_defaults(carry_out=partial(with_ranks, work=make))

@@ -16,7 +16,7 @@ from fiducial.evaluation.data.npz import read_any_header, read_array
 from fiducial.evaluation.data.numbering import OWN, Numbering
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.published import PUBLISHED, fetch
-from fiducial.evaluation.metrics import METRICS, Need
+from fiducial.evaluation.metrics import METRICS, OF_REFERENCE, Need
 from fiducial.evaluation.metrics.gaussians import factor
 from fiducial.wings import ASSETS
 
@@ -108,9 +108,10 @@ class Reference:
     def deviations(self, metric: str, dtype: str) -> list[str]:
         """What is not as a protocol has it where a metric of samples, extracted in `dtype`, is compared with this."""
         found = []
-        if metric in ("fid", "sfid") and self.kind == WITHOUT_PROVENANCE:
+        row = METRICS[metric]
+        if row.of_distributions and self.kind == WITHOUT_PROVENANCE:
             found.append("the reference does not say with what network and resize it was made")
-        if self.provenance.dtype not in (None, dtype) and metric != "is":
+        if self.provenance.dtype not in (None, dtype) and row.needs in OF_REFERENCE:
             found.append(f"the reference was made in {self.provenance.dtype}")
         return found
 

@@ -13,6 +13,7 @@ from typing import Any
 ADM_IS_BLOCK = 5000  # images of which ADM's evaluator takes an IS
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 FIDELITY_SEED, SHUFFLE_SEED = 2020, 0
+PUBLISHED_COUNT = 50_000  # samples that published values of FID are of
 NEIGHBOURS = 3  # k of precision and recall; an image is its own nearest neighbour, so the radius is the 4th smallest distance
 DENSITY_NEIGHBOURS = 5  # k of density and coverage
 PER_DIMENSION = 10  # samples for FID-infinity; with fewer, the line misses what Gaussians are known to have
@@ -36,12 +37,18 @@ class Metric:
     """A metric. `name` is what --metrics and results call it, `label` what tables do; `needs` is what it is computed from.
 
     `compute` takes `evaluation.metrics.inputs.Inputs` and gives an `Estimate`, or None where it has no value; "file.function" of
-    this package. `definition` is a sentence in which {features} and {logits} stand for the extractor's outputs. `least` is how
-    few samples (with `Need.FEATURES` also reference images) there may be: a number, or a function of dimension and settings;
-    `fewer` says what makes do with fewer. `bounds` are the least and the largest value that it can have, `unit` is written
-    behind values. Where no metrics are named, it is computed `by_default` or if the protocol defines it; one that `follows`
-    another comes with that. Of fewer than 50 samples it has an interval only if it is `counted`, a share of them. `deviation`
-    says of settings how they differ from the definition.
+    this package, as `caveat` and `curve`. `definition` is a sentence in which {features} and {logits} stand for the extractor's
+    outputs. `least` is how few samples (with `Need.FEATURES` also reference images) there may be: a number, or a function of
+    dimension and settings; `fewer` says what makes do with fewer. `bounds` are the least and the largest value that it can have,
+    `unit` is written behind values. Where no metrics are named, it is computed `by_default` or if the protocol defines it; one
+    that `follows` another comes with that. Of fewer than 50 samples it has an interval only if it is `counted`, a share of them.
+    `deviation` says of settings how they differ from the definition.
+
+    `uses` gives, of how many samples and reference images (None if unknown) there are, how many it is computed on; it is recorded
+    with `seed`, by which it draws some of them. `published_count` is set where values of another number of samples do not
+    compare with published ones, which are of so many. `caveat` takes the `Inputs` and the samples' labels, and gives a sentence
+    that a reader has to know, or None; `curve` takes the `Inputs` and gives a `Curve` for the page. A page plots it `against`
+    another metric.
     """
 
     name: str
@@ -57,6 +64,12 @@ class Metric:
     follows: str | None = None
     counted: bool = False
     deviation: Callable[[Any], str | None] = lambda _: None
+    uses: Callable[[int, int | None], tuple[int, int | None]] = lambda samples, others: (samples, others)
+    seed: int | None = None
+    published_count: int | None = None
+    caveat: str = ""
+    curve: str = ""
+    against: str | None = None
 
     @property
     def of_distributions(self) -> bool:
@@ -74,8 +87,13 @@ class Metric:
 
     def of(self, inputs: Any) -> Any:
         """Its `Estimate` of these `Inputs`, computed once; by all ranks."""
-        module, function = self.compute.split(".")
-        return inputs.once(getattr(import_module(f"{__name__}.{module}"), function))
+        return inputs.once(function_of(self.compute))
+
+
+def function_of(where: str) -> Callable[..., Any]:
+    """The function that "file.function" of this package names."""
+    module, function = where.split(".")
+    return getattr(import_module(f"{__name__}.{module}"), function)
 
 
 METRICS = {
@@ -87,6 +105,7 @@ METRICS = {
             Need.MOMENTS,
             "frechet.fid",
             "Fréchet distance on {features}, covariance with n - 1",
+            published_count=PUBLISHED_COUNT,
         ),
         Metric(
             "sfid",
@@ -113,6 +132,7 @@ METRICS = {
             least=1,
             bounds=(1, inf),
             follows="is",
+            caveat="inception_score.caveat",
         ),
         Metric(
             "precision",
@@ -123,6 +143,7 @@ METRICS = {
             least=NEIGHBOURS + 1,
             bounds=(0, 1),
             counted=True,
+            against="recall",
         ),
         Metric(
             "recall",
@@ -143,6 +164,7 @@ METRICS = {
             least=lambda settings, **_: settings.kid_subset_size,
             fewer="--kid-subset-size makes do with fewer",
             bounds=(-inf, inf),
+            seed=FIDELITY_SEED,
             deviation=lambda settings: (
                 None
                 if settings.kid_subset_size == KID_SUBSET_SIZE
@@ -158,6 +180,7 @@ METRICS = {
             "(arXiv 2002.09797)",
             least=DENSITY_NEIGHBOURS + 1,
             by_default=True,
+            against="coverage",
         ),
         Metric(
             "coverage",
@@ -179,6 +202,7 @@ METRICS = {
             least=lambda dimension, **_: PER_DIMENSION * dimension,
             bounds=(-inf, inf),
             by_default=True,
+            curve="fid_infinity.curve",
         ),
         Metric(
             "vendi",

@@ -30,6 +30,23 @@ def shuffled(inputs: Inputs) -> Estimate:
     return inception_score(_blocks(inputs, order), inputs.group)
 
 
+def caveat(inputs: Inputs, labels: np.ndarray | None) -> str | None:
+    """A sentence on a file that is sorted by class, as its labels (N,), or what its images are taken for, tell."""
+    if not (sorted_by_class(inputs) or labels_are_sorted(labels)):
+        return None
+    if len(inputs.own.rows) <= ADM_IS_BLOCK:
+        return f"The file looks sorted by class; up to {ADM_IS_BLOCK:,} images are one block, so the IS does not suffer here."
+    return (
+        "The file looks sorted by class, so that blocks of consecutive images hold few classes and the IS is too low; "
+        "the shuffled IS is not."
+    )
+
+
+def labels_are_sorted(labels: np.ndarray | None) -> bool:
+    """Whether labels only rise, from one class at least to another."""
+    return labels is not None and len(labels) > 1 and bool((np.diff(labels) >= 0).all()) and labels[0] != labels[-1]
+
+
 def sorted_by_class(inputs: Inputs) -> bool:
     """Whether the file looks sorted by class, where IS is over blocks in its order."""
     if inputs.settings.rules.is_splits is not None:

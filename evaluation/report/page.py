@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from fiducial.evaluation.data.runs import ClassNames, Run
+from fiducial.evaluation.metrics import METRICS, Need
 from fiducial.evaluation.report.document import INTERVALS, document, figure_html, notes_html
 from fiducial.evaluation.report.plots import Bar, bars_figure, curve_figure, pair_figure, svg
 from fiducial.evaluation.results.grid import Grid, thumbnail
@@ -17,7 +18,6 @@ from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.results.wording import between, counted, number
 
 BARS = 30  # classes that are shown
-PAIRS = (("recall", "precision"), ("coverage", "density"))  # the horizontal and the vertical axis
 
 
 def report_page(result: Result) -> str:
@@ -62,8 +62,8 @@ def _plots_html(result: Result) -> str:
     """FID against N, and the metrics that come in pairs."""
     by_name = {metric.name: metric for metric in result.metrics.values()}
     plots = []
-    if result.curve and "fid-infinity" in by_name:
-        infinity = by_name["fid-infinity"]
+    infinity = next((metric for metric in by_name.values() if METRICS[metric.name].curve), None)
+    if result.curve and infinity:
         fid, interval = infinity.label.replace("-infinity", ""), between(infinity.low, infinity.high)
         at_infinity = number(infinity.value, "", infinity.low, infinity.high) + (f" ({interval})" if interval else "")
         caption = (
@@ -71,8 +71,8 @@ def _plots_html(result: Result) -> str:
             f"infinitely many samples at {at_infinity}; N/4 shows how far the bias is from straight."
         )
         plots.append(figure_html(svg(curve_figure(result.curve, fid), "curve", f"{fid} against N"), caption))
-    for x, y in PAIRS:
-        if x in by_name and y in by_name:
+    for y in by_name:
+        if (x := METRICS[y].against) in by_name:
             bars = [Bar(by_name[name].label, by_name[name].value, by_name[name].low, by_name[name].high) for name in (x, y)]
             of_x, of_y = (f"{bar.name} {number(bar.value, '', bar.low, bar.high)}" for bar in bars)
             title = f"{of_y} against {of_x}"
@@ -100,7 +100,9 @@ def _classes_html(result: Result) -> str:
         return ""
     bars = worst_classes(result)
     least, most = (bound(score.n for score in result.classes) for bound in (min, max))
-    label = next((m.label for m in result.metrics.values() if m.name in ("fid", "fid-infinity")), "FID").replace("-infinity", "")
+    label = next((m.label for m in result.metrics.values() if METRICS[m.name].needs is Need.MOMENTS), "FID").replace(
+        "-infinity", ""
+    )
     images = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     caption = (
         f"Within each class, of {images} samples each. So few bias {label} upwards: compare these bars with each other, "
