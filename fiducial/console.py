@@ -19,7 +19,7 @@ from fiducial.opening import NotAFile
 from fiducial.spelling import spelled
 from fiducial.version import about, described
 
-SHOWN = 200  # characters of a path in a message
+SHOWN = 200  # characters of a path, or of what an exception says, in a message
 STDOUT = Path("-")  # in the place of a file's name
 QUOTED = 60  # characters of a value of a file in a message
 LONGEST_INTEGER = 128  # bits of one that is written out
@@ -189,6 +189,15 @@ def tell_launcher(message: str) -> None:
 def printable(text: str) -> str:
     """The same text in one line of valid UTF-8, without a terminal's commands: names of files may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, for use inside a sentence: its first line, cut short."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:SHOWN]
 
 
 def quoted(value: object, letters: int = QUOTED) -> str:

@@ -1,4 +1,4 @@
-"""A process until its ranks watch each other (`fiducial.watch`): one whose launcher is gone ends, whatever it is doing.
+"""A process until its ranks watch each other (`fiducial.ranks.watch`): one whose launcher is gone ends, whatever it is doing.
 
 Importing torch and waiting for others to join take seconds to minutes, in which nobody else would tell it. So who the launcher
 is, is noted when this is first imported, and nothing heavy is imported here.

@@ -188,7 +188,8 @@ def start_ranks(ranks: int, count: int) -> list[int]:
     """
     import torch.distributed as dist
 
-    from fiducial import Group, _meet
+    from fiducial import Group
+    from fiducial.ranks.joining import meet
     from fiducial.sampling.identity import Identity
     from fiducial.sampling.store.task import Task
 
@@ -199,7 +200,7 @@ def start_ranks(ranks: int, count: int) -> list[int]:
     command = [sys.executable, "-c", "from scripts.benchmark_runs import be_ranks; be_ranks()"]
     shares = [range(1 + number, ranks, PROCESSES) for number in range(PROCESSES)]
     processes = [subprocess.Popen([*command, str(port), str(ranks), *map(str, share)]) for share in shares]
-    group = Group(0, ranks, 0, "0", None, _meet(store, 0, ranks))
+    group = Group(0, ranks, 0, "0", None, meet(store, 0, ranks))
     done = np.random.default_rng(0).random(count) < 0.5  # compresses worst
     group.publish("task", Task(Path("run"), 1, "", Identity({}), done).to_json())
     group.wait()
@@ -213,14 +214,15 @@ def be_ranks() -> None:
     """Some ranks, one thread each; for `start_ranks`."""
     import torch.distributed as dist
 
-    from fiducial import Group, _meet
+    from fiducial import Group
+    from fiducial.ranks.joining import meet
     from fiducial.sampling.store.task import Task
 
     port, ranks, *own = map(int, sys.argv[1:])
 
     def be(rank: int) -> None:
         store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-        group = Group(rank, ranks, 0, "0", None, _meet(store, rank, ranks))
+        group = Group(rank, ranks, 0, "0", None, meet(store, rank, ranks))
         Task.from_json(group.receive("task"))
         group.wait()
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fiducial import Group, UserError, is_running, own_process, processes, startup, watch
-from fiducial.joining import launched
+from fiducial import Group, UserError, is_running, own_process, processes, startup
+from fiducial.ranks import watch
+from fiducial.ranks.joining import launched
 
 PATIENCE = 60  # seconds, on a busy machine
 
@@ -89,7 +90,7 @@ stopped = subprocess.Popen(["sleep", "600"], env=os.environ | {"RANK": "1"})
 stopped.send_signal(signal.SIGSTOP)
 program = '''
 import fiducial
-from fiducial import joining
+from fiducial.ranks import joining
 joining.LOST_BEATS, joining.QUIET_SECONDS = 3, 0.5
 with fiducial.user_errors():
     waiting = joining._Waiting(0, 2)
@@ -121,7 +122,7 @@ def test_a_store_that_is_gone_with_its_launcher_is_not_waited_for():
         names = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         program = """
 import fiducial
-from fiducial import joining
+from fiducial.ranks import joining
 joining.LOST_BEATS = 1
 with fiducial.user_errors():
     joining._await_host(joining.launched(), "the place")
@@ -199,7 +200,7 @@ def test_whom_others_have_left_ends_with_a_sentence():
     store, fellows = HashStore(), [{**own_process(), "launcher": None}] * 2
     zero, one = (Group(rank, 2, rank, "0", None, store, fellows) for rank in (0, 1))
     store.set("beat/1", "")
-    one._depart()
+    one.depart()
     with pytest.raises(UserError, match=f"^rank 0 waits for rank 1 on {socket.gethostname()}, which has left; what takes all"):
         zero.wait()
 

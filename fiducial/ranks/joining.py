@@ -16,8 +16,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from fiducial import processes, startup
-from fiducial.console import UserError, tell_launcher, warn
-from fiducial.watch import BEAT_SECONDS, LOST_BEATS, Cause, Stopped
+from fiducial.console import UserError, one_line, tell_launcher, warn
+from fiducial.ranks.beats import BEAT_SECONDS, LOST_BEATS, beat_key
+from fiducial.ranks.cause import Cause, Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ def connect(here: Launched) -> "torch.distributed.Store":
             here.address, here.port, is_master=is_host, timeout=timeout, wait_for_workers=False, multi_tenant=True
         )
     except (RuntimeError, ValueError) as error:  # as are all that torch's stores raise
-        reason = str(error).splitlines()[0][:200]
+        reason = one_line(error)
         if is_host:
             raise UserError(f"rank 0 cannot hold the ranks' store at {place} ({reason}); choose another MASTER_PORT") from error
         raise UserError(f"rank 0's host cannot be reached at {place} ({reason})") from error
@@ -121,7 +122,7 @@ def _await_host(here: Launched, place: str) -> None:
         try:
             return socket.create_connection((here.address, here.port), timeout=SILENCE_SECONDS).close()
         except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = one_line(error)
         if here.by_agent and waiting.seconds > LOST_BEATS * BEAT_SECONDS:
             give_up(here.rank, f"the launcher that held the ranks' store at {place} is gone ({reason})")
         waiting.go_on([0], f"rank 0's host, {place} ({reason})")
@@ -144,7 +145,7 @@ def meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch
     def enter(name: str) -> dist.PrefixStore:
         corner = dist.PrefixStore(name, store)
         corner.set(f"process/{rank}", json.dumps({**processes.own_process(), "launcher": startup.LAUNCHER}))
-        corner.set(f"beat/{rank}", "")
+        corner.set(beat_key(rank), "")
         return corner
 
     if rank == 0:
@@ -232,7 +233,7 @@ def give_up(rank: int, message: str, stopped: int | None = None) -> NoReturn:
     Raises:
         Stopped: always.
     """
-    cause = Cause("lost", startup.gone() if startup.is_orphan() else message, rank, socket.gethostname())
+    cause = Cause("lost", startup.gone() if startup.is_orphan() else message, rank)
     if speaks(rank):
         warn(f"error (rank {rank} on {cause.host}): {cause.message}; the same command continues")
         tell_launcher(cause.message)

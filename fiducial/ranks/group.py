@@ -1,0 +1,163 @@
+"""This process among its fellows: what all ranks find out, wait for and add up together."""
+
+import atexit
+import itertools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+
+from fiducial.ranks.adding import Adder
+from fiducial.ranks.beats import LEFT, beat_key
+from fiducial.ranks.board import Board
+from fiducial.ranks.cause import Cause, Stopped
+from fiducial.ranks.fellows import Fellows
+from fiducial.ranks.watch import Watch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Value = TypeVar("Value")  # that JSON has
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among its fellows. `store` is shared by all of them: counters and small values.
+
+    `once`, `wait` and `sum` have to be called by every rank, in the same order. As a context manager it watches over the
+    others, hears signals, and announces the exception that ends it.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node: str
+    device: "torch.device"
+    store: "torch.distributed.Store"
+    fellows: list[dict] = field(default_factory=list, repr=False)  # all ranks' processes, as `own_process` tells them; none alone
+    _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    _watches: list[Watch] = field(default_factory=list, repr=False)  # at most one
+    _adder: Adder = field(default_factory=Adder, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @cached_property
+    def _board(self) -> Board:
+        return Board(self.store, self.rank, self.fellows, self._watches)
+
+    def __enter__(self) -> "Group":
+        atexit.unregister(self.depart)
+        self._watches.append(Watch(self.store, Fellows(self.rank, self.world_size, self.fellows)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        watch = self._watches[0]
+        if error is None or (isinstance(error, SystemExit) and not error.code):
+            watch.leave()
+            self._watches.clear()
+            self.close()
+        elif isinstance(error, SystemExit):
+            watch.end(error)  # the others hear of it, and this one exits as it was to
+        else:
+            raise Stopped(watch.end(error)) from error
+
+    def hosts(self) -> list[str]:
+        """The names of the machines that the ranks are on."""
+        return sorted({fellow["host"] for fellow in self.fellows}) or [socket.gethostname()]
+
+    def check(self) -> None:
+        """Say that this rank makes progress. To be called in every loop that takes long.
+
+        Raises:
+            Stopped: if work has to end, here or everywhere.
+        """
+        for watch in self._watches:
+            watch.check()
+
+    def heed(self) -> None:
+        """As `check`, but says nothing of progress: for where this rank waits."""
+        for watch in self._watches:
+            watch.heed()
+
+    def on_end(self, keep: Callable[[Cause], object] | None, hang_seconds: float) -> None:
+        """From here on, the cause of an end is handed to `keep`, and a rank whose `check` was not called for so long ends all."""
+        for watch in self._watches:
+            watch.on_end(keep, hang_seconds)
+
+    def allowing(self, seconds: float) -> AbstractContextManager:
+        """In here a rank may make no progress for so many seconds more before it ends all."""
+        return self._watches[0].allowing(seconds) if self._watches else nullcontext()
+
+    def publish(self, key: str, value: str) -> None:
+        self._board.publish(key, value)
+
+    def receive(self, key: str) -> str:
+        return self._board.receive(key)
+
+    def count(self, key: str, number: int) -> int:
+        """Add to a counter that all ranks share; return its value."""
+        self.check()
+        return self.tally(key, number)
+
+    def tally(self, key: str, number: int) -> int:
+        """As `count`, for threads beside the work."""
+        return self._board.add(key, number)
+
+    def once_per_node(self, asked: Sequence[object], make: Callable[[], str], main_first: bool = False) -> str:
+        """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it.
+
+        Args:
+            asked: what it is, and all that it depends on: another question in the same group has another answer.
+            main_first: on rank 0 before all others, so that nodes that share a cache find there what it has fetched.
+        """
+        board = self._board.within("/".join(quote(os.fsencode(str(part)), safe="") for part in asked))
+        if self.local_rank == 0:
+            if main_first and not self.is_main:
+                board.receive("main")
+            board.publish(self.node, value := make())
+            if main_first and self.is_main:
+                board.publish("main", value)
+            return value
+        return board.receive(self.node)
+
+    def once(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns, called on rank 0 only; the others wait for it. It travels as JSON, so a tuple comes as a list."""
+        key = f"once/{next(self._calls)}"
+        if self.is_main:
+            self._board.publish(key, json.dumps(make()))
+        return json.loads(self._board.receive(key, [0]))
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        key = f"wait/{next(self._calls)}"
+        if self.count(key, 1) == self.world_size:
+            self._board.publish(f"{key}/all", "here")
+        self._board.receive(f"{key}/all", range(self.world_size))
+
+    def sum(self, array: "np.ndarray") -> "np.ndarray":
+        """The sum over ranks of a float64 array of one shape, on every rank.
+
+        Ranks meet at the store first, so that none sits in the addition for longer than it takes.
+        """
+        if self.world_size == 1:
+            return array
+        self.wait()
+        return self._adder.sum(array, self._board, self.world_size)
+
+    def depart(self) -> None:
+        """Tell the others that this process ends, where no watch does."""
+        if os.getpid() == self.fellows[self.rank]["pid"]:  # not a copy of it
+            with suppress(RuntimeError):
+                self.store.set(beat_key(self.rank), LEFT)
+                self.store.add(LEFT, 1)
+
+    def close(self) -> None:
+        self._adder.close()
