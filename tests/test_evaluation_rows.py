@@ -10,12 +10,15 @@ import pytest
 from test_evaluation_cli import evaluate
 
 from fiducial.evaluation import features, metrics
-from fiducial.evaluation.features import EXTRACTORS, ExtractorSpec
+from fiducial.evaluation.commands.common import ALIASES
+from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, ExtractorSpec
 from fiducial.evaluation.features.digits import build
 from fiducial.evaluation.metrics import METRICS, Metric, Need
 from fiducial.evaluation.metrics.intervals import estimate
+from fiducial.evaluation.protocols import PROTOCOLS
 from fiducial.evaluation.results.compare import compare
 from fiducial.evaluation.results.reading import read_result
+from fiducial.sampling.options.parser import build_parser
 from scripts.stand_ins import pictures
 
 COUNT = 60
@@ -105,6 +108,15 @@ def test_a_row_is_all_that_an_extractor_takes(images, monkeypatch, capsys):
     found = json.loads((images / "a.json").read_text())["metrics"]["fid-other"]
     assert "64 others" in found["definition"]
     assert found["deviations"] == ["the extractor is other, where adm's is inception", "it is another"]
+
+
+def test_the_command_that_draws_names_all_protocols_and_weights():
+    """Its parser has them as literals, for it starts without the evaluation."""
+    actions = {text: action for action in build_parser()._actions for text in action.option_strings}
+    assert tuple(actions["--protocol"].choices) == tuple(PROTOCOLS)
+    assert all(f"{name}=FILE" in actions["--weights"].help for name in WEIGHTS)
+    assert {f"--{name}-weights" for name in ALIASES} == {text for text in actions if text.endswith("-weights")} - {"--weights"}
+    assert set(ALIASES) <= set(WEIGHTS)
 
 
 def test_every_row_is_of_a_function_that_is_there():

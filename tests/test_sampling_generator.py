@@ -272,15 +272,3 @@ def test_options_are_numbers_where_they_are_some():
     for wrong, said in (("1x=3", "NAME=VALUE"), ("n=3, n=4", "n is given twice")):
         with pytest.raises(UserError, match=said):
             sample_ddp.parse(["--generator", "a:b", "--generator-options", wrong])
-
-
-def test_the_page_is_true(tmp_path):
-    """Its module, and its command with fewer images."""
-    page = (ROOT / "docs" / "generators.md").read_text()
-    (tmp_path / "own_images.py").write_text(page.partition("```python\n")[2].partition("```")[0])
-    words = next(line for line in page.splitlines() if line.startswith("    torchrun")).split()
-    assert words[:3] == ["torchrun", "--nproc_per_node=8", "sample_ddp.py"]
-    few = ["--num-fid-samples", "5", "--per-proc-batch-size", "2", "--sample-dir", tmp_path / "samples", "--device", "cpu"]
-    done = run_command(*words[2:], *few, ranks=2, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "5 images" in done.stdout

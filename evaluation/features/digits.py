@@ -20,14 +20,12 @@ def build(spec: ExtractorSpec, _path: Path | None, device: torch.device, _dtype:
     network.load_state_dict(load(data))
     network.eval().requires_grad_(False).to(device)
     head = network.fc2
-    return Extractor(
-        spec.name,
-        spec.dimension,
+    return Extractor.of(
+        spec,
         hashlib.sha256(data).hexdigest(),
         device,
         lambda images: (network(images.float()), None),
-        lambda features: F.linear(features, head.weight.to(features.device), head.bias.to(features.device)),
-        suffix=spec.suffix,
+        logits=lambda features: F.linear(features, head.weight.to(features.device), head.bias.to(features.device)),
         image_size=64,
     )
 

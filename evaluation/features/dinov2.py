@@ -26,20 +26,7 @@ def build(spec: ExtractorSpec, path: Path, device: torch.device, _dtype: str) ->
     """The network with its weights."""
     network = DINOv2(load_dinov2(path))
     network.requires_grad_(False).to(device)
-    digest = file_sha256(path)
-    return Extractor(
-        spec.name,
-        spec.dimension,
-        digest,
-        device,
-        lambda images: (network(images), None),
-        None,
-        suffix=spec.suffix,
-        distance=spec.distance,
-        as_published=spec.weights.are_published(digest),
-        cpu_chunk=CPU_CHUNK,
-        packages=spec.packages,
-    )
+    return Extractor.of(spec, file_sha256(path), device, lambda images: (network(images), None), cpu_chunk=CPU_CHUNK)
 
 
 class DINOv2(nn.Module):

@@ -5,10 +5,13 @@ A number is only comparable to others from the same extractor, so each has a suf
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fiducial.evaluation.features import ExtractorSpec
 
 CUDA_CHUNK = 64  # images at once on a GPU
 
@@ -40,6 +43,13 @@ class Extractor:
     as_published: bool | None = True
     cpu_chunk: int = 64
     packages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, spec: ExtractorSpec, weights_sha256: str, device: torch.device, apply: Callable, **own: Any) -> "Extractor":
+        """The extractor of a row of EXTRACTORS, which says all but what is given: the network, and in `own` its own fields."""
+        own = {"logits": None, "as_published": spec.weights.are_published(weights_sha256) if spec.weights else True} | own
+        told = {name: getattr(spec, name) for name in ("spatial_dimension", "suffix", "distance", "packages")}
+        return cls(spec.name, spec.dimension, weights_sha256, device, apply, **told, **own)
 
     @property
     def mark(self) -> str:

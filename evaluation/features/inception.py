@@ -32,20 +32,14 @@ def build(spec: ExtractorSpec, path: Path, device: torch.device, dtype: str) -> 
     clean = not spec.spatial_dimension
     network = Inception(load_inception(path), DTYPES[dtype], clean_resize if clean else tensorflow_resize)
     network.requires_grad_(False).to(device)
-    digest = file_sha256(path)
-    return Extractor(
-        spec.name,
-        spec.dimension,
-        digest,
+    return Extractor.of(
+        spec,
+        file_sha256(path),
         device,
         (lambda images: (network(images)[0], None)) if clean else network,
-        lambda features: features @ network.head.to(features.device).T,
-        spatial_dimension=spec.spatial_dimension,
+        logits=lambda features: features @ network.head.to(features.device).T,
         dtype=dtype,
-        suffix=spec.suffix,
-        as_published=spec.weights.are_published(digest),
         cpu_chunk=CPU_CHUNK,
-        packages=spec.packages,
     )
 
 
