@@ -22,7 +22,7 @@ class Places:
 
 
 def ends_included(path: Callable[[float], Point]) -> Callable[..., Places]:
-    """What makes N equally spaced places from 1 to 0, N - 1 steps apart: SiT's "N steps" (torchdiffeq on linspace(0, 1, N))."""
+    """A builder of N equally spaced places from 1 to 0, N - 1 steps apart: SiT's "N steps" (torchdiffeq on linspace(0, 1, N))."""
 
     def build(text: str, _device: object = None) -> Places:
         count = int(text)

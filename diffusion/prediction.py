@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network makes of some x_t, (N, C, H, W) each."""
+    """A network's prediction at some x_t, (N, C, H, W) each."""
 
     x0: "Tensor"
     noise: "Tensor"

@@ -124,7 +124,7 @@ def respaced(text: str) -> int:
 
 
 def counted(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """What reads a number of steps between these."""
+    """A reader of a number of steps between these."""
 
     def read(text: str) -> int:
         if not text.isdecimal():
@@ -139,7 +139,7 @@ def counted(least: int = 1, most: int | None = None) -> Callable[[str], int]:
 
 
 def no_noise(_steps: int) -> int:
-    """What a deterministic sampler draws."""
+    """The number of noise tensors of a deterministic sampler, 0."""
     return 0
 
 

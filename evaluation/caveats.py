@@ -1,4 +1,4 @@
-"""What a reader has to know of numbers: in what they deviate from their protocol, and what else moves them."""
+"""Caveats of numbers: in what they deviate from their protocol, and what else moves them."""
 
 from collections.abc import Iterable
 
@@ -100,7 +100,7 @@ def _of_statistics(reference: Reference, extractor: Extractor, metric: str, publ
 
 
 def warnings_of_classes(scores: Scores, fid: str) -> list[str]:
-    """What a reader has to know of FID by class."""
+    """Sentences that a reader has to know of FID by class."""
     found, count = [], len(scores.classes)
     if count and (lacking := scores.pairing.lacking):
         some = ", ".join(lacking[:CLASSES_SHOWN]) + (", ..." if len(lacking) > CLASSES_SHOWN else "")
@@ -116,7 +116,7 @@ def warnings_of_classes(scores: Scores, fid: str) -> list[str]:
 
 
 def warnings_of_training(images: Images | None) -> list[str]:
-    """What a reader has to know of training images, if there are any."""
+    """Sentences that a reader has to know of training images, if there are any."""
     found = missing(images, "training images") if images else []
     if images and (lossy := sorted(images.headers.lossy)):
         found.append(f"Training images are {' and '.join(lossy)} files; what copies one lies a little away from it.")

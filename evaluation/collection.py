@@ -1,4 +1,4 @@
-"""What a rank has seen of images that are given batch by batch: features, hashes and numbers, and pictures of a few."""
+"""Images that a rank is given batch by batch: their features, hashes and numbers, and pictures of a few."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -159,7 +159,7 @@ class Collection:
 
 
 def bytes_of_image(extractor: Extractor) -> int:
-    """What is kept of an image."""
+    """The fields that are kept of an image."""
     return 4 * (extractor.dimension + extractor.spatial_dimension) + DIGEST + 16
 
 

@@ -205,7 +205,7 @@ class Evaluation:
 
 
 def names_of(images: Images | Seen, own: Features, group: Group) -> ClassNames:
-    """What the samples' classes are called, empty where nobody knows; as rank 0 finds it, for other hosts may see less."""
+    """Names of the samples' classes, empty where nobody knows; as rank 0 finds them, for other hosts may see less."""
     own_names = ClassNames(images.class_names, names_sha256(images.class_names))
     found = group.once(lambda: asdict(find_names(images.path, own.pixels_sha256) or own_names))
     return ClassNames(tuple(found["names"]), found["sha256"])

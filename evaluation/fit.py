@@ -1,4 +1,4 @@
-"""What fits together, before anything is computed."""
+"""Checks that samples, reference, extractor and metrics go together, before anything is computed."""
 
 import shlex
 from pathlib import Path

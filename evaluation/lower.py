@@ -1,4 +1,4 @@
-"""What a network's precision does to FID."""
+"""The effect of a network's precision on FID."""
 
 from collections.abc import Iterator
 

@@ -69,7 +69,7 @@ def moments_of(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def moments_of_features(seen: Features) -> dict[str, np.ndarray | None]:
-    """What a `Reference` holds of extracted images."""
+    """The statistics of extracted images, as fields of a `Reference`."""
     spatial = seen.spatial
     return {
         "mu": seen.statistics.mean,

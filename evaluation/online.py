@@ -89,7 +89,7 @@ class Evaluator:
 
     @property
     def bytes_of_image(self) -> int:
-        """What is kept of an image."""
+        """The fields that are kept of an image."""
         return bytes_of_image(self.evaluation.extractor)
 
     def expect(self, labels: np.ndarray) -> None:
@@ -145,7 +145,7 @@ class Evaluator:
         return self
 
     def state_dict(self) -> dict[str, Tensor | str]:
-        """What this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
+        """The images that this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
         return self._seen.state()
 
     def load_state_dict(self, state: dict[str, Tensor | str]) -> None:

@@ -13,7 +13,7 @@ NEAREST = ("precision", "recall")
 
 @dataclass(frozen=True)
 class Deviation:
-    """What differs from a protocol in some metrics, of some extractors (of all, where none is named), with some settings."""
+    """A deviation from a protocol in some metrics, of some extractors (of all, where none is named), with some settings."""
 
     text: str
     metrics: tuple[str, ...]
@@ -45,7 +45,7 @@ class Protocol:
     halves: bool = False
 
     def definition(self, metric: str, extractor: str) -> str:
-        """What a metric is, in words, over an extractor's features."""
+        """The definition of a metric in words, over an extractor's features."""
         text = self.definitions.get(metric, METRICS[metric].definition)
         return text.format(features=EXTRACTORS[extractor].features, logits=EXTRACTORS[extractor].logits)
 

@@ -85,7 +85,7 @@ class Settings:
             raise UserError(f"--cache-dir {self.folder} cannot be written ({reason}), where features are put; choose another")
 
     def recorded(self) -> dict[str, str | int | bool]:
-        """What numbers depend on."""
+        """The settings that numbers depend on, as a result records them."""
         return {
             "protocol": self.protocol,
             "precision_recall_distances": "float16 as ADM's" if self.fp16_compat else "float32",

@@ -1,4 +1,4 @@
-"""What all ranks have seen between them."""
+"""All that the ranks have seen between them."""
 
 import numpy as np
 

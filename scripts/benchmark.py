@@ -283,7 +283,7 @@ def noisy_pictures(images: int, seed: int) -> np.ndarray:
 
 
 def hardware(threads: int) -> dict[str, str | int]:
-    """What it ran on."""
+    """The machine that it ran on."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -422,7 +422,7 @@ def report(results: dict[str, dict[str, Measured]], work: Work, machine: dict, a
 
 
 def medians(results: dict[str, dict[str, Measured]], work: Work, machine: dict, args: argparse.Namespace) -> str:
-    """What was measured so far, and how, as JSON."""
+    """All measurements so far, and how they were made, as JSON."""
     given = {name: value for name, value in asdict(work).items() if name != "folder"}
     return json.dumps({"machine": machine, "repeats": args.repeats, "work": given, "medians": results}, indent=2)
 

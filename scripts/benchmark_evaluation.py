@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py measures of evaluating: ours, torch-fidelity, pytorch-fid and scipy, as they come."""
+"""Benchmarks of evaluating for scripts/benchmark.py: ours, torch-fidelity, pytorch-fid and scipy, as they come."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py measures of runs: packing against a plain loop, and how all that grows with images and ranks."""
+"""Benchmarks of runs for scripts/benchmark.py: packing against a plain loop, and how all that grows with images and ranks."""
 
 import os
 import socket
@@ -52,7 +52,7 @@ def make_run(folder: Path, count: int, size: int, pictures: np.ndarray | None) -
 
 
 def pack_plainly(folder: Path, count: int) -> None:
-    """What the scripts that people copy do, but for holding it all in memory."""
+    """Pack as the scripts do that people copy, but for holding it all in memory."""
     from PIL import Image
 
     from fiducial.sampling.store.png import png_path
@@ -94,7 +94,7 @@ def reopen(folder: Path, count: int, size: int) -> None:
 
 
 def complete(folder: Path, count: int, size: int) -> None:
-    """What rank 0 does alone: checksums of all, labels, directory."""
+    """Do what rank 0 does alone: checksums of all, labels, directory."""
     from fiducial.sampling import plan
     from fiducial.sampling.store import npz as archive
     from fiducial.sampling.store import records
@@ -132,7 +132,7 @@ def undo_some(folder: Path, count: int) -> None:
 
 
 def give_parts(folder: Path, count: int) -> None:
-    """What 1,024 ranks have added when they drew every tenth block."""
+    """Records that 1,024 ranks have added when they drew every tenth block."""
     from fiducial.sampling.store import records
 
     (folder / "records").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py measures of drawing: ours as it comes, ours --exact, and diffusers, all with random weights.
+"""Benchmarks of drawing for scripts/benchmark.py: ours as it comes, ours --exact, and diffusers, all with random weights.
 
 Compilation and loading are left out of `seconds`; what they take stands beside.
 """

@@ -1,4 +1,4 @@
-"""What every benchmark of scripts/benchmark.py is given and measures with."""
+"""Inputs and clocks of every benchmark of scripts/benchmark.py."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Measured = dict[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """What a contestant needs: a folder with `a/` and `b/` full of PNGs and `weights.pth`, and how much to do."""
+    """Inputs of a contestant: a folder with `a/` and `b/` full of PNGs and `weights.pth`, and how much to do."""
 
     folder: Path
     images: int

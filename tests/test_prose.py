@@ -36,10 +36,17 @@ TOLD = {
 RIDDLES = re.compile(r"\bhangs? on\b|\bhold against\b|\bheld against\b|[Ww]hat sees to it")
 
 
-def docstrings(path: Path) -> list[str]:
-    """Of the functions in a file."""
-    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+def docstrings(path: Path, *kinds: type[ast.AST]) -> list[str]:
+    """Of the functions in a file, or of what else is of these kinds."""
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds or ast.FunctionDef)]
     return [text for node in found if (text := ast.get_docstring(node))]
+
+
+def test_no_docstring_begins_with_a_riddle():
+    """What something is, does or holds has a name: "The metadata of a file", not "What a file has beside its tensors"."""
+    for path in [*FILES, ROOT / "sample_ddp.py"]:
+        found = docstrings(path, ast.Module, ast.ClassDef, ast.FunctionDef)
+        assert not [text for text in found if re.match(r"(What|Who)\b", text)], path
 
 
 def test_docstrings_begin_with_an_imperative_or_with_what_is_returned():

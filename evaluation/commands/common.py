@@ -1,4 +1,4 @@
-"""What commands share: options, and checks of them."""
+"""Options that commands share, and checks of them."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What to do with files that hold images or statistics in forms that are not read."""
+"""Remedies for files that hold images or statistics in forms that are not read."""
 
 import re
 from collections.abc import Mapping

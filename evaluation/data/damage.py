@@ -1,4 +1,4 @@
-"""What libraries raise of files that are not as they were written."""
+"""Exceptions that libraries raise of files that are not as they were written."""
 
 import struct
 import tokenize

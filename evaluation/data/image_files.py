@@ -113,7 +113,7 @@ class NeedsCrop(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before it is decoded, in pixels.
+    """The header of an image file, known before it is decoded; sizes in pixels.
 
     `lossy` names the compression, if it is of a kind that loses; `several` is whether there are more pictures in the file, of
     which the first is read.
@@ -159,7 +159,7 @@ def sort_out(names: Iterable[str], beginning: Callable[[str], bytes]) -> tuple[t
 
 
 def ending_of(name: str) -> str:
-    """What follows the last dot, in small letters, with the dot; a number there is no ending."""
+    """The ending of a name from its last dot on, in small letters; a number there is no ending."""
     ending = PurePosixPath(name).suffix.lower()
     return ending if ending[1:2].isalpha() else ""
 
@@ -171,7 +171,7 @@ def is_hidden(name: str) -> bool:
 
 @cache
 def endings_not_read() -> dict[str, str]:
-    """What kind of image, which is not read, a file of an ending is: all that Pillow knows, and more."""
+    """The kind of image, by ending, of files that are not read: all that Pillow knows, and more."""
     known = {ending: CALLED.get(kind, kind) for ending, kind in Image.registered_extensions().items() if kind not in NO_PICTURES}
     return {ending: kind for ending, kind in (known | ENDINGS_NOT_READ).items() if ending not in ENDINGS}
 
@@ -225,7 +225,7 @@ def read_image(source: Path | BinaryIO, where: str, crop: int | None = None) -> 
 
 
 def image_header(source: Path | BinaryIO, where: str, crop: int | None = None) -> Header:
-    """What an image file says before it is decoded; raises UserError for what `read_image` would refuse by that."""
+    """The header of an image file; raises UserError for what `read_image` would refuse by that."""
 
     def header(image: Image.Image, file: BinaryIO) -> Header:
         several = image.is_animated if hasattr(image, "is_animated") else False
@@ -236,7 +236,7 @@ def image_header(source: Path | BinaryIO, where: str, crop: int | None = None) -
 
 
 def _opened(source: Path | BinaryIO, where: str, crop: int | None, use: Callable[[Image.Image, BinaryIO], Found]) -> Found:
-    """What `use` makes of an opened image, which is one that may be read, and of its file."""
+    """The value of `use` for an opened image, which is one that may be read, and for its file."""
     try:
         with open_regular(source, MAX_FILE) if isinstance(source, Path) else nullcontext(source) as file:
             try:

@@ -40,7 +40,7 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers of a set's files say: how many are of which lossy compression, and how many hold several pictures."""
+    """Counts over the headers of a set's files: how many are of which lossy compression, and how many hold several pictures."""
 
     lossy: dict[str, int] = field(default_factory=dict)
     several: int = 0
@@ -70,7 +70,7 @@ class Images:
 
     @property
     def resize(self) -> str | None:
-        """What is done to the images, in words."""
+        """The crop or conversion of the images, in words."""
         return f"RGB, ADM's centre crop to {self.crop}" if self.crop else None
 
     @property
@@ -80,12 +80,12 @@ class Images:
 
     @property
     def numbering(self) -> Numbering | None:
-        """What `classes` mean; None where there are none."""
+        """The meaning of `classes`; None where there are none."""
         return Numbering(self.class_names) if self.labels is not None else numbering_of_folders(self.names)
 
     @cached_property
     def headers(self) -> Headers:
-        """What all files say before they are decoded, which takes seconds where decoding takes minutes. Of an npz, nothing.
+        """The headers of all files, which take seconds where decoding takes minutes; of an npz there are none.
 
         Raises:
             UserError: naming the first file that is damaged, or not like the others.
@@ -100,7 +100,7 @@ class Images:
 
     @cached_property
     def levels(self) -> Levels:
-        """What levels the first images have, of more where those look like a cast; see `fiducial.evaluation.data.levels`.
+        """The levels of the first images, of more where those look like a cast; see `fiducial.evaluation.data.levels`.
 
         Raises:
             UserError: naming a file among them that is damaged, or not like the others.
@@ -131,7 +131,7 @@ class Images:
         )
 
     def _read_each(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
-        """What `read` makes of each file and its name in messages, range by range."""
+        """The value of `read` for each file and its name in messages, range by range."""
         return self._from_table(ranges, read) if self.table else self._from_files(ranges, read)
 
     def content_sha256(self) -> str:

@@ -22,7 +22,7 @@ SHOWN = 3  # names in a sentence
 
 @dataclass(frozen=True)
 class Numbering:
-    """What the labels of a set of images mean: `names` by label, none where they are not known.
+    """The meaning of the labels of a set of images: `names` by label, none where they are not known.
 
     `own` labels are the set's own, as an npz and a dataset have them; others only count its folders.
     """
@@ -62,7 +62,7 @@ def labels_of_folders(files: Sequence[str]) -> np.ndarray | None:
 
 
 def numbering_of_folders(files: Sequence[str]) -> Numbering | None:
-    """What those labels mean; None where there are none."""
+    """The meaning of those labels; None where there are none."""
     folders = {_outermost(file) for file in files}
     return None if None in folders or not 2 <= len(folders) <= MOST_CLASSES else Numbering(tuple(sorted(folders)), own=False)
 

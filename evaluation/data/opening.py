@@ -1,4 +1,4 @@
-"""What holds images, by what is there: a folder, an npz, a zip or a dataset."""
+"""Opening images, whatever holds them: a folder, an npz, a zip or a dataset."""
 
 import io
 import itertools

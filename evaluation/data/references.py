@@ -69,7 +69,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """A reference that samples are compared with.
 
     Statistics are float64: `mu` (D,) and `sigma` (D, D), `mu_s` and `sigma_s` those of the spatial features, None where there
     are none. `images` are to be extracted, for features; `features` (M, D) float32 are such, in the file, and `labels` (M,)
@@ -106,7 +106,7 @@ class Reference:
         return self.images.count if self.kind == "images" else self.provenance.count
 
     def deviations(self, metric: str, dtype: str) -> list[str]:
-        """What is not as a protocol has it where a metric of samples, extracted in `dtype`, is compared with this."""
+        """Deviations from the protocol where a metric of samples, extracted in `dtype`, is compared with this."""
         found = []
         row = METRICS[metric]
         if row.of_distributions and self.kind == WITHOUT_PROVENANCE:
@@ -127,7 +127,7 @@ class Reference:
 def find_reference(
     name: str, group: Group, cache_dir: Path | None = None, image_size: int | None = None, crop: int | None = None
 ) -> Reference:
-    """What `--ref` names: `digits` is the embedded reference, a name in `PUBLISHED` is fetched, else it is a path.
+    """The reference that `--ref` names: `digits` is the embedded one, a name in `PUBLISHED` is fetched, else it is a path.
 
     Args:
         image_size: of the samples that it is for, so that a published file of another size is not fetched.

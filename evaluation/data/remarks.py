@@ -1,4 +1,4 @@
-"""What a reader has to know of images and their files: how many should be there, what is left out, what was lost, what repeats.
+"""Remarks on images and their files: how many should be there, what is left out, what was lost, what repeats.
 
 Before anything is computed, what can be no images of a model is refused.
 """

@@ -1,4 +1,4 @@
-"""What the manifest beside samples says of the run that drew them: class names, configuration, time."""
+"""The run that drew samples, by the manifest beside them: class names, configuration, time."""
 
 import json
 import zipfile

@@ -155,7 +155,7 @@ def _check_shards(shards: list[Path], source: Path) -> None:
     found = {path: SHARD.fullmatch(path.stem) for path in shards}
 
     def split(path: Path) -> Path:
-        """What it is of; the hub's own conversion numbers the files of a split, each in a folder."""
+        """The split that a file is of; the hub's own conversion numbers the files of a split, each in a folder."""
         match = found[path]
         return path.parent / match["split"] if match else path.parent if path.stem.isdigit() else path.with_suffix("")
 

@@ -68,7 +68,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor made of a set of images.
+    """Features of a set of images.
 
     `rows` are the features (N, D) float32, mapped from the disk, in the order of the images, `spatial_rows` (N, S) the spatial
     ones, read from there; `pixels_sha256` is the hash of the images' own hashes in that order, the same for an npz and for the
@@ -221,7 +221,7 @@ def _row_bytes(extractor: Extractor) -> dict[str, int]:
 
 @contextmanager
 def _at_row(path: Path, row: int, size: int) -> Iterator[Callable[[bytes], int]]:
-    """What writes to a file that is there, from a row on."""
+    """A writer to a file that is there, from a row on."""
     with open(path, "wb", opener=_without_truncating) as file:
         file.seek(row * size)
         yield file.write

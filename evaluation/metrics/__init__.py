@@ -20,7 +20,7 @@ PER_DIMENSION = 10  # samples for FID-infinity; with fewer, the line misses what
 
 
 class Need(Enum):
-    """What a metric is computed from, beside the samples' features."""
+    """The data that a metric is computed from, beside the samples' features."""
 
     MOMENTS = "the reference's mu and sigma"
     SPATIAL = "the reference's mu_s and sigma_s, and spatial features"

@@ -1,4 +1,4 @@
-"""What metrics are computed from."""
+"""The data that metrics are computed from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Inputs:
     _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, function: Callable[["Inputs"], Found]) -> Found:
-        """What `function` makes of these, computed at the first call: several metrics come from one pass."""
+        """The value of `function` for these, computed at the first call: several metrics come from one pass."""
         if function not in self._found:
             self._found[function] = function(self)
         return self._found[function]

@@ -20,7 +20,7 @@ def authentic(inputs: Inputs) -> Estimate:
 
 
 def of_samples(inputs: Inputs) -> Memorisation:
-    """What the samples have of the training images, without pictures."""
+    """How close the samples come to the training images, without pictures."""
     theirs = inputs.training
     found = memorisation(inputs.own.rows, theirs.rows, inputs.group, theirs.first_of_each())
     return replace(found, training_sha256=theirs.pixels_sha256)

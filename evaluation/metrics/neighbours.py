@@ -105,7 +105,7 @@ def _radii(smallest: Tensor, member: Tensor, kept: Tensor) -> Tensor:
 
 
 class _Counts:
-    """What the tiles of distances between R reference images and N samples add up to.
+    """Counts over the tiles of distances between R reference images and N samples.
 
     `inside` and `near` (N,) count the reference images whose 3rd and 5th neighbour is not nearer than the sample; `covered`
     (R, G) and `recalled` (R, 1 + K) say which samples' groups are so near to an image, and by which sets it is recalled.
@@ -146,7 +146,7 @@ class _Counts:
         return self
 
     def shares(self, kept: np.ndarray) -> Neighbourhoods:
-        """What the counts say; intervals of what depends on the samples' neighbours by leaving out thirds."""
+        """The metrics by the counts; intervals of those that depend on the samples' neighbours by leaving out thirds."""
         count = len(self.inside)
         density = self.near.numpy() / DENSITY_NEIGHBOURS
         recalled = self.recalled.double().mean(0).numpy()

@@ -190,7 +190,7 @@ def grid_html(grid: Grid, names: ClassNames | None) -> str:
 
 
 def _title_html(label: int | None, names: ClassNames | None) -> str:
-    """What stands beside a row of the grid; a name, unless it is the number, has its number below."""
+    """The heading of a row of the grid; a name, unless it is the number, has its number below."""
     if label is None:
         return ""
     name = _class_name(label, names)

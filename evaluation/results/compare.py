@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the metrics are called, by key, in the order that they came in."""
+        """The metrics' labels by key, in the order that they came in."""
         return {key: cell.label for row in self.rows for key, cell in row.cells.items()}
 
     def to_json(self) -> str:
@@ -169,7 +169,7 @@ def _pooled(pool: list[Known]) -> dict[str, Cell]:
 
 
 def _shared(results: list[Known]) -> dict[str, Value]:
-    """What they depend on; of training images what those know that have some."""
+    """The facts that they share; of training images those of the results that have some."""
     basis = dict(results[0].basis)
     for other in results[1:]:
         basis.update({field: value for field, value in other.basis.items() if basis[field] is None})
@@ -212,7 +212,7 @@ def shown_value(field: str, value: Value) -> str:
 
 
 def _but_seed(result: Known) -> str | None:
-    """What runs that are taken together have in common; None if it has no configuration with a seed."""
+    """A key that is equal for runs that differ by their seeds alone; None if it has no configuration with a seed."""
     if not result.identity or SEED not in result.identity:
         return None
     return json.dumps({field: value for field, value in result.identity.items() if field != SEED}, sort_keys=True)
@@ -223,7 +223,7 @@ def _seeds(pool: list[Known]) -> tuple[Value, ...]:
 
 
 def _names(pools: list[list[Known]]) -> list[str]:
-    """What differs between their configurations, or if that is nothing, too much, or not known, their files' names."""
+    """Names by what differs between their configurations, or if that is nothing, too much, or not known, their files' names."""
     if len(pools) == 1:
         return ["all runs"]
     identities = [pool[0].identity for pool in pools]

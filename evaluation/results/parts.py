@@ -1,4 +1,4 @@
-"""What a result is made of, besides what it says of samples, reference and extractor."""
+"""The parts of a result besides samples, reference and extractor: numbers, curves, classes, memorised images."""
 
 from dataclasses import dataclass, field
 

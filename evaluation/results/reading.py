@@ -69,7 +69,7 @@ def find_result(run: Path) -> Path:
 
 
 def read_result(path: Path) -> Known:
-    """What `calc` wrote there.
+    """The result that `calc` wrote there.
 
     Raises:
         UserError: if it is something else, or of an older format.
@@ -134,7 +134,7 @@ def _identity(path: Path, result: Result) -> dict[str, Value] | None:
 
 
 def _part(path: Path, result: Result, where: tuple[str, ...], kinds: tuple[type, ...]) -> Value:
-    """What stands there, None for a part that a result may lack; UserError if that is nothing, or of another kind."""
+    """The value there, None for a part that a result may lack; UserError if there is none, or one of another kind."""
     part, field = getattr(result, where[0]), where[1]
     if part is None and where[0] in OPTIONAL:
         return None
