@@ -1,4 +1,4 @@
-"""What is kept between runs, by kind; holding what is in use, and removing what is not.
+"""Files kept between runs, by kind; holding those in use, and removing those that are not.
 
 CACHE/KEY/                     features of a set of images: see `fiducial.evaluation.features.extraction`
 CACHE/compiled-KIND/           what torch's compiler made for one kind of processor
@@ -117,7 +117,7 @@ def sizes(cache: Path) -> dict[str, tuple[int, int]]:
 
 
 def chosen(found: Iterable[Entry], older_than: float | None, keep: int | None) -> list[Entry]:
-    """What is to go: entries that were not used for `older_than` seconds, and the longest unused beyond `keep` bytes."""
+    """The entries to be removed: those not used for `older_than` seconds, and the longest unused beyond `keep` bytes."""
     ordered = sorted(found, key=lambda entry: entry.used)
     limit = None if older_than is None else time.time() - older_than
     going = [entry for entry in ordered if limit is not None and entry.used < limit]

@@ -38,8 +38,8 @@ def without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse(text: str) -> object:
-    """What a text file says: a dictionary or list that is printed there, or the entries of its lines in order of index, each a
-    name or a pair of synset and name.
+    """The class list in a text file: a dictionary or list that is printed there, or the entries of its lines in order of index,
+    each a name or a pair of synset and name.
 
     Raises:
         ValueError: if lines are not all of one kind, or their indices are not 0, 1, 2 and so on.

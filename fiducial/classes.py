@@ -1,4 +1,4 @@
-"""What classes are called: read from what people have. No torch.
+"""Names of classes, read from what people have. No torch.
 
 A mapping of another order or count than the training's gives every image the wrong name, without any error. So wherever two
 mappings are known they must be equal, and its hash is recorded with the run.
@@ -253,7 +253,7 @@ def _as_imagenet(named: Mapping[int, Sequence[object]], source: str, any_order: 
 
 
 def _other_order(index: int, name: str, place: int) -> ValueError:
-    """What to say of the first class that has another index than in the training."""
+    """A clause on the first class that has another index than in the training."""
     return ValueError(
         f"index {index} is {quoted(name)}, which has index {place} in ImageNet's training, whose classes are the sorted synsets; "
         "give a list in that order (a network that was trained in another one has its own as class_to_idx in the checkpoint)"

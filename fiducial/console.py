@@ -1,4 +1,4 @@
-"""What every command says, and how: one sentence for a mistake, once for all ranks; and where to what it makes goes."""
+"""Output of every command: one sentence for a mistake, once for all ranks; and where to what it makes goes."""
 
 import argparse
 import atexit
@@ -192,7 +192,7 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, for use inside a sentence: its first line, cut short."""
+    """An exception in a few words, for use inside a sentence: its first line, cut short."""
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
     if isinstance(error, OSError) and error.strerror:

@@ -15,7 +15,7 @@ DEEPEST = 64
 
 
 def decode_json(text: bytes | str, pairs: Callable[[list[tuple[str, object]]], object] | None = None) -> object:
-    """What a JSON text, of bytes in UTF-8, holds.
+    """The value of a JSON text, of bytes in UTF-8.
 
     Args:
         pairs: makes what stands for an object of its entries; a dict by default.
@@ -51,5 +51,5 @@ def _inside(outer: object) -> list[object]:
 
 
 def read_json(path: Path, most: int) -> object:
-    """What the JSON file `path` holds; errors as of `read_bytes`, with `most` bytes, and `decode_json`."""
+    """The value in the JSON file `path`; errors as of `read_bytes`, with `most` bytes, and `decode_json`."""
     return decode_json(read_bytes(path, most))

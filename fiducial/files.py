@@ -191,7 +191,7 @@ def _fetch(url: str, partial: Path) -> None:
 
 
 def _mark(partial: Path) -> Path:
-    """What the server said of the version of which `partial` is a part."""
+    """The file with the server's tag of the version of which `partial` is a part."""
     return partial.with_name(partial.name + ".etag")
 
 

@@ -1,4 +1,4 @@
-"""What glibc does with memory that a process has freed. Elsewhere than on glibc these functions do nothing."""
+"""Memory that a process has freed: what glibc does with it. Elsewhere than on glibc these functions do nothing."""
 
 import ctypes
 from contextlib import suppress

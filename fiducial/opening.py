@@ -26,7 +26,7 @@ NO_FILE = "no such file"
 
 
 class NotAFile(OSError):
-    """What stands at a path is not the file that it should be, but a folder, a pipe, a link where none may be, or too large."""
+    """A path that is not the file that it should be, but a folder, a pipe, a link where none may be, or too large."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(errno.EINVAL, reason, str(path))
@@ -146,7 +146,7 @@ def _too_large(path: Path, size: int, most: int) -> NotAFile:
 
 
 def _explained(error: OSError, path: Path, links: bool) -> OSError:
-    """What `_check` says of a path that the system itself refused to open for what it is; else the same error."""
+    """The error of `_check` for a path that the system itself refused to open for what it is; else the same error."""
     try:
         _check(os.stat(path) if links else os.lstat(path), path)
     except NotAFile as reason:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def own_process() -> dict[str, str | int]:
-    """What tells this process from any other, also from one that gets its number later; `scope` is the machine as it sees it."""
+    """A key that tells this process from any other, also from one that gets its number later; `scope` is the machine as it sees
+    it."""
     pid, scope, started = os.getpid(), "", ""
     with suppress(OSError):  # not Linux
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -73,5 +74,5 @@ def _started(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """What the kernel says of a process, from its state on."""
+    """The kernel's fields of a process, from its state on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -58,7 +58,7 @@ def is_orphan() -> bool:
 
 
 def gone() -> str:
-    """What to say where the launcher is gone."""
+    """A sentence where the launcher is gone."""
     return "the launcher is gone" if BORN_ORPHAN else f"the launcher (process {LAUNCHER}) is gone"
 
 

@@ -39,7 +39,7 @@ def commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the checkout; None where it says nothing, or there is no git."""
+    """The state of the checkout by git; None where git says nothing, or is not there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(

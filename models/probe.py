@@ -1,4 +1,4 @@
-"""What a network predicts, told by what it makes of pure noise: weights alone look the same for DiT and SiT.
+"""The probe: tells what a network predicts by its answer to pure noise, for weights alone look the same for DiT and SiT.
 
 At the last timestep of DiT's chain x_t = alpha x_0 + sigma noise is noise but for alpha = 0.006, so a network that predicts noise
 returns its input. One that predicts velocity returns its input less an image, whatever its clock: with an image of root mean
@@ -34,7 +34,7 @@ ON_PURPOSE = "--no-probe draws from it all the same"
 
 @dataclass(frozen=True)
 class Response:
-    """What a network made of pure noise, by all values of a few latents; NaN where its output is not finite."""
+    """A network's answer to pure noise, over all values of a few latents; NaN where its output is not finite."""
 
     correlation: float  # of output and input at the noise end, -1 to 1; 0 where the output is constant
     size: float  # root mean square of that output by that of the input
@@ -77,8 +77,8 @@ def respond(
     with_null: bool,
     spec: NetworkSpec = NETWORKS[USUAL],
 ) -> Response:
-    """What `network`, on `device`, makes of latents (LATENTS, C, input_size, input_size) of pure noise. No random state but its
-    own is touched.
+    """The answer of `network`, on `device`, to latents (LATENTS, C, input_size, input_size) of pure noise. No random state but
+    its own is touched.
 
     Args:
         with_null: ask for the null label, too, which guidance needs; the network has one then.
@@ -183,7 +183,7 @@ def doubt_of(recorded: dict[str, float]) -> str | None:
 
 
 def in_words(recorded: dict[str, float] | None) -> str:
-    """What pure noise told, by its entry in a manifest; None where it was not asked."""
+    """The answer to pure noise in words, by its entry in a manifest; None where it was not asked."""
     if not recorded:
         return "the network was not asked whether it predicts noise (--no-probe)"
     correlation, size, halfway = recorded.values()
@@ -196,7 +196,7 @@ def in_words(recorded: dict[str, float] | None) -> str:
 
 
 def doubt(correlation: float, size: float) -> str | None:
-    """What to say of a network that predicts pure noise, but with this size there, or this correlation with it halfway; None if
+    """A doubt about a network that predicts pure noise, but with this size there, or this correlation with it halfway; None if
     both are as they are on DiT's chain."""
     said = []
     if not USUAL_SIZE[0] <= size <= USUAL_SIZE[1]:

@@ -1,4 +1,5 @@
-"""What a run would draw, where, and what it takes: `sample_ddp.py --dry-run`. Nothing but compiled kernels is written.
+"""Forecast of a run, what it would draw, where, and what it takes: `sample_ddp.py --dry-run`. Nothing but compiled kernels is
+written.
 
 The same checks as before a run are made; then each rank loads its networks and draws one block, as the run would, and its
 seconds, memory and PNGs are told. What the whole run takes is that block as often as there are some to draw.
@@ -39,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would take. Seconds and memory are of the rank that takes most."""
+    """Forecast of a run. Seconds and memory are of the rank that takes most."""
 
     blocks: int
     blocks_of_a_rank: int
@@ -115,7 +116,7 @@ def measure(source: Source, events: list[dict], group: Group, task: Task, with_p
 
 
 def add_up(task: Task, world_size: int, ranks: list[Measured], pngs: int) -> Forecast:
-    """What the run will take, from what each rank measured; `ranks` is empty if nothing is left to be drawn."""
+    """The forecast from what each rank measured; `ranks` is empty if nothing is left to be drawn."""
     blocks = task.plan.starts(task.done)
     largest_share = len(plan.share(blocks, 0, world_size))
     count, size = len(task.done), task.identity.image_size

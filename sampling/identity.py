@@ -1,4 +1,4 @@
-"""What a run is recognised by. No torch."""
+"""The identity by which a run is recognised. No torch."""
 
 import hashlib
 import json

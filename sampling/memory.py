@@ -60,7 +60,7 @@ def _available() -> int:
 
 
 def _left_by_groups(membership: Path, root: Path) -> Iterator[int]:
-    """What each control group that this process is in, and each that holds one of them, still lets it take."""
+    """Bytes that each control group that this process is in, and each that holds one of them, still lets it take."""
     lines = []
     with suppress(OSError):
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]

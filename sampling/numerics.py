@@ -26,7 +26,7 @@ AMPERE = (8, 0)  # the first compute capability with TF32 and bfloat16
 
 @dataclass(frozen=True)
 class Numerics:
-    """What pixels depend on beside the configuration. Rank 0 decides for all; it belongs to the run's identity."""
+    """Numerics that pixels depend on beside the configuration. Rank 0 decides for all; it belongs to the run's identity."""
 
     precision: str  # of DTYPES
     compile: bool
@@ -35,7 +35,7 @@ class Numerics:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What networks multiply in."""
+        """The dtype that networks multiply in."""
         return DTYPES[self.precision]
 
 
@@ -44,7 +44,8 @@ REFERENCE = Numerics("fp32", False, "sdpa", False)
 
 
 def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
-    """What `auto` means here: on a CPU the fastest that was measured, on a GPU, where nothing was, TF32 without compilation.
+    """The numerics that `auto` means here: on a CPU the fastest that was measured, on a GPU, where nothing was, TF32 without
+    compilation.
 
     Raises:
         UserError: if this hardware does not have what is asked for.

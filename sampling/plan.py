@@ -98,7 +98,7 @@ def share(pending: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plan:
-    """What index i is: its label, and the block in which it is drawn."""
+    """The label of each index, and the block in which it is drawn."""
 
     spec: str  # as `--labels`, without names
     num_classes: int

@@ -75,7 +75,7 @@ class Board:
                 )
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
-        """What the store or another rank answers. Where they are gone, work ends.
+        """The answer of the store or another rank. Where they are gone, work ends.
 
         Raises:
             Stopped: then; UserError where there is no watch.

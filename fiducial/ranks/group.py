@@ -112,7 +112,7 @@ class Group:
         return self._board.add(key, number)
 
     def once_per_node(self, asked: Sequence[object], make: Callable[[], str], main_first: bool = False) -> str:
-        """What `make` returns, called on the first rank of each node only; the node's other ranks wait for it.
+        """The value of `make`, called on the first rank of each node only; the node's other ranks wait for it.
 
         Args:
             asked: what it is, and all that it depends on: another question in the same group has another answer.
@@ -129,7 +129,7 @@ class Group:
         return board.receive(self.node)
 
     def once(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns, called on rank 0 only; the others wait for it. It travels as JSON, so a tuple comes as a list."""
+        """The value of `make`, called on rank 0 only; the others wait for it. It travels as JSON, so a tuple comes as a list."""
         key = f"once/{next(self._calls)}"
         if self.is_main:
             self._board.publish(key, json.dumps(make()))

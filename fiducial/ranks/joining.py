@@ -33,7 +33,7 @@ NAMED = 8  # ranks in a sentence
 
 @dataclass(frozen=True)
 class Launched:
-    """What the environment says of this process."""
+    """Rank and world of this process, by the environment."""
 
     rank: int
     world_size: int
@@ -53,7 +53,7 @@ class Launched:
 
 
 def launched() -> Launched:
-    """What the launcher's environment says; without a launcher, one rank that is alone.
+    """Rank and world by the launcher's environment; without a launcher, one rank that is alone.
 
     Raises:
         UserError: if it cannot be, or is not whole.

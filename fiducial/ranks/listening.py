@@ -59,5 +59,5 @@ class Listener:
 
 
 def lost_connection(error: Exception) -> str:
-    """What to say of an error of the store or of a connection between ranks."""
+    """A sentence on an error of the store or of a connection between ranks."""
     return f"a connection to another rank is lost ({one_line(error)})"

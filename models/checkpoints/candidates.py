@@ -74,7 +74,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a file. Where no average among its networks can be drawn from, those that are there and the reason, and the
+    """Candidates in a file. Where no average among its networks can be drawn from, those that are there and the reason, and the
     names of those that are empty."""
 
     networks: list[Candidate]
@@ -223,12 +223,12 @@ def _flattened(tensors: State) -> Iterator[tuple[tuple[str, ...], State]]:
 
 
 def lacking(state: State) -> set[str]:
-    """What keys a DiT of as many blocks has, and these weights do not."""
+    """The keys that a DiT of as many blocks has, and these weights do not."""
     return wanted(state) - state.keys()
 
 
 def wanted(state: State) -> set[str]:
-    """What keys a DiT of as many blocks has."""
+    """The keys of a DiT of as many blocks."""
     blocks = (f"blocks.{number}.{part}" for number in range(depth_of(state)) for part in IN_BLOCKS)
     modules = (*EMBEDDERS, *ENDS, *blocks)
     kinds = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | {POSITIONS}

@@ -61,7 +61,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is in a checkpoint: the weights under official names, memory-mapped, and what was saved beside them."""
+    """Content of a checkpoint: the weights under official names, memory-mapped, and what was saved beside them."""
 
     state: State
     kind: str  # what these weights are called in their file; `plain` if they have no name
@@ -92,7 +92,7 @@ class Checkpoint:
 
     @property
     def beside(self) -> str:
-        """What else there is to draw from, in words; empty if nothing."""
+        """Other weights to draw from, in words; empty if there are none."""
         others = [name + " (an EMA)" * (name in self.averages) for name in self.networks if name != self.kind]
         said = [f"beside it: {', '.join(others)} (--weights-key)"] if others else []
         if self.folders:
@@ -176,7 +176,7 @@ def _sha256_of(stamp: tuple) -> str:
 
 
 def _stamp(path: Path) -> tuple:
-    """What tells a file from another, or from itself when it was changed."""
+    """A key that tells a file from another, or from itself when it was changed."""
     found = path.stat()
     return str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -185,7 +185,7 @@ _opened: dict[tuple, Checkpoint] = {}  # the last of this process
 
 
 def read(path: Path, weights_key: str | None = None) -> Checkpoint:
-    """What is in a checkpoint of any form, opened once while its files are as they were.
+    """The content of a checkpoint of any form, opened once while its files are as they were.
 
     Args:
         weights_key: which weights to take where a file holds several, as `candidates.Candidate.key`; None: the EMA, if any.
@@ -321,7 +321,7 @@ def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What safetensors has beside its tensors."""
+    """The metadata of a safetensors file."""
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
@@ -416,7 +416,7 @@ def require_network(state: State, path: Path, network: str) -> None:
 
 
 def _without_null_label(rows: int, num_classes: int | None) -> str:
-    """What to add where a label table has exactly one row a class."""
+    """A hint where a label table has exactly one row a class."""
     if rows != num_classes:
         return ""
     return (
@@ -433,7 +433,7 @@ def learns_sigma(state: State) -> bool:
 
 
 def describe(state: State, path: Path, family: str = USUAL) -> dict[str, str | int]:
-    """What network some weights are of: `model`, `num_classes`, `input_size`, `in_channels`.
+    """The network that some weights are of: `model`, `num_classes`, `input_size`, `in_channels`.
 
     Args:
         family: of `NETWORKS`, which weights alone do not tell.

@@ -172,7 +172,7 @@ def require_formula(state: State, path: Path) -> None:
 
 
 def shape_of(config: dict, path: Path) -> dict[str, str | int | bool]:
-    """What network a configuration of diffusers describes, as the options of `DiT_models[model]`.
+    """The network that a configuration of diffusers describes, as the options of `DiT_models[model]`.
 
     Raises:
         UserError: if it is none of these.

@@ -20,7 +20,8 @@ def classes_of(found: Checkpoint) -> tuple[int, bool]:
 
 
 def contradictions(found: Checkpoint, path: Path, image_size: int) -> list[str]:
-    """What a described checkpoint says of its training that its weights, which draw such images, are not, in words."""
+    """Contradictions, in words, between what a described checkpoint says of its training and its weights, which draw such
+    images."""
     shape = describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
     return found.said.contradictions(len(found.state[TABLE]), shape["model"], (image_size, shape["input_size"]))
 

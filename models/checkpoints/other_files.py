@@ -1,4 +1,4 @@
-"""What a file is that was given for a checkpoint and is none, told by its first bytes, and what to do about it."""
+"""Files that were given for a checkpoint and are none: the kind by its first bytes, and what to do about it."""
 
 import zipfile
 from pathlib import Path
@@ -32,7 +32,7 @@ PICKLE = (
 
 
 def what_else(path: Path) -> str | None:
-    """What `path` is, as far as its bytes tell, with what to do; None if it may be what torch.save writes."""
+    """The kind of file at `path`, as far as its bytes tell, with what to do; None if torch.save may have written it."""
     with open_regular(path) as file:
         begin = file.read(AT_MOST)
     if not begin:

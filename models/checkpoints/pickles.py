@@ -1,4 +1,4 @@
-"""What a pickle would cost, found out by following it without building anything.
+"""The cost of a pickle, found out by following it without building anything.
 
 The few functions that a pickle of weights may call still let a small file fill the memory or never end: a string encoded a
 thousand times, a tuple of tuples of tuples that is hashed. Everything here is a sum over the instructions, each seen once.
@@ -29,7 +29,8 @@ class TooMuch(ValueError):
 
 @dataclass(slots=True)
 class Made:
-    """What an instruction would put on the stack: about the bytes of all that is reached from it, each as often as it is."""
+    """The cost of what an instruction would put on the stack: about the bytes of all that is reached from it, each as often as
+    it is."""
 
     size: int = UNIT
     depth: int = 0

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training beside the weights: classes, model, image size, in arguments of any nesting."""
+"""Facts that a checkpoint records of its training beside the weights: classes, model, image size, in arguments of any nesting."""
 
 import argparse
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ DEEPEST = 4  # dictionaries in the arguments
 
 @dataclass(frozen=True)
 class Said:
-    """What is said, the outermost first where it is said several times, which need not be true of the weights."""
+    """Recorded facts, the outermost first where there are several, which need not be true of the weights."""
 
     num_classes: tuple[int, ...] = ()
     named: int | None = None  # classes in class_to_idx
@@ -37,7 +37,7 @@ class Said:
         return self.named if self.named is not None and self.named in (rows, (rows or 0) - 1) else None
 
     def contradictions(self, rows: int, model: str, sizes: tuple[int, ...]) -> list[str]:
-        """What is said and is not so of weights with so many rows of labels, in words.
+        """Recorded facts, in words, that are not so of weights with so many rows of labels.
 
         Args:
             sizes: what may be called the image size, in pixels or latent ones.
@@ -58,7 +58,7 @@ class Said:
 
 
 def read(content: object, mapping: object, known_models: object) -> Said:
-    """What the content of a file says.
+    """The facts in the content of a file.
 
     Args:
         mapping: its `class_to_idx`, unchecked, or None.

@@ -1,4 +1,4 @@
-"""What torch.save has written, read without trust: no code of the file's runs, and no file costs more than its size.
+"""Files of torch.save read without trust: no code of the file's runs, and no file costs more than its size.
 
 Only what torch itself allows (`weights_only=True`) is called, and stand-ins for some harmless things that trainings leave beside
 weights; their values are of no use here, so nothing is lost. Everything else is named in the refusal.
@@ -111,7 +111,7 @@ class BoundedFile(io.FileIO):
 
 
 def unpickle(path: Path) -> object:
-    """What a file of torch's zip format holds, its tensors memory-mapped.
+    """The content of a file of torch's zip format, its tensors memory-mapped.
 
     Raises:
         UserError: if it is damaged, or holds more than weights and harmless things, or would take much time or memory.

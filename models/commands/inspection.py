@@ -1,4 +1,4 @@
-"""What a checkpoint or an autoencoder is, and the command that samples it: `python -m models inspect`."""
+"""Facts of a checkpoint or an autoencoder, and the command that samples it: `python -m models inspect`."""
 
 import argparse
 import json
@@ -65,7 +65,7 @@ def readable(value: str | int | float | bool) -> str:
 
 
 def inspect(path: Path, probed: bool = False, weights_key: str | None = None) -> dict[str, str | int | float | bool | None]:
-    """What is in a file or folder, in the order in which it reads well.
+    """The facts of a file or folder, in the order in which they read well.
 
     Args:
         probed: load a checkpoint's network, and see what it makes of pure noise.
@@ -155,7 +155,7 @@ def as_families(shape: dict, families: Iterable[str]) -> list[dict]:
 
 
 def ask_each(path: Path, shapes: list[dict], weights_key: str | None, is_theirs: bool) -> tuple[dict, str | None, dict | None]:
-    """What the network makes of pure noise as the first of these that it behaves as, and that one; as none of them, what it made
+    """The network's answer to pure noise as the first of these that it behaves as, and that one; as none of them, what it made
     as the first, and why that is refused."""
     told, refused = {}, None
     for shape in shapes:
@@ -203,7 +203,7 @@ def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "
 def ask(
     path: Path, shape: dict, weights_key: str | None, own_embedders: bool
 ) -> tuple[dict[str, float | str | None], str | None]:
-    """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
+    """The answer of a checkpoint's network to pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
     from fiducial.models import probe

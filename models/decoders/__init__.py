@@ -1,1 +1,1 @@
-"""What makes pixels of latents, a file for each kind."""
+"""Codecs, which make pixels of latents, a file for each kind."""

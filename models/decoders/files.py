@@ -1,4 +1,4 @@
-"""What is known of a codec before it is loaded."""
+"""Facts of a codec that are known before it is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path

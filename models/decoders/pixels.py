@@ -12,7 +12,7 @@ NAME = "pixels"
 
 
 class Pixels(nn.Module):
-    """What is loaded: nothing, so that there is nothing to slice either."""
+    """A decoder without weights, so that there is nothing to slice either."""
 
     def enable_slicing(self) -> None:
         """An image is not made at once or one by one."""

@@ -13,7 +13,7 @@ from fiducial.models.decoders.files import CodecFiles
 
 
 class Decoder(Protocol):
-    """What the file of a codec has."""
+    """Protocol of a codec's file."""
 
     def takes(self, source: str) -> bool:
         """Whether `--vae` says this codec."""
@@ -22,7 +22,7 @@ class Decoder(Protocol):
         """The local folder of what `--vae` says, fetched if it has to be."""
 
     def inspect(self, folder: Path) -> CodecFiles:
-        """What it is, its weights hashed but not loaded."""
+        """Facts of the codec, its weights hashed but not loaded."""
 
     def factor(self, folder: Path) -> int:
         """Image pixels a latent pixel, both ways; the weights are not read."""

@@ -15,7 +15,7 @@ PREDICTIONS = ("velocity", "v", "v_prediction")  # a DiT's may be called, too, a
 
 
 def clock(t: float) -> float:
-    """What it is fed at a time from 0, the image, to 1, noise."""
+    """The timestep that it is fed at a time from 0, the image, to 1, noise."""
     return 1 - t
 
 

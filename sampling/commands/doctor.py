@@ -1,4 +1,5 @@
-"""What a run will meet on this machine, found by trying: `python -m sampling doctor`, alone or under torchrun on all nodes.
+"""Problems that a run will meet on this machine, found by trying: `python -m sampling doctor`, alone or under torchrun on all
+nodes.
 
 A check is a function that yields findings. Those of a machine are made by the first rank of each node, those of the folder that
 all share by every rank.
@@ -100,7 +101,7 @@ def machine(device: torch.device, cache_dir: Path | None) -> Iterator[Finding]:
 
 
 def required() -> str:
-    """What Fiducial needs, a package a line: requirements.txt, or what was installed says of itself."""
+    """Requirements, a package a line: requirements.txt, or what the installed distribution declares."""
     if IS_CHECKOUT:
         return REQUIREMENTS.read_text()
     return "\n".join(line for line in requires(DISTRIBUTION) or () if "extra ==" not in line)
@@ -256,7 +257,7 @@ def room(folder: Path) -> Iterator[Finding]:
 
 
 def weights(cache_dir: Path | None) -> Iterator[Finding]:
-    """What of the published files is on this machine. None is needed for --preset digits."""
+    """Lines on the published files that are on this machine. None is needed for --preset digits."""
     from huggingface_hub import try_to_load_from_cache
 
     def remedy(vae: str = "") -> str:
@@ -298,7 +299,7 @@ def cached(cache_dir: Path | None) -> Iterator[Finding]:
 
 
 def surroundings() -> Iterator[Finding]:
-    """What the environment says of network, hub and scheduler."""
+    """Lines on network, hub and scheduler, by the environment."""
     name, interface = socket.gethostname(), os.environ.get("GLOO_SOCKET_IFNAME")
     try:
         address = socket.gethostbyname(name)

@@ -15,7 +15,7 @@ class Evaluating(Protocol):
     """An evaluation that is ready before any sample is drawn."""
 
     def evaluator(self) -> object:
-        """What `FeatureFiles` fills."""
+        """The evaluator that `FeatureFiles` fills."""
 
     def of_images(self, npz: Path) -> None:
         """On all ranks: evaluates a run's images, and writes the result beside them."""

@@ -1,4 +1,4 @@
-"""What state a run is in, for people and for job scripts. No torch."""
+"""The state of a run, for people and for job scripts. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -56,5 +56,5 @@ def verify(folder: Path, on_checked: Callable[[int], object]) -> Iterator[str]:
 
 
 def expected_frame(manifest: Manifest, crcs: np.ndarray) -> tuple[bytes, bytes]:
-    """What stands around the pixels in the npz, by the CRC-32 of each image's."""
+    """The bytes around the pixels in the npz, by the CRC-32 of each image's."""
     return archive.frame(Plan.of(manifest.identity, len(crcs)).labels, manifest.identity.image_size, crcs)

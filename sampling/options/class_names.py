@@ -1,4 +1,4 @@
-"""What names in `--labels` mean. No torch."""
+"""Labels of the names in `--labels`. No torch."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""What a run is: the frozen configuration, the presets, and the identity by which a run is recognised. Imports no torch."""
+"""The frozen configuration of a run, the presets, and the identity by which a run is recognised. Imports no torch."""
 
 import os
 import re

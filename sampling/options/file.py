@@ -112,7 +112,8 @@ def _flag(name: str, value: yaml.Node, actions: Mapping[str, argparse.Action]) -
 
 
 def _text(name: str, value: yaml.Node, action: argparse.Action) -> str:
-    """What would stand on the command line: what was written, so that no number is rounded and no name taken for a date."""
+    """The text as it would stand on the command line: what was written, so that no number is rounded and no name taken for a
+    date."""
     is_number = action.type in (int, float)
     if isinstance(value, yaml.SequenceNode) and not is_number and all(isinstance(one, yaml.ScalarNode) for one in value.value):
         entries = [one.value for one in value.value]

@@ -1,4 +1,4 @@
-"""What is wrong with a folder that a run is to be drawn into, found before anything is written there."""
+"""Checks of the folder that a run is to be drawn into, before anything is written there."""
 
 import glob
 import os
@@ -76,7 +76,7 @@ def check_records(folder: Path, manifest: Manifest) -> None:
 
 
 def other_configuration(folder: Path, there: Identity, here: Identity, weights: str | None = None) -> UserError:
-    """What to say if `folder` is of the identity `there`, drawn from the weights of that name, and this run of another."""
+    """The error for a `folder` of the identity `there`, drawn from the weights of that name, and this run of another."""
     names = here.differing(there)
     said = ", ".join(
         f"{name} is {str(there.values.get(name))[:SHOWN]} there and {str(here.values.get(name))[:SHOWN]} here" for name in names

@@ -40,7 +40,7 @@ DAMAGED = (
 
 
 class Evaluator(Protocol):
-    """What this sink needs of `evaluation.Evaluator`, which this package does not import."""
+    """The part of `evaluation.Evaluator` that this sink needs, which this package does not import."""
 
     extractor: str
     bytes_of_image: int
@@ -146,7 +146,7 @@ def most_block_bytes(evaluator: Evaluator, block_size: int, image_size: int) -> 
 
 
 def read_block(path: Path, evaluator: Evaluator, block_size: int, image_size: int) -> dict[str, np.ndarray]:
-    """What the file of a block holds, by name.
+    """The arrays in the file of a block, by name.
 
     Raises:
         Exception: one of `DAMAGED`, if it is not a file as `FeatureFiles` writes it; no more memory is taken than the file has

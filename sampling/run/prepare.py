@@ -29,7 +29,7 @@ PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 
 @dataclass(frozen=True)
 class Found:
-    """What the checks before a run have found; nothing is written by then."""
+    """Findings of the checks before a run; nothing is written by then."""
 
     run: ResolvedRun
     folder: Path
@@ -120,7 +120,7 @@ def forget_last_session(folder: Path, manifest: Manifest) -> None:
 
 
 def describe_session(group: Group, images_before: int, with_png: bool) -> Session:
-    """What is recorded of where and when a run was worked on."""
+    """The record of where and when a run was worked on."""
     return Session(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         images_before=images_before,

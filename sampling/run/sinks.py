@@ -1,4 +1,4 @@
-"""What becomes of the images of a run: what every sink is asked for."""
+"""Protocol of a sink, which keeps the images of a run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""What can draw the images of a run, one a file."""
+"""Sources of a run's images, one a file."""

@@ -82,7 +82,7 @@ def open_source(config: SamplingConfig, task: Task, group: Group, note: Callable
 
 
 def numerics_of(identity: Identity) -> Numerics:
-    """What precision, compilation and kernels a run was resolved to."""
+    """Precision, compilation and kernels that a run was resolved to."""
     return Numerics(**{name: identity.values[name] for name in RESOLVED})
 
 
@@ -137,7 +137,7 @@ def with_sampler(config: SamplingConfig) -> SamplingConfig:
 
 
 def check_given(config: SamplingConfig, group: Group) -> None:
-    """What can be told before anything is downloaded.
+    """Check what can be told before anything is downloaded.
 
     Raises:
         UserError: for options that no files make right, without `--ckpt` where none is published, and on rank 0 for a file
@@ -205,7 +205,7 @@ def told_by_files(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
 
 
 def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
-    """What the run is, once files and options are known to go together."""
+    """The resolved run, once files and options are known to go together."""
     found = checkpoint.read(config.ckpt, config.weights_key)
     checkpoint.require_family(found, config.ckpt, config.model)
     codec, asked = decoder_of(config.vae), ["vae", config.vae, config.cache_dir]
@@ -280,7 +280,7 @@ def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_nu
 
 
 def names_of(config: SamplingConfig, found: checkpoint.Checkpoint) -> ClassNames | None:
-    """What the classes of the run are called, if anybody knows."""
+    """Names of the run's classes; None where nobody knows them."""
     return names_of_checkpoint(config.class_names, config.ckpt, found.class_to_idx, config.num_classes)
 
 

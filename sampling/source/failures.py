@@ -1,4 +1,4 @@
-"""What goes wrong on a device while drawing: how it is known and said."""
+"""Failures of a device while drawing: how they are known and said."""
 
 import torch
 

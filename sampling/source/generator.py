@@ -208,7 +208,7 @@ def module_file(name: str) -> Path:
 
 
 def options_of(config: SamplingConfig) -> dict[str, int | float | str]:
-    """What the function is given by keyword, of `--generator-options`: numbers where they are some, else text."""
+    """Keyword arguments of the function, from `--generator-options`: numbers where they are some, else text."""
     options: dict[str, int | float | str] = {}
     for entry in entries_of(config):
         name, _, text = entry.partition("=")
@@ -264,7 +264,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
 
 
 def try_out(run: ResolvedRun, _: Group) -> None:
-    """What it draws is looked at when it is drawn."""
+    """Import the function; its images are looked at when they are drawn."""
     find_function(run.config.generator)
 
 

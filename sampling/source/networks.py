@@ -67,7 +67,7 @@ class Networks:
         return network if how.dtype == torch.float32 else network.to_half(how.dtype)
 
     def _probe(self, network: DiT) -> probe.Response:
-        """What the network makes of pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
+        """The network's answer to pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
 
         Raises:
             UserError: if it is not what a network of its family makes of it.

@@ -1,4 +1,4 @@
-"""What a source of images is: how a run finds out that it can be drawn from, and draws."""
+"""Protocol of a source of images: how a run finds out that it can be drawn from, and draws."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fiducial.sampling.store.task import Task
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What options and files come to, once they are known to go together; nothing is written by then."""
+    """A run as options and files give it, once they are known to go together; nothing is written by then."""
 
     config: SamplingConfig  # nothing untold in it, and no names among its labels
     identity: Identity
@@ -47,8 +47,8 @@ class Source(Protocol):
         """Wait for all ranks to have come here; on rank 0 what loading has told of it, for the manifest's `probe`."""
 
     def lines(self, told: dict | None, evaluations: int) -> list[str]:
-        """What it is, for a dry run; `told` is what loading has told, `evaluations` how often a block called `check`, 0 if none
-        was drawn."""
+        """Lines on the source for a dry run; `told` is what loading has told, `evaluations` how often a block called `check`, 0
+        if none was drawn."""
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """The blocks that begin at `starts`: first index, and pixels (block_size, H, W, 3) uint8.
@@ -74,7 +74,7 @@ class SourceSpec(Protocol):
         """The configuration with local files, downloaded if need be, and what these say where nothing was given. On all ranks."""
 
     def resolve(self, config: SamplingConfig, group: Group) -> ResolvedRun:
-        """What the run is; on rank 0 only.
+        """The resolved run; on rank 0 only.
 
         Raises:
             UserError: if options and files do not go together.

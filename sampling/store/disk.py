@@ -67,7 +67,7 @@ def check_room(folder: Path, count: int, missing: int, image_size: int, with_png
 
 
 def gone(told: Path) -> str:
-    """What of a run that is being drawn is not in its place any more, and what to do; empty if nothing is missing.
+    """A sentence on files of a run being drawn that are not in their place any more, and what to do; empty if none is missing.
 
     Args:
         told: the file in its folder that says what the run is.
@@ -79,7 +79,7 @@ def gone(told: Path) -> str:
 
 
 def explained(error: OSError, folder: Path, told: Path | None = None) -> UserError:
-    """What a person can do about a file that could not be written or read; `told` as of `gone`, for a run that is being drawn."""
+    """The error with what a person can do about a file that could not be written or read; `told` as of `gone`."""
     if told and isinstance(error, FileNotFoundError | NotADirectoryError) and (reason := gone(told)):
         return UserError(reason)
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))

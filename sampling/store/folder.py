@@ -1,4 +1,4 @@
-"""What the files in a run's folder are called, and why the last session ended.
+"""Names of the files in a run's folder, and why the last session ended.
 
 SAMPLE_DIR/RUN/000000.png ...            by index; from 100,000 on in folders of 100,000, from-0000100000/100000.png
 SAMPLE_DIR/RUN/manifest.json             what the run is, and its history: see `manifest`

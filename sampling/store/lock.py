@@ -175,7 +175,7 @@ class Lock:
 
 
 def read(path: Path) -> dict | None:
-    """Who holds the lock, or None if nobody does. What cannot be understood is held by nobody alive."""
+    """The holder of the lock, or None if nobody holds it. What cannot be understood is held by nobody alive."""
     try:
         with open_regular(path) as file:
             content = file.read(LENGTH)

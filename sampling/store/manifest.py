@@ -66,7 +66,7 @@ class Npz:
 
 @dataclass(frozen=True)
 class Names:
-    """What the classes of a run are called, and where that was found."""
+    """Names of a run's classes, and where they were found."""
 
     sha256: str
     source: str
@@ -77,7 +77,7 @@ class Names:
 
 @dataclass
 class Manifest:
-    """What a run is, and its sessions. It changes while its run is drawn, by the one process that holds the run's lock."""
+    """A run's identity, files and sessions. It changes while its run is drawn, by the one process that holds the run's lock."""
 
     format: str
     identity: Identity
@@ -103,7 +103,7 @@ class Manifest:
 
     @property
     def mark(self) -> int:
-        """What the rows of the run's records are told by."""
+        """The mark by which the rows of the run's records are told from another run's."""
         return int(self.fingerprint[:8], 16) if self.records_format == RECORDS_FORMAT else 0
 
     @property
@@ -230,7 +230,7 @@ def _is_readable(text: str) -> bool:
 
 
 def _check_run(manifest: dict) -> None:
-    """What every run has, with images or without."""
+    """Check the parts that every run has, with images or without."""
     _require(manifest, "num_fid_samples", 1, LIMITS["num_fid_samples"])
     for number, session in enumerate(manifest["sessions"]):
         _require(session, "world_size", 1, LIMITS["world_size"], f"sessions[{number}].")
@@ -255,7 +255,7 @@ def _require(content: dict, name: str, least: int, most: int, whose: str = "") -
 
 
 def _check_files(manifest: dict) -> None:
-    """What a run has whose images are in files."""
+    """Check the parts of a run whose images are in files."""
     sessions, npz = manifest["sessions"], manifest["npz"]
     _require(manifest, "merged", 0, len(sessions))
     if (ranks := sum(session["world_size"] for session in sessions[manifest["merged"] :])) > MOST_FILES:
@@ -269,7 +269,7 @@ def _check_files(manifest: dict) -> None:
 
 
 def mixed_up(folder: Path, manifest: Manifest) -> str:
-    """What shows that the records in `folder` are of another run than its manifest, in words; empty if nothing does.
+    """A sentence if the records in `folder` are of another run than its manifest; else empty.
 
     The images' hash is compared only if the last session finished: one that ended early may have drawn some of them anew, which
     without --exact need not give the same bytes.

@@ -57,7 +57,7 @@ def write_pixels(file: int, index: int, pixels: bytes | memoryview, image_size: 
 
 
 def read_pixels(file: int, index: int, image_size: int) -> bytes:
-    """What stands in an image's place: nothing where nothing was written, or the file ends before."""
+    """The bytes in an image's place: none where nothing was written, or the file ends before."""
     at = slot(index, image_size)
     try:
         if os.fstat(file).st_size < at + image_bytes(image_size):  # or memory would be taken for what is not there

@@ -1,4 +1,4 @@
-"""What the parts of a run's manifest are, told where one is something else: by its name and its value, not in Python's words."""
+"""Checks of the parts of a run's manifest, which name the part and its value, not in Python's words."""
 
 import itertools
 import json
@@ -93,7 +93,7 @@ def _require_part(within: object, place: str, own: str, kind: str) -> None:
 
 
 def _at(content: dict, name: str) -> list[tuple[object, str]]:
-    """What is called so, each with its place in words; nothing where it is not there. What is around it is as it is to be."""
+    """The parts of that name, each with its place in words; none where it is not there. What is around it is as it is to be."""
     found: list[tuple[object, str]] = [(content, "")]
     for own in name.split("."):
         field = own.removesuffix(EACH)

@@ -1,4 +1,4 @@
-"""What is known of each image: the hash of its pixels, and what its PNG file must look like. No torch.
+"""Records of each image: the hash of its pixels, and the size and CRC that its PNG file must have. No torch.
 
 RUN/records.bin              a row for each index at a fixed place; written by rank 0 alone
 RUN/records/0003-00017.bin   rows that rank 17 has appended in the third session, until rank 0 has moved them

@@ -57,7 +57,8 @@ def is_as_recorded(pixels: bytes | None, row: np.void) -> bool:
 
 @dataclass
 class Mended:
-    """What `mend` did: indices whose pixels are nowhere; copies restored, in the npz and as PNG; rows to be recorded for that."""
+    """Outcome of `mend`: indices whose pixels are nowhere; copies restored, in the npz and as PNG; rows to be recorded for
+    that."""
 
     lost: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)

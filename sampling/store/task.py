@@ -79,7 +79,7 @@ def events_path(folder: Path, session: int, rank: int) -> Path:
 
 
 def read_events(folder: Path, session: int, ranks: int) -> list[dict]:
-    """What the ranks of a session have noted."""
+    """Events that the ranks of a session have noted."""
     events = []
     for rank in range(ranks):
         path = events_path(folder, session, rank)
