@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -11,6 +12,7 @@ from test_evaluation_cli import evaluate
 
 from fiducial.evaluation import features, metrics
 from fiducial.evaluation.commands.common import ALIASES
+from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Provenance, Reference
 from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, ExtractorSpec
 from fiducial.evaluation.features.digits import build
 from fiducial.evaluation.metrics import METRICS, Metric, Need
@@ -108,6 +110,12 @@ def test_a_row_is_all_that_an_extractor_takes(images, monkeypatch, capsys):
     found = json.loads((images / "a.json").read_text())["metrics"]["fid-other"]
     assert "64 others" in found["definition"]
     assert found["deviations"] == ["the extractor is other, where adm's is inception", "it is another"]
+
+
+@pytest.mark.parametrize(("metric", "count"), [("fid", 2), ("fid-infinity", 2), ("kid", 1), ("is", 0), ("vendi", 0)])
+def test_deviations_of_a_reference_are_of_the_metrics_that_take_it(metric, count):
+    made = Reference(Path("x.npz"), None, WITHOUT_PROVENANCE, provenance=Provenance(dtype="bfloat16"))
+    assert len(made.deviations(metric, "float32")) == count
 
 
 def test_the_command_that_draws_names_all_protocols_and_weights():

@@ -17,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="RUN",
         help="a result that calc wrote as JSON, or RUN.html, RUN.npz or the folder RUN beside its RUN.json, which are one run, "
         "so that samples/RUN-* will do; the others are compared with the first, runs that differ by their seed alone are taken "
-        "together, and what cannot be compared is left out and named",
+        "together, and what cannot be compared with most of them is left out and named",
     )
     compare.add_argument(
         "--json",
