@@ -19,6 +19,7 @@ from fiducial.evaluation.results.grid import thumbnail
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
 NONE = -1  # as an index or a label: none was given
+MOST = 2**53  # of an index or label, which ranks add up in float64
 
 
 class Collection:
@@ -224,10 +225,12 @@ def as_pixels(images: Tensor | np.ndarray) -> np.ndarray:
 
 
 def as_numbers(numbers: Tensor | np.ndarray | None, count: int, what: str) -> np.ndarray:
-    """(count,) int64, not negative; `NONE` where None is given."""
+    """(count,) int64 from 0 to MOST; `NONE` where None is given."""
     if numbers is None:
         return np.full(count, NONE, dtype=np.int64)
     found = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
     if found.shape != (count,) or (count and found.dtype.kind not in "iu") or (found < 0).any():
         raise ValueError(f"{what} expected as {count} integers from 0 on; got {found.dtype} {found.shape}")
+    if count and found.max() > MOST:
+        raise ValueError(f"{what} expected as integers up to {MOST:,}; got {found.max():,}")
     return found.astype(np.int64)

@@ -36,6 +36,8 @@ def choose_extractor(reference: Reference | None, wanted: str | None, settings: 
     Raises:
         UserError: if the reference was made with another, as far as that can be seen before its weights are loaded.
     """
+    if wanted and wanted not in EXTRACTORS:
+        raise UserError(f"there is no extractor {wanted!r}; choose from {', '.join(EXTRACTORS)}")
     made_with = reference.provenance.extractor if reference else None
     if reference and reference.kind == ADM_KIND and differs_from_adm(wanted):
         made_with = DEFAULT

@@ -69,10 +69,13 @@ class Evaluator:
         image_size: int | None = None,
         evaluation: Evaluation | None = None,
         class_names: Sequence[str] | Mapping[str, int] = (),
-        metrics: Sequence[str] | None = None,
+        metrics: Sequence[str] | str | None = None,
         device: str = "auto",
     ):
         if evaluation is None:
+            for name, value, kind in (("settings", settings, Settings), ("weights", weights, Mapping)):
+                if not isinstance(value, kind | None):
+                    raise UserError(f"Evaluator({name}={value!r}): must be {kind.__name__} or None")
             group, settings = group or fiducial.init(device), _with(settings or Settings(), metrics)
             evaluation = Evaluation.prepare(ref, group, settings, extractor, weights, image_size, train)
         if evaluation.exact:
@@ -185,6 +188,6 @@ class Evaluator:
             return evaluation.result_of(images, found, cache, grid)
 
 
-def _with(settings: Settings, metrics: Sequence[str] | None) -> Settings:
+def _with(settings: Settings, metrics: Sequence[str] | str | None) -> Settings:
     """The settings with these metrics, where any are given."""
-    return settings if metrics is None else replace(settings, metrics=tuple(metrics))
+    return settings if metrics is None else replace(settings, metrics=metrics)

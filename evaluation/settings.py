@@ -19,7 +19,7 @@ class Settings:
 
     Args:
         protocol: whose definitions, one of `PROTOCOLS`.
-        metrics: names in `METRICS`; None for all that the protocol defines and the reference allows.
+        metrics: names in `METRICS`, or a text of them with commas; None for all of the protocol that the reference allows.
         fp16_compat: distances of precision and recall rounded to float16 as ADM's evaluator does.
         dtype: of the network's convolutions, float32 or bfloat16.
         batch_size: images read at once; features do not depend on it.
@@ -29,7 +29,7 @@ class Settings:
     """
 
     protocol: str = "adm"
-    metrics: Sequence[str] | None = None
+    metrics: Sequence[str] | str | None = None
     fp16_compat: bool = False
     dtype: str = "float32"
     batch_size: int = 64
@@ -41,7 +41,8 @@ class Settings:
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", Path(self.cache_dir))
         if self.metrics is not None:
-            object.__setattr__(self, "metrics", tuple(self.metrics))
+            names = self.metrics.split(",") if isinstance(self.metrics, str) else self.metrics
+            object.__setattr__(self, "metrics", tuple(names))
 
     @property
     def rules(self) -> Protocol:

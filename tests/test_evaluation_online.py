@@ -367,3 +367,29 @@ except KeyError as error:
     first, second = done.stdout.splitlines()
     assert first == "['authpct-digits', 'fid-digits', 'precision-digits'] True AuthPct-digits 60"
     assert second == "'kid was not computed, but fid, precision, authpct'"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"settings": {"protocol": "adm"}}, "settings={'protocol': 'adm'}): must be Settings or None"),
+        ({"weights": "inception=x"}, "weights='inception=x'): must be Mapping or None"),
+        ({"device": "tpu9"}, "device tpu9: no such device; choose from auto, cuda, cpu"),
+        ({"extractor": "nope"}, "there is no extractor 'nope'; choose from inception"),
+        ({"metrics": "fid,f"}, "--metrics f: no such metric; choose from"),
+    ],
+)
+def test_what_cannot_be_an_evaluator_is_told_in_one_sentence(given, said):
+    with pytest.raises(UserError) as refused:
+        Evaluator("digits", **{"device": "cpu"} | given)
+    assert said in str(refused.value)
+
+
+def test_metrics_may_be_one_text_and_what_was_left_out_is_told(arrays):
+    assert Settings(metrics="fid,precision").metrics == ("fid", "precision")
+    evaluator = Evaluator("digits", device="cpu")
+    result = evaluator.update(arrays[0][:20]).compute()
+    with pytest.raises(KeyError, match="sFID-digits was left out: the extractor digits has no spatial features"):
+        result["sfid"]
+    with pytest.raises(ValueError, match="integers up to 9,007,199,254,740,992"):
+        evaluator.update(arrays[0][:1], indices=np.array([2**62]))

@@ -44,11 +44,12 @@ class Result:
         """A metric by its plain name, such as `result["fid"]`, whatever the extractor; or by its key, such as "fid-digits".
 
         Raises:
-            KeyError: if it was not computed; the sentence says what was, or why it could not be.
+            KeyError: if it was not computed; the sentence says what was, and why others were left out.
         """
         found = self.metrics.get(name) or next((one for one in self.metrics.values() if one.name == name), None)
         if found is None:
-            raise KeyError(f"{name} was not computed, but {', '.join(one.name for one in self.metrics.values())}")
+            why = "".join(f"; {label} was left out: {reason}" for label, reason in self.left_out.items())
+            raise KeyError(f"{name} was not computed, but {', '.join(one.name for one in self.metrics.values())}{why}")
         return found
 
     def to_json(self) -> str:

@@ -32,7 +32,10 @@ def init(device: str = "auto") -> Group:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     local_rank = here.local_rank
-    place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    try:
+        place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device}: no such device; choose from auto, cuda, cpu") from None
     if here.is_alone:
         _take_device(place)
         return Group(0, 1, 0, "0", place, dist.HashStore())
