@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from fiducial import Group, say
-from fiducial.sampling import memory, numerics, plan
+from fiducial.sampling import memory, plan
 from fiducial.sampling.noise import check_stream
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.run.image_files import ImageFiles
 from fiducial.sampling.run.prepare import examine
+from fiducial.sampling.source import numerics
 from fiducial.sampling.source.protocol import Source
 from fiducial.sampling.source.table import source_of
 from fiducial.sampling.store import disk, lock, records

@@ -110,7 +110,7 @@ def arguments(work: Drawing, *options: str) -> list[str]:
 def ours(work: Drawing, *options: str) -> "LatentDiffusion":
     """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them."""
     import sample_ddp
-    from fiducial.sampling import numerics
+    from fiducial.sampling.source import numerics
     from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))

@@ -27,7 +27,8 @@ from fiducial import Parser, UserError, require_ending, say, unwritable, user_er
 from fiducial.evaluation.data.references import DIGITS, open_reference
 from fiducial.evaluation.features.load import load_extractor
 from fiducial.evaluation.metrics.gaussians import frechet_distance
-from fiducial.sampling.options.config import PRESETS, SamplingConfig
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.presets import PRESETS
 from fiducial.sampling.run import session
 from fiducial.sampling.run.image_files import ImageFiles
 from scripts.train_demo import load_scans

@@ -12,7 +12,8 @@ import sample_ddp
 from fiducial import UserError, check_lengths, make_folder, unwritable
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.settings import Settings
-from fiducial.sampling.options.config import PRESETS, SamplingConfig
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.presets import PRESETS
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
 

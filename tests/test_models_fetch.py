@@ -14,7 +14,8 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.models.checkpoints import catalogue, hub
-from fiducial.sampling.options.config import PRESETS, SamplingConfig
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.presets import PRESETS
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
 REFERENCE = "/diffusion/jul-2021/ref_batches/imagenet/256/VIRTUAL_imagenet256_labeled.npz"

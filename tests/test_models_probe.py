@@ -19,7 +19,7 @@ from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.networks.table import NETWORKS
 from fiducial.models.probe import Response, compare, require, respond
-from fiducial.sampling import numerics
+from fiducial.sampling.source import numerics
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.store.lock import LOCK
 

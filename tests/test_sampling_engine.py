@@ -22,9 +22,8 @@ from fiducial.diffusion.prediction import from_noise
 from fiducial.diffusion.samplers import sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models.checkpoints import checkpoint
-from fiducial.sampling import numerics
 from fiducial.sampling.noise import standard_normal
-from fiducial.sampling.source import latent_diffusion
+from fiducial.sampling.source import latent_diffusion, numerics
 
 
 def draw_here(*arguments: str) -> Path:

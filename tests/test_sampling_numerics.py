@@ -19,11 +19,11 @@ from fiducial.models import DiT_models
 from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders import autoencoder
 from fiducial.models.networks.dit import attention_by_products
-from fiducial.sampling import memory, numerics
-from fiducial.sampling.numerics import REFERENCE, Numerics
-from fiducial.sampling.source import dit
+from fiducial.sampling import memory
+from fiducial.sampling.source import dit, numerics
 from fiducial.sampling.source.blocks import Blocks
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+from fiducial.sampling.source.numerics import REFERENCE, Numerics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -266,10 +266,10 @@ def test_a_named_run_is_repeated_by_its_name_and_refuses_a_change(tiny_checkpoin
 
 
 def test_what_auto_came_to_is_asked_for_where_auto_means_something_else(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("fiducial.sampling.numerics.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("fiducial.sampling.source.numerics.cpu_has_bf16", lambda: True)
     given = unnamed(tiny_checkpoint, tmp_path, "--no-vae-slicing")
     path = run(*[text for text in given if text not in ("--precision", "fp32")])
-    monkeypatch.setattr("fiducial.sampling.numerics.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("fiducial.sampling.source.numerics.cpu_has_bf16", lambda: False)
     identity = json.loads(path.read_text())["identity"]
     assert identity["precision"] == "bf16"
     config, _ = sample_ddp.parse(["--config", str(path)])

@@ -38,8 +38,9 @@ from fiducial import (
 )
 from fiducial.models.checkpoints import hub
 from fiducial.models.decoders import autoencoder
-from fiducial.sampling import memory, numerics
+from fiducial.sampling import memory
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source import numerics
 from fiducial.sampling.store import disk
 from fiducial.sampling.store.lock import Lock, await_token
 from fiducial.version import DISTRIBUTION

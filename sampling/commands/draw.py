@@ -34,7 +34,7 @@ def main(prepare: Prepare) -> None:
         fiducial.launched()  # before torch is imported
         if options.dry_run:
             fiducial.download_nothing()
-        from fiducial.sampling import numerics
+        from fiducial.sampling.source import numerics
         from fiducial.sampling.source.table import source_of
 
         numerics.ready_torch()  # before an evaluation makes tensors

@@ -1,4 +1,4 @@
-"""The frozen configuration of a run, the presets, and the identity by which a run is recognised. Imports no torch."""
+"""The frozen configuration of a run, and the identity by which a run is recognised. Imports no torch."""
 
 import os
 import re
@@ -10,39 +10,6 @@ from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.sampling.identity import FINGERPRINT_LETTERS
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
-from fiducial.wings import ASSETS
-
-# Defaults that a preset puts in the place of the general ones. What the user says on the command line wins.
-PRESETS = {
-    "digits": {
-        "model": "DiT-XS/2",
-        "ckpt": ASSETS / "digits" / "dit.safetensors",
-        "vae": str(ASSETS / "digits" / "vae"),
-        "image_size": 64,
-        "num_classes": 10,
-        "cfg_channels": 4,
-        "cfg_scale": 1.5,
-        "num_fid_samples": 1000,
-        "per_proc_batch_size": 50,
-        "sampler": "ddpm",
-        "num_sampling_steps": "50",
-    },
-    # As DiT's published numbers were drawn, but for the labels, which DiT draws at random as well, by another generator.
-    **{
-        f"dit-xl-2-{size}": {
-            "model": "DiT-XL/2",
-            "vae": "ema",
-            "image_size": size,
-            "num_classes": 1000,
-            "cfg_channels": 3,
-            "cfg_scale": 1.5,
-            "num_fid_samples": 50_000,
-            "sampler": "ddpm",
-            "num_sampling_steps": "250",
-        }
-        for size in (256, 512)
-    },
-}
 
 # What is drawn where there is no checkpoint to say it: the published weights.
 PUBLISHED = {"model": "DiT-XL/2", "image_size": 256, "num_classes": 1000}

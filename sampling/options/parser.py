@@ -5,8 +5,9 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from fiducial import Parser, UserError
-from fiducial.sampling.options.config import PRESETS, PUBLISHED, SAMPLERS, SamplingConfig
+from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
+from fiducial.sampling.options.presets import PRESETS
 
 DESCRIPTION = """Draws images from a class-conditional DiT on every GPU (or CPU process) there is, and packs them into one npz.
 
@@ -273,7 +274,10 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "evaluate_online": False,
     }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
-    settings = PRESETS.get(given.pop("preset", None), {}) | given
+    preset = given.pop("preset", None)
+    if preset and "generator" in given:
+        raise UserError(f"--preset {preset}: not with --generator, which draws by its own means; leave it out")
+    settings = PRESETS.get(preset, {}) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
         settings["cfg_scale"] = 1.0
     if (tf32 := settings.pop("tf32", None)) is not None:

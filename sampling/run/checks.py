@@ -8,7 +8,7 @@ from pathlib import Path
 from fiducial import UserError, nearest, say, unwritable
 from fiducial.classes import GUESSED, ClassNames, difference
 from fiducial.sampling.identity import FINGERPRINT_LETTERS, Identity
-from fiducial.sampling.numerics import RESOLVED
+from fiducial.sampling.source.numerics import RESOLVED
 from fiducial.sampling.source.protocol import ResolvedRun
 from fiducial.sampling.store import manifest as manifests
 from fiducial.sampling.store.folder import MANIFEST, ONLINE

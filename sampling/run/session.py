@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from fiducial import Cause, Group, write_whole
-from fiducial.sampling import numerics
 from fiducial.sampling.noise import check_stream
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.run import trunk
 from fiducial.sampling.run.prepare import prepare
 from fiducial.sampling.run.sinks import RunFolder, Sink
+from fiducial.sampling.source import numerics
 from fiducial.sampling.source.table import source_of
 from fiducial.sampling.store import disk
 from fiducial.sampling.store.folder import ENDED, RESERVE

@@ -21,13 +21,13 @@ from fiducial.models.checkpoints import candidates, catalogue, checkpoint, label
 from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import decoder_of
 from fiducial.models.networks.table import spec_of
-from fiducial.sampling import numerics
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
-from fiducial.sampling.numerics import RESOLVED, Numerics
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source import numerics
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+from fiducial.sampling.source.numerics import RESOLVED, Numerics
 from fiducial.sampling.source.protocol import ResolvedRun
 from fiducial.sampling.store.task import Task
 

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from fiducial import Group, Stopped, UserError, file_sha256
 from fiducial.classes import ClassNames, names_alone
-from fiducial.sampling import numerics, plan
+from fiducial.sampling import plan
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION, standard_normal
-from fiducial.sampling.numerics import REFERENCE
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.plan import Plan, philox
+from fiducial.sampling.source import numerics
+from fiducial.sampling.source.numerics import REFERENCE
 from fiducial.sampling.source.protocol import ResolvedRun
 from fiducial.sampling.store.task import Task
 

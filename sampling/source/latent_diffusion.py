@@ -15,13 +15,14 @@ from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import asked
 from fiducial.precision import plain_float32
-from fiducial.sampling import numerics, plan
+from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream
-from fiducial.sampling.numerics import Numerics
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks
 from fiducial.sampling.source.failures import is_out_of_memory, one_line
 from fiducial.sampling.source.networks import Networks
+from fiducial.sampling.source.numerics import Numerics
 
 
 class LatentDiffusion:

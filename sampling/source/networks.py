@@ -13,8 +13,8 @@ from fiducial.models.checkpoints import checkpoint
 from fiducial.models.decoders.table import decoder_of
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import NetworkSpec, spec_of
-from fiducial.sampling.numerics import REFERENCE, Numerics
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source.numerics import REFERENCE, Numerics
 
 
 class Networks:
