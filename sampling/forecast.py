@@ -8,7 +8,7 @@ seconds, memory and PNGs are told. What the whole run takes is that block as oft
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -70,11 +70,12 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
         npz = archive.npz_path(found.folder)
         task = Task(found.folder, 0, "", found.run.identity, found.done, found.run.facts, npz=npz, mark=mark)
         group.publish("task", task.to_json())
+        source = found.source
     else:
         task = Task.from_json(group.receive("task"))
-    config = replace(config, labels=task.identity.labels)
+        source = spec.open_source(config, task.identity, task.facts, group)
     events: list[dict] = []
-    source = spec.open_source(config, task, group, lambda **event: events.append(event))
+    source.begin(lambda **event: events.append(event))
     checking = time.monotonic() - started
     own, probed = measure(source, events, group, task, with_png) if task.missing else (None, None)
     group.publish(f"measured/{group.rank}", json.dumps(asdict(own) if own else None))

@@ -110,14 +110,18 @@ def arguments(work: Drawing, *options: str) -> list[str]:
 def ours(work: Drawing, *options: str) -> "LatentDiffusion":
     """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them."""
     import sample_ddp
+    from fiducial.models.decoders.autoencoder import Autoencoder
+    from fiducial.models.latent import LatentShape
     from fiducial.sampling.source import numerics
     from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+    from fiducial.sampling.source.networks import Networks
 
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
     how = numerics.resolve(config, work.place)
     numerics.apply(how, config, work.place)
-    drawer = LatentDiffusion(config, work.place, how, lambda: work.folder / "vae", (LATENT, work.side), lambda **_: None)
+    networks = Networks(config, work.place, how, LatentShape(LATENT, work.side), lambda: Autoencoder(work.folder / "vae"))
+    drawer = LatentDiffusion(networks)
     drawer.load()
     return drawer
 
@@ -271,7 +275,7 @@ def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> di
     """diffusers' DiTPipeline, from noise to PIL images."""
     from diffusers import DDIMScheduler, DiTPipeline
 
-    from fiducial.models.decoders.files import LATENT_SCALE
+    from fiducial.models.decoders.autoencoder import LATENT_SCALE
 
     started = time.perf_counter()
     vae = make_vae().to(work.place, DTYPES[precision]).eval().requires_grad_(False)

@@ -40,7 +40,7 @@ from fiducial.evaluation.features.load import load_extractor
 from fiducial.evaluation.making import make_reference
 from fiducial.evaluation.settings import Settings
 from fiducial.models import DiT_models
-from fiducial.models.decoders.files import LATENT_SCALE
+from fiducial.models.decoders.autoencoder import LATENT_SCALE
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_SIZE = 64

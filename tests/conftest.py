@@ -14,9 +14,14 @@ from safetensors.torch import save_file
 
 import fiducial
 from fiducial.models import DiT_models
+from fiducial.models.decoders.autoencoder import Autoencoder
+from fiducial.models.latent import LatentShape
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.run import session
 from fiducial.sampling.run.image_files import ImageFiles
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+from fiducial.sampling.source.networks import Networks
+from fiducial.sampling.source.numerics import Numerics
 from scripts.stand_ins import write_inception
 
 torch.set_num_threads(1)  # on networks as small as these, threads only wait for each other
@@ -32,6 +37,12 @@ def randomised(network: torch.nn.Module, seed: int = 0, std: float = 0.05) -> to
         if name != "pos_embed":
             parameter.data = std * torch.randn(parameter.shape, generator=generator)
     return network.eval()
+
+
+def digits_source(config: SamplingConfig, device: torch.device, how: Numerics) -> LatentDiffusion:
+    """What draws latents of the digits' shape, with their autoencoder; not loaded."""
+    networks = Networks(config, device, how, LatentShape(4, 8), lambda: Autoencoder(DIGITS / "vae"))
+    return LatentDiffusion(networks)
 
 
 def run_command(*arguments: str | Path, ranks: int = 0, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:

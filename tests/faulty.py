@@ -14,8 +14,8 @@ import torch
 
 import sample_ddp
 from fiducial.memory import give_back_freed_memory
-from fiducial.models.checkpoints import checkpoint
-from fiducial.models.decoders import autoencoder
+from fiducial.models.checkpoints.checkpoint import Checkpoint
+from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.ranks import init
 from fiducial.sampling.source import latent_diffusion
 from fiducial.sampling.store import writer
@@ -65,9 +65,9 @@ def no_memory_at_all(*_):
 
 def really_out_of_memory():
     """While it decodes, the kernel gives this process little beyond what it has."""
-    original = autoencoder.decode
+    original = Autoencoder.forward
 
-    def decode(*arguments):
+    def forward(*arguments):
         give_back_freed_memory()
         taken = 1024 * int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
         resource.setrlimit(resource.RLIMIT_DATA, (taken + int(os.environ["ROOM"]), resource.RLIM_INFINITY))
@@ -76,25 +76,25 @@ def really_out_of_memory():
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    autoencoder.decode = decode
+    Autoencoder.forward = forward
 
 
 def other_pixels():
     """Images differ in a bit from what the same command drew before."""
-    original = autoencoder.decode
-    autoencoder.decode = lambda *arguments: original(*arguments) ^ 1
+    original = Autoencoder.forward
+    Autoencoder.forward = lambda *arguments: original(*arguments) ^ 1
 
 
 def other_weights():
     """What has gone into memory is not what is in the file."""
-    original = checkpoint.load_dit
+    original = Checkpoint.load
 
-    def load_dit(*arguments):
+    def load(*arguments):
         network = original(*arguments)
         network.final_layer.linear.weight.neg_()
         return network
 
-    checkpoint.load_dit = load_dit
+    Checkpoint.load = load
 
 
 def hang_in_evaluation():

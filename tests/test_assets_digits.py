@@ -17,9 +17,10 @@ from fiducial.evaluation.features.digits import DigitsNet
 from fiducial.evaluation.features.load import load_extractor
 from fiducial.evaluation.making import make_reference
 from fiducial.evaluation.settings import Settings
-from fiducial.models.checkpoints.checkpoint import check, read_weights
-from fiducial.models.decoders import autoencoder
-from fiducial.models.decoders.files import LATENT_SCALE
+from fiducial.models.checkpoints import checkpoint
+from fiducial.models.checkpoints.shapes import check
+from fiducial.models.decoders.autoencoder import LATENT_SCALE, Autoencoder
+from fiducial.models.latent import LatentShape
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +78,11 @@ def test_the_reference_is_that_of_the_scans_it_was_trained_on(scans, tmp_path, a
 
 def test_latents_of_scans_have_unit_variance_and_decode_to_the_scans(scans):
     images, _, held_out = scans
-    vae = autoencoder.load(DIGITS / "vae", torch.device("cpu"))
+    vae = Autoencoder(DIGITS / "vae").load(torch.device("cpu"))
     pixels = images[held_out].float() / 127.5 - 1
     with torch.inference_mode():
         latents = LATENT_SCALE * vae.encode(pixels).latent_dist.mean
-        decoded = autoencoder.decode(vae, latents)
+        decoded = vae(latents)
     assert latents.mean((0, 2, 3)).abs().max() < 0.1
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
     error = decoded.permute(0, 3, 1, 2).float() - images[held_out]
@@ -90,11 +91,12 @@ def test_latents_of_scans_have_unit_variance_and_decode_to_the_scans(scans):
 
 def test_the_checkpoint_has_ten_classes_and_a_null_label():
     path = DIGITS / "dit.safetensors"
-    weights, kind = read_weights(path)
-    check(weights, path, "DiT-XS/2", num_classes=10, input_size=8, in_channels=4)
+    found = checkpoint.read(path)
+    weights, kind = found.state, found.kind
+    check(weights, path, "DiT-XS/2", num_classes=10, latent=LatentShape(4, 8))
     assert kind == "plain"
     with pytest.raises(UserError, match="found num_classes 10"):
-        check(weights, path, "DiT-XS/2", num_classes=1000, input_size=8, in_channels=4)
+        check(weights, path, "DiT-XS/2", num_classes=1000, latent=LatentShape(4, 8))
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])

@@ -12,6 +12,8 @@ import sample_ddp
 from fiducial import UserError, check_lengths, make_folder, unwritable
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.settings import Settings
+from fiducial.models.checkpoints.checkpoint import Checkpoint
+from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.presets import PRESETS
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
@@ -87,3 +89,26 @@ def test_folders_are_made_however_deep_they_are(tmp_path, monkeypatch):
         make_folder(tmp_path / "file")
     for path in (deep, *list(deep.parents)[:-1]):  # pytest's own removal calls itself as well
         path.rmdir()
+
+
+@pytest.mark.parametrize("ending", [(), ("--ref", "digits", "--evaluate-online"), ("--dry-run",)], ids=["files", "online", "dry"])
+def test_what_was_tried_is_what_draws(ending, tiny_checkpoint, tmp_path, monkeypatch):
+    """Rank 0 finds out whether it can draw by loading its networks, and draws with those; then nobody holds the file."""
+    loaded = []
+
+    def counted(kind: type, name: str) -> None:
+        load = kind.load
+
+        def spied(*given: object, **options: object) -> object:
+            loaded.append(name)
+            return load(*given, **options)
+
+        monkeypatch.setattr(kind, "load", spied)
+
+    counted(Checkpoint, "network")
+    counted(Autoencoder, "decoder")
+    given = options(tiny_checkpoint, tmp_path, num_fid_samples=4, num_sampling_steps=2)
+    monkeypatch.setattr("sys.argv", ["sample_ddp.py", *map(str, given), *ending])
+    sample_ddp.main()
+    assert loaded == ["network", "decoder"]
+    assert str(tiny_checkpoint) not in Path("/proc/self/maps").read_text()

@@ -119,7 +119,9 @@ def test_the_names_stand_in_manifest_result_and_report(place):
 
 def refused(monkeypatch, capsys, *arguments: str) -> str:
     """The sentence with which the command is refused, before anything is drawn."""
-    monkeypatch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr(
+        "fiducial.sampling.source.latent_diffusion.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began")
+    )
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", *arguments])
     with pytest.raises(SystemExit) as ended:
         sample_ddp.main()
@@ -160,7 +162,9 @@ def test_a_run_begun_with_other_names_is_refused(place, tmp_path, monkeypatch, c
 
 
 def test_the_same_labels_by_number_are_the_same_run(place, monkeypatch, capsys):
-    monkeypatch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr(
+        "fiducial.sampling.source.latent_diffusion.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began")
+    )
     before = json.loads((place / "run" / "manifest.json").read_text())
     arguments = command(place, labels=before["identity"]["labels"])
     where = arguments.index("--class-names")
@@ -173,7 +177,9 @@ def test_the_same_labels_by_number_are_the_same_run(place, monkeypatch, capsys):
 
 
 def test_a_run_of_before_names_were_recorded_takes_them(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr(
+        "fiducial.sampling.source.latent_diffusion.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began")
+    )
     shutil.copytree(place / "run", tmp_path / "run")
     shutil.copy(place / "run.npz", tmp_path)
     path = tmp_path / "run" / "manifest.json"

@@ -14,7 +14,7 @@ from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
 from fiducial import UserError
-from fiducial.models.decoders.autoencoder import WEIGHTS_FILE, decode, inspect, load, merge_doubling, resolve
+from fiducial.models.decoders.autoencoder import WEIGHTS_FILE, Autoencoder, merge_doubling, resolve
 from fiducial.models.decoders.rounding import to_uint8
 
 CPU = torch.device("cpu")
@@ -119,11 +119,11 @@ def assert_truncated(levels, pixels):
 
 
 def test_decoding_is_diffusers(saved_vae):
-    assert_truncated(decoded_by_diffusers(saved_vae), decode(load(saved_vae, CPU), LATENTS))
+    assert_truncated(decoded_by_diffusers(saved_vae), Autoencoder(saved_vae).load(CPU)(LATENTS))
 
 
 def test_comparison_notices_another_scale_or_shift(saved_vae):
-    pixels = decode(load(saved_vae, CPU), LATENTS).numpy()
+    pixels = Autoencoder(saved_vae).load(CPU)(LATENTS).numpy()
     for other in ({"scale": 1.0}, {"scale": 0.13025}, {"shift": 0.5}):
         assert np.abs(decoded_by_diffusers(saved_vae, **other) - pixels).max() > 3
 
@@ -134,12 +134,13 @@ def test_scale_and_shift_are_the_configurations(vae, scale, shift):
     """None leaves the field out, as configurations of Stable Diffusion's time do."""
     edit_config(scaling_factor=scale, shift_factor=shift)(vae)
     wanted = {"scale": 0.18215 if scale is None else scale, "shift": shift or 0.0}
-    files = inspect(vae)
+    files = Autoencoder(vae)
     assert {"scale": files.scale, "shift": files.shift} == wanted
-    assert_truncated(decoded_by_diffusers(vae, **wanted), decode(load(vae, CPU), LATENTS))
+    assert_truncated(decoded_by_diffusers(vae, **wanted), Autoencoder(vae).load(CPU)(LATENTS))
     usual = {"latent_scale": 0.18215, "latent_shift": 0.0}
     said = {"latent_scale": wanted["scale"], "latent_shift": wanted["shift"]}
-    assert files.unlike_stable_diffusion() == {name: said[name] for name in usual if said[name] != usual[name]}
+    unlike = {name: value for name, value in files.identity().items() if name in usual}
+    assert unlike == {name: said[name] for name in usual if said[name] != usual[name]}
 
 
 @pytest.fixture
@@ -162,10 +163,10 @@ def tiny(tmp_path):
 def test_a_tiny_autoencoder_decodes_as_in_diffusers(tiny, scale, shift):
     """Its own scale is 1; its class drops a shift, which the folder may have all the same."""
     edit_config(scaling_factor=scale, shift_factor=shift)(tiny)
-    files = inspect(tiny)
+    files = Autoencoder(tiny)
     assert (files.kind, files.latent_channels, files.factor) == ("AutoencoderTiny", 4, 2)
     assert (files.scale, files.shift) == (scale or 1.0, shift or 0.0)
-    assert_truncated(decoded_by_diffusers(tiny, files.scale, files.shift), decode(load(tiny, CPU), LATENTS))
+    assert_truncated(decoded_by_diffusers(tiny, files.scale, files.shift), Autoencoder(tiny).load(CPU)(LATENTS))
 
 
 def test_a_tiny_autoencoders_images_are_in_the_usual_range(tiny):
@@ -174,18 +175,18 @@ def test_a_tiny_autoencoders_images_are_in_the_usual_range(tiny):
     edit_weights(lambda s: s.update({f"{last}.weight": 0 * s[f"{last}.weight"], f"{last}.bias": torch.tensor([0.0, 0.5, 1.0])}))(
         tiny
     )
-    assert decode(load(tiny, CPU), LATENTS)[0, 0, 0].tolist() == [0, 128, 255]
+    assert Autoencoder(tiny).load(CPU)(LATENTS)[0, 0, 0].tolist() == [0, 128, 255]
 
 
 def test_loaded_network_is_frozen_float32(vae):
     edit_weights(lambda state: state.update({key: value.half() for key, value in state.items()}))(vae)
-    network = load(vae, CPU)
+    network = Autoencoder(vae).load(CPU).vae
     assert not network.training
     assert {(parameter.dtype, parameter.requires_grad) for parameter in network.parameters()} == {(torch.float32, False)}
 
 
 def test_inspect_reads_the_shape_and_hashes_the_weights(saved_vae):
-    files = inspect(saved_vae)
+    files = Autoencoder(saved_vae)
     assert (files.folder, files.latent_channels, files.factor) == (saved_vae, 4, 2)
     assert files.sha256 == hashlib.sha256((saved_vae / WEIGHTS_FILE).read_bytes()).hexdigest()
 
@@ -224,7 +225,7 @@ UNINSPECTABLE = {
 @pytest.mark.parametrize(("damage", "said"), UNINSPECTABLE.values(), ids=UNINSPECTABLE)
 def test_inspect_refuses_in_one_sentence(vae, damage, said):
     damage(vae)
-    sentence = message(inspect, vae)
+    sentence = message(lambda: Autoencoder(vae).identity())
     assert said in sentence
     assert str(vae) in sentence
 
@@ -251,8 +252,8 @@ UNLOADABLE = {
 def test_load_refuses_weights_that_do_not_fit(vae, damage, said):
     """What a header does not tell; diffusers by itself would leave a missing key random."""
     damage(vae)
-    inspect(vae)
-    sentence = message(load, vae, CPU)
+    (found := Autoencoder(vae)).identity()
+    sentence = message(found.load, CPU)
     assert said in sentence
     assert str(vae) in sentence
 
@@ -271,7 +272,7 @@ def test_published_names_of_the_attention_load(saved_vae, vae):
     """Stable Diffusion's autoencoders were saved when diffusers called the attention's layers otherwise."""
     edit_weights(use_old_names)(vae)
     assert "decoder.mid_block.attentions.0.query.weight" in load_file(vae / WEIGHTS_FILE)
-    old, new = load(vae, CPU).state_dict(), load(saved_vae, CPU).state_dict()
+    old, new = (Autoencoder(folder).load(CPU).state_dict() for folder in (vae, saved_vae))
     assert old.keys() == new.keys()
     assert all(torch.equal(old[key], new[key]) for key in new)
 
@@ -311,7 +312,7 @@ def test_cached_hub_id_needs_no_internet(offline_cache, saved_vae):
     snapshot = shutil.copytree(saved_vae, repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
-    assert inspect(resolve(REPOSITORY)).folder == snapshot
+    assert Autoencoder(resolve(REPOSITORY)).folder == snapshot
 
 
 @torch.no_grad()
@@ -332,7 +333,9 @@ def test_merged_doubling_is_doubling_and_convolution(shape):
 )
 def test_doubling_is_merged_in_half_precision_only(saved_vae, dtype, merge, merged):
     """`--exact` draws what it always drew."""
-    upsamplers = [one for one in load(saved_vae, CPU, dtype, merge).decoder.modules() if isinstance(one, Upsample2D)]
+    upsamplers = [
+        one for one in Autoencoder(saved_vae).load(CPU, dtype, merge).vae.decoder.modules() if isinstance(one, Upsample2D)
+    ]
     assert [(one.use_conv_transpose, one.conv.weight.dtype) for one in upsamplers] == [(merged, dtype)]
 
 
@@ -340,7 +343,7 @@ def test_doubling_is_merged_in_half_precision_only(saved_vae, dtype, merge, merg
 @pytest.mark.parametrize("kind", ["saved_vae", "tiny"])
 def test_in_bfloat16_the_last_layer_is_float32(kind, request):
     """And the images lie pixel by pixel, so that kernels are fast; rounded to bfloat16 a pixel would lose half a grey level."""
-    vae = load(request.getfixturevalue(kind), CPU, torch.bfloat16)
+    vae = Autoencoder(request.getfixturevalue(kind)).load(CPU, torch.bfloat16).vae
     layers = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Conv2d)]
     assert {layer.weight.dtype for layer in layers[:-1]} == {torch.bfloat16}
     assert layers[1].weight.is_contiguous(memory_format=torch.channels_last)

@@ -15,11 +15,13 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.models import DiT_models
 from fiducial.models.checkpoints.candidates import _walk, is_averaged
-from fiducial.models.checkpoints.checkpoint import check, load_dit, read, read_weights
+from fiducial.models.checkpoints.checkpoint import read
 from fiducial.models.checkpoints.diffusers_form import POSITIONS
-from fiducial.sampling.source import dit
+from fiducial.models.checkpoints.shapes import check
+from fiducial.models.latent import LatentShape
+from fiducial.sampling.source import from_checkpoint
 
-MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
+MODEL = {"model": "DiT-XS/8", "num_classes": 10, "latent": LatentShape(4, 8)}
 VAE_KEYS = {"vae.decoder.conv_in.weight": torch.ones(2, 2), "loss.scale": torch.ones(())}
 
 
@@ -168,7 +170,7 @@ def test_an_empty_average_is_said(raw, tmp_path):
 def test_the_weights_that_are_asked_for_are_drawn_on_every_rank(ema, raw, tmp_path, key, named):
     """A rank loads by file and key alone."""
     torch.save({"model": raw, "model_ema": ema}, path := tmp_path / "a.pt")
-    state = load_dit(path, **MODEL, device=torch.device("cpu"), weights_key=key).state_dict()
+    state = read(path, key).load("DiT-XS/8", 10, torch.device("cpu")).state_dict()
     assert is_of(state, raw if named == "raw" else ema)
 
 
@@ -224,7 +226,7 @@ def test_names_of_no_average(name):
 def test_raw_weights_beside_another_network_are_warned_of(ema, raw, tmp_path, capsys):
     torch.save({"model": raw, "second": ema}, path := tmp_path / "a.pt")
     config, _ = sample_ddp.parse(options(path, tmp_path, num_classes=10))
-    dit.tell_of_weights(config, read(path), has_null=True)
+    from_checkpoint.tell_of_weights(config, read(path), has_null=True)
     assert capsys.readouterr().err.startswith(f"warning: weights of {path}: model, not an EMA; beside it: second")
 
 
@@ -331,4 +333,4 @@ def test_inspect_lists_and_convert_takes_what_is_asked_for(ema, raw, tmp_path):
     assert done.stdout.rstrip().endswith("--weights-key model")
     done = run_command("-m", "models", "convert", path, out, "--to", "safetensors", "--weights-key", "model")
     assert done.returncode == 0, done.stderr
-    assert is_of(read_weights(Path(out))[0], raw)
+    assert is_of(read(Path(out)).state, raw)

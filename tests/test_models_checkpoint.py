@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from fiducial import UserError
 from fiducial.models import DiT_models
-from fiducial.models.checkpoints.checkpoint import check, describe, load_dit, read, read_weights, sha256
+from fiducial.models.checkpoints.checkpoint import read, sha256
+from fiducial.models.checkpoints.shapes import check, describe
+from fiducial.models.latent import LatentShape
 
-MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
+MODEL = {"model": "DiT-XS/8", "num_classes": 10, "latent": LatentShape(4, 8)}
 LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
 
 
@@ -27,9 +29,9 @@ def state(tiny_checkpoint):
 
 def load(path):
     """A network the way `sample_ddp.py` gets it: read, check, load."""
-    weights, _ = read_weights(path)
+    weights = read(path).state
     check(weights, path, **MODEL)
-    return load_dit(path, **MODEL, device=torch.device("cpu"))
+    return read(path).load("DiT-XS/8", 10, torch.device("cpu"))
 
 
 def refusal(path):
@@ -70,7 +72,7 @@ FORMATS = [(save_official, "plain"), (save_training, "ema"), (save_without_ema, 
 def test_every_format_gives_the_same_network(state, tmp_path, save, kind):
     path = save(state, tmp_path)
     network = load(path)
-    assert read_weights(path)[1] == kind
+    assert read(path).kind == kind
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert network.state_dict().keys() == state.keys()
@@ -419,6 +421,6 @@ def test_a_dits_arguments_are_not_a_sits(state, tmp_path, said):
 )
 def test_description_is_read_off_the_shapes(model, num_classes, input_size, in_channels):
     weights = weights_like(model, num_classes=num_classes, input_size=input_size, in_channels=in_channels)
-    expected = {"model": model, "num_classes": num_classes, "input_size": input_size, "in_channels": in_channels}
+    expected = {"model": model, "num_classes": num_classes, "latent": LatentShape(in_channels, input_size)}
     assert describe(weights, Path("weights.pt")) == expected
     check(weights, Path("weights.pt"), **expected)

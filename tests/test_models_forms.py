@@ -17,13 +17,15 @@ import sample_ddp
 from fiducial import UserError, file_sha256
 from fiducial.models import DiT_models
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.checkpoints.checkpoint import check, load_dit, read_weights, sha256
+from fiducial.models.checkpoints.checkpoint import read, sha256
+from fiducial.models.checkpoints.shapes import check
+from fiducial.models.latent import LatentShape
 from fiducial.sampling.identity import Identity, fingerprint
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.source import dit
-from fiducial.sampling.source.dit import find_weights
+from fiducial.sampling.source import from_checkpoint
+from fiducial.sampling.source.node_files import NodeFiles
 
-SHAPE = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
+SHAPE = {"model": "DiT-XS/8", "num_classes": 10, "latent": LatentShape(4, 8)}
 CPU = torch.device("cpu")
 
 
@@ -44,9 +46,9 @@ def written(network, tmp_path_factory):
 
 @pytest.mark.parametrize("form", CHECKPOINTS)
 def test_every_form_has_the_same_bits(written, network, form):
-    state, _ = read_weights(written[form])
+    state = read(written[form]).state
     check(state, written[form], **SHAPE)
-    loaded = load_dit(written[form], **SHAPE, device=CPU).state_dict()
+    loaded = read(written[form]).load("DiT-XS/8", 10, CPU).state_dict()
     assert loaded.keys() == network.state_dict().keys()
     assert all(torch.equal(value, loaded[key]) for key, value in network.state_dict().items())
 
@@ -111,15 +113,18 @@ def test_a_node_whose_folder_holds_other_shards_is_told(written, tmp_path):
     path = copied(written["diffusers sharded"], tmp_path)
     vae = written["AutoencoderTiny"]
     hashes = {"checkpoint_sha256": sha256(path), "vae_sha256": file_sha256(vae / WEIGHTS)}
-    task = SimpleNamespace(identity=Identity(hashes))
-    assert find_weights(config(ckpt=path, vae=str(vae)), task) == vae
+
+    def found():
+        return NodeFiles(config(ckpt=path, vae=str(vae)), Identity(hashes), SimpleNamespace(is_main=False)).codec().folder
+
+    assert found() == vae
     last = max(path.glob("*.safetensors"))
     last.write_bytes(last.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"sharded on .* is missing or another file than on the first node"):
-        find_weights(config(ckpt=path, vae=str(vae)), task)
+        found()
     shutil.rmtree(path)
     with pytest.raises(UserError, match="is missing or another file than on the first node"):
-        find_weights(config(ckpt=path, vae=str(vae)), task)
+        found()
 
 
 def cut(path):
@@ -172,7 +177,9 @@ DAMAGES = [cut, emptied, flipped_header, missing_key, surplus_key, wrong_shape, 
 
 def refusal(monkeypatch, capsys, folder, *given):
     """What `sample_ddp.py` says in the place of drawing."""
-    monkeypatch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr(
+        "fiducial.sampling.source.latent_diffusion.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began")
+    )
     with pytest.raises(SystemExit) as ended:
         sample(monkeypatch, folder / "samples", *given)
     out, err = capsys.readouterr()
@@ -297,7 +304,7 @@ def test_shards_that_are_not_whole_are_one_sentence(written, tmp_path, monkeypat
 def test_the_class_of_older_folders_is_the_same_network(written, network, tmp_path):
     path = copied(written["diffusers"], tmp_path)
     change_config(path, _class_name="Transformer2DModel")
-    assert torch.equal(read_weights(path)[0]["blocks.5.attn.qkv.weight"], network.blocks[5].attn.qkv.weight)
+    assert torch.equal(read(path).state["blocks.5.attn.qkv.weight"], network.blocks[5].attn.qkv.weight)
 
 
 @pytest.mark.parametrize(
@@ -327,14 +334,14 @@ def test_an_ema_in_a_folder_of_its_own_never_passes_silently(network, tmp_path, 
     beside = "transformer_ema (an EMA), for which give that folder as --ckpt"
     for path in (raw, raw / "transformer"):
         found = checkpoint.read(path)
-        dit.tell_of_weights(
+        from_checkpoint.tell_of_weights(
             SimpleNamespace(ckpt=path, image_size=64, num_classes=10), replace(found, trained_classes=10), has_null=True
         )
         said = capsys.readouterr().err
         assert said == f"warning: weights of {path}: transformer, not an EMA; beside it: {beside}\n"
     found = checkpoint.read(average)
     assert (found.state["x_embedder.proj.bias"] == network.state_dict()["x_embedder.proj.bias"] + 1).all()
-    dit.tell_of_weights(
+    from_checkpoint.tell_of_weights(
         SimpleNamespace(ckpt=average, image_size=64, num_classes=10), replace(found, trained_classes=10), has_null=True
     )
     heard = capsys.readouterr()

@@ -14,11 +14,13 @@ import sample_ddp
 from fiducial import UserError, init
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.models import DiT_models
-from fiducial.models.checkpoints.checkpoint import check_shape, load_dit, read
+from fiducial.models.checkpoints.checkpoint import read
 from fiducial.models.checkpoints.label_table import classes_of, contradictions, has_null_label
+from fiducial.models.checkpoints.shapes import check_shape
+from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import asked, spec_of
-from fiducial.sampling.source import dit
+from fiducial.sampling.source import from_checkpoint
 
 TABLE = "y_embedder.embedding_table.weight"
 
@@ -62,9 +64,7 @@ def test_the_null_label_is_what_file_and_options_agree_on(tmp_path, rows, said, 
 
     if isinstance(expected, bool):
         assert held() == expected
-        assert load_dit(path, "DiT-XS/8", num_classes, 8, 4, torch.device("cpu")).null_label == (
-            num_classes if expected else None
-        )
+        assert read(path).load("DiT-XS/8", num_classes, torch.device("cpu")).null_label == (num_classes if expected else None)
     else:
         with pytest.raises(UserError) as caught:
             held()
@@ -104,7 +104,7 @@ def test_labels_null_needs_the_null_label(tmp_path):
     path = saved(tmp_path, 11, 11)
     config, _ = sample_ddp.parse([*options(path, tmp_path, num_classes=11), "--labels", "null"])
     with pytest.raises(UserError, match="nor drawn without a class"):
-        dit.check_given(config, init("cpu"))
+        from_checkpoint.check_given(config, init("cpu"))
 
 
 def test_all_rows_for_classes_is_said_where_the_file_does_not_tell(tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_converting_without_a_null_label(tmp_path, capsys):
     assert not Path(tmp_path / "out").exists()
 
 
-LARGER = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
+LARGER = {"model": "DiT-XS/8", "num_classes": 10, "latent": LatentShape(4, 8)}
 REMEDIES = {
     "image size": ({"input_size": 16}, "; give --image-size 128"),
     "model": ({"patch": 4}, "; give --model DiT-XS/4"),
@@ -203,11 +203,11 @@ def test_a_command_of_inspect_goes_with_the_names_in_the_file(tmp_path):
     assert (found["num_classes"], found["command"].split()[-2:]) == (17, ["--cfg-scale", "1.0"])
     arguments = options(path, tmp_path, num_classes=17, cfg_scale=1.0, num_fid_samples=2, num_sampling_steps=2)
     config, _ = sample_ddp.parse([*arguments, "--no-probe"])
-    dit.check_given(config, init("cpu"))
+    from_checkpoint.check_given(config, init("cpu"))
 
 
 def test_a_run_tells_of_what_the_file_says_and_is_not_so(tmp_path, capsys):
     torch.save(torch.load(path := saved(tmp_path, 17)) | {"args": {"num_classes": 1000}}, path)
     config, _ = sample_ddp.parse([*options(path, tmp_path, num_classes=16), "--no-probe"])
-    dit.tell_of_weights(config, read(path), has_null=True)
+    from_checkpoint.tell_of_weights(config, read(path), has_null=True)
     assert "says of its training: num_classes 1000, but the label table has 17 rows" in capsys.readouterr().err

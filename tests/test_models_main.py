@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from fiducial import user_errors
 from fiducial.models import DiT_models, __main__
 from fiducial.models.checkpoints import diffusers_form
-from fiducial.models.checkpoints.checkpoint import CLASS_TO_IDX, load_dit, read, read_weights
+from fiducial.models.checkpoints.checkpoint import CLASS_TO_IDX, read
 
 POSITIONS = "pos_embed"
 
@@ -211,7 +211,7 @@ def test_every_way_round_keeps_every_bit(state, tmp_path, dtype, way):
         assert ("its ema" in out) == (number == 0)
         source = folder / ENDINGS[form]
         assert [path.name for path in folder.iterdir()] == [source.name]
-    same(read_weights(source)[0], wanted)
+    same(read(source).state, wanted)
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
@@ -247,7 +247,7 @@ def trained_in_diffusers(tmp_path):
 
 def test_a_network_trained_in_diffusers_is_the_same_here(trained_in_diffusers):
     theirs, folder = trained_in_diffusers
-    ours = load_dit(folder, "DiT-XS/8", 10, 8, 4, torch.device("cpu"), "diffusers")
+    ours = read(folder).load("DiT-XS/8", 10, torch.device("cpu"), "diffusers")
     x, t, y = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 990]), torch.tensor([0, 10])
     with torch.no_grad():
         expected = theirs(x, t, y).sample
@@ -281,7 +281,7 @@ def test_tensors_that_share_memory_are_written_each_for_itself(state, tmp_path, 
     views = {key: piece.view_as(value) for (key, value), piece in zip(state.items(), pieces, strict=True)}
     torch.save(views, source := tmp_path / "a.pt")
     command("convert", source, tmp_path / ENDINGS[form], "--to", form)
-    same(read_weights(tmp_path / ENDINGS[form])[0], state)
+    same(read(tmp_path / ENDINGS[form]).state, state)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) - source.stat().st_size
     assert written < 2 * source.stat().st_size
 

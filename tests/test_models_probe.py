@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, PLAIN, contents, run_command
+from conftest import DIGITS, PLAIN, contents, digits_source, run_command
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -129,7 +129,7 @@ def test_numbers_by_numpy_and_by_hand():
 
 
 def test_the_digits_are_known_and_nothing_random_is_disturbed():
-    network = checkpoint.load_dit(DIGITS / "dit.safetensors", "DiT-XS/2", 10, 8, 4, CPU)
+    network = checkpoint.read(DIGITS / "dit.safetensors").load("DiT-XS/2", 10, CPU)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
     found = respond(network, 10, 8, CPU, True)
     assert torch.equal(states[0], torch.get_rng_state())
@@ -151,7 +151,7 @@ def parsed(*arguments: object) -> tuple:
 )
 def test_a_network_in_half_is_asked_as_it_is(given):
     config = parsed("--no-compile", *given)
-    drawer = LatentDiffusion(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = digits_source(config, CPU, numerics.resolve(config, CPU))
     drawer.load()
     assert drawer.networks.response.correlation == pytest.approx(0.9999, abs=2e-4)
 
@@ -180,7 +180,7 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
         state[f"blocks.0.adaLN_modulation.1.{kind}"][gate] /= 1e6
     save_file(state, tmp_path / "large.safetensors")
     config = parsed("--no-compile", "--precision", "fp16", "--ckpt", tmp_path / "large.safetensors")
-    drawer = LatentDiffusion(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = digits_source(config, CPU, numerics.resolve(config, CPU))
     assert not respond(drawer.networks.load_network(drawer.how), 10, 8, CPU, False).is_finite
     drawer.load()
     assert drawer.networks.response.correlation == pytest.approx(0.99995, abs=2e-5)
@@ -189,7 +189,7 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
 def test_an_offloaded_network_is_asked_on_its_device_and_goes_back(monkeypatch):
     config, device, moves = parsed("--offload", "model"), torch.device("cpu", 0), []
     monkeypatch.setattr("fiducial.models.networks.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
-    LatentDiffusion(config, device, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+    digits_source(config, device, numerics.REFERENCE).load()
     assert moves == ["cpu:0", "cpu"]
 
 
@@ -198,7 +198,7 @@ def test_nothing_is_compiled_for_the_question(monkeypatch):
     monkeypatch.setattr(probe, "respond", lambda *_: calls.append("asked") or Response(1.0, 1.0, 1.0))
     monkeypatch.setattr(LatentDiffusion, "compile", lambda _: calls.append("compiled"))
     how = numerics.Numerics("fp32", True, "sdpa", False)
-    LatentDiffusion(parsed(), CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+    digits_source(parsed(), CPU, how).load()
     assert calls == ["asked", "compiled"]
 
 
@@ -217,7 +217,7 @@ def with_null_row(folder: Path, factor: float) -> Path:
 def test_the_null_label_is_asked_for_where_a_run_needs_it(factor, said, needed, tmp_path):
     def load(*given: object) -> None:
         config = parsed("--exact", "--ckpt", with_null_row(tmp_path, factor), *given)
-        LatentDiffusion(config, CPU, numerics.REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None).load()
+        digits_source(config, CPU, numerics.REFERENCE).load()
 
     load("--cfg-scale", 1)
     with pytest.raises(UserError, match=r"null\.safetensors: with the null label, .*; --cfg-scale 1\.0 draws classes") as refused:

@@ -137,8 +137,16 @@ def test_a_file_that_says_so_is_drawn_as_a_sit_and_another_only_by_name(tmp_path
     at = told.index("--model")
     draw_here(*told[:at], *told[at + 2 :], "--model", "SiT-XS/8", "--run-name", "told")
     bare = options(saved(tmp_path), tmp_path, **small)
-    with pytest.raises(UserError, match="--sampler euler: does not solve what DiT-XS/8 was trained on; choose from ddpm, ddim"):
-        draw_here(*bare)
+    by_name = "; if it is a SiT, give --model SiT-XS/8"
+    unnamed = ["--ckpt", tmp_path / "sit.pt", "--vae", DIGITS / "vae", "--sample-dir", tmp_path, "--sampler"]
+    with pytest.raises(UserError, match=rf"--sampler euler: does not solve what DiT-XS/8 was .*, heun{by_name}$"):
+        draw_here(*unnamed, "euler")
+    with pytest.raises(UserError, match=r"--sampler euler: does not solve what DiT-XS/8 was trained on; choose from .*, heun$"):
+        draw_here(*bare)  # which says that it is a DiT
+    saved(tmp_path, learn_sigma=False)
+    with pytest.raises(UserError, match=rf"learn_sigma False.*, which the samplers take from a DiT{by_name}$"):
+        draw_here(*unnamed, "ddim")
+    saved(tmp_path)
     draw_here(*bare, "--model", "SiT-XS/8", "--run-name", "bare")
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("told", "bare")]
     assert [manifest["identity"]["model"] for manifest in manifests] == ["SiT-XS/8"] * 2
@@ -266,7 +274,7 @@ def test_inspect_says_as_which_family_a_bare_file_answers(tmp_path):
     assert (found["family"], found["model"], found["refused"]) == ("SiT, as it predicts velocity", "SiT-XS/2", None)
     assert found["command"].endswith("--model SiT-XS/2")
     assert found["correlation_at_1000"] > 0.9
-    network = checkpoint.load_dit(tmp_path / "sit.safetensors", "SiT-XS/2", 10, 8, 4, CPU)
+    network = checkpoint.read(tmp_path / "sit.safetensors").load("SiT-XS/2", 10, CPU)
     said = probe.respond(network, 10, 8, CPU, False)
     with pytest.raises(UserError, match=r"does not predict noise .* it answers as a SiT does, which --model SiT-\.\.\. is for"):
         probe.require(said, tmp_path, NETWORKS["DiT"], lambda spec: probe.respond(network, 10, 8, CPU, False, spec))

@@ -23,10 +23,12 @@ from safetensors.torch import load_file
 
 from fiducial import UserError, quoted
 from fiducial.models.checkpoints import pickles
-from fiducial.models.checkpoints.checkpoint import check, describe, read, read_weights
+from fiducial.models.checkpoints.checkpoint import read
+from fiducial.models.checkpoints.shapes import check, describe
 from fiducial.models.checkpoints.unpickling import unpickle
+from fiducial.models.latent import LatentShape
 
-MODEL = {"model": "DiT-XS/8", "num_classes": 10, "input_size": 8, "in_channels": 4}
+MODEL = {"model": "DiT-XS/8", "num_classes": 10, "latent": LatentShape(4, 8)}
 LABELS, POSITIONS, PATCHES = "y_embedder.embedding_table.weight", "pos_embed", "x_embedder.proj.weight"
 
 
@@ -37,7 +39,7 @@ def state(tiny_checkpoint):
 
 def refusal(path):
     with pytest.raises(UserError) as caught:
-        check(read_weights(path)[0], path, **MODEL)
+        check(read(path).state, path, **MODEL)
     sentence = str(caught.value)
     assert str(path) in sentence
     assert "\n" not in sentence
@@ -84,7 +86,8 @@ def test_harmless_things_beside_weights_are_no_hindrance(state, tmp_path, value)
     torch.save(training_checkpoint(state, beside=value), tmp_path / "a.pt")
     torch.save(training_checkpoint(state, args=argparse.Namespace(num_classes=10, value=value)), tmp_path / "b.pt")
     for name in ("a.pt", "b.pt"):
-        weights, kind = read_weights(tmp_path / name)
+        found = read(tmp_path / name)
+        weights, kind = found.state, found.kind
         assert kind == "ema"
         assert all(torch.equal(weights[key], state[key]) for key in state)
 
@@ -96,7 +99,7 @@ def test_what_older_and_newer_versions_call_harmless_things(state, tmp_path):
     for old, new in ((b"numpy._core.", b"numpy.core."), (b"cpathlib\n", b"cpathlib._local\n")):
         rewrite(tmp_path / "a.pt", lambda data, old=old, new=new: data.replace(old, new))
     rewrite(tmp_path / "a.pt", lambda data: assert_in(b"numpy.core.multiarray", data) and assert_in(b"pathlib._local", data))
-    assert read_weights(tmp_path / "a.pt")[1] == "ema"
+    assert read(tmp_path / "a.pt").kind == "ema"
 
 
 def assert_in(part, data):
@@ -195,7 +198,7 @@ def test_a_pickle_of_many_bytes_is_refused_unread(state, tmp_path):
 def test_long_lists_that_trainings_keep_are_no_bomb(state, tmp_path):
     losses = [0.5 + number for number in range(200_000)]
     torch.save(training_checkpoint(state, losses=losses, args=argparse.Namespace(order=losses[:50_000])), tmp_path / "a.pt")
-    assert read_weights(tmp_path / "a.pt")[1] == "ema"
+    assert read(tmp_path / "a.pt").kind == "ema"
 
 
 def test_a_compressed_member_is_refused(state, tmp_path):

@@ -208,7 +208,9 @@ def test_a_missing_checkpoint_is_told_before_anything_is_downloaded(given, said,
 def test_a_mistake_gets_one_sentence_and_writes_nothing(given, said, bad, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
+    monkeypatch.setattr(
+        "fiducial.sampling.source.latent_diffusion.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began")
+    )
     before = snapshot(bad)
     given = [
         next((text.replace(f"{{{name}}}", path) for name, path in bad.items() if f"{{{name}}}" in text), text) for text in given

@@ -193,7 +193,7 @@ def test_an_image_is_what_the_parts_give_one_by_one(tiny_checkpoint, tmp_path):
     }
     draw_here(*options(tiny_checkpoint, tmp_path, num_sampling_steps="ddim10", **choices))
     index, steps = 13, 10
-    model = checkpoint.load_dit(tiny_checkpoint, "DiT-XS/8", 10, 8, 4, torch.device("cpu"))
+    model = checkpoint.read(tiny_checkpoint).load("DiT-XS/8", 10, torch.device("cpu"))
     latents, *noise = (torch.from_numpy(standard_normal(7, index, step, (1, 4, 8, 8))) for step in range(steps))
     y, null = torch.tensor([8]), torch.tensor([10])
 

@@ -220,6 +220,7 @@ def test_a_generator_that_cannot_be_used_is_told_in_one_sentence(name, said, mod
         (["--generator", "nowhere.to.be:found"], "nowhere.to.be cannot be imported (ModuleNotFoundError: No module named"),
         (["--generator", "a:b", "--sampler", "ddim"], "--sampler: not with --generator"),
         (["--generator", "a:b", "--ckpt", "x.pt"], "--ckpt: not with --generator"),
+        (["--generator", "a:b", "--preset", "digits"], "--preset digits: not with --generator"),
         (["--generator", "a:b", "--generator-options", "scale"], "must be NAME=VALUE"),
         (["--generator-options", "scale=1"], "only used with --generator"),
     ],

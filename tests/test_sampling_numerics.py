@@ -9,18 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, PLAIN, draw_files, options, randomised, run_command
+from conftest import PLAIN, digits_source, draw_files, options, randomised, run_command
 from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 
 import fiducial
 import sample_ddp
 from fiducial.models import DiT_models
-from fiducial.models.checkpoints import checkpoint
-from fiducial.models.decoders import autoencoder
+from fiducial.models.checkpoints.checkpoint import Checkpoint
+from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.models.networks.dit import attention_by_products
 from fiducial.sampling import memory
-from fiducial.sampling.source import dit, numerics
+from fiducial.sampling.source import from_checkpoint, numerics
 from fiducial.sampling.source.blocks import Blocks
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
@@ -111,9 +111,9 @@ def test_networks_are_made_as_resolved(how, compiles, slices, by_products, merge
     monkeypatch.setattr(LatentDiffusion, "guided", lambda *_: lambda *_: None)  # nothing is run
     given = [*options(tiny_checkpoint, "unused"), "--no-vae-slicing", *how]
     config, _ = sample_ddp.parse([str(argument) for argument in given])
-    drawer = LatentDiffusion(config, CPU, numerics.resolve(config, CPU), lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = digits_source(config, CPU, numerics.resolve(config, CPU))
     drawer.load()
-    dit, vae = drawer.networks.network, drawer.networks.decoder
+    dit, vae = drawer.networks.network, drawer.networks.decoder.vae
     assert (dit._compiled_call_impl is not None, vae.use_slicing) == (compiles, slices)
     assert {one.use_conv_transpose for one in vae.decoder.modules() if isinstance(one, Upsample2D)} == {merges}
     assert {block.attn.attend is attention_by_products for block in dit.blocks} == {by_products}
@@ -149,14 +149,14 @@ def test_only_the_blocks_are_half_and_rounding_does_not_add_up(network):
 
 def test_one_timestep_is_embedded_once_but_for_exact(tiny_checkpoint, tmp_path, monkeypatch):
     rows = []
-    original = checkpoint.load_dit
+    original = Checkpoint.load
 
     def spied(*arguments):
         dit = original(*arguments)
         dit.t_embedder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
         return dit
 
-    monkeypatch.setattr(checkpoint, "load_dit", spied)
+    monkeypatch.setattr(Checkpoint, "load", spied)
     draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
     assert set(rows) == {1}
     rows.clear()
@@ -269,7 +269,7 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
     monkeypatch.setattr(Blocks, "fetch", too_large)
     manifest, _ = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile")
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["out of memory"]
-    assert found == [dit.COMPILING_SECONDS] * 2
+    assert found == [from_checkpoint.COMPILING_SECONDS] * 2
 
 
 def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path):
@@ -322,7 +322,7 @@ def test_every_shape_is_compiled_before_drawing(interval, batch, expected, tiny_
         numerics, "compile_network", lambda dit, *_: dit.register_forward_pre_hook(lambda _, x: rows.add(len(x[0])))
     )
     how = Numerics("fp32", True, "sdpa", False)
-    drawer = LatentDiffusion(config, CPU, how, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = digits_source(config, CPU, how)
     drawer.pieces.batch = batch
     drawer.load()
     assert rows == expected
@@ -344,16 +344,16 @@ def test_what_overflows_in_fp16_is_drawn_in_fp32(tiny_checkpoint, tmp_path):
 
 
 def test_what_overflows_in_the_decoder_is_decoded_in_fp32(tiny_checkpoint, tmp_path, monkeypatch):
-    original = autoencoder.load
+    original = Autoencoder.load
 
-    def large(*arguments):
-        vae = original(*arguments)
-        if vae.dtype == torch.float16:
-            vae.decoder.conv_out.bias.data.fill_(float("inf"))
-        return vae
+    def large(*arguments, **options):
+        decoder = original(*arguments, **options)
+        if decoder.vae.dtype == torch.float16:
+            decoder.vae.decoder.conv_out.bias.data.fill_(float("inf"))
+        return decoder
 
     _, right = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
-    monkeypatch.setattr(autoencoder, "load", large)
+    monkeypatch.setattr(Autoencoder, "load", large)
     given = options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="half")
     manifest, images = draw(*given, "--precision", "fp16")
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["decoded again in fp32"]
@@ -379,7 +379,7 @@ def test_of_what_only_fills_up_the_last_block_nothing_is_asked(tiny_checkpoint, 
 
 def test_what_is_drawn_again_is_drawn_without_tf32(tiny_checkpoint, monkeypatch):
     config, _ = sample_ddp.parse(options(tiny_checkpoint, "unused"))
-    drawer = LatentDiffusion(config, CPU, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = digits_source(config, CPU, REFERENCE)
     drawer.load()
     switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
     latents = torch.zeros(4, 4, 8, 8)
@@ -457,13 +457,13 @@ def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, m
     config, _ = sample_ddp.parse([str(argument) for argument in [*arguments, "--offload", "both"]])
     device = torch.device("cpu", 0)
     moves = []
-    for kind in ("fiducial.models.networks.dit.DiT", "diffusers.AutoencoderKL"):
+    for kind in ("fiducial.models.networks.dit.DiT", "fiducial.models.decoders.autoencoder.Autoencoder"):
         monkeypatch.setattr(f"{kind}.to", lambda self, place, *_, **__: moves.append((type(self).__name__, str(place))) or self)
-    drawer = LatentDiffusion(config, device, REFERENCE, lambda: DIGITS / "vae", (4, 8), lambda **_: None)
+    drawer = digits_source(config, device, REFERENCE)
     drawer.load()
     moves.clear()
     assert len(list(drawer.blocks([0], 4, lambda: None))) == 1
-    assert moves == [("DiT", "cpu:0"), ("DiT", "cpu"), ("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")]
+    assert moves == [("DiT", "cpu:0"), ("DiT", "cpu"), ("Autoencoder", "cpu:0"), ("Autoencoder", "cpu")]
 
 
 def test_a_process_gets_its_part_of_the_memory(monkeypatch):

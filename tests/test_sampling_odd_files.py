@@ -12,7 +12,7 @@ from odd_files import KINDS, left_by_a_dead_process, make_sparse, no_waiting, pu
 from fiducial import NotAFile, UserError
 from fiducial.classes import read as class_names
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.decoders import autoencoder
+from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.sampling.__main__ import show_verify
 from fiducial.sampling.commands.status import status
 from fiducial.sampling.commands.verify import verify
@@ -229,7 +229,7 @@ def test_what_stands_in_the_place_of_a_file_of_a_folder_is_named(kind, tmp_path)
             vae = shutil.copytree(DIGITS / "vae", tmp_path / name / "vae")
             put(kind, vae / name)
             with pytest.raises(UserError, match=said):
-                autoencoder.inspect(vae)
+                Autoencoder(vae).identity()
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

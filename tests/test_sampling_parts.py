@@ -16,7 +16,7 @@ from fiducial.sampling.commands.verify import verify
 from fiducial.sampling.identity import fingerprint
 from fiducial.sampling.run.image_files import ImageFiles
 from fiducial.sampling.run.prepare import examine
-from fiducial.sampling.source import dit
+from fiducial.sampling.source import from_checkpoint
 from fiducial.sampling.store import manifest as output
 from fiducial.sampling.store import parts
 from fiducial.sampling.store.folder import MANIFEST, ONLINE
@@ -151,7 +151,7 @@ def test_a_run_is_not_resumed_by_a_damaged_manifest(manifest, alone):
     config, _ = sample_ddp.parse(digits(manifest.parent.parent))
     manifest.write_text(broken(manifest.read_text(), "identity", [0]))
     with pytest.raises(UserError, match=r"manifest\.json is not a whole manifest .*\(identity is \[0\], not an object\); move"):
-        examine(config, dit, ImageFiles(), alone)
+        examine(config, from_checkpoint, ImageFiles(), alone)
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

@@ -19,6 +19,7 @@ from fiducial import UserError
 from fiducial.evaluation.results.reading import find_result
 from fiducial.sampling.commands.status import status
 from fiducial.sampling.run import feature_files
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 
 ONLINE = ["--ref", "digits", "--evaluate-online"]
 
@@ -123,7 +124,7 @@ def test_a_finished_run_draws_nothing_and_can_grow(ordinary, tiny_checkpoint, tm
     score_here(few, monkeypatch)
     kept = {path: path.read_bytes() for path in tmp_path.glob("run-online/digits-*/*.npz")}
     with monkeypatch.context() as patch:
-        patch.setattr("fiducial.sampling.source.dit.LatentDiffusion.blocks", lambda *_: pytest.fail("drawing began"))
+        patch.setattr(LatentDiffusion, "blocks", lambda *_: pytest.fail("drawing began"))
         score_here(few, patch)
     score_here([*options(tiny_checkpoint, tmp_path), *ONLINE], monkeypatch)
     assert close(result(tmp_path), ordinary)

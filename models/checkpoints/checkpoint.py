@@ -5,8 +5,6 @@ Pickles are read with `weights_only=True`, and everything is memory-mapped: a ch
 """
 
 import hashlib
-import math
-import re
 import zipfile
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,14 +17,16 @@ from torch import Tensor
 from fiducial import UserError, decode_json, file_sha256, no_file, open_regular, quoted, read_bytes
 from fiducial.models.checkpoints import candidates, hub
 from fiducial.models.checkpoints.candidates import PLAIN
-from fiducial.models.checkpoints.diffusers_form import CLASSES, State, has_own_embedders, hold_against, to_official
+from fiducial.models.checkpoints.diffusers_form import CLASSES, State, to_official
 from fiducial.models.checkpoints.hub import CONFIG_FILE, INDEX_FILE, JSON_BYTES, WEIGHTS_FILES
 from fiducial.models.checkpoints.other_files import what_else
 from fiducial.models.checkpoints.said import Said, number, options_of
 from fiducial.models.checkpoints.said import read as read_said
+from fiducial.models.checkpoints.shapes import describe, learns_sigma, without_weights
 from fiducial.models.checkpoints.unpickling import require_stored, unpickle
-from fiducial.models.networks.dit import DIT_SIZES, DiT
-from fiducial.models.networks.table import NETWORKS, USUAL, family_of, models, spec_of
+from fiducial.models.latent import LatentShape
+from fiducial.models.networks.dit import DiT
+from fiducial.models.networks.table import NETWORKS, USUAL, family_of, models
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
@@ -63,6 +63,7 @@ class Files:
 class Checkpoint:
     """Content of a checkpoint: the weights under official names, memory-mapped, and what was saved beside them."""
 
+    path: Path
     state: State
     kind: str  # what these weights are called in their file; `plain` if they have no name
     form: str
@@ -78,6 +79,22 @@ class Checkpoint:
     folders: tuple[str, ...] = ()  # the names of those
     is_usual: bool = True  # the weights that a run takes whose identity names none
     class_to_idx: object | None = None  # the class mapping that it carries, unchecked; in safetensors' metadata, as JSON
+
+    @property
+    def latent(self) -> LatentShape:
+        """The latents that its network takes; UserError if it is none of a DiT's kind."""
+        return describe(self.state, self.path)["latent"]
+
+    def load(self, model: str, num_classes: int, device: torch.device, network: str = "official") -> DiT:
+        """The network of weights that were checked (see `shapes.check`), copied to `device` as float32, in evaluation mode.
+
+        Args:
+            num_classes: the label table has a row for each, and one more if there is a null label.
+            network: of `dit.ARITHMETICS`: whose arithmetic.
+        """
+        dit = without_weights(self.state, model, num_classes, self.latent, learns_sigma(self.state), network)
+        dit.to_empty(device=device).load_state_dict(self.state)
+        return dit.eval().requires_grad_(False)
 
     @property
     def weights(self) -> str:
@@ -181,7 +198,12 @@ def _stamp(path: Path) -> tuple:
     return str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-_opened: dict[tuple, Checkpoint] = {}  # the last of this process
+_opened: dict[tuple, Checkpoint] = {}  # the last of this process, until `forget`
+
+
+def forget() -> None:
+    """Let go of the checkpoint that was read last, whose file is mapped until nobody else has it."""
+    _opened.clear()
 
 
 def read(path: Path, weights_key: str | None = None) -> Checkpoint:
@@ -221,7 +243,7 @@ def _read_folder(path: Path, files: Files, folders: tuple[str, ...], weights_key
     form = f"diffusers folder, {len(files.weights)} shards" if files.index else "diffusers folder"
     state = to_official(state, read_json(files.config), path)
     own = files.config.resolve().parent.name if folders else ""
-    return Checkpoint(state, PLAIN, form, "DiT", says_family=True, folder=own, folders=folders)
+    return Checkpoint(path, state, PLAIN, form, "DiT", says_family=True, folder=own, folders=folders)
 
 
 def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
@@ -244,6 +266,7 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
     step = next((content[name] for name in STEPS if name in content), None)
     table = state.get("y_embedder.embedding_table.weight")
     return Checkpoint(
+        path,
         state,
         kind,
         "safetensors" if is_safetensors else "state dict" if kind == PLAIN else "training checkpoint",
@@ -283,19 +306,6 @@ def _family(state: State, content: dict) -> str:
     return next((family for spec in NETWORKS.values() if (family := spec.recognise(said))), USUAL)
 
 
-def read_weights(path: Path, weights_key: str | None = None, model: str | None = None) -> tuple[State, str]:
-    """The weights in `path`, memory-mapped, and which they are: what they are called there, or `plain`.
-
-    A training checkpoint gives its EMA, the weights that are published, unless `weights_key` (see `read`) says otherwise.
-
-    Raises:
-        UserError: if they cannot be had, or are of another family than `model`, a DiT where that is not given.
-    """
-    found = read(path, weights_key)
-    require_family(found, path, model or f"{USUAL}-")
-    return found.state, found.kind
-
-
 def family_in(found: Checkpoint, model: str | None) -> str:
     """The family as which a checkpoint is drawn, of `NETWORKS`: that of the model which was asked for, else its own."""
     return family_of(model) if model else found.family
@@ -333,158 +343,3 @@ def _mapping(content: object, path: Path) -> object | None:
     if isinstance(content, dict) and CLASS_TO_IDX in content:
         return content[CLASS_TO_IDX]
     return next((value for name, value in options_of(content) if name == CLASS_TO_IDX), None)
-
-
-def check(
-    state: State,
-    path: Path,
-    model: str,
-    num_classes: int,
-    input_size: int,
-    in_channels: int,
-    learn_sigma: bool = True,
-    has_null: bool = True,
-    factor: int | None = None,
-) -> None:
-    """Compare the weights with the network they are meant for; only shapes are read.
-
-    Args:
-        has_null: the label table has a row for the null label.
-        factor: image pixels a latent pixel, for advice on `--image-size`.
-
-    Raises:
-        UserError: naming the file, what was expected and what was found.
-    """
-    expected = {"model": model, "num_classes": num_classes, "input_size": input_size, "in_channels": in_channels}
-    check_shape(state, path, expected, has_null, factor)
-    if not spec_of(model).needs_variance:
-        learn_sigma = learns_sigma(state)
-    if learn_sigma and not learns_sigma(state):
-        raise UserError(f"{path} was trained without a variance (learn_sigma False), which the samplers here take from a network")
-    shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
-    network = _without_weights(state, model, **shape, learn_sigma=learn_sigma)
-    hold_against(state, network.state_dict(), path, model)
-
-
-def _without_weights(state: State, model: str, **options: int | str) -> DiT:
-    """The network that `state` is for, on the meta device; it has a null label if the table has a row more than classes."""
-    has_null = len(state["y_embedder.embedding_table.weight"]) != options["num_classes"]
-    with torch.device("meta"):
-        return spec_of(model).build[model](**options, own_embedders=has_own_embedders(state), has_null=has_null)
-
-
-def check_shape(
-    state: State, path: Path, expected: dict[str, str | int], has_null: bool = True, factor: int | None = None
-) -> None:
-    """Compare what `describe` says of the weights with some of it; `has_null` and `factor` as in `check`.
-
-    Raises:
-        UserError: naming the file, what was expected, what was found, and the options that make it fit.
-    """
-    found = describe(state, path, family_of(expected.get("model")))
-    found["num_classes"] += not has_null
-    if wrong := [name for name in expected if expected[name] != found[name]]:
-        said = ", ".join(f"{name} {expected[name]}" for name in wrong)
-        seen = ", ".join(f"{name} {found[name]}" for name in wrong)
-        remedy = _remedy({name: found[name] for name in wrong}, factor)
-        no_null = _without_null_label(found["num_classes"] + 1, expected.get("num_classes"))
-        raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
-
-
-def _remedy(found: dict[str, str | int], factor: int | None) -> str:
-    """The options to which weights would fit, as a clause, and for which there is a network."""
-    options = [f"--model {found['model']}"] if found.get("model") in models() else []
-    options += [f"--image-size {found['input_size'] * factor}"] if factor and "input_size" in found else []
-    options += [f"--num-classes {found['num_classes']}"] if found.get("num_classes") else []
-    options += [f"the --vae that it was trained with, of {found['in_channels']} channels"] if "in_channels" in found else []
-    return f"; give {' '.join(options)}" if options else ""
-
-
-def require_known(found: dict[str, str | int], path: Path) -> None:
-    """Raise UserError if the network that `describe` found in `path` has no size of ours."""
-    if found["model"] not in (known := NETWORKS[family_of(found["model"])].build):
-        raise UserError(f"{path} is a {found['model']}, and there are only {', '.join(known)}")
-
-
-def require_network(state: State, path: Path, network: str) -> None:
-    """Raise UserError if the weights can only be those of a network that was trained in diffusers, and `network` is another."""
-    if has_own_embedders(state) and network != "diffusers":
-        raise UserError(
-            f"{path}: its blocks have embedders of their own, as only a network that was trained in diffusers does; give "
-            "--network diffusers"
-        )
-
-
-def _without_null_label(rows: int, num_classes: int | None) -> str:
-    """A hint where a label table has exactly one row a class."""
-    if rows != num_classes:
-        return ""
-    return (
-        f", unless its {rows} rows are {rows} classes: then it was trained without a null label (class_dropout_prob 0), and is "
-        "drawn with --cfg-scale 1.0 alone"
-    )
-
-
-def learns_sigma(state: State) -> bool:
-    """Whether the network whose `describe` succeeded also puts out the variance."""
-    patches = state["x_embedder.proj.weight"][0].numel()
-    bias = state.get("final_layer.linear.bias")
-    return bias is None or bias.numel() != patches
-
-
-def describe(state: State, path: Path, family: str = USUAL) -> dict[str, str | int]:
-    """The network that some weights are of: `model`, `num_classes`, `input_size`, `in_channels`.
-
-    Args:
-        family: of `NETWORKS`, which weights alone do not tell.
-
-    Raises:
-        UserError: if they are not of a DiT.
-    """
-    for key, dimensions in (("x_embedder.proj.weight", 4), ("y_embedder.embedding_table.weight", 2), ("pos_embed", 3)):
-        if key not in state or state[key].dim() != dimensions:
-            if any(name.startswith("transformer_blocks.") for name in state):
-                raise UserError(f"{path} has diffusers' names; give the folder that it is in, with its {CONFIG_FILE}")
-            found = f"{tuple(state[key].shape)}" if key in state else f"none among its {len(state)} keys"
-            raise UserError(f"{path} is not a DiT checkpoint: expected a tensor {key} of {dimensions} dimensions, found {found}")
-        if 0 in state[key].shape:
-            raise UserError(f"{path} is not a DiT checkpoint: its {key} is empty, {tuple(state[key].shape)}")
-    hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
-    for key in ("y_embedder.embedding_table.weight", "pos_embed"):
-        if state[key].shape[-1] != hidden:
-            expected = (*state[key].shape[:-1], hidden)
-            raise UserError(f"{path}: {key} of a network {hidden} wide is {expected}; found {tuple(state[key].shape)}")
-    rows, _ = state["y_embedder.embedding_table.weight"].shape
-    _, tokens, _ = state["pos_embed"].shape
-    depth = len({match[1] for key in state if (match := re.match(r"blocks\.(\d+)\.", key))})
-    sizes = (size for size, (width, layers, _) in DIT_SIZES.items() if (width, layers) == (hidden, depth))
-    size = next(sizes, f"({hidden} wide, {depth} deep)")
-    return {
-        "model": f"{family}-{size}/{patch}",
-        "num_classes": rows - 1,
-        "input_size": math.isqrt(tokens) * patch,
-        "in_channels": channels,
-    }
-
-
-def load_dit(
-    path: Path,
-    model: str,
-    num_classes: int,
-    input_size: int,
-    in_channels: int,
-    device: torch.device,
-    network: str = "official",
-    weights_key: str | None = None,
-) -> DiT:
-    """The network of a checked file (see `check`), its weights copied to `device` as float32, in evaluation mode.
-
-    Args:
-        network: of `dit.ARITHMETICS`: whose arithmetic.
-        weights_key: see `read`.
-    """
-    state, _ = read_weights(path, weights_key, model)
-    shape = {"input_size": input_size, "num_classes": num_classes, "in_channels": in_channels}
-    dit = _without_weights(state, model, **shape, learn_sigma=learns_sigma(state), network=network)
-    dit.to_empty(device=device).load_state_dict(state)
-    return dit.eval().requires_grad_(False)

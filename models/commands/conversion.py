@@ -68,17 +68,17 @@ def convert(source: Path, out: Path, to: str, weights_key: str | None = None) ->
 
     from safetensors import SafetensorError
 
-    from fiducial.models.checkpoints import checkpoint, diffusers_form, label_table
+    from fiducial.models.checkpoints import checkpoint, diffusers_form, label_table, shapes
     from fiducial.models.networks.dit import DiT_models
 
     whole = checkpoint.read(source, weights_key)
     checkpoint.require_family(whole, source, "DiT-")
     state, kind = whole.state, whole.kind
-    found = checkpoint.describe(state, source)
+    found = shapes.describe(state, source)
     if found["model"] not in DiT_models:
         raise UserError(f"{source} is a {found['model']}; only the sizes {', '.join(DiT_models)} can be converted")
-    found["learn_sigma"] = checkpoint.learns_sigma(state)
-    checkpoint.check(state, source, **found)
+    found["learn_sigma"] = shapes.learns_sigma(state)
+    shapes.check(state, source, **found)
     if diffusers_form.has_own_embedders(state) and to != "diffusers":
         raise UserError(f"{source}: its blocks have embedders of their own, for which only diffusers' form has a place")
     if to == "diffusers" and not label_table.classes_of(whole)[1]:
@@ -87,7 +87,7 @@ def convert(source: Path, out: Path, to: str, weights_key: str | None = None) ->
     try:
         if to == "diffusers":
             diffusers_form.require_formula(state, source)
-            write_folder(diffusers_form.to_diffusers(state), diffusers_form.config_of(**found), out)
+            write_folder(diffusers_form.to_diffusers(state), diffusers_form.config_of(**shapes.named(found)), out)
         else:
             write_whole(out, lambda beside: write_file(state, beside, to, mapping))
     except (TypeError, ValueError, RecursionError) as error:

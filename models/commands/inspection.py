@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fiducial.models.checkpoints.checkpoint import Checkpoint
-    from fiducial.models.decoders.files import CodecFiles
+    from fiducial.models.decoders.autoencoder import Autoencoder
 
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
@@ -89,47 +89,35 @@ def is_autoencoder(folder: Path) -> bool:
 
 
 def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dict[str, str | int | bool | None]:
-    from fiducial.models.checkpoints import checkpoint, label_table
-    from fiducial.models.checkpoints.diffusers_form import has_own_embedders
+    from fiducial.models.checkpoints import checkpoint, label_table, shapes
     from fiducial.models.decoders import autoencoder
     from fiducial.models.networks.table import NETWORKS, USUAL, family_of
 
     found = checkpoint.read(path, weights_key)
-    shape = checkpoint.describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
+    shape = shapes.describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
     shape["num_classes"], has_null = label_table.classes_of(found)
-    vae, unusable = None, None
-    if is_autoencoder(beside := folder_beside(path)):
-        try:
-            vae = autoencoder.inspect(beside)
-        except UserError as error:
-            unusable = f"the autoencoder beside it cannot be used ({error})"
-    size = shape["input_size"] * (vae.factor if vae else autoencoder.USUAL_FACTOR)
+    vae, unusable = autoencoder_beside(path)
+    size = shape["latent"].size * (vae.factor if vae else autoencoder.USUAL_FACTOR)
     # Weights alone look the same for both, unless the arguments of their training are beside them.
     is_open = found.family == USUAL and not found.says_family
-    told, refused, probed_as = {}, why_not(found, path, shape, has_null, vae), None
+    told, refused, probed_as = {}, why_not(found, shape, has_null, vae), None
     if probed:
         families = list(NETWORKS) if is_open else [found.family]
-        able = [one for one in as_families(shape, families) if not why_not(found, path, one, has_null, vae)]
-        told, reason, as_one = ask_each(path, able, weights_key, has_own_embedders(found.state))
+        able = [one for one in as_families(shape, families) if not why_not(found, one, has_null, vae)]
+        told, reason, as_one = ask_each(found, able)
         if as_one:
             refused, probed_as, shape = None, family_of(as_one["model"]), as_one
         refused = refused or reason
-    options = {"ckpt": path} | ({"vae": beside} if vae else {})  # the rest is in the file
-    if probed_as not in (None, found.family):
-        options["model"] = shape["model"]
-    options |= {"weights-key": weights_key} if weights_key is not None else {}
-    is_theirs = has_own_embedders(found.state)
-    words = shell_words(options | more_options(has_null, vae, is_theirs))
+    unsaid = probed_as not in (None, found.family)
+    words = shell_words(options_for(found, shape, has_null, vae, unsaid, weights_key))
     return {
         "path": str(path),
-        "family": ("DiT, or SiT, as the file does not tell; --probe does" if not told else PROBED[probed_as])
-        if is_open
-        else found.family,
+        "family": family_in_words(bool(told), probed_as) if is_open else found.family,
         "form": found.form,
-        **shape,
+        **shapes.named(shape),
         "null_label": None if has_null else "none, so it is drawn without guidance",
         "image_size": size,
-        "learn_sigma": checkpoint.learns_sigma(found.state),
+        "learn_sigma": shapes.learns_sigma(found.state),
         "weights": found.weights,
         "beside": found.beside or None,
         "said": "; ".join(label_table.contradictions(found, path, size)) or None,
@@ -137,11 +125,7 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),
         "sha256": checkpoint.sha256(path),
-        "network": "diffusers, as only one trained there has embedders in each block"
-        if is_theirs
-        else "official, as its blocks share their embedders"
-        if "diffusers" in found.form
-        else None,
+        "network": arithmetic_of(found),
         **told,
         "vae": unusable,
         "refused": refused,
@@ -149,28 +133,71 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     }
 
 
+def autoencoder_beside(path: Path) -> tuple["Autoencoder | None", str | None]:
+    """The autoencoder that came with a checkpoint, if there is one, or why it cannot be used."""
+    from fiducial.models.decoders.autoencoder import Autoencoder
+
+    if not is_autoencoder(beside := folder_beside(path)):
+        return None, None
+    try:
+        vae = Autoencoder(beside)
+        vae.identity()
+    except UserError as error:
+        return None, f"the autoencoder beside it cannot be used ({error})"
+    return vae, None
+
+
+def family_in_words(is_asked: bool, probed_as: str | None) -> str:
+    """The family of a network whose file does not tell it."""
+    return PROBED[probed_as] if is_asked else "DiT, or SiT, as the file does not tell; --probe does"
+
+
+def arithmetic_of(found: "Checkpoint") -> str | None:
+    """Whose arithmetic a network in diffusers' form was trained by, as far as its blocks tell."""
+    from fiducial.models.checkpoints.diffusers_form import has_own_embedders
+
+    if has_own_embedders(found.state):
+        return "diffusers, as only one trained there has embedders in each block"
+    return "official, as its blocks share their embedders" if "diffusers" in found.form else None
+
+
 def as_families(shape: dict, families: Iterable[str]) -> list[dict]:
     """The same network as one of each of these families."""
     return [shape | {"model": f"{family}-{shape['model'].partition('-')[2]}"} for family in families]
 
 
-def ask_each(path: Path, shapes: list[dict], weights_key: str | None, is_theirs: bool) -> tuple[dict, str | None, dict | None]:
-    """The network's answer to pure noise as the first of these that it behaves as, and that one; as none of them, what it made
+def ask_each(found: "Checkpoint", shapes: list[dict]) -> tuple[dict, str | None, dict | None]:
+    """What the network makes of pure noise as the first of these that it behaves as, and that one; as none of them, what it made
     as the first, and why that is refused."""
     told, refused = {}, None
     for shape in shapes:
-        answers, reason = ask(path, shape, weights_key, is_theirs)
+        answers, reason = ask(found, shape)
         if not reason:
             return answers, None, shape
         told, refused = told or answers, refused or reason
     return told, refused, None
 
 
-def more_options(has_null: bool, vae: "CodecFiles | None", is_theirs: bool) -> dict[str, str | int | float]:
-    """The options without which sample_ddp.py would refuse such weights, beside what they are."""
-    guidance = {} if has_null else {"cfg-scale": 1.0}
-    few = vae is not None and vae.latent_channels < USUAL_GUIDED
-    return guidance | ({"cfg-channels": vae.latent_channels} if few else {}) | ({"network": "diffusers"} if is_theirs else {})
+def options_for(
+    found: "Checkpoint", shape: dict, has_null: bool, vae: "Autoencoder | None", unsaid: bool, weights_key: str | None
+) -> dict[str, object]:
+    """The options with which `sample_ddp.py` draws from such weights; the rest is in the file.
+
+    Args:
+        unsaid: the file does not tell the family.
+    """
+    from fiducial.models.checkpoints.diffusers_form import has_own_embedders
+
+    options = {"ckpt": found.path} | ({"vae": vae.folder} if vae else {})
+    if unsaid:
+        options["model"] = shape["model"]
+    if weights_key is not None:
+        options["weights-key"] = weights_key
+    if not has_null:
+        options["cfg-scale"] = 1.0
+    if vae is not None and vae.latent_channels < USUAL_GUIDED:
+        options["cfg-channels"] = vae.latent_channels
+    return options | ({"network": "diffusers"} if has_own_embedders(found.state) else {})
 
 
 def shell_words(options: dict[str, object]) -> list[str]:
@@ -183,40 +210,39 @@ def folder_beside(path: Path) -> Path:
     return path / "vae" if (path / "transformer").is_dir() else path.parent / "vae"
 
 
-def why_not(found: "Checkpoint", path: Path, shape: dict, has_null: bool, vae: "CodecFiles | None") -> str | None:
+def why_not(found: "Checkpoint", shape: dict, has_null: bool, vae: "Autoencoder | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
-    from fiducial.models.checkpoints import checkpoint
+    from fiducial.models.checkpoints import checkpoint, shapes
     from fiducial.models.decoders import autoencoder
 
+    path = found.path
     try:
         checkpoint.require_family(found, path, None)
-        checkpoint.require_known(shape, path)
+        shapes.require_known(shape, path)
         channels, name = (vae.latent_channels, str(vae.folder)) if vae else (autoencoder.USUAL_CHANNELS, USUAL_VAE)
-        autoencoder.require_channels(channels, shape["in_channels"], name, path)
-        checkpoint.check(found.state, path, **shape, has_null=has_null)
+        autoencoder.require_channels(channels, shape["latent"].channels, name, path)
+        shapes.check(found.state, path, **shape, has_null=has_null)
         names_of_checkpoint(None, path, found.class_to_idx, shape["num_classes"])
     except UserError as error:
         return str(error)
     return None
 
 
-def ask(
-    path: Path, shape: dict, weights_key: str | None, own_embedders: bool
-) -> tuple[dict[str, float | str | None], str | None]:
-    """The answer of a checkpoint's network to pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
+def ask(found: "Checkpoint", shape: dict) -> tuple[dict[str, float | str | None], str | None]:
+    """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
     from fiducial.models import probe
-    from fiducial.models.checkpoints import checkpoint
+    from fiducial.models.checkpoints.diffusers_form import has_own_embedders
     from fiducial.models.networks.table import spec_of
 
-    cpu, network = torch.device("cpu"), "diffusers" if own_embedders else "official"
-    dit = checkpoint.load_dit(path, **shape, device=cpu, network=network, weights_key=weights_key)
+    cpu, arithmetic = torch.device("cpu"), "diffusers" if has_own_embedders(found.state) else "official"
+    dit = found.load(shape["model"], shape["num_classes"], cpu, arithmetic)
     with_null = dit.null_label is not None  # it is guided by default then
     spec = spec_of(shape["model"])
-    response, refused = probe.respond(dit, shape["num_classes"], shape["input_size"], cpu, with_null, spec), None
+    response, refused = probe.respond(dit, shape["num_classes"], shape["latent"].size, cpu, with_null, spec), None
     try:
-        probe.require(response, path, spec)
+        probe.require(response, found.path, spec)
     except UserError as error:
         refused = str(error)
     return response.recorded() | {"doubt": None if refused else probe.doubt_of(response.recorded())}, refused
@@ -235,18 +261,19 @@ def inspect_autoencoder(folder: Path) -> dict[str, str | int | float]:
     from fiducial.models.checkpoints.checkpoint import read_safetensors
     from fiducial.models.decoders import autoencoder
 
-    files = autoencoder.inspect(folder)
-    autoencoder.load(folder, torch.device("cpu"))
+    vae = autoencoder.Autoencoder(folder)
+    vae.identity()  # which looks at the weights
+    vae.load(torch.device("cpu"))
     weights = read_safetensors(folder / autoencoder.WEIGHTS_FILE).values()
     return {
         "path": str(folder),
-        "family": files.kind,
-        "latent_channels": files.latent_channels,
-        "factor": files.factor,
-        "scale": files.scale,
-        "shift": files.shift,
+        "family": vae.kind,
+        "latent_channels": vae.latent_channels,
+        "factor": vae.factor,
+        "scale": vae.scale,
+        "shift": vae.shift,
         "dtype": dtypes(weights),
         "parameters": sum(value.numel() for value in weights),
-        "sha256": files.sha256,
+        "sha256": vae.sha256,
         "option": shlex.join(["--vae", str(folder)]),
     }

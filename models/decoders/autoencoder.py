@@ -1,9 +1,10 @@
-"""Autoencoders in diffusers' form: finding, loading, decoding."""
+"""Autoencoders in diffusers' form: finding them, and one as a `Decoder`."""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,34 +15,17 @@ from torch import Tensor, nn
 from fiducial import QUOTED, UserError, file_sha256, quoted
 from fiducial.models.checkpoints import hub
 from fiducial.models.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
-from fiducial.models.decoders.files import LATENT_SCALE, CodecFiles
 from fiducial.models.decoders.rounding import to_uint8
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny
     from diffusers.models.upsampling import Upsample2D
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+LATENT_SCALE = 0.18215  # Stable Diffusion's, which a configuration of that time does not tell
 USUAL_CHANNELS, USUAL_FACTOR = 4, 8  # of the named ones
 NAMED_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 WEIGHTS_FILE = WEIGHTS_FILES[0]
 LARGEST = 100_000  # beyond this a number of a configuration is none of a network
-
-
-def takes(_source: str) -> bool:
-    """Whatever is no other codec's name is that of an autoencoder."""
-    return True
-
-
-def factor(folder: Path) -> int:
-    """Image pixels a latent pixel, by the configuration of the autoencoder in `folder`."""
-    return reduction(read_config(folder))
-
-
-def sha256(folder: Path) -> str | None:
-    """The hash of the weights of the autoencoder in `folder`; None if they are not there."""
-    weights = folder / WEIGHTS_FILE
-    return file_sha256(weights) if weights.is_file() else None
 
 
 def resolve(source: str, cache_dir: Path | None = None) -> Path:
@@ -56,26 +40,6 @@ def resolve(source: str, cache_dir: Path | None = None) -> Path:
     if not hub.is_hub_id(repository):
         raise UserError(f"--vae {source}: no such folder; give ema, mse, a local diffusers folder or a hub id such as owner/name")
     return hub.snapshot(repository, f"--vae {source}", cache_dir)
-
-
-def inspect(folder: Path) -> CodecFiles:
-    """Read the configuration and hashes the weights of the autoencoder in `folder`.
-
-    Raises:
-        UserError: if a file is missing, damaged, or not of an autoencoder of `CLASSES`.
-    """
-    weights = folder / WEIGHTS_FILE
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise UserError(f"--vae {folder}: not a diffusers {CLASSES[0]} folder, {hub.lacking(folder, name)}")
-    config = read_config(folder)
-    if odd := next((key for key, value in read_safetensors(weights).items() if not value.is_floating_point()), None):
-        raise UserError(f"{weights}: {odd} is of no floating point dtype")
-    # Names and versions that the library adds say nothing of the network.
-    network = json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
-    shape = config["latent_channels"], reduction(config), config["_class_name"]
-    config_sha256 = hashlib.sha256(network.encode()).hexdigest()
-    return CodecFiles(folder, file_sha256(weights), config_sha256, *shape, *normalisation(config))
 
 
 def read_config(folder: Path) -> dict:
@@ -122,7 +86,7 @@ def reduction(config: Mapping) -> int:
 
 
 def normalisation(config: Mapping) -> tuple[float, float]:
-    """Scale and shift of the latents by the configuration (see `CodecFiles`).
+    """Scale and shift of the latents by the configuration: a diffusion model's are (z - shift) * scale for z of the autoencoder.
 
     Raises:
         ValueError: if they are no numbers, or nothing can be divided by the scale.
@@ -149,58 +113,120 @@ def merge_doubling(upsampler: "Upsample2D") -> None:
     upsampler.conv, upsampler.use_conv_transpose = merged, True
 
 
-def load(
-    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, merge: bool = False
-) -> "AutoencoderKL | AutoencoderTiny":
-    """The autoencoder, in evaluation mode; in half precision its images lie in memory pixel by pixel, as fast kernels want them,
-    and its last layer stays float32.
+class Autoencoder(nn.Module):
+    """The autoencoder in `folder`, a `Decoder`. Its images lie in memory pixel by pixel in half precision, as fast kernels want
+    them, and its last layer stays float32.
 
-    Args:
-        merge: in half precision, have doubling merged (`merge_doubling`).
+    Raises:
+        UserError: if a file is missing, or its configuration is not that of an autoencoder of `CLASSES`.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise UserError(f"--vae {folder}: not a diffusers {CLASSES[0]} folder, {hub.lacking(folder, name)}")
+        self.folder, self._config = folder, read_config(folder)
+        self.kind, self.latent_channels = self._config["_class_name"], self._config["latent_channels"]
+        self.factor = reduction(self._config)
+        self.scale, self.shift = normalisation(self._config)
+        self.vae: nn.Module | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights."""
+        return file_sha256(self.folder / WEIGHTS_FILE)
+
+    def identity(self) -> dict[str, str | float]:
+        """The hashes of weights and configuration, and scale and shift where they are not those of Stable Diffusion.
+
+        Raises:
+            UserError: if the weights are not whole, or are no numbers with a fraction.
+        """
+        weights = self.folder / WEIGHTS_FILE
+        if odd := next((key for key, value in read_safetensors(weights).items() if not value.is_floating_point()), None):
+            raise UserError(f"{weights}: {odd} is of no floating point dtype")
+        # Names and versions that the library adds say nothing of the network.
+        network = json.dumps({name: value for name, value in self._config.items() if not name.startswith("_")}, sort_keys=True)
+        latents = {"latent_scale": (self.scale, LATENT_SCALE), "latent_shift": (self.shift, 0.0)}
+        return {
+            "vae_sha256": self.sha256,
+            "vae_config_sha256": hashlib.sha256(network.encode()).hexdigest(),
+            **{name: own for name, (own, usual) in latents.items() if own != usual},
+        }
+
+    def load(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        merge: bool = False,
+        slicing: bool = False,
+        tiling: bool = False,
+    ) -> "Autoencoder":
+        """Load the weights, in evaluation mode, and return this.
+
+        Args:
+            merge: in half precision, have doubling merged (`merge_doubling`).
+
+        Raises:
+            UserError: if they do not fit the configuration.
+        """
+        vae = from_folder(self.folder, self.kind).to(device)
+        for module in vae.decoder.modules():
+            if isinstance(module, nn.SiLU):  # of what the layer before has made, which nothing else reads
+                module.inplace = True
+        if dtype != torch.float32:
+            self._halve(vae, dtype, merge)
+        if slicing:
+            vae.enable_slicing()
+        if tiling:
+            vae.enable_tiling()
+        self.vae = vae
+        return self
+
+    def _halve(self, vae: nn.Module, dtype: torch.dtype, merge: bool) -> None:
+        """Have all but the last layer in half precision."""
+        from diffusers.models.upsampling import Upsample2D
+
+        decoder = vae.decoder
+        if merge:
+            for upsampler in [module for module in decoder.modules() if isinstance(module, Upsample2D)]:
+                merge_doubling(upsampler)
+        vae.to(dtype, memory_format=torch.channels_last)
+        last = [decoder.layers[-1]] if self.kind == "AutoencoderTiny" else [decoder.conv_norm_out, decoder.conv_out]
+        for module in last:  # in bfloat16 a pixel's last bit is half a grey level
+            module.float()
+        last[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+    def forward(self, latents: Tensor, rounding: str = "dit") -> Tensor:
+        """Images (N, H, W, 3) uint8 of latents (N, C, h, w), as `Decoder`.
+
+        Raises:
+            OverflowError: if a decoder in float16 went beyond what that holds.
+        """
+        images = self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.to(latents.dtype)
+        if self.vae.dtype == torch.float16 and not images.isfinite().all():
+            raise OverflowError("the autoencoder's values do not fit into float16")
+        return to_uint8(images, rounding)
+
+
+def from_folder(folder: Path, kind: str) -> nn.Module:
+    """The network of that class of diffusers', in evaluation mode.
 
     Raises:
         UserError: if its weights do not fit its configuration.
     """
     import diffusers
-    from diffusers.models.upsampling import Upsample2D
     from diffusers.utils import logging
 
-    config = read_config(folder)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        vae, info = getattr(diffusers, config["_class_name"]).from_pretrained(
+        vae, info = getattr(diffusers, kind).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (ValueError, RuntimeError, OSError, TypeError) as error:
         raise UserError(f"the VAE in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if wrong := [*info["missing_keys"], *info["unexpected_keys"]]:
         raise UserError(f"the VAE weights in {folder} do not fit its config.json: {len(wrong)} keys differ, {wrong[0]} first")
-    vae = vae.eval().requires_grad_(False).to(device)
-    for module in vae.decoder.modules():
-        if isinstance(module, nn.SiLU):  # of what the layer before has made, which nothing else reads
-            module.inplace = True
-    if dtype != torch.float32:
-        decoder = vae.decoder
-        if merge:
-            for upsampler in [module for module in decoder.modules() if isinstance(module, Upsample2D)]:
-                merge_doubling(upsampler)
-        vae.to(dtype, memory_format=torch.channels_last)
-        last = [decoder.layers[-1]] if config["_class_name"] == "AutoencoderTiny" else [decoder.conv_norm_out, decoder.conv_out]
-        for module in last:  # in bfloat16 a pixel's last bit is half a grey level
-            module.float()
-        last[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-    return vae
-
-
-def decode(vae: "AutoencoderKL | AutoencoderTiny", latents: Tensor, rounding: str = "dit") -> Tensor:
-    """Latents (N, C, h, w) as the diffusion model makes them -> images (N, H, W, 3) uint8 on the same device.
-
-    Raises:
-        OverflowError: if a decoder in float16 went beyond what that holds.
-    """
-    scale, shift = normalisation(vae.config)
-    images = vae.decode((latents / scale + shift).to(vae.dtype)).sample.to(latents.dtype)
-    if vae.dtype == torch.float16 and not images.isfinite().all():
-        raise OverflowError("the autoencoder's values do not fit into float16")
-    return to_uint8(images, rounding)
+    return vae.eval().requires_grad_(False)

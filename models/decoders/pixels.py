@@ -5,46 +5,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fiducial.models.decoders.files import CodecFiles
 from fiducial.models.decoders.rounding import to_uint8
 
 NAME = "pixels"
 
 
 class Pixels(nn.Module):
-    """A decoder without weights, so that there is nothing to slice either."""
+    """A `Decoder` of which nothing is on a disk, and nothing is loaded."""
 
-    def enable_slicing(self) -> None:
-        """An image is not made at once or one by one."""
+    latent_channels, factor, sha256 = 3, 1, NAME
 
-    def enable_tiling(self) -> None:
-        """Nor in tiles."""
+    def __init__(self, folder: Path = Path(NAME)):
+        super().__init__()
+        self.folder = folder
 
+    def identity(self) -> dict[str, str | float]:
+        return {"vae_sha256": NAME, "vae_config_sha256": NAME, "latent_scale": 1.0}
 
-def takes(source: str) -> bool:
-    return source == NAME
+    def load(self, _device: torch.device, _dtype: torch.dtype = torch.float32, **_: bool) -> "Pixels":
+        return self
 
-
-def resolve(_source: str, _cache_dir: Path | None = None) -> Path:
-    return Path(NAME)
-
-
-def inspect(_folder: Path) -> CodecFiles:
-    return CodecFiles(Path(NAME), NAME, NAME, latent_channels=3, factor=1, kind=NAME, scale=1.0, shift=0.0)
-
-
-def factor(_folder: Path) -> int:
-    return 1
-
-
-def sha256(_folder: Path) -> str:
-    return NAME
-
-
-def load(_folder: Path, device: torch.device, _dtype: torch.dtype = torch.float32, _merge: bool = False) -> Pixels:
-    return Pixels().to(device)
-
-
-def decode(_loaded: Pixels, latents: Tensor, rounding: str = "dit") -> Tensor:
-    """Images (N, 3, H, W) as the diffusion model makes them -> (N, H, W, 3) uint8 on the same device."""
-    return to_uint8(latents, rounding)
+    def forward(self, latents: Tensor, rounding: str = "dit") -> Tensor:
+        return to_uint8(latents, rounding)

@@ -2,44 +2,78 @@
 has it.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fiducial.models.decoders import autoencoder, pixels
-from fiducial.models.decoders.files import CodecFiles
 
 
 class Decoder(Protocol):
-    """Protocol of a codec's file."""
+    """A codec whose configuration is read; its weights are when they are loaded."""
 
-    def takes(self, source: str) -> bool:
-        """Whether `--vae` says this codec."""
+    folder: Path
+    latent_channels: int
+    factor: int  # image pixels a latent pixel, both ways
+    sha256: str  # of its weights
 
-    def resolve(self, source: str, cache_dir: Path | None = None) -> Path:
-        """The local folder of what `--vae` says, fetched if it has to be."""
+    def identity(self) -> dict[str, str | float]:
+        """What images depend on, by its names in a run's identity; UserError if the weights are not whole."""
 
-    def inspect(self, folder: Path) -> CodecFiles:
-        """Facts of the codec, its weights hashed but not loaded."""
+    def load(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        merge: bool = False,
+        slicing: bool = False,
+        tiling: bool = False,
+    ) -> "Decoder":
+        """Load the weights, in evaluation mode, and return this.
 
-    def factor(self, folder: Path) -> int:
-        """Image pixels a latent pixel, both ways; the weights are not read."""
+        Args:
+            dtype: what it multiplies in.
+            merge: in half precision, layers may be merged for speed.
+            slicing: decode one image at a time.
+            tiling: decode large images in tiles.
 
-    def sha256(self, folder: Path) -> str | None:
-        """The hash of its weights; None where they are missing."""
+        Raises:
+            UserError: if they do not fit the configuration.
+        """
 
-    def load(self, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, merge: bool = False) -> nn.Module:
-        """The codec on a device, in evaluation mode."""
+    def to(self, device: torch.device) -> "Decoder":
+        """Move what is loaded."""
 
-    def decode(self, loaded: nn.Module, latents: Tensor, rounding: str = "dit") -> Tensor:
-        """Latents (N, C, h, w) as the diffusion model makes them -> images (N, H, W, 3) uint8 on the same device."""
+    def __call__(self, latents: Tensor, rounding: str = "dit") -> Tensor:
+        """Images (N, H, W, 3) uint8 on the same device of latents (N, C, h, w) as the diffusion model makes them.
+
+        Raises:
+            OverflowError: if float16 does not hold its values.
+        """
 
 
-DECODERS: dict[str, Decoder] = {pixels.NAME: pixels, "autoencoder": autoencoder}
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A row of DECODERS."""
+
+    name: str
+    takes: Callable[[str], bool]  # whether `--vae` says this codec
+    find: Callable[[str, Path | None], Path]  # the local folder of what `--vae` says, fetched into a cache if it has to be
+    open: Callable[[Path], Decoder]
 
 
-def decoder_of(source: str) -> Decoder:
-    """The codec that `--vae` says."""
-    return next(decoder for decoder in DECODERS.values() if decoder.takes(source))
+DECODERS: dict[str, DecoderSpec] = {
+    spec.name: spec
+    for spec in (
+        DecoderSpec(pixels.NAME, lambda source: source == pixels.NAME, lambda *_: Path(pixels.NAME), pixels.Pixels),
+        DecoderSpec("autoencoder", lambda _: True, autoencoder.resolve, autoencoder.Autoencoder),
+    )
+}
+
+
+def decoder_of(source: str) -> DecoderSpec:
+    """The row of the codec that `--vae` says."""
+    return next(spec for spec in DECODERS.values() if spec.takes(source))

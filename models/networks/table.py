@@ -68,6 +68,12 @@ def spec_of(model: str) -> NetworkSpec:
     return found
 
 
+def alike(model: str) -> list[str]:
+    """The models of other families whose weights have the same names and shapes."""
+    size = model.removeprefix(family_of(model))
+    return [f"{name}{size}" for name, spec in NETWORKS.items() if f"{name}{size}" in spec.build and f"{name}{size}" != model]
+
+
 def asked(network: nn.Module, spec: NetworkSpec, shared_timestep: bool = False) -> Callable[[Tensor, float, Tensor], Tensor]:
     """A network on the clock of the samplers: (x (N, C, H, W), t from 0, the image, to 1, noise; labels (N,)) -> output.
 

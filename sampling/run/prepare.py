@@ -16,7 +16,7 @@ from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
 from fiducial.sampling.run.checks import check_folder, check_kind, check_names
 from fiducial.sampling.run.sinks import Sink
-from fiducial.sampling.source.protocol import ResolvedRun, SourceSpec
+from fiducial.sampling.source.protocol import ResolvedRun, Source, SourceSpec
 from fiducial.sampling.store import disk
 from fiducial.sampling.store import manifest as manifests
 from fiducial.sampling.store.folder import ENDED, read_ended
@@ -35,7 +35,7 @@ class Found:
     folder: Path
     manifest: Manifest | None
     done: np.ndarray  # (N,) bool, as far as it is known without reading what stands in the folder
-    was_tried: bool  # whether the source was found to be one that can be drawn from
+    source: Source  # tried out, if an image is missing as far as that is known
 
 
 def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) -> Found:
@@ -52,15 +52,17 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) 
     check_folder(folder, manifest, run)
     check_names(folder, manifest, run.names)
     done = sink.look(folder, manifest, run)
+    source = spec.open_source(run.config, run.identity, run.facts, group)
     if not done.all():
-        spec.try_out(run, group)  # a source that cannot be drawn from leaves no folder, and a run as it is
-    return Found(run, folder, manifest, done, not done.all())
+        source.try_out()  # one that cannot be drawn from leaves no folder, and a run as it is
+    return Found(run, folder, manifest, done, source)
 
 
 def prepare(
     config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack, options: Mapping
-) -> tuple[ResolvedRun, Task, Lock]:
-    """Check everything, claim the folder, and find out what is to be done. The lock is held until `stack` closes.
+) -> tuple[Source, Task, Lock]:
+    """Check everything, claim the folder, and find out what is to be done, and what draws it. The lock is held until `stack`
+    closes.
 
     Args:
         options: for the manifest, those that are not in `config`.
@@ -84,12 +86,12 @@ def prepare(
         check_names(folder, manifest, run.names)
         manifest.identity, manifest.num_fid_samples = run.identity, config.num_fid_samples
         done = sink.claim(folder, manifest)
-        if not done.all() and not found.was_tried:
-            spec.try_out(run, group)
+        if not done.all():
+            found.source.try_out()
         manifest.paths = run.paths
         if run.names:
             manifest.class_names = Names(**run.names.recorded())
-        manifest.options = recorded(run.recorded, run.identity, options)
+        manifest.options = recorded(run.config, run.identity, {**run.settled, **options})
         manifest.sessions.append(describe_session(group, int(done.sum()), sink.with_png))
         manifests.write(folder, manifest)
         forget_last_session(folder, manifest)
@@ -98,7 +100,9 @@ def prepare(
         raise disk.explained(error, folder) from error
     say(f"{folder}: {done.sum():,} of {len(done):,} images are there")
     session, mark = len(manifest.sessions), manifest.mark
-    return run, Task(folder, session, held.token, run.identity, done, run.facts, sink.made, npz, mark), held
+    task = Task(folder, session, held.token, run.identity, done, run.facts, sink.made, npz, mark)
+    held.told = task.told
+    return found.source, task, held
 
 
 def conclude(folder: Path, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -42,14 +42,13 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
         group.on_end(None, hang_seconds)
         try:
             if group.is_main:
-                run, task, held = prepare(config, spec, sink, group, stack, options or {})
+                source, task, held = prepare(config, spec, sink, group, stack, options or {})
                 group.publish("task", task.to_json())
-                config, held.told = run.config, task.told
             else:
                 task, held = Task.from_json(group.receive("task")), None
                 await_token(task.folder, task.token, group.rank)
-                config = replace(config, labels=task.identity.labels)
-            source = spec.open_source(config, task, group, lambda **event: task.note(group, event))
+                source = spec.open_source(config, task.identity, task.facts, group)
+            source.begin(lambda **event: task.note(group, event))
             group.on_end(partial(keep_cause, task), hang_seconds)
             left = trunk.run(task.plan, source, sink, RunFolder(task, group, held, began), group)
             group.on_end(None, hang_seconds)

@@ -9,7 +9,7 @@ import operator
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from fiducial.sampling.plan import Plan, philox
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.numerics import REFERENCE
 from fiducial.sampling.source.protocol import ResolvedRun
-from fiducial.sampling.store.task import Task
 
 OF_EVERY_RUN = ("generator", "image_size", "num_classes", "labels", "global_seed", "exact")  # options in its identity
 SEED_STREAM = 2  # second key word of what seeds a block's global generators
@@ -73,8 +72,14 @@ class Generator:
         self._config, self._plan, self._device = config, Plan.of(identity, config.num_fid_samples), device
         self._size, self._options = identity.image_size, options_of(config)
 
-    def load(self) -> None:
+    def try_out(self) -> None:
+        """What it draws is looked at when it is drawn."""
         self._function = find_function(self._config.generator)
+
+    def begin(self, _: Callable[..., object]) -> None:
+        """Nothing is noted."""
+
+    load = try_out
 
     def told(self, group: Group) -> None:
         group.wait()
@@ -261,20 +266,15 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
         "noise": NOISE_VERSION,
         **({"device_type": group.device.type} if config.exact else {}),
     }
-    return ResolvedRun(numbered, Identity(identity), names, {}, {"generator": str(file)}, numbered)
+    return ResolvedRun(numbered, Identity(identity), names, {}, {"generator": str(file)})
 
 
-def try_out(run: ResolvedRun, _: Group) -> None:
-    """Import the function; its images are looked at when they are drawn."""
-    find_function(run.config.generator)
-
-
-def open_source(config: SamplingConfig, task: Task, group: Group, _: Callable[..., object]) -> Generator:
+def open_source(config: SamplingConfig, identity: Identity, _: Mapping[str, object], group: Group) -> Generator:
     """On every rank; on all but rank 0, torch's switches are set as there, and the module is made sure of."""
     if not group.is_main:
         numerics.apply(REFERENCE, config, group.device)
         find_function(config.generator)
         file = module_file(config.generator)
-        if file_sha256(file) != task.identity.values["generator_sha256"]:
+        if file_sha256(file) != identity.values["generator_sha256"]:
             raise UserError(f"{file} on rank {group.rank} is another file than on rank 0")
-    return Generator(config, task.identity, group.device)
+    return Generator(config, identity, group.device)

@@ -1,56 +1,63 @@
 """Images by latent diffusion: network, path, grid, solver, guidance and codec, for given indices on one device."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import UserError, warn
+from fiducial import Group, UserError, warn
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.diffusion.prediction import PREDICTIONS, Raw
 from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.models import probe
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import asked
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream
-from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks
 from fiducial.sampling.source.failures import is_out_of_memory, one_line
 from fiducial.sampling.source.networks import Networks
-from fiducial.sampling.source.numerics import Numerics
 
 
 class LatentDiffusion:
-    """A `Source`; loads its networks when they are first needed.
+    """A `Source`.
 
     Args:
+        networks: what it draws with.
+        meet: called on each rank that is to draw, before it loads anything but on trial.
         compiling: what holds while networks are compiled.
-        others as of `Networks`.
     """
 
     def __init__(
         self,
-        config: SamplingConfig,
-        device: torch.device,
-        how: Numerics,
-        find_codec: Callable[[], Path],
-        latent: tuple[int, int],
-        note: Callable[..., object],
+        networks: Networks,
+        meet: Callable[[], object] = lambda: None,
         compiling: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self.config, self._device, self.how, self._note, self._compiling = config, device, how, note, compiling
-        self._channels, self._input_size = latent
-        self.networks = Networks(config, device, how, find_codec, latent, note)
-        self.pieces = Blocks(config.per_proc_batch_size, device, config.cuda_tuning, note)
+        self.networks, self._meet, self._compiling = networks, meet, compiling
+        config, device = networks.config, networks.device
+        self.config, self.how, self._device = config, networks.how, device
+        self._shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
+        self.ready, self.loading = self.how.precision, "weights and compiling" if self.how.compile else "weights"
+        self.pieces = Blocks(config.per_proc_batch_size, device, config.cuda_tuning, lambda **event: networks.note(**event))
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
         self._sampler = SAMPLERS[config.sampler]
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
+        self._is_loaded = False
+
+    def try_out(self) -> None:
+        """See `Source.try_out`: loads the networks, and asks the one that is sampled whether it is of its family."""
+        if self.networks.network is None:
+            self.networks.load()
+
+    def begin(self, note: Callable[..., object]) -> None:
+        self.networks.note = note
 
     def load(self) -> None:
         """Load the networks, and compile what is to be compiled.
@@ -58,9 +65,31 @@ class LatentDiffusion:
         Raises:
             UserError: if the network is not of the kind that the samplers take, as pure noise tells.
         """
-        if self.networks.network is None:
-            self.networks.load()
+        if not self._is_loaded:
+            self._meet()
+            self.try_out()
             self.compile()
+            self._is_loaded = True
+
+    def told(self, group: Group) -> dict | None:
+        """What the networks of all ranks made of pure noise, the least of each number."""
+        response = self.networks.response.recorded() if self.networks.response else None
+        group.publish(f"probe/{group.rank}", json.dumps(response))
+        group.wait()
+        return least(group, str(self.config.ckpt)) if group.is_main else None
+
+    def lines(self, told: dict | None, evaluations: int) -> list[str]:
+        config, how = self.config, self.how
+        eta = f", eta {config.eta}" if config.eta else ""
+        of_block = f": {evaluations:,} evaluations of the network for a block" if evaluations else ""
+        low, high = config.guidance_interval
+        compiled, exact = "compiled" if how.compile else "not compiled", ", exact" if config.exact else ""
+        lines = [
+            f"sampler   {config.sampler}, {config.num_sampling_steps} steps{eta}{of_block}",
+            f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}",
+            f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {self._device.type}{exact}",
+        ]
+        return [*lines, f"probe     {probe.in_words(told)}"] if evaluations else lines
 
     @torch.inference_mode()
     def compile(self) -> None:
@@ -72,13 +101,13 @@ class LatentDiffusion:
             try:
                 with self.networks.at_work(self.networks.network, "model"):
                     for images in {len(piece) for piece in self.pieces.pieces([0])}:
-                        x = torch.zeros(images, self._channels, self._input_size, self._input_size, device=self._device)
+                        x = torch.zeros(images, *self._shape, device=self._device)
                         for t in self.guidance.times():
                             self.guided(range(images))(x, t)
             except Exception as error:
                 if is_out_of_memory(error):
                     return  # which the first block will find too, and draw in halves
-                self._note(event="not compiled", reason=one_line(error))
+                self.networks.note(event="not compiled", reason=one_line(error))
                 warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
                 self.networks.network = self.networks.load_network(self.how)
 
@@ -96,8 +125,7 @@ class LatentDiffusion:
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
         draws = self._sampler.noises(config.count_steps(), **config.sampler_options())
-        shape = (self._channels, self._input_size, self._input_size)
-        return NoiseStream(config.global_seed, pieces, shape, draws, self._device)
+        return NoiseStream(config.global_seed, pieces, self._shape, draws, self._device)
 
     def guided(self, piece: range, network: DiT | None = None) -> Raw:
         """The network that is loaded, or another, for the labels of `piece`, guided."""
@@ -139,10 +167,21 @@ class LatentDiffusion:
             again = self.latents(piece, check, network)
         latents = torch.where(bad[:, None, None, None], again, latents)
         indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
-        self._note(event="not finite, drawn again in fp32", indices=indices)
+        self.networks.note(event="not finite, drawn again in fp32", indices=indices)
         if lost := [index for index in indices if not latents[index - piece.start].isfinite().all()]:
             named = ", ".join(map(str, lost[:10])) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
             raise UserError(
                 f"the model gave NaN or infinity for image{'s' * (len(lost) > 1)} {named}, also in fp32; they were not written"
             )
         return latents
+
+
+def least(group: Group, ckpt: str) -> dict | None:
+    """The least of each number that the ranks have published of their networks, as an entry of the manifest; None where none was
+    asked. What is doubtful about one is said."""
+    told = [json.loads(group.receive(f"probe/{rank}")) for rank in range(group.world_size)]
+    if not (asked := [one for one in told if one]):
+        return None
+    if said := next(filter(None, map(probe.doubt_of, asked)), None):
+        warn(f"warning: {ckpt}: {said}")
+    return {name: min(one[name] for one in asked) for name in asked[0]}

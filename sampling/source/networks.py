@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.decoders.table import decoder_of
+from fiducial.models.decoders.table import Decoder
+from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import NetworkSpec, spec_of
 from fiducial.sampling.options.config import SamplingConfig
@@ -21,10 +21,10 @@ class Networks:
     """The network that is sampled and the codec of its latents.
 
     Args:
+        config: its labels are numbers.
         how: precision, compilation and kernels.
-        find_codec: gives the codec's folder.
-        latent: channels and size of a latent.
-        note: called with what is out of the ordinary.
+        latent: what the network is to draw.
+        open_codec: gives the codec, not loaded.
     """
 
     def __init__(
@@ -32,18 +32,17 @@ class Networks:
         config: SamplingConfig,
         device: torch.device,
         how: Numerics,
-        find_codec: Callable[[], Path],
-        latent: tuple[int, int],
-        note: Callable[..., object],
+        latent: LatentShape,
+        open_codec: Callable[[], Decoder],
     ):
-        self.config, self.device, self.how, self._find_codec, self.note = config, device, how, find_codec, note
-        self.channels, self.input_size = latent
-        self.spec, self._codec = spec_of(config.model), decoder_of(config.vae)
+        self.config, self.device, self.how, self.latent, self._open_codec = config, device, how, latent, open_codec
+        self.note: Callable[..., object] = lambda **_: None  # called with what is out of the ordinary
+        self.spec = spec_of(config.model)
         self.network: DiT | None = None
-        self.decoder: nn.Module | None = None
+        self.decoder: Decoder | None = None
         self.response: probe.Response | None = None  # of the network, unless `--no-probe`
         self._network_in_fp32: DiT | None = None  # loaded if numbers overflow
-        self._decoder_in_fp32: nn.Module | None = None
+        self._decoder_in_fp32: Decoder | None = None
 
     def load(self) -> None:
         """Load both, and ask the network whether it is of its family.
@@ -58,10 +57,10 @@ class Networks:
 
     def load_network(self, how: Numerics) -> DiT:
         """The network, from its file."""
-        config, shape = self.config, (self.input_size, self.channels)
-        where = self._place("model")
-        named = config.network, config.weights_key
-        network = checkpoint.load_dit(config.ckpt, config.model, config.num_classes, *shape, where, *named)
+        config = self.config
+        found = checkpoint.read(config.ckpt, config.weights_key)
+        network = found.load(config.model, config.num_classes, self._place("model"), config.network)
+        checkpoint.forget()
         if how.attention == "products":
             network.attend_by_products()
         return network if how.dtype == torch.float32 else network.to_half(how.dtype)
@@ -77,7 +76,7 @@ class Networks:
 
         def respond(network: DiT, spec: NetworkSpec) -> probe.Response:
             with self.at_work(network, "model"):
-                return probe.respond(network, config.num_classes, self.input_size, self.device, with_null, spec)
+                return probe.respond(network, config.num_classes, self.latent.size, self.device, with_null, spec)
 
         found = respond(network, self.spec)
         if not found.is_finite and self.how.dtype != torch.float32:
@@ -85,21 +84,17 @@ class Networks:
         probe.require(found, config.ckpt, self.spec, lambda spec: respond(network, spec))
         return found
 
-    def _load_decoder(self, how: Numerics) -> nn.Module:
+    def _load_decoder(self, how: Numerics) -> Decoder:
         merge = self.device.type == "cpu" and how.dtype == torch.bfloat16  # slower in fp16, and on a GPU not measured
-        decoder = self._codec.load(self._find_codec(), self._place("vae"), how.dtype, merge)
-        if how.vae_slicing:
-            decoder.enable_slicing()
-        if self.config.vae_tiling:
-            decoder.enable_tiling()
-        return decoder
+        slices = {"slicing": how.vae_slicing, "tiling": self.config.vae_tiling}
+        return self._open_codec().load(self._place("vae"), how.dtype, merge=merge, **slices)
 
     def _place(self, name: str) -> torch.device:
         """Where a network is while it has nothing to do."""
         return torch.device("cpu") if self.config.offload in (name, "both") else self.device
 
     @contextmanager
-    def at_work(self, network: nn.Module, name: str) -> Iterator[None]:
+    def at_work(self, network: nn.Module | Decoder, name: str) -> Iterator[None]:
         """Have a network on the device in here; `name` as `--offload` calls it."""
         network.to(self.device)
         try:
@@ -118,10 +113,10 @@ class Networks:
         """Images (N, H, W, 3) uint8; decoded once more in fp32 if they do not fit into fp16."""
         try:
             with self.at_work(self.decoder, "vae"):
-                return self._codec.decode(self.decoder, latents, self.config.rounding)
+                return self.decoder(latents, self.config.rounding)
         except OverflowError as error:
             self.note(event="decoded again in fp32", reason=str(error))
             if self._decoder_in_fp32 is None:
                 self._decoder_in_fp32 = self._load_decoder(replace(self.how, precision="fp32"))
             with self.at_work(self._decoder_in_fp32, "vae"):
-                return self._codec.decode(self._decoder_in_fp32, latents, self.config.rounding)
+                return self._decoder_in_fp32(latents, self.config.rounding)

@@ -1,7 +1,7 @@
 """Protocol of a source of images: how a run finds out that it can be drawn from, and draws."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,6 @@ from fiducial.classes import ClassNames
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.plan import Plan
-from fiducial.sampling.store.task import Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class ResolvedRun:
     names: ClassNames | None  # of the classes, if anybody knows them
     facts: Mapping[str, object]  # for the source on every rank, as JSON
     paths: dict[str, str]  # for the manifest
-    recorded: SamplingConfig  # the same configuration, as its options are recorded
+    settled: Mapping[str, object] = field(default_factory=dict)  # options that it records otherwise than they stand in `config`
 
     @property
     def plan(self) -> Plan:
@@ -36,8 +35,15 @@ class Source(Protocol):
     ready: str  # what is said of it once it is loaded, such as its precision
     loading: str  # what loading it takes, such as "weights and compiling"
 
+    def try_out(self) -> None:
+        """Raise UserError if it cannot be drawn from. On rank 0, before anything is written and before the others know of the
+        run; what is loaded for it stays, and is drawn with."""
+
+    def begin(self, note: Callable[..., object]) -> None:
+        """Begin a session on this rank; `note` is called with what is out of the ordinary. Nothing is loaded yet."""
+
     def load(self) -> None:
-        """Make ready to draw on this rank.
+        """Make ready to draw on this rank, which has blocks to draw, once; on rank 0, with what `try_out` has loaded.
 
         Raises:
             UserError: if it cannot be drawn from.
@@ -80,8 +86,10 @@ class SourceSpec(Protocol):
             UserError: if options and files do not go together.
         """
 
-    def try_out(self, run: ResolvedRun, group: Group) -> None:
-        """Raise UserError if the source cannot be drawn from; on rank 0, before anything is written."""
+    def open_source(self, config: SamplingConfig, identity: Identity, facts: Mapping[str, object], group: Group) -> Source:
+        """The source on this rank, for a run as rank 0 has resolved it; nothing is loaded.
 
-    def open_source(self, config: SamplingConfig, task: Task, group: Group, note: Callable[..., object]) -> Source:
-        """The source on this rank, for a run as rank 0 has resolved it; `note` is called with what is out of the ordinary."""
+        Args:
+            config: as `fetch` has left it; labels and the like are taken from the identity.
+            facts: of the `ResolvedRun`.
+        """

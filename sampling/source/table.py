@@ -1,13 +1,11 @@
 """SOURCES: what a run can draw from, a row each."""
 
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.source import dit, generator
+from fiducial.sampling.source import from_checkpoint, generator
 from fiducial.sampling.source.protocol import SourceSpec
 
-SOURCES: tuple[SourceSpec, ...] = (
-    generator,
-    dit,
-)  # the first that is asked for; modules, whose functions are those of `SourceSpec`
+# The first that is asked for; modules, whose functions are those of `SourceSpec`.
+SOURCES: tuple[SourceSpec, ...] = (generator, from_checkpoint)
 
 
 def source_of(config: SamplingConfig) -> SourceSpec:
