@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fiducial import UserError
 from fiducial.models import DiT_models
-from fiducial.models.checkpoints.checkpoint import read, sha256
+from fiducial.models.checkpoints.checkpoint import read, require_family, sha256
 from fiducial.models.checkpoints.shapes import check, describe
 from fiducial.models.latent import LatentShape
 
@@ -29,7 +29,9 @@ def state(tiny_checkpoint):
 
 def load(path):
     """A network the way `sample_ddp.py` gets it: read, check, load."""
-    weights = read(path).state
+    found = read(path)
+    require_family(found, path, "DiT-")
+    weights = found.state
     check(weights, path, **MODEL)
     return read(path).load("DiT-XS/8", 10, torch.device("cpu"))
 
