@@ -1,4 +1,4 @@
-"""What network some weights are of, by their shapes alone, and whether it is the one that is meant."""
+"""The network that some weights are of, by their shapes alone, and whether it is the one that is meant."""
 
 import math
 import re
@@ -59,7 +59,7 @@ def without_weights(
 
 
 def if_another(model: str) -> str:
-    """What to add where weights may be of another family than `model`, as a clause; the weights of both look the same."""
+    """A hint where weights may be of another family than `model`, as a clause; the weights of both look the same."""
     others = " or ".join(f"a {family_of(name)}, give --model {name}" for name in alike(model))
     return f"; if it is {others}" if others else ""
 
@@ -83,7 +83,7 @@ def check_shape(
 
 
 def named(shape: Mapping[str, object]) -> dict[str, str | int]:
-    """What `describe` gives, or some of it, by the names that people know."""
+    """A description by `describe`, or some of it, under the names that people know."""
     latent = shape.get("latent")
     of_latent = {"input_size": latent.size, "in_channels": latent.channels} if latent else {}
     return {name: value for name, value in shape.items() if name != "latent"} | of_latent
@@ -114,7 +114,7 @@ def require_network(state: State, path: Path, network: str) -> None:
 
 
 def _without_null_label(rows: int, num_classes: int | None) -> str:
-    """What to add where a label table has exactly one row a class."""
+    """A hint where a label table has exactly one row a class."""
     if rows != num_classes:
         return ""
     return (
@@ -131,7 +131,7 @@ def learns_sigma(state: State) -> bool:
 
 
 def describe(state: State, path: Path, family: str = USUAL) -> dict[str, object]:
-    """What network some weights are of: `model`, `num_classes`, `latent`, a `LatentShape`.
+    """The network that some weights are of: `model`, `num_classes`, `latent`, a `LatentShape`.
 
     Args:
         family: of `NETWORKS`, which weights alone do not tell.

@@ -167,7 +167,7 @@ def as_families(shape: dict, families: Iterable[str]) -> list[dict]:
 
 
 def ask_each(found: "Checkpoint", shapes: list[dict]) -> tuple[dict, str | None, dict | None]:
-    """What the network makes of pure noise as the first of these that it behaves as, and that one; as none of them, what it made
+    """The network's answer to pure noise as the first of these that it behaves as, and that one; as none of them, what it made
     as the first, and why that is refused."""
     told, refused = {}, None
     for shape in shapes:
@@ -229,7 +229,7 @@ def why_not(found: "Checkpoint", shape: dict, has_null: bool, vae: "Autoencoder 
 
 
 def ask(found: "Checkpoint", shape: dict) -> tuple[dict[str, float | str | None], str | None]:
-    """What a checkpoint's network makes of pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
+    """The answer of a checkpoint's network to pure noise, and why `sample_ddp.py` would therefore refuse it, if it would."""
     import torch
 
     from fiducial.models import probe

@@ -22,7 +22,7 @@ class Decoder(Protocol):
     sha256: str  # of its weights
 
     def identity(self) -> dict[str, str | float]:
-        """What images depend on, by its names in a run's identity; UserError if the weights are not whole."""
+        """Everything that images depend on, by its names in a run's identity; UserError if the weights are not whole."""
 
     def load(
         self,

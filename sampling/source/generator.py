@@ -73,7 +73,7 @@ class Generator:
         self._size, self._options = identity.image_size, options_of(config)
 
     def try_out(self) -> None:
-        """What it draws is looked at when it is drawn."""
+        """Import the function; its images are looked at when they are drawn."""
         self._function = find_function(self._config.generator)
 
     def begin(self, _: Callable[..., object]) -> None:

@@ -72,7 +72,7 @@ class LatentDiffusion:
             self._is_loaded = True
 
     def told(self, group: Group) -> dict | None:
-        """What the networks of all ranks made of pure noise, the least of each number."""
+        """The answers of all ranks' networks to pure noise, the least of each number."""
         response = self.networks.response.recorded() if self.networks.response else None
         group.publish(f"probe/{group.rank}", json.dumps(response))
         group.wait()
