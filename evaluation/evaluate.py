@@ -105,6 +105,7 @@ class Evaluation:
             UserError: in one sentence, if something is missing or does not fit.
         """
         settings.check()
+        group = group.scope()
         ref = None if ref is None else str(ref)
         needed = settings.needs_reference
         if ref is None and needed:

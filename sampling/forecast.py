@@ -5,7 +5,6 @@ The same checks as before a run are made; then each rank loads its networks and 
 seconds, memory and PNGs are told. What the whole run takes is that block as often as there are some to draw.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -59,7 +58,7 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
     Raises:
         UserError: if the run could not begin.
     """
-    started, spec = time.monotonic(), source_of(config)
+    started, spec, group = time.monotonic(), source_of(config), group.scope()
     check_stream()
     config = spec.fetch(config, group)
     numerics.ready_torch()
@@ -69,18 +68,18 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
         mark = found.manifest.mark if found.manifest else 0
         npz = archive.npz_path(found.folder)
         task = Task(found.folder, 0, "", found.run.identity, found.done, found.run.facts, npz=npz, mark=mark)
-        group.publish("task", task.to_json())
+    told = group.once(lambda: task.to_json())
+    if group.is_main:
         source = found.source
     else:
-        task = Task.from_json(group.receive("task"))
+        task = Task.from_json(told)
         source = spec.open_source(config, task.identity, task.facts, group)
     events: list[dict] = []
     source.begin(lambda **event: events.append(event))
     checking = time.monotonic() - started
     own, probed = measure(source, events, group, task, with_png) if task.missing else (None, None)
-    group.publish(f"measured/{group.rank}", json.dumps(asdict(own) if own else None))
+    told = group.gather(asdict(own) if own else None)
     if group.is_main:
-        told = [json.loads(group.receive(f"measured/{rank}")) for rank in range(group.world_size)]
         ranks = [Measured(**one) for one in told if one]
         of_source = source.lines(probed, ranks[0].evaluations if ranks else 0)
         pngs = task.missing + records.without_png(task.folder, len(task.done), task.mark) if with_png else 0

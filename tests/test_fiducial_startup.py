@@ -319,8 +319,9 @@ with fiducial.user_errors():
 
 def test_paths_of_any_bytes_are_published(alone):
     path = os.fsdecode(b"/runs/caf\xe9")
-    alone.publish("path", path)
-    assert Path(alone.receive("path")) == Path(path)
+    board = alone._board
+    board.publish("path", path)
+    assert Path(board.receive("path")) == Path(path)
     assert json.loads(json.dumps(path)) == path
 
 

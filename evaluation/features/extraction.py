@@ -191,7 +191,7 @@ def _run(
     statistics = FeatureStatistics.empty(extractor.dimension)
     spatial_statistics = FeatureStatistics.empty(extractor.spatial_dimension) if extractor.spatial_dimension else None
     at, stop = share(images.count, batch_size, group)
-    counter = f"extracted/{folder.name}"
+    extracted = group.counter()
     with ExitStack() as files, progress_bar(images.count, "evaluating") as bar:
         write = {name: files.enter_context(_at_row(folder / name, at, size)) for name, size in _row_bytes(extractor).items()}
         for batch in read_ahead(images.batches(batch_size, at, stop)):
@@ -207,7 +207,8 @@ def _run(
                 write[SPATIAL](spatial.tobytes())
             write[PIXELS](b"".join(hashlib.sha256(image).digest() for image in batch))
             at += len(batch)
-            bar.update(group.count(counter, len(batch)) - bar.n)
+            group.check()
+            bar.update(extracted.add(len(batch)) - bar.n)
         group.wait()
         bar.update(images.count - bar.n)
     return statistics, spatial_statistics

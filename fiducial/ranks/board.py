@@ -88,3 +88,19 @@ class Board:
                     f"rank {self.rank} has lost its connection to another, which may have ended ({one_line(error)})"
                 ) from error
             raise Stopped(self.watches[0].lost_connection(error)) from error
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number that all ranks share and add to, also from threads beside the work."""
+
+    board: Board
+    key: str
+
+    def add(self, number: int) -> int:
+        """Add to it; return its value."""
+        return self.board.add(self.key, number)
+
+    @property
+    def value(self) -> int:
+        return self.add(0)

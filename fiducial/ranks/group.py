@@ -7,14 +7,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from fiducial.ranks.adding import Adder
 from fiducial.ranks.beats import LEFT, beat_key
-from fiducial.ranks.board import Board
+from fiducial.ranks.board import Board, Count
 from fiducial.ranks.cause import Cause, Stopped
 from fiducial.ranks.fellows import Fellows
 from fiducial.ranks.watch import Watch
@@ -30,8 +30,9 @@ Value = TypeVar("Value")  # that JSON has
 class Group:
     """This process among its fellows. `store` is shared by all of them: counters and small values.
 
-    `once`, `wait` and `sum` have to be called by every rank, in the same order. As a context manager it watches over the
-    others, hears signals, and announces the exception that ends it.
+    `scope`, `counter`, `once`, `gather`, `wait` and `sum` are collectives: to be called by every rank, in the same order. So
+    each call has keys of its own in the store, and no second run of the group reads what a first one left. As a context
+    manager it watches over the others, hears signals, and announces the exception that ends it.
     """
 
     rank: int
@@ -41,6 +42,7 @@ class Group:
     device: "torch.device"
     store: "torch.distributed.Store"
     fellows: list[dict] = field(default_factory=list, repr=False)  # all ranks' processes, as `own_process` tells them; none alone
+    _prefix: str = field(default="", repr=False)  # of keys in the store
     _calls: Iterator[int] = field(default_factory=itertools.count, repr=False)
     _watches: list[Watch] = field(default_factory=list, repr=False)  # at most one
     _adder: Adder = field(default_factory=Adder, repr=False)
@@ -51,7 +53,7 @@ class Group:
 
     @cached_property
     def _board(self) -> Board:
-        return Board(self.store, self.rank, self.fellows, self._watches)
+        return Board(self.store, self.rank, self.fellows, self._watches, self._prefix)
 
     def __enter__(self) -> "Group":
         atexit.unregister(self.depart)
@@ -96,26 +98,23 @@ class Group:
         """In here a rank may make no progress for so many seconds more before it ends all."""
         return self._watches[0].allowing(seconds) if self._watches else nullcontext()
 
-    def publish(self, key: str, value: str) -> None:
-        self._board.publish(key, value)
+    def scope(self) -> "Group":
+        """The same ranks where nothing has been asked yet, so that `once_per_node` is answered anew. A collective."""
+        return replace(self, _prefix=f"{self._prefix}{self._next('scope')}/", _calls=itertools.count())
 
-    def receive(self, key: str) -> str:
-        return self._board.receive(key)
+    def _next(self, kind: str) -> str:
+        """A key of this call alone, the same on every rank."""
+        return f"{kind}/{next(self._calls)}"
 
-    def count(self, key: str, number: int) -> int:
-        """Add to a counter that all ranks share; return its value."""
-        self.check()
-        return self.tally(key, number)
-
-    def tally(self, key: str, number: int) -> int:
-        """As `count`, for threads beside the work."""
-        return self._board.add(key, number)
+    def counter(self) -> Count:
+        """A new number, 0, that all ranks share. A collective."""
+        return Count(self._board, self._next("count"))
 
     def once_per_node(self, asked: Sequence[object], make: Callable[[], str], main_first: bool = False) -> str:
         """The value of `make`, called on the first rank of each node only; the node's other ranks wait for it.
 
         Args:
-            asked: what it is, and all that it depends on: another question in the same group has another answer.
+            asked: what it is, and all that it depends on; in one scope, one question has one answer.
             main_first: on rank 0 before all others, so that nodes that share a cache find there what it has fetched.
         """
         board = self._board.within("/".join(quote(os.fsencode(str(part)), safe="") for part in asked))
@@ -130,15 +129,24 @@ class Group:
 
     def once(self, make: Callable[[], Value]) -> Value:
         """The value of `make`, called on rank 0 only; the others wait for it. It travels as JSON, so a tuple comes as a list."""
-        key = f"once/{next(self._calls)}"
+        key = self._next("once")
         if self.is_main:
             self._board.publish(key, json.dumps(make()))
         return json.loads(self._board.receive(key, [0]))
 
+    def gather(self, value: Value) -> list[Value] | None:
+        """On rank 0, the values of all ranks in their order, which travel as JSON; None on the others, which go on at once."""
+        key = self._next("gather")
+        self._board.publish(f"{key}/{self.rank}", json.dumps(value))
+        if not self.is_main:
+            return None
+        return [json.loads(self._board.receive(f"{key}/{rank}", [rank])) for rank in range(self.world_size)]
+
     def wait(self) -> None:
         """Return when every rank has come here."""
-        key = f"wait/{next(self._calls)}"
-        if self.count(key, 1) == self.world_size:
+        key = self._next("wait")
+        self.check()
+        if self._board.add(key, 1) == self.world_size:
             self._board.publish(f"{key}/all", "here")
         self._board.receive(f"{key}/all", range(self.world_size))
 

@@ -5,7 +5,6 @@ A check is a function that yields findings. Those of a machine are made by the f
 all share by every rank.
 """
 
-import json
 import os
 import platform
 import re
@@ -72,13 +71,12 @@ def doctor(group: Group, sample_dir: Path, cache_dir: Path | None) -> int:
     own = list(machine(group.device, cache_dir)) if group.local_rank == 0 else []
     own += shared_folder(group, sample_dir)
     told = [(socket.gethostname(), asdict(finding)) for finding in own]
-    group.publish(f"found/{group.rank}", json.dumps(told))
-    return group.once(lambda: report(group))
+    found = group.gather(told)
+    return group.once(lambda: report([pair for of_rank in found for pair in of_rank]))
 
 
-def report(group: Group) -> int:
+def report(found: list[tuple[str, dict]]) -> int:
     """Print what the ranks have found, each finding of a host once; return the exit code."""
-    found = [pair for rank in range(group.world_size) for pair in json.loads(group.receive(f"found/{rank}"))]
     several, seen = len({host for host, _ in found}) > 1, set()
     for host, fields in found:
         line = f"{Finding(**fields)}" + (f" [{host}]" if several else "")
@@ -211,11 +209,9 @@ def shared_folder(group: Group, sample_dir: Path) -> list[Finding]:
             except OSError as error:
                 reason = error.strerror or str(error)
                 found.append(Finding(PROBLEM, "folder", f"{there} cannot be written ({reason})", "choose another --sample-dir"))
-            group.publish("probe", json.dumps([probe, token]))
-        else:
-            probe, token = json.loads(group.receive("probe"))
-            if probe:
-                found += seen(Path(probe), token, group.rank)
+        probe, token = group.once(lambda: [probe, token])
+        if probe and not group.is_main:
+            found += seen(Path(probe), token, group.rank)
         group.wait()  # before it is removed
     return found
 

@@ -21,7 +21,6 @@ from fiducial.sampling.store.manifest import MANIFEST_FORMAT, Manifest, Npz
 from fiducial.sampling.store.png import remove_unfinished
 from fiducial.sampling.store.writer import BlockWriter
 
-IMAGES_CHECKED, COPIES_RESTORED, IMAGES_REDRAWN = "checked", "restored", "redrawn"  # counters in the store
 LATE_SECONDS = 60
 
 
@@ -61,6 +60,7 @@ class ImageFiles:
     def open(self, folder: RunFolder, group: Group) -> None:
         task = folder.task
         self._run, self._group, self._task, self._size = folder, group, task, task.identity.image_size
+        self._checked, self._restored, self._redrawn = (group.counter() for _ in range(3))  # images
         self._recorder = records.Recorder(task.folder, task.session, group.rank, task.mark)
 
     @contextmanager
@@ -78,7 +78,7 @@ class ImageFiles:
         group.once(self._merge)
         count = len(task.done)
         first, last = (count * rank // group.world_size for rank in (group.rank, group.rank + 1))
-        with opened(task.npz) as npz, progress(count, count, IMAGES_CHECKED, "checking", group):
+        with opened(task.npz) as npz, progress(count, count, self._checked, "checking", group):
             copies = repair.Copies(task.folder, npz, self._size)
             for start in range(first, last, records.CHUNK):
                 self._mend(copies, start, min(start + records.CHUNK, last), draw)
@@ -88,21 +88,21 @@ class ImageFiles:
     def _mend(self, copies: repair.Copies, start: int, stop: int, draw: Redraw) -> None:
         def advance(images: int) -> None:
             self._run.check()
-            self._group.tally(IMAGES_CHECKED, images)
+            self._checked.add(images)
 
         rows, older = records.table(self._task.folder, start, stop, self._task.mark), self._task.done[start:stop]
         found = repair.mend(copies, rows, self.with_png, older, advance)
         if found.rows:
             self._recorder.add(np.concatenate(found.rows))
         if restored := len(found.slots) + len(found.pngs):
-            self._group.tally(COPIES_RESTORED, restored)
+            self._restored.add(restored)
         if not found.lost:
             return
         wanted = np.zeros(len(self._task.done), dtype=bool)
         wanted[np.array(found.lost) + start] = True
         written: list[np.ndarray] = []
         draw(self._task.plan.starts(~wanted), wanted, written.append)
-        self._group.tally(IMAGES_REDRAWN, len(found.lost))
+        self._redrawn.add(len(found.lost))
         for row in np.concatenate(written):
             if copies.in_npz(row) is None:
                 raise UserError(f"image {row['index']} is not in {self._task.npz} as it was written; this disk cannot be trusted")
@@ -128,8 +128,8 @@ class ImageFiles:
         crcs, pixels_sha256 = records.summary(task.folder, count, task.mark)
         archive.complete(task.npz, path, archive.frame(task.plan.labels, self._size, crcs))
         manifest.npz, manifest.merged = Npz(path.name, count, path.stat().st_size, pixels_sha256), task.session
-        restored, redrawn = self._group.tally(COPIES_RESTORED, 0), self._group.tally(IMAGES_REDRAWN, 0)
-        manifest.sessions[-1].copies_restored, manifest.sessions[-1].images_redrawn = restored, redrawn
+        last, restored, redrawn = manifest.sessions[-1], self._restored.value, self._redrawn.value
+        last.copies_restored, last.images_redrawn = restored, redrawn
         damage = f"; {restored:,} copies restored, {redrawn:,} images redrawn" if restored or redrawn else ""
         return f"{path}: {count:,} images{damage}; "
 

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from fiducial import Group, Stopped, progress_bar
+from fiducial.ranks.board import Count
 
 POLL_SECONDS = 0.2
 
 
 @contextmanager
-def progress(missing: int, count: int, counter: str, name: str, group: Group) -> Iterator[None]:
-    """On rank 0, one bar for the images of all ranks, read from a counter of the store's by a thread of its own."""
+def progress(missing: int, count: int, counter: Count, name: str, group: Group) -> Iterator[None]:
+    """On rank 0, one bar for the images of all ranks, read from `counter` by a thread of its own."""
     if not group.is_main or not missing:
         yield
         return
@@ -19,7 +20,7 @@ def progress(missing: int, count: int, counter: str, name: str, group: Group) ->
     bar = progress_bar(total=count, initial=count - missing, desc=name, smoothing=0)
 
     def advance() -> None:
-        if news := bar.initial + group.tally(counter, 0) - bar.n:
+        if news := bar.initial + counter.value - bar.n:
             bar.update(news)
 
     def follow() -> None:

@@ -33,7 +33,7 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
     Raises:
         UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn or written.
     """
-    began, spec = time.monotonic(), source_of(config)
+    began, spec, group = time.monotonic(), source_of(config), group.scope()
     check_stream()
     config = spec.fetch(config, group)  # before a rank that waits for a download could count as hung
     numerics.ready_torch()
@@ -43,9 +43,10 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
         try:
             if group.is_main:
                 source, task, held = prepare(config, spec, sink, group, stack, options or {})
-                group.publish("task", task.to_json())
-            else:
-                task, held = Task.from_json(group.receive("task")), None
+                held.told = task.told
+            told = group.once(lambda: task.to_json())
+            if not group.is_main:
+                task, held = Task.from_json(told), None
                 await_token(task.folder, task.token, group.rank)
                 source = spec.open_source(config, task.identity, task.facts, group)
             source.begin(lambda **event: task.note(group, event))

@@ -20,8 +20,6 @@ from fiducial.sampling.store import disk
 from fiducial.sampling.store import manifest as manifests
 from fiducial.sampling.store.task import Task, read_events, remove_events
 
-IMAGES_DRAWN = "images"  # a counter in the store
-
 
 def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group) -> Path:
     """Draw what is missing, and leave the run whole. Return, on every rank, what the sink leaves.
@@ -38,14 +36,14 @@ def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group)
     if task.missing and group.is_main:
         seconds = f"{checked - folder.began:.1f} s for checks, {time.monotonic() - checked:.1f} s for {source.loading}"
         say(f"ready on {group.world_size} rank(s), {source.ready}: {seconds}")
-    drawing = time.monotonic()
-    with progress(task.missing, plan.count, IMAGES_DRAWN, "sampling", group):
-        draw(plan, source, sink, folder, own, ~task.done, lambda rows: group.tally(IMAGES_DRAWN, len(rows)))
+    drawing, drawn = time.monotonic(), group.counter()
+    with progress(task.missing, plan.count, drawn, "sampling", group):
+        draw(plan, source, sink, folder, own, ~task.done, lambda rows: drawn.add(len(rows)))
         group.wait()
     drawing = time.monotonic() - drawing
     sink.mend(lambda *given: draw(plan, source, sink, folder, *given))
-    group.publish(f"peak/{group.rank}", str(memory.peak(group.device)))
-    group.once(lambda: finish(sink, task, group, drawing))
+    peaks = group.gather(memory.peak(group.device))
+    group.once(lambda: finish(sink, task, group, drawing, max(peaks)))
     return sink.gather()
 
 
@@ -71,10 +69,9 @@ def keep_told(told: dict | None, task: Task) -> None:
         manifests.write(task.folder, manifest)
 
 
-def finish(sink: Sink, task: Task, group: Group, seconds: float) -> None:
-    """On rank 0: completes the files, and the manifest by what the session did."""
+def finish(sink: Sink, task: Task, group: Group, seconds: float, peak: int) -> None:
+    """On rank 0: completes the files, and the manifest by what the session did, in which a rank held `peak` bytes."""
     manifest = task.manifest()
-    peak = max(int(group.receive(f"peak/{rank}")) for rank in range(group.world_size))
     said, last = sink.finish(manifest), manifest.sessions[-1]
     last.images_drawn, last.seconds, last.peak_memory = task.missing, round(seconds, 3), peak
     last.events = read_events(task.folder, task.session, group.world_size)

@@ -1,6 +1,5 @@
 """Images by latent diffusion: network, path, grid, solver, guidance and codec, for given indices on one device."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -74,9 +73,9 @@ class LatentDiffusion:
     def told(self, group: Group) -> dict | None:
         """The answers of all ranks' networks to pure noise, the least of each number."""
         response = self.networks.response.recorded() if self.networks.response else None
-        group.publish(f"probe/{group.rank}", json.dumps(response))
+        told = group.gather(response)
         group.wait()
-        return least(group, str(self.config.ckpt)) if group.is_main else None
+        return least(told, str(self.config.ckpt)) if group.is_main else None
 
     def lines(self, told: dict | None, evaluations: int) -> list[str]:
         config, how = self.config, self.how
@@ -176,10 +175,9 @@ class LatentDiffusion:
         return latents
 
 
-def least(group: Group, ckpt: str) -> dict | None:
-    """The least of each number that the ranks have published of their networks, as an entry of the manifest; None where none was
+def least(told: list[dict | None], ckpt: str) -> dict | None:
+    """The least of each number that the ranks have told of their networks, as an entry of the manifest; None where none was
     asked. What is doubtful about one is said."""
-    told = [json.loads(group.receive(f"probe/{rank}")) for rank in range(group.world_size)]
     if not (asked := [one for one in told if one]):
         return None
     if said := next(filter(None, map(probe.doubt_of, asked)), None):
