@@ -9,6 +9,8 @@ from conftest import ROOT
 
 from fiducial.wings import WINGS
 
+LONGEST_CLASS, LONGEST_FUNCTION = 150, 60  # lines
+LONGER = {"SamplingConfig"}  # one field an option
 WIDTH = 130  # of a line of code too
 FILES = [path for folder in ("fiducial", *WINGS, "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,3 +71,12 @@ def test_pages_are_wrapped_at_one_width(page):
         if fenced or line.startswith(("|", "    ", "![")) or " " not in line.strip("-* "):
             continue
         assert len(line) <= WIDTH, f"{page.name}, line {number}"
+
+
+def test_functions_and_classes_fit_on_a_screen_or_three():
+    """All of them: what is longer has parts that can stand by themselves."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            most = {ast.ClassDef: LONGEST_CLASS, ast.FunctionDef: LONGEST_FUNCTION}.get(type(node))
+            if most and node.end_lineno - node.lineno >= most:
+                assert node.name in LONGER, f"{path}: {node.name} has {node.end_lineno - node.lineno + 1} lines of at most {most}"

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fiducial import UserError, open_regular
+from fiducial import UserError, one_line, open_regular
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 
 # What Pillow raises on damaged images.
@@ -343,12 +343,3 @@ def centre_crop(image: Image.Image, size: int) -> np.ndarray:
     pixels = np.array(image)
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size]
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, for use inside a sentence."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for it"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:300] or type(error).__name__

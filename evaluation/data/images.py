@@ -16,14 +16,13 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from fiducial import UserError, file_sha256
+from fiducial import UserError, file_sha256, one_line
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.image_files import (
     MAX_FILE,
     Header,
     NeedsCrop,
     image_header,
-    one_line,
     read_image,
 )
 from fiducial.evaluation.data.levels import LOOKED_AT, Levels, look

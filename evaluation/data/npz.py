@@ -9,9 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fiducial import UserError, open_regular
+from fiducial import UserError, one_line, open_regular
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
-from fiducial.evaluation.data.image_files import one_line
 
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
 MAX_HEADER = 4096  # bytes of an npy header's text

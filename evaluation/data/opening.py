@@ -8,11 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fiducial import UserError, no_file, open_regular
+from fiducial import UserError, no_file, one_line, open_regular
 from fiducial.evaluation.data.advice import advice_on, held_instead, in_words, on_array, on_missing
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.folders import files_in, in_order
-from fiducial.evaluation.data.image_files import BEGINNING, MAX_PIXELS, READ, one_line, read_image, sort_out
+from fiducial.evaluation.data.image_files import BEGINNING, MAX_PIXELS, READ, read_image, sort_out
 from fiducial.evaluation.data.images import Images
 from fiducial.evaluation.data.npz import member_file, read_header, read_labels
 from fiducial.evaluation.data.tables import PARQUET, find_table, is_saved

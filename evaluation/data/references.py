@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fiducial import Group, UserError, decode_json, file_sha256, write_whole
+from fiducial import Group, UserError, decode_json, file_sha256, one_line, write_whole
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
-from fiducial.evaluation.data.image_files import one_line
 from fiducial.evaluation.data.images import Images
 from fiducial.evaluation.data.npz import read_any_header, read_array
 from fiducial.evaluation.data.numbering import OWN, Numbering

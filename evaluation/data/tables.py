@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fiducial import UserError, require_file
+from fiducial import UserError, one_line, require_file
 from fiducial.evaluation.data.folders import files_in
-from fiducial.evaluation.data.image_files import is_hidden, one_line
+from fiducial.evaluation.data.image_files import is_hidden
 
 SAVED, SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # files of save_to_disk
 PARQUET = ".parquet"

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from fiducial import OFFLINE, UserError, no_file, read_text
+from fiducial import OFFLINE, UserError, no_file, one_line, read_text
 
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the latter in older repositories
 CONFIG_FILE = "config.json"
@@ -66,9 +66,7 @@ def snapshot(
             if any(is_whole(found / folder) for folder in folders):
                 return found
     except Exception as error:  # the hub's client raises its own, requests', httpx' and OS errors alike
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if os.environ.get(OFFLINE):
-            reason = "nothing is downloaded now"
+        reason = "nothing is downloaded now" if os.environ.get(OFFLINE) else one_line(error)
         place = kept / f"models--{repository.replace('/', '--')}"
         raise UserError(
             f"{option}: {repository} is neither in the local hub cache nor could it be downloaded ({reason.rstrip('.')}); "

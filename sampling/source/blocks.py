@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import UserError
+from fiducial import UserError, one_line
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
-from fiducial.sampling.source.failures import is_out_of_memory, one_line
+from fiducial.sampling.source.failures import is_out_of_memory
 
 
 class Blocks:

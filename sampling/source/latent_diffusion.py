@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, UserError, warn
+from fiducial import Group, UserError, one_line, warn
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.diffusion.prediction import PREDICTIONS, Raw
 from fiducial.diffusion.samplers import SAMPLERS
@@ -19,7 +19,7 @@ from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks
-from fiducial.sampling.source.failures import is_out_of_memory, one_line
+from fiducial.sampling.source.failures import is_out_of_memory
 from fiducial.sampling.source.networks import Networks
 
 

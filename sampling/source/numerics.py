@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fiducial import UserError, default_cache, make_folder, warn
+from fiducial import UserError, default_cache, make_folder, one_line, warn
 from fiducial.cache import COMPILED, hold_kernels
 from fiducial.memory import keep_freed_memory
 from fiducial.sampling.options.config import SamplingConfig
@@ -94,8 +94,7 @@ def can_compile(device: torch.device) -> bool:
         with torch.inference_mode():
             torch.compile(lambda x: x.tanh() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of many kinds, not all of them torch's
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        warn(f"warning: torch.compile does not work here, so networks run without it ({reason})")
+        warn(f"warning: torch.compile does not work here, so networks run without it ({one_line(error)})")
         return False
     return True
 
