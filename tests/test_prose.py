@@ -10,7 +10,7 @@ from conftest import ROOT
 from fiducial.wings import WINGS
 
 LONGEST_CLASS, LONGEST_FUNCTION = 150, 60  # lines
-LONGER = {"SamplingConfig"}  # one field an option
+LONGER = {"SamplingConfig", "Evaluator"}  # a field an option; an argument a line
 WIDTH = 130  # of a line of code too
 FILES = [path for folder in ("fiducial", *WINGS, "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
