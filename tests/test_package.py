@@ -85,12 +85,15 @@ def test_digits_are_drawn_and_evaluated_where_it_is_installed(installed):
 
 def test_ranks_draw_the_same_where_it_is_installed(installed):
     """Also in the checkout of somebody else's, which has scripts and folders of the same names."""
-    for name in ("sample_ddp.py", "models.py", "studies.py"):
-        (installed.folder / name).write_text("raise SystemExit('not this one')")
+    foreign = [installed.folder / name for name in ("sample_ddp.py", "models.py", "studies.py")]
+    for path in foreign:
+        path.write_text("raise SystemExit('not this one')")
     options = ("sample", "--preset", "digits", "--exact", *SMALL, "--device", "cpu")
     launcher = ("torchrun", "--standalone", "--nproc_per_node=2", "-m", "fiducial")
     installed.run("python", "-m", "torch.distributed.run", *launcher[1:], *options, "--run-name", "two")
     installed.run("fiducial", *options, "--run-name", "one")
+    for path in foreign:
+        path.unlink()
     one, two = ((installed.folder / "samples" / f"{name}.npz").read_bytes() for name in ("one", "two"))
     assert one == two
 
