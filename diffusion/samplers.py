@@ -100,6 +100,7 @@ class Option:
     low: float
     high: float
     said: str  # what is allowed, after "must be"
+    help: str  # what it is, in --help
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def no_noise(_steps: int) -> int:
     return 0
 
 
-ETA = Option(0.0, 0.0, 1.0, "between 0 (deterministic) and 1")
+ETA = Option(0.0, 0.0, 1.0, "between 0 (deterministic) and 1", "noise of ddim, 0 to 1")
 CHAIN_SOLVER = counted(most=NUM_TRAIN_TIMESTEPS - 1)
 BY_DIFFUSERS = "for DiT, by diffusers at its timesteps"
 SAMPLERS = {
@@ -162,3 +163,8 @@ SAMPLERS = {
         sample_euler, counted(least=2, most=MOST_PLACES), ends_included(linear), no_noise, solves=(LINEAR,), said="for SiT"
     ),
 }
+
+
+def own_options() -> dict[str, Option]:
+    """The options that single samplers take, by name."""
+    return {name: option for row in SAMPLERS.values() for name, option in row.options.items()}

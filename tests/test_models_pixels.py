@@ -55,6 +55,17 @@ def test_an_image_is_what_the_sampler_ends_at(network, checkpoint, tmp_path):
     assert (identity["vae_sha256"], identity["latent_scale"], identity["image_size"]) == ("pixels", 1.0, 16)
 
 
+def test_inspect_gives_the_command_that_draws_it(checkpoint):
+    done = run_command("-m", "models", "inspect", checkpoint, "--probe", "--json")
+    found = json.loads(done.stdout)
+    assert found["image_size"] == 16
+    assert "correlation_at_999" in found
+    assert "4 latent channels" not in str(found["refused"])
+    done = run_command("-m", "models", "inspect", checkpoint)
+    assert done.returncode == 0, done.stdout
+    assert "--vae pixels" in done.stdout
+
+
 def test_two_ranks_draw_the_same_bytes(checkpoint, tmp_path):
     for ranks, name in ((1, "one"), (2, "two")):
         done = run_command("sample_ddp.py", *options(checkpoint, tmp_path / name, **PIXELS), "--exact", ranks=ranks)

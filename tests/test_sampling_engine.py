@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ import fiducial
 import sample_ddp
 from fiducial import UserError, version
 from fiducial.diffusion.prediction import from_noise
-from fiducial.diffusion.samplers import sample_ddim
+from fiducial.diffusion.samplers import SAMPLERS, Option, sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models.checkpoints import checkpoint
+from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import standard_normal
+from fiducial.sampling.options.file import recorded
 from fiducial.sampling.source import latent_diffusion, numerics
 
 
@@ -271,3 +274,22 @@ def test_what_a_killed_process_left_of_an_image_is_gone_in_the_end(tiny_checkpoi
         "records.bin",
     ]
     assert not list((tmp_path / "run" / "records").iterdir())
+
+
+def test_an_option_of_a_sampler_takes_nothing_but_its_row(monkeypatch):
+    """It is an option of the command, checked, told from others and handed on; runs of other samplers are as they were."""
+    before = sample_ddp.parse(["--preset", "digits"])[0].identity()
+    option = Option(0.0, 0.0, 2.0, "between 0 and 2", "noise that is added again")
+    monkeypatch.setitem(SAMPLERS, "churned", replace(SAMPLERS["ddim"], options={"s_churn": option}))
+    given = ["--preset", "digits", "--sampler", "churned"]
+    plain, churned = (sample_ddp.parse([*given, *more])[0] for more in ([], ["--s-churn", "1.5"]))
+    assert churned.sampler_options() == {"s_churn": 1.5}
+    assert (plain.identity()["s_churn"], churned.identity()["s_churn"]) == (0.0, 1.5)
+    assert recorded(churned, Identity(churned.identity()), {})["s_churn"] == 1.5
+    assert sample_ddp.parse(["--preset", "digits"])[0].identity() == before
+    for wrong, said in (
+        ([*given, "--s-churn", "3"], "between 0 and 2"),
+        (["--s-churn", "1", *given[:2]], "only --sampler churned"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sample_ddp.parse(wrong)

@@ -16,14 +16,10 @@ if TYPE_CHECKING:
 
     from fiducial.models.checkpoints.checkpoint import Checkpoint
     from fiducial.models.decoders.autoencoder import Autoencoder
+    from fiducial.models.decoders.table import Decoder
 
 
 USUAL_VAE, USUAL_GUIDED = "ema", 3  # of sample_ddp.py, where nothing is given
-PROBED = {
-    "DiT": "DiT, as it predicts noise",
-    "SiT": "SiT, as it predicts velocity",
-    None: "none that was trained to predict noise, though its keys are a DiT's",
-}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -90,13 +86,15 @@ def is_autoencoder(folder: Path) -> bool:
 
 def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dict[str, str | int | bool | None]:
     from fiducial.models.checkpoints import checkpoint, label_table, shapes
-    from fiducial.models.decoders import autoencoder
+    from fiducial.models.decoders import autoencoder, pixels
     from fiducial.models.networks.table import NETWORKS, USUAL, family_of
 
     found = checkpoint.read(path, weights_key)
     shape = shapes.describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
     shape["num_classes"], has_null = label_table.classes_of(found)
     vae, unusable = autoencoder_beside(path)
+    if vae is None and shape["latent"].channels == pixels.Pixels.latent_channels:
+        vae = pixels.Pixels(Path(pixels.NAME))
     size = shape["latent"].size * (vae.factor if vae else autoencoder.USUAL_FACTOR)
     # Weights alone look the same for both, unless the arguments of their training are beside them.
     is_open = found.family == USUAL and not found.says_family
@@ -149,7 +147,13 @@ def autoencoder_beside(path: Path) -> tuple["Autoencoder | None", str | None]:
 
 def family_in_words(is_asked: bool, probed_as: str | None) -> str:
     """The family of a network whose file does not tell it."""
-    return PROBED[probed_as] if is_asked else "DiT, or SiT, as the file does not tell; --probe does"
+    from fiducial.models.networks.table import NETWORKS
+
+    if not is_asked:
+        return f"{', or '.join(NETWORKS)}, as the file does not tell; --probe does"
+    if probed_as is None:
+        return "none that was trained to predict noise, though its keys are a DiT's"
+    return f"{probed_as}, as it predicts {NETWORKS[probed_as].predicts}"
 
 
 def arithmetic_of(found: "Checkpoint") -> str | None:
@@ -179,7 +183,7 @@ def ask_each(found: "Checkpoint", shapes: list[dict]) -> tuple[dict, str | None,
 
 
 def options_for(
-    found: "Checkpoint", shape: dict, has_null: bool, vae: "Autoencoder | None", unsaid: bool, weights_key: str | None
+    found: "Checkpoint", shape: dict, has_null: bool, vae: "Decoder | None", unsaid: bool, weights_key: str | None
 ) -> dict[str, object]:
     """The options with which `sample_ddp.py` draws from such weights; the rest is in the file.
 
@@ -210,7 +214,7 @@ def folder_beside(path: Path) -> Path:
     return path / "vae" if (path / "transformer").is_dir() else path.parent / "vae"
 
 
-def why_not(found: "Checkpoint", shape: dict, has_null: bool, vae: "Autoencoder | None") -> str | None:
+def why_not(found: "Checkpoint", shape: dict, has_null: bool, vae: "Decoder | None") -> str | None:
     """Why `sample_ddp.py` would not take this checkpoint with the command given for it, in its own words."""
     from fiducial.models.checkpoints import checkpoint, shapes
     from fiducial.models.decoders import autoencoder

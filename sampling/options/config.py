@@ -2,11 +2,12 @@
 
 import os
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from fiducial import UserError
-from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.diffusion.samplers import SAMPLERS, own_options
 from fiducial.sampling.identity import FINGERPRINT_LETTERS
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
@@ -32,7 +33,6 @@ OF_NETWORKS = (
         "cfg_scale",
         "cfg_channels",
         "sampler",
-        "eta",
         "num_sampling_steps",
         "guidance_interval",
     ),
@@ -68,7 +68,7 @@ class SamplingConfig:
     cfg_scale: float = 1.5
     cfg_channels: int = 3
     sampler: str | None = None
-    eta: float = 0.0
+    own: Mapping[str, float] = field(default_factory=dict)  # what is given of samplers' own options, by name
     num_sampling_steps: str = "250"
     labels: str = "random"
     global_seed: int = 0
@@ -132,13 +132,14 @@ class SamplingConfig:
     def _check_sampler(self) -> None:
         if self.sampler is None:
             return
-        for name in {name: None for row in SAMPLERS.values() for name in row.options}:
+        for name in own_options():
             takers = {sampler: row.options[name] for sampler, row in SAMPLERS.items() if name in row.options}
-            value, option = getattr(self, name), takers.get(self.sampler, next(iter(takers.values())))
+            option = takers.get(self.sampler, next(iter(takers.values())))
+            value, said = self.own.get(name, option.default), f"--{name.replace('_', '-')}"
             if not option.low <= value <= option.high:
-                raise UserError(f"--{name} {value}: must be {option.said}")
+                raise UserError(f"{said} {value}: must be {option.said}")
             if value != option.default and self.sampler not in takers:
-                raise UserError(f"--{name} {value}: only --sampler {' or '.join(takers)} has it, not {self.sampler}")
+                raise UserError(f"{said} {value}: only --sampler {' or '.join(takers)} has it, not {self.sampler}")
         self.count_steps()
 
     def count_steps(self) -> int:
@@ -156,19 +157,23 @@ class SamplingConfig:
 
     def sampler_options(self) -> dict[str, float]:
         """The sampler's own options by name."""
-        return {name: getattr(self, name) for name in SAMPLERS[self.sampler].options}
+        return {name: self.own.get(name, option.default) for name, option in SAMPLERS[self.sampler].options.items()}
+
+    def recorded_options(self) -> dict[str, float]:
+        """As they are recorded: ddim's `eta` of every run, as runs were that are older than others' options."""
+        return {"eta": 0.0} | (self.sampler_options() if self.sampler else {})
 
     def identity(self) -> dict[str, str | int | float | bool | list[float]]:
         """The options that samples are a function of, beside their index; the engine adds what files and hardware resolve to.
 
         N is not among them, because no label depends on N; nor are paths, whose content is hashed instead.
         """
-        choices = (
-            "model image_size num_classes cfg_scale cfg_channels sampler eta num_sampling_steps labels global_seed "
-            "rounding exact vae_tiling cuda_tuning"
-        )
+        before = "model image_size num_classes cfg_scale cfg_channels sampler"
+        after = "num_sampling_steps labels global_seed rounding exact vae_tiling cuda_tuning"
         return {
-            **{name: getattr(self, name) for name in choices.split()},
+            **{name: getattr(self, name) for name in before.split()},
+            **self.recorded_options(),
+            **{name: getattr(self, name) for name in after.split()},
             **({"network": self.network} if self.network != "official" else {}),  # runs older than the choice keep their names
             "guidance_interval": list(self.guidance_interval),
             "per_proc_batch_size": self.per_proc_batch_size,
@@ -217,6 +222,9 @@ def _check_generator(config: SamplingConfig) -> None:
         is_free = own.name == "cfg_scale" and config.labels == "null"
         if own.name in OF_NETWORKS and getattr(config, own.name) != own.default and not is_free:
             raise UserError(f"--{own.name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out")
+    for name, value in config.own.items():
+        if value:
+            raise UserError(f"--{name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out")
 
 
 def _check_speed(config: SamplingConfig) -> None:

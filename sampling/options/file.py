@@ -174,10 +174,11 @@ def recorded(config: SamplingConfig, identity: Identity, beside: Mapping) -> dic
         identity: of the run, as resolved.
         beside: options that no sample depends on.
     """
-    values = {field.name: getattr(config, field.name) for field in fields(config)} | dict(beside)
+    values = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "own"}
+    values |= config.recorded_options() | dict(beside)
     values |= {name: identity.values[name] for name in values if name in identity.values}
     if "device_type" in identity.values:
         values["device"] = identity.values["device_type"]
-    unused = OF_NETWORKS if config.generator else ()
+    unused = (*OF_NETWORKS, *config.recorded_options()) if config.generator else ()
     kept = {name: value for name, value in values.items() if value is not None and name not in (*NOT_IN_A_FILE, *unused)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from fiducial import Parser, UserError
+from fiducial.diffusion.samplers import own_options
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
 from fiducial.sampling.options.presets import PRESETS
@@ -138,7 +139,8 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
         choices=list(SAMPLERS),
         help="; ".join(f"{name}: {row.said}" for name, row in SAMPLERS.items()) + " (default: ddpm for a DiT, euler for a SiT)",
     )
-    how.add_argument("--eta", type=float, help="noise of ddim, 0 to 1 (default 0)")
+    for name, option in own_options().items():
+        how.add_argument(f"--{name.replace('_', '-')}", type=float, help=f"{option.help} (default {option.default:g})")
     how.add_argument(
         "--num-sampling-steps",
         help=f"count, counts by section (10,20), or a constant stride (ddim50) (default {default['num_sampling_steps']})",
@@ -284,7 +286,8 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         if "precision" in given:
             raise UserError("--tf32 and --precision: give only one of them")
         settings["precision"] = "tf32" if tf32 else "fp32"
-    config = SamplingConfig(**settings)
+    own = {name: settings.pop(name) for name in own_options() if name in settings}
+    config = SamplingConfig(**settings, own=own)
     config.check()
     if "per_proc_batch_size" not in given:
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))

@@ -79,12 +79,12 @@ class LatentDiffusion:
 
     def lines(self, told: dict | None, evaluations: int) -> list[str]:
         config, how = self.config, self.how
-        eta = f", eta {config.eta}" if config.eta else ""
+        own = "".join(f", {name} {value}" for name, value in config.sampler_options().items() if value)
         of_block = f": {evaluations:,} evaluations of the network for a block" if evaluations else ""
         low, high = config.guidance_interval
         compiled, exact = "compiled" if how.compile else "not compiled", ", exact" if config.exact else ""
         lines = [
-            f"sampler   {config.sampler}, {config.num_sampling_steps} steps{eta}{of_block}",
+            f"sampler   {config.sampler}, {config.num_sampling_steps} steps{own}{of_block}",
             f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}",
             f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {self._device.type}{exact}",
         ]
