@@ -210,21 +210,30 @@ def _check_generator(config: SamplingConfig) -> None:
         return
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.generator):
         raise UserError(f"--generator {config.generator!r}: give a module and a function in it, such as package.module:function")
-    names = set()
-    for entry in filter(None, (config.generator_options or "").split(",")):
-        name, equals, _ = entry.partition("=")
-        if not (equals and name.strip().isidentifier()):
-            raise UserError(f"--generator-options {entry!r}: must be NAME=VALUE, several of them divided by commas")
-        if name.strip() in names:
-            raise UserError(f"--generator-options {config.generator_options}: {name.strip()} is given twice")
-        names.add(name.strip())
-    for own in fields(config):
-        is_free = own.name == "cfg_scale" and config.labels == "null"
-        if own.name in OF_NETWORKS and getattr(config, own.name) != own.default and not is_free:
-            raise UserError(f"--{own.name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out")
-    for name, value in config.own.items():
-        if value:
+    generator_settings(config)
+    free = {"cfg_scale"} if config.labels == "null" else set()
+    given = [one.name for one in fields(config) if one.name in OF_NETWORKS and getattr(config, one.name) != one.default]
+    given += [name for name, value in config.own.items() if value != own_options()[name].default]
+    for name in given:
+        if name not in free:
             raise UserError(f"--{name.replace('_', '-')}: not with --generator, which draws by its own means; leave it out")
+
+
+def generator_settings(config: SamplingConfig) -> dict[str, str]:
+    """The values in `--generator-options` by their names, as text.
+
+    Raises:
+        UserError: if an entry is not NAME=VALUE, or a name is given twice.
+    """
+    settings: dict[str, str] = {}
+    for entry in filter(None, (config.generator_options or "").split(",")):
+        name, equals, value = entry.partition("=")
+        if not (equals and (name := name.strip()).isidentifier()):
+            raise UserError(f"--generator-options {entry!r}: must be NAME=VALUE, several of them divided by commas")
+        if name in settings:
+            raise UserError(f"--generator-options {config.generator_options}: {name} is given twice")
+        settings[name] = value
+    return settings
 
 
 def _check_speed(config: SamplingConfig) -> None:

@@ -23,7 +23,7 @@ from fiducial.sampling import plan
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION, standard_normal
 from fiducial.sampling.options import class_names as classes
-from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.options.config import SamplingConfig, generator_settings
 from fiducial.sampling.plan import Plan, philox
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.numerics import REFERENCE
@@ -216,8 +216,7 @@ def module_file(name: str) -> Path:
 def options_of(config: SamplingConfig) -> dict[str, int | float | str]:
     """Keyword arguments of the function, from `--generator-options`: numbers where they are some, else text."""
     options: dict[str, int | float | str] = {}
-    for entry in entries_of(config):
-        name, _, text = entry.partition("=")
+    for name, text in generator_settings(config).items():
         for kind in (int, float, str):
             try:
                 options[name] = kind(text)
@@ -225,12 +224,6 @@ def options_of(config: SamplingConfig) -> dict[str, int | float | str]:
             except ValueError:
                 continue
     return options
-
-
-def entries_of(config: SamplingConfig) -> list[str]:
-    """NAME=VALUE of each of `--generator-options`, as given but for spaces around the names."""
-    pairs = (entry.partition("=") for entry in (config.generator_options or "").split(",") if entry)
-    return [f"{name.strip()}={text}" for name, _, text in pairs]
 
 
 def is_asked_for(config: SamplingConfig) -> bool:
@@ -257,11 +250,9 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     numbered.check()
     numerics.apply(REFERENCE, config, group.device)
     identity = {
-        **{
-            name: getattr(numbered, name) for name in ("generator", "image_size", "num_classes", "labels", "global_seed", "exact")
-        },
+        **{name: getattr(numbered, name) for name in OF_EVERY_RUN},
         "generator_sha256": file_sha256(file),
-        "generator_options": ",".join(sorted(entries_of(config))),
+        "generator_options": ",".join(sorted("=".join(pair) for pair in generator_settings(config).items())),
         "per_proc_batch_size": config.per_proc_batch_size,
         "noise": NOISE_VERSION,
         **({"device_type": group.device.type} if config.exact else {}),
