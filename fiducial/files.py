@@ -9,8 +9,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fiducial.cache import hold
@@ -164,9 +164,19 @@ def fetch_each(wanted: dict[str, Callable[[], Path]]) -> list[str]:
     return failed
 
 
-def download_nothing() -> None:
-    """From here on this process downloads nothing, by `download` or the hub's client; to be called before that is loaded."""
-    os.environ[OFFLINE] = os.environ["HF_HUB_OFFLINE"] = "1"
+@contextmanager
+def downloading_nothing() -> Iterator[None]:
+    """In here this process downloads nothing, by `download` or the hub's client; to be entered before that is loaded."""
+    before = {name: os.environ.get(name) for name in (OFFLINE, "HF_HUB_OFFLINE")}
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _fetch(url: str, partial: Path) -> None:

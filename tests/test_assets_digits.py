@@ -81,7 +81,7 @@ def test_latents_of_scans_have_unit_variance_and_decode_to_the_scans(scans):
     vae = Autoencoder(DIGITS / "vae").load(torch.device("cpu"))
     pixels = images[held_out].float() / 127.5 - 1
     with torch.inference_mode():
-        latents = LATENT_SCALE * vae.encode(pixels).latent_dist.mean
+        latents = LATENT_SCALE * vae.vae.encode(pixels).latent_dist.mean
         decoded = vae(latents)
     assert latents.mean((0, 2, 3)).abs().max() < 0.1
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1

@@ -9,7 +9,7 @@ import pytest
 from conftest import options
 
 import sample_ddp
-from fiducial import UserError, check_lengths, make_folder, unwritable
+from fiducial import OFFLINE, UserError, check_lengths, make_folder, unwritable
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.settings import Settings
 from fiducial.models.checkpoints.checkpoint import Checkpoint
@@ -109,6 +109,8 @@ def test_what_was_tried_is_what_draws(ending, tiny_checkpoint, tmp_path, monkeyp
     counted(Autoencoder, "decoder")
     given = options(tiny_checkpoint, tmp_path, num_fid_samples=4, num_sampling_steps=2)
     monkeypatch.setattr("sys.argv", ["sample_ddp.py", *map(str, given), *ending])
+    before = [os.environ.get(name) for name in (OFFLINE, "HF_HUB_OFFLINE")]
     sample_ddp.main()
+    assert [os.environ.get(name) for name in (OFFLINE, "HF_HUB_OFFLINE")] == before  # a dry run's are of that run alone
     assert loaded == ["network", "decoder"]
     assert str(tiny_checkpoint) not in Path("/proc/self/maps").read_text()

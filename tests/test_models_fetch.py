@@ -16,6 +16,7 @@ from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.models.checkpoints import catalogue, hub
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.presets import PRESETS
+from fiducial.sampling.source.from_checkpoint import with_sampler
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
 REFERENCE = "/diffusion/jul-2021/ref_batches/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
@@ -28,7 +29,7 @@ def test_what_the_catalogue_names_is_known_elsewhere():
         assert (preset.model, preset.image_size, preset.num_classes) == (published.model, published.image_size, 1000)
         assert PUBLISHED[published.reference].image_size == published.image_size
         assert catalogue.choose(preset.model, preset.image_size, preset.num_classes) is published
-        assert preset == SamplingConfig(image_size=published.image_size)  # the published settings are the defaults
+        assert preset == with_sampler(SamplingConfig(image_size=published.image_size))  # the published settings are the defaults
 
 
 def in_hub_cache(folder: Path, repository: str, **files: Path) -> Path:

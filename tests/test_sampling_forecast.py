@@ -123,8 +123,8 @@ def test_the_command_neither_writes_nor_downloads(tiny_checkpoint, mirror, tmp_p
         assert done.returncode == 2
         assert "nothing is downloaded now" in done.stderr
     assert mirror.seen == []
-    text = "import os, fiducial, pathlib\nfiducial.download_nothing()\n"
-    text += f"fiducial.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"
+    text = "import os, fiducial, pathlib\nwith fiducial.downloading_nothing():\n"
+    text += f"    fiducial.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"
     done = run_command("-c", text)
     assert "a is not there, and nothing is downloaded now; fetch it from http://127.0.0.1:9/a" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -29,11 +30,11 @@ Prepare = Callable[[SamplingConfig, argparse.Namespace, Group], Evaluating]
 
 def main(prepare: Prepare) -> None:
     """Draw as the command line says; with --ref, evaluate by what `prepare` returns."""
-    with fiducial.user_errors():
+    with fiducial.user_errors(), ExitStack() as stack:
         config, options = parse()
         fiducial.launched()  # before torch is imported
         if options.dry_run:
-            fiducial.download_nothing()
+            stack.enter_context(fiducial.downloading_nothing())
         from fiducial.sampling.source import numerics
         from fiducial.sampling.source.table import source_of
 
