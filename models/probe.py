@@ -48,7 +48,9 @@ class Response:
         return all(own) and (self.null is None or self.null.is_finite)
 
     def recorded(self) -> dict[str, float | None]:
-        """As it stands in a manifest, None for NaN; of classes alone."""
+        """As it stands in a manifest, None for NaN; of classes alone, and nothing where no number tells anything."""
+        if NETWORKS[self.family].predicts not in JUDGES:
+            return {}
         end = round(1000 * NETWORKS[self.family].noise_end)
         named = {
             f"correlation_at_{end}": self.correlation,
@@ -118,16 +120,17 @@ def require(found: Response, path: Path, spec: NetworkSpec, respond_as: Callable
 
 
 def looks_like(besides: NetworkSpec | None, respond_as: Callable[[NetworkSpec], Response]) -> str | None:
-    """The first family, but for one, as which a network answers as it should; None if there is none."""
-    others = (spec for spec in NETWORKS.values() if spec is not besides)
+    """The first family, but for one, as which a network answers as it should; None if there is none that can be told."""
+    others = (spec for spec in NETWORKS.values() if spec is not besides and spec.predicts in JUDGES)
     return next((spec.name for spec in others if not wrong(respond_as(spec))), None)
 
 
 def wrong(found: Response) -> str | None:
-    """Why a network that responds so is not of the family as which it was asked; None if it is."""
+    """Why a network that responds so is not of the family as which it was asked; None if it is, or if no answer tells."""
     if not found.is_finite:
         return "of pure noise this network makes NaN or infinity, also in fp32; its weights are damaged, or its training diverged"
-    return (wrong_for_noise if NETWORKS[found.family].predicts == "noise" else wrong_for_velocity)(found)
+    judge = JUDGES.get(NETWORKS[found.family].predicts)
+    return judge(found) if judge else None
 
 
 def untrained(found: Response, at: str) -> str | None:
@@ -174,6 +177,10 @@ def wrong_for_velocity(found: Response) -> str | None:
             f"noise it leads from pure noise to an image's place and not away (correlation {found.halfway:.2f}, above 0 expected)"
         )
     return None
+
+
+# By what a network predicts. An image or a score of pure noise may be of any size, so those are not judged.
+JUDGES = {"noise": wrong_for_noise, "velocity": wrong_for_velocity}
 
 
 def doubt_of(recorded: dict[str, float]) -> str | None:

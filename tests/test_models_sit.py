@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -227,6 +228,8 @@ class Stub:
         self._family, self._image = family, image
 
     def __call__(self, x, t, _):
+        if self._family == "JiT":
+            return self._image.expand_as(x)
         if self._family == "DiT":
             alpha = math.prod(1 - beta for beta in np.linspace(1e-4, 0.02, 1000)[: int(t.item()) + 1]) ** 0.5
             return (x - alpha * self._image) / math.sqrt(1 - alpha**2)
@@ -256,6 +259,20 @@ def test_a_velocity_on_a_clock_that_runs_the_other_way_is_told():
     found = probe.respond(Stub("REPA", 0.3 * image), 10, 8, CPU, False, NETWORKS["SiT"])
     assert found.correlation > 0.99
     assert "clock runs the other way, as a REPA's does" in probe.wrong(found)
+
+
+def test_a_family_whose_answer_to_pure_noise_says_nothing_is_not_judged_as_velocity(monkeypatch):
+    """The image that a network makes of pure noise is of any size, and like no noise."""
+    spec = replace(NETWORKS["SiT"], name="JiT", predicts="x0")
+    monkeypatch.setitem(probe.NETWORKS, "JiT", spec)
+    image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    stub = Stub("JiT", image)
+    found = probe.respond(stub, 10, 8, CPU, False, spec)
+    assert abs(found.correlation) < 0.5
+    assert probe.wrong(found) is None
+    assert probe.looks_like(NETWORKS["DiT"], lambda asked: replace(found, family=asked.name)) is None
+    assert "NaN" in probe.wrong(replace(found, size=math.nan))
+    assert found.recorded() == {}
 
 
 def probed(path):
