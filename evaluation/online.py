@@ -44,7 +44,7 @@ class Evaluator:
         group: the ranks, from `fiducial.init()`, which is called if it is left out; several evaluators can share one.
         settings: protocol, metrics and the cache, which all ranks see; see `fiducial.evaluation.Settings`.
         metrics: in the place of those of `settings`, such as ("fid", "precision").
-        device: auto, cuda or cpu, where the ranks are not given.
+        device: auto, cuda or cpu, where `group` is left out.
         extractor: a name in `EXTRACTORS`; None for the protocol's, or the one that the reference was made with.
         weights: files by the name of whose weights they are, such as {"inception": "FILE"}; published ones are downloaded.
         name: what the result calls the samples.
@@ -73,9 +73,7 @@ class Evaluator:
         device: str = "auto",
     ):
         if evaluation is None:
-            for name, value, kind in (("settings", settings, Settings), ("weights", weights, Mapping)):
-                if not isinstance(value, kind | None):
-                    raise UserError(f"Evaluator({name}={value!r}): must be {kind.__name__} or None")
+            _require_kinds(settings=(settings, Settings), weights=(weights, Mapping))
             group, settings = group or fiducial.init(device), _with(settings or Settings(), metrics)
             evaluation = Evaluation.prepare(ref, group, settings, extractor, weights, image_size, train)
         if evaluation.exact:
@@ -97,8 +95,8 @@ class Evaluator:
 
     def expect(self, labels: np.ndarray) -> None:
         """Tell the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
-        grid = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS)
-        self._shown = frozenset(index for _, row in grid.rows for index in row)
+        rows = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS).rows
+        self._shown = frozenset(index for _, row in rows for index in row)
 
     def fresh(self) -> "Evaluator":
         """Another one with the same reference and extractor, which has seen nothing."""
@@ -186,6 +184,12 @@ class Evaluator:
         with temporary_cache(evaluation.settings.folder, group) as cache:
             found = gathered(len(indices), seen.rows(np.searchsorted(indices, own)), evaluation.extractor, group, cache)
             return evaluation.result_of(images, found, cache, grid)
+
+
+def _require_kinds(**arguments: tuple[object, type]) -> None:
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind | None):
+            raise UserError(f"Evaluator({name}={value!r}): must be {kind.__name__} or None")
 
 
 def _with(settings: Settings, metrics: Sequence[str] | str | None) -> Settings:

@@ -59,7 +59,7 @@ def from_npz(samples, ref="digits", weights=None, **settings):
 @pytest.mark.parametrize("size", [7, 64, COUNT])
 def test_the_result_is_that_of_an_npz_for_any_batches(size, samples, arrays, tmp_path):
     images, labels = arrays
-    evaluator = Evaluator("digits", settings=Settings(cache_dir=tmp_path))
+    evaluator = Evaluator("digits", settings=Settings(cache_dir=tmp_path), name="of an epoch")
     for start in range(0, COUNT, size):
         batch = images[start : start + size]
         evaluator.update(torch.from_numpy(batch).permute(0, 3, 1, 2) if start % 2 else batch, labels=labels[start : start + size])
@@ -67,6 +67,7 @@ def test_the_result_is_that_of_an_npz_for_any_batches(size, samples, arrays, tmp
     assert same(numbers(result), numbers(expected))
     assert result.samples["pixels_sha256"] == expected.samples["pixels_sha256"]
     assert result.samples["labels"] == expected.samples["labels"]
+    assert result.samples["path"] == "of an epoch"
     assert [(label, list(row)) for label, row in result.grid.rows] == [(label, list(row)) for label, row in expected.grid.rows]
     assert grid_html(result.grid, None) == grid_html(expected.grid, None)
     assert not list(tmp_path.iterdir())

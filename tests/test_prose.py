@@ -10,7 +10,6 @@ from conftest import ROOT
 from fiducial.wings import WINGS
 
 LONGEST_CLASS, LONGEST_FUNCTION = 150, 60  # lines
-LONGER = {"SamplingConfig", "Evaluator"}  # a field an option; an argument a line
 WIDTH = 130  # of a line of code too
 FILES = [path for folder in ("fiducial", *WINGS, "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,4 +78,4 @@ def test_functions_and_classes_fit_on_a_screen_or_three():
         for node in ast.walk(ast.parse(path.read_text())):
             most = {ast.ClassDef: LONGEST_CLASS, ast.FunctionDef: LONGEST_FUNCTION}.get(type(node))
             if most and node.end_lineno - node.lineno >= most:
-                assert node.name in LONGER, f"{path}: {node.name} has {node.end_lineno - node.lineno + 1} lines of at most {most}"
+                pytest.fail(f"{path}: {node.name} has {node.end_lineno - node.lineno + 1} lines of at most {most}")

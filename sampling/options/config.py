@@ -181,26 +181,28 @@ class SamplingConfig:
 
     def named_run(self, fingerprint: str) -> str:
         """The run's folder name: DiT's, with the fingerprint's first letters, so that no two configurations share a folder."""
-        if self.run_name is not None:
-            return self.run_name
-        if self.generator is not None:
-            drawn_by = f"{self.generator}-size-{self.image_size}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}"
-            return re.sub(r"[^\w.+-]", "-", drawn_by)[-LONGEST_NAME:]
-        vae = Path(self.vae)
-        vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
-        ckpt_name = self.ckpt.stem
-        if self.ckpt.name == "transformer" and self.ckpt.parent.name:
-            ckpt_name = self.ckpt.parent.name
-        if self.ckpt.parent.name == "snapshots":  # of the hub's cache, where a folder's own name is a hash
-            ckpt_name = self.ckpt.parent.parent.name.split("--", 2)[-1]
-        names = [ckpt_name[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]]
-        while True:
-            parts = f"{self.model}-{names[0]}-size-{self.image_size}-vae-{names[1]}-cfg-{self.cfg_scale}"
-            name = re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{self.global_seed}-{fingerprint[:FINGERPRINT_LETTERS]}")
-            if len(os.fsencode(name)) <= LONGEST_NAME or not any(names):
-                return name
-            longer = max((0, 1), key=lambda one: len(os.fsencode(names[one])))
-            names[longer] = names[longer][:-1]
+        return self.run_name or _name_of_run(self, fingerprint[:FINGERPRINT_LETTERS])
+
+
+def _name_of_run(config: SamplingConfig, letters: str) -> str:
+    if config.generator is not None:
+        drawn_by = f"{config.generator}-size-{config.image_size}-seed-{config.global_seed}-{letters}"
+        return re.sub(r"[^\w.+-]", "-", drawn_by)[-LONGEST_NAME:]
+    vae, ckpt = Path(config.vae), config.ckpt
+    vae_name = vae.parent.name if vae.name == "vae" and vae.parent.name else vae.name
+    ckpt_name = ckpt.stem
+    if ckpt.name == "transformer" and ckpt.parent.name:
+        ckpt_name = ckpt.parent.name
+    if ckpt.parent.name == "snapshots":  # of the hub's cache, where a folder's own name is a hash
+        ckpt_name = ckpt.parent.parent.name.split("--", 2)[-1]
+    names = [ckpt_name[:LONGEST_NAME_OF_A_FILE], vae_name[:LONGEST_NAME_OF_A_FILE]]
+    while True:
+        parts = f"{config.model}-{names[0]}-size-{config.image_size}-vae-{names[1]}-cfg-{config.cfg_scale}"
+        name = re.sub(r"[^\w.+-]", "-", f"{parts}-seed-{config.global_seed}-{letters}")
+        if len(os.fsencode(name)) <= LONGEST_NAME or not any(names):
+            return name
+        longer = max((0, 1), key=lambda one: len(os.fsencode(names[one])))
+        names[longer] = names[longer][:-1]
 
 
 def _check_generator(config: SamplingConfig) -> None:
