@@ -1,20 +1,37 @@
-"""The precision of float32 products on a GPU."""
+"""The precision of float32 products, by torch's `fp32_precision` switches.
+
+Torch refuses to read its older switches (`allow_tf32`, `get_float32_matmul_precision`) once they and these disagree, so each
+switch here is put back to exactly what it was.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+BACKENDS = torch.backends
+GPU_SWITCHES = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn
+SWITCHES = *GPU_SWITCHES, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv  # a CPU may multiply float32 in bfloat16 as well
+
+
+def set_float32_products(tf32: bool) -> None:
+    """Have float32 multiplied in TF32 on a GPU from now on, or in IEEE float32 everywhere."""
+    for switch in SWITCHES:
+        switch.fp32_precision = "tf32" if tf32 and switch in GPU_SWITCHES else "ieee"
+
 
 @contextmanager
-def plain_float32() -> Iterator[None]:
-    """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
+def float32_products(tf32: bool) -> Iterator[None]:
+    """The same in here only, whatever was set before; as before afterwards."""
+    before = [switch.fp32_precision for switch in SWITCHES]
     try:
-        for switch in switches:
-            switch.allow_tf32 = False
+        set_float32_products(tf32)
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        for switch, value in zip(SWITCHES, before, strict=True):
+            switch.fp32_precision = value
+
+
+def plain_float32() -> AbstractContextManager:
+    """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults. Also a decorator."""
+    return float32_products(tf32=False)

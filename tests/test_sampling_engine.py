@@ -23,6 +23,7 @@ from fiducial.diffusion.prediction import from_noise
 from fiducial.diffusion.samplers import SAMPLERS, Option, sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models.checkpoints import checkpoint
+from fiducial.precision import SWITCHES
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import standard_normal
 from fiducial.sampling.options.file import recorded
@@ -249,8 +250,7 @@ def test_exact_switches_what_it_promises():
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
+    assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
     assert not torch.backends.cudnn.benchmark
 
 

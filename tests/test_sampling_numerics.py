@@ -19,6 +19,7 @@ from fiducial.models import DiT_models
 from fiducial.models.checkpoints.checkpoint import Checkpoint
 from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.models.networks.dit import attention_by_products
+from fiducial.precision import GPU_SWITCHES, SWITCHES
 from fiducial.sampling import memory
 from fiducial.sampling.source import from_checkpoint, numerics
 from fiducial.sampling.source.blocks import Blocks
@@ -91,10 +92,10 @@ def test_an_old_gpu_is_not_asked_for_what_it_lacks(hardware, precision):
 def test_tf32_is_on_only_where_it_was_asked_for(precision, tf32):
     config, _ = sample_ddp.parse(["--preset", "digits"])
     numerics.apply(Numerics(precision, False, "sdpa", False), config, CPU)
-    switches = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    found = {switch.fp32_precision for switch in GPU_SWITCHES}
     numerics.apply(REFERENCE, config, CPU)
-    assert switches == (tf32, tf32)
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert found == {"tf32" if tf32 else "ieee"}
+    assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
 
 
 @pytest.mark.parametrize(
@@ -381,20 +382,20 @@ def test_what_is_drawn_again_is_drawn_without_tf32(tiny_checkpoint, monkeypatch)
     config, _ = sample_ddp.parse(options(tiny_checkpoint, "unused"))
     drawer = digits_source(config, CPU, REFERENCE)
     drawer.load()
-    switches, seen = (torch.backends.cuda.matmul, torch.backends.cudnn), []
+    seen = []
     latents = torch.zeros(4, 4, 8, 8)
 
     def again(*_: object) -> torch.Tensor:
-        seen.extend(switch.allow_tf32 for switch in switches)
+        seen.append({switch.fp32_precision for switch in SWITCHES})
         return latents
 
     monkeypatch.setattr(LatentDiffusion, "latents", again)
     numerics.apply(replace(REFERENCE, precision="tf32"), config, CPU)
     mended = drawer.finite(range(4), 4, torch.full_like(latents, float("inf")), lambda: None)
-    after = [switch.allow_tf32 for switch in switches]
+    after = {switch.fp32_precision for switch in GPU_SWITCHES}
     numerics.apply(REFERENCE, config, CPU)
     assert (mended == latents).all()
-    assert (seen, after) == ([False, False], [True, True])
+    assert (seen, after) == ([{"ieee"}], {"tf32"})
 
 
 def test_compiled_weights_are_constants_and_every_shape_has_its_code(monkeypatch):

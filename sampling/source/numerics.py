@@ -17,6 +17,7 @@ from torch import nn
 from fiducial import UserError, default_cache, make_folder, one_line, warn
 from fiducial.cache import COMPILED, hold_kernels
 from fiducial.memory import keep_freed_memory
+from fiducial.precision import set_float32_products
 from fiducial.sampling.options.config import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,7 +127,7 @@ def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> N
 
     With `exact`, a CPU process uses one thread, because how many share a sum changes its last bits: start more ranks instead.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = numerics.precision == "tf32"
+    set_float32_products(tf32=numerics.precision == "tf32")
     torch.backends.cudnn.benchmark = config.cuda_tuning
     is_fused = numerics.attention != "math"
     for enable in ("flash", "mem_efficient", "cudnn"):
