@@ -4,45 +4,43 @@ import atexit
 import json
 import os
 import socket
-from typing import TYPE_CHECKING
 
-from fiducial.console import UserError, one_line
+from fiducial import devices
+from fiducial.console import UserError, one_line, warn
 from fiducial.mistakes import require_uninterrupted
 from fiducial.ranks.group import Group
 from fiducial.ranks.joining import connect, give_up, launched, meet
 from fiducial.startup import LOOKOUT
-
-if TYPE_CHECKING:
-    import torch
 
 
 def init(device: str = "auto") -> Group:
     """Find the other ranks of the launcher, or stand alone without a launcher.
 
     Raises:
-        UserError: if `device` asks for a GPU that this rank does not have, the launcher's environment is not one, or the others
-            cannot be found.
+        UserError: if `device` asks for a GPU that this rank does not have, rank 0's device is of another kind, the launcher's
+            environment is not one, or the others cannot be found.
         Stopped: if others, or the launcher, are gone; that has been said.
     """
     here = launched()
-    import torch
     import torch.distributed as dist
 
     require_uninterrupted()
+    has_gpu, trouble = devices.look() if device in ("auto", "cuda") else (False, "")
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if has_gpu else "cpu"
     local_rank = here.local_rank
-    try:
-        place = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device {device}: no such device; choose from auto, cuda, cpu") from None
+    place = devices.place_of(device, local_rank)
+    if trouble and place.type == "cpu" and here.rank == 0:
+        warn(f"warning: this runs on the CPU, because the GPU of this machine cannot be used ({trouble})")
     if here.is_alone:
-        _take_device(place)
-        return Group(0, 1, 0, "0", place, dist.HashStore())
+        group = Group(0, 1, 0, "0", place, dist.HashStore())
+        devices.take(place, local_rank, group.store, trouble)
+        return group
     rank, world_size = here.rank, here.world_size
+    own = {"device": place.type, "trouble": trouble}
     with LOOKOUT.kept():
         try:
-            store = meet(dist.PrefixStore("fiducial", connect(here)), rank, world_size)
+            store = meet(dist.PrefixStore("fiducial", connect(here)), rank, world_size, own)
             fellows = [json.loads(value) for value in store.multi_get([f"process/{other}" for other in range(world_size)])]
         except RuntimeError as error:  # as are all that torch raises of connections
             give_up(rank, f"the connection to rank 0's host is lost ({one_line(error)})")
@@ -50,21 +48,9 @@ def init(device: str = "auto") -> Group:
     group = Group(rank, world_size, local_rank, node, place, store, fellows)
     atexit.register(group.depart)
     try:
-        _take_device(place)
+        devices.take(place, local_rank, store, trouble)
+        devices.require_one_kind(fellows, rank)
     except UserError:
         with group:  # so that the ranks of other nodes hear of it
             raise
     return group
-
-
-def _take_device(place: "torch.device") -> None:
-    """Raise UserError if `place` is a GPU that this rank does not have."""
-    import torch
-
-    if place.type == "cuda":
-        if place.index >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise UserError(
-                f"local rank {place.index} needs a GPU of its own, but {found} can be seen here; or choose --device cpu"
-            )
-        torch.cuda.set_device(place)

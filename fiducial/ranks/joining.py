@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -128,11 +128,16 @@ def _await_host(here: Launched, place: str) -> None:
         waiting.go_on([0], f"rank 0's host, {place} ({reason})")
 
 
-def meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch.distributed.Store":
+def meet(
+    store: "torch.distributed.Store", rank: int, world_size: int, about: Mapping[str, str] | None = None
+) -> "torch.distributed.Store":
     """A corner of the store where only these processes have been.
 
     torchrun's store outlives the workers, and nodes that come or go restart them without any sign of it in their environment.
     So rank 0 names a new corner, and whoever finds the name asks it for an answer that nobody else can have had.
+
+    Args:
+        about: more that the others are to know of this process.
 
     Raises:
         UserError: if some rank does not come.
@@ -144,7 +149,7 @@ def meet(store: "torch.distributed.Store", rank: int, world_size: int) -> "torch
 
     def enter(name: str) -> dist.PrefixStore:
         corner = dist.PrefixStore(name, store)
-        corner.set(f"process/{rank}", json.dumps({**processes.own_process(), "launcher": startup.LAUNCHER}))
+        corner.set(f"process/{rank}", json.dumps({**processes.own_process(), "launcher": startup.LAUNCHER, **(about or {})}))
         corner.set(beat_key(rank), "")
         return corner
 
