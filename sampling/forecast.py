@@ -7,6 +7,7 @@ seconds, memory and PNGs are told. What the whole run takes is that block as oft
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -63,21 +64,23 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
     config = spec.fetch(config, group)
     numerics.ready_torch()
     group.on_end(None, hang_seconds)
-    if group.is_main:
-        found = examine(config, spec, ImageFiles(with_png), group)
-        mark = found.manifest.mark if found.manifest else 0
-        npz = archive.npz_path(found.folder)
-        task = Task(found.folder, 0, "", found.run.identity, found.done, found.run.facts, npz=npz, mark=mark)
-    told = group.once(lambda: task.to_json())
-    if group.is_main:
-        source = found.source
-    else:
-        task = Task.from_json(told)
-        source = spec.open_source(config, task.identity, task.facts, group)
-    events: list[dict] = []
-    source.begin(lambda **event: events.append(event))
-    checking = time.monotonic() - started
-    own, probed = measure(source, events, group, task, with_png) if task.missing else (None, None)
+    with ExitStack() as stack:
+        if group.is_main:
+            found = examine(config, spec, ImageFiles(with_png), group, stack)
+            mark = found.manifest.mark if found.manifest else 0
+            npz = archive.npz_path(found.folder)
+            task = Task(found.folder, 0, "", found.run.identity, found.done, found.run.facts, npz=npz, mark=mark)
+        told = group.once(lambda: task.to_json())
+        if group.is_main:
+            source = found.source
+        else:
+            task = Task.from_json(told)
+            source = spec.open_source(config, task.identity, task.facts, group)
+            stack.enter_context(source.switched())
+        events: list[dict] = []
+        source.begin(lambda **event: events.append(event))
+        checking = time.monotonic() - started
+        own, probed = measure(source, events, group, task, with_png) if task.missing else (None, None)
     told = group.gather(asdict(own) if own else None)
     if group.is_main:
         ranks = [Measured(**one) for one in told if one]

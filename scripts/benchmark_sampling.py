@@ -9,7 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,8 +108,10 @@ def arguments(work: Drawing, *options: str) -> list[str]:
     return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, "--no-probe", *options)]
 
 
-def ours(work: Drawing, *options: str) -> "LatentDiffusion":
-    """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them."""
+@contextmanager
+def ours(work: Drawing, *options: str) -> Iterator["LatentDiffusion"]:
+    """Fiducial's own networks, loaded and compiled as a run with these options, or those of `work`, has them; in here torch's
+    switches are as there."""
     import sample_ddp
     from fiducial.models.decoders.autoencoder import Autoencoder
     from fiducial.models.latent import LatentShape
@@ -119,11 +122,11 @@ def ours(work: Drawing, *options: str) -> "LatentDiffusion":
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
     how = numerics.resolve(config, work.place)
-    numerics.apply(how, config, work.place)
     networks = Networks(config, work.place, how, LatentShape(LATENT, work.side), lambda: Autoencoder(work.folder / "vae"))
     drawer = LatentDiffusion(networks)
-    drawer.load()
-    return drawer
+    with drawer.switched():
+        drawer.load()
+        yield drawer
 
 
 def finish(device: torch.device) -> None:
@@ -172,10 +175,9 @@ def share_of_ceiling(seconds: float, dtype: torch.dtype, work: Drawing) -> dict[
 
 def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
     started = time.perf_counter()
-    drawer = ours(work, *options)
-    loading = time.perf_counter() - started
     x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place)
-    with torch.inference_mode():
+    with ours(work, *options) as drawer, torch.inference_mode():
+        loading = time.perf_counter() - started
         guided = drawer.guided(range(work.images))
         seconds = timed(lambda: guided(x, 500), work.place)
     return share_of_ceiling(seconds, drawer.how.dtype, work) | {"loading": loading}
@@ -224,9 +226,8 @@ def denoise_theirs(work: Drawing, precision: str, compiled: bool = False) -> dic
 
 
 def decode_ours(work: Drawing, *options: str) -> dict[str, float]:
-    drawer = ours(work, "--no-compile", *options)
     x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place)
-    with torch.inference_mode():
+    with ours(work, "--no-compile", *options) as drawer, torch.inference_mode():
         return {"seconds": timed(lambda: drawer.networks.decode(x), work.place, 2)}
 
 
@@ -248,27 +249,27 @@ def pipeline_ours(work: Drawing, *options: str, with_png: bool = True) -> dict[s
     from fiducial.sampling.store.task import Task
 
     started = time.perf_counter()
-    drawer = ours(work, *options)
-    loading = time.perf_counter() - started
-    run = work.folder / f"run-{os.getpid()}"
-    run.mkdir()
-    part, count = archive.part_path(run), BLOCKS * work.images
-    part.touch()
-    os.truncate(part, archive.slot(count, work.image_size))
-    list(drawer.blocks([0], count, lambda: None))
-    started = time.perf_counter()
-    if with_png:
-        import fiducial
+    with ours(work, *options) as drawer:
+        loading = time.perf_counter() - started
+        run = work.folder / f"run-{os.getpid()}"
+        run.mkdir()
+        part, count = archive.part_path(run), BLOCKS * work.images
+        part.touch()
+        os.truncate(part, archive.slot(count, work.image_size))
+        list(drawer.blocks([0], count, lambda: None))
+        started = time.perf_counter()
+        if with_png:
+            import fiducial
 
-        identity = Identity(drawer.config.identity())
-        task, group = Task(run, 1, "", identity, np.zeros(count, dtype=bool), npz=part), fiducial.init(work.device)
-        sink = ImageFiles()
-        sink.open(place := RunFolder(task, group, None, 0.0), group)
-        trunk.draw(task.plan, drawer, sink, place, task.plan.starts(task.done), ~task.done, lambda _: None)
-    else:
-        for _ in drawer.blocks(range(0, count, work.images), count, lambda: None):
-            pass
-    return per_block((time.perf_counter() - started) / BLOCKS, loading, work)
+            identity = Identity(drawer.config.identity())
+            task, group = Task(run, 1, "", identity, np.zeros(count, dtype=bool), npz=part), fiducial.init(work.device)
+            sink = ImageFiles()
+            sink.open(place := RunFolder(task, group, None, 0.0), group)
+            trunk.draw(task.plan, drawer, sink, place, task.plan.starts(task.done), ~task.done, lambda _: None)
+        else:
+            for _ in drawer.blocks(range(0, count, work.images), count, lambda: None):
+                pass
+        return per_block((time.perf_counter() - started) / BLOCKS, loading, work)
 
 
 def pipeline_theirs(work: Drawing, precision: str, compiled: bool = False) -> dict[str, float]:
@@ -336,9 +337,10 @@ def fid_digits(work: Drawing, *options: object) -> dict[str, float]:
 def latents(work: Drawing, *options: str) -> dict[str, float]:
     """How far latents are from those in fp32, not compiled, after 50 DDIM steps, relative to their size."""
     work = replace(work, steps=LATENT_STEPS)
-    drawer = ours(work, *options)
-    started = time.perf_counter()
-    drawn = drawer.latents(range(work.images), lambda: None)
-    seconds = time.perf_counter() - started
-    reference = ours(work, "--precision", "fp32", "--no-compile").latents(range(work.images), lambda: None)
+    with ours(work, *options) as drawer:
+        started = time.perf_counter()
+        drawn = drawer.latents(range(work.images), lambda: None)
+        seconds = time.perf_counter() - started
+    with ours(work, "--precision", "fp32", "--no-compile") as drawer:
+        reference = drawer.latents(range(work.images), lambda: None)
     return {"seconds": seconds, "relative error": ((drawn - reference).norm() / reference.norm()).item()}

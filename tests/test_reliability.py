@@ -17,7 +17,6 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, contents, draw_files, run_command
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -89,15 +88,6 @@ class Launched:
         assert 0 < left < COUNT, "the fault came too early or too late to prove anything"
         assert not archive.npz_path(self.folder).exists()
         return left
-
-
-@pytest.fixture(autouse=True)
-def _exact_here():
-    """What `draw_here` sets for this process ends with the test."""
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def draw_here(*arguments: str, with_png: bool = True) -> Path:
@@ -717,7 +707,6 @@ def test_rank_0_is_killed_without_a_launcher(tiny_checkpoint, undisturbed, tmp_p
 
 LEAVES = """
 import sys
-import torch
 import fiducial
 from fiducial.evaluation import Evaluator
 with fiducial.user_errors(), fiducial.init("cpu") as group:

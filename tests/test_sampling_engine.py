@@ -5,12 +5,15 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config
+import torch._inductor.config
 from conftest import DIGITS, contents, draw_files, options, run_command
 from diffusers import AutoencoderKL
 from odd_files import left_by_a_dead_process
@@ -24,6 +27,7 @@ from fiducial.diffusion.samplers import SAMPLERS, Option, sample_ddim
 from fiducial.diffusion.schedule import Schedule
 from fiducial.models.checkpoints import checkpoint
 from fiducial.precision import SWITCHES
+from fiducial.sampling import forecast
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import standard_normal
 from fiducial.sampling.options.file import recorded
@@ -45,14 +49,6 @@ def test_weights_are_read_and_hashed_once(tiny_checkpoint, tmp_path, monkeypatch
         monkeypatch.setattr(checkpoint, name, spied)
     draw_here(*options(own, tmp_path / "samples", num_fid_samples=4))
     assert sorted(seen) == ["file_sha256", "read_safetensors"]
-
-
-@pytest.fixture
-def undo_exact():
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +94,6 @@ def test_batch_sizes_change_neither_labels_nor_noise(tiny_checkpoint, tmp_path):
     assert np.abs(images_a.astype(int) - images_b).max() <= 1
 
 
-@pytest.mark.usefixtures("undo_exact")
 def test_a_run_that_grows_keeps_its_images_and_equals_one_drawn_at_once(undisturbed, tiny_checkpoint, tmp_path):
     draw_here(*options(tiny_checkpoint, tmp_path, num_fid_samples=9), "--exact")
     before = {
@@ -240,18 +235,59 @@ def test_every_block_has_its_full_shape_and_none_waits_in_a_collective(tiny_chec
     assert len(list((tmp_path / "run").glob("*.png"))) == 9
 
 
-@pytest.mark.usefixtures("undo_exact")
+def switches() -> list[object]:
+    """All of torch's that a run sets."""
+    cuda, compiler = torch.backends.cuda, torch._dynamo.config
+    return [
+        *(switch.fp32_precision for switch in SWITCHES),
+        *(cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), torch.backends.cudnn.benchmark),
+        *(torch.get_deterministic_debug_mode(), torch.get_num_threads(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")),
+        *(compiler.recompile_limit, torch._inductor.config.freezing),
+    ]
+
+
 def test_exact_switches_what_it_promises():
     config, _ = sample_ddp.parse(["--preset", "digits", "--exact"])
-    torch.set_num_threads(2)
+    before = switches()
     how = numerics.resolve(config, torch.device("cpu"))
     assert how == numerics.REFERENCE
-    numerics.apply(how, config, torch.device("cpu"))
-    assert torch.are_deterministic_algorithms_enabled()
-    assert torch.get_num_threads() == 1
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
-    assert not torch.backends.cudnn.benchmark
+    with numerics.applied(how, config, torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == 1
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
+        assert not torch.backends.cudnn.benchmark
+    assert switches() == before
+
+
+@pytest.mark.parametrize("how", [["--exact", "--attention", "math"], ["--compile", "--precision", "bf16"]], ids=" ".join)
+@pytest.mark.parametrize("ends", ["drawn", "forecast", "failed"])
+def test_what_a_run_switches_ends_with_it(how, ends, tiny_checkpoint, tmp_path, monkeypatch):
+    """Set while it draws; as before for the evaluation that follows in the same process."""
+    seen, sample = [], latent_diffusion.LatentDiffusion.sample
+
+    def spied(*given: object) -> torch.Tensor:
+        seen.append(switches())
+        if ends == "failed":
+            raise ValueError("of no kind that is known")
+        return sample(*given)
+
+    monkeypatch.setattr(latent_diffusion.LatentDiffusion, "sample", spied)
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(numerics, "compile_network", lambda *_: None)
+    threads, before = torch.get_num_threads(), (torch.set_num_threads(2), switches())[1]
+    given = [*options(tiny_checkpoint, tmp_path, num_fid_samples=4), *how]
+    given = given[2:] if "--exact" in how else given
+    with nullcontext() if ends != "failed" else pytest.raises(ValueError, match="of no kind"):
+        if ends == "forecast":
+            forecast.forecast(sample_ddp.parse(given)[0], fiducial.init("cpu"), False, 0)
+        else:
+            draw_here(*given)
+    after = switches()
+    torch.set_num_threads(threads)
+    assert after == before
+    assert seen
+    assert all(during != before for during in seen)
 
 
 def test_a_refused_command_leaves_a_run_in_progress_alone(tiny_checkpoint, tmp_path):

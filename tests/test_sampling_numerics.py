@@ -91,11 +91,11 @@ def test_an_old_gpu_is_not_asked_for_what_it_lacks(hardware, precision):
 @pytest.mark.parametrize(("precision", "tf32"), [("tf32", True), ("fp32", False), ("bf16", False), ("fp16", False)])
 def test_tf32_is_on_only_where_it_was_asked_for(precision, tf32):
     config, _ = sample_ddp.parse(["--preset", "digits"])
-    numerics.apply(Numerics(precision, False, "sdpa", False), config, CPU)
-    found = {switch.fp32_precision for switch in GPU_SWITCHES}
-    numerics.apply(REFERENCE, config, CPU)
+    before = [switch.fp32_precision for switch in SWITCHES]
+    with numerics.applied(Numerics(precision, False, "sdpa", False), config, CPU):
+        found = {switch.fp32_precision for switch in GPU_SWITCHES}
     assert found == {"tf32" if tf32 else "ieee"}
-    assert {switch.fp32_precision for switch in SWITCHES} == {"ieee"}
+    assert [switch.fp32_precision for switch in SWITCHES] == before
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,7 @@ def test_one_timestep_is_embedded_once_but_for_exact(tiny_checkpoint, tmp_path, 
     draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
     assert set(rows) == {1}
     rows.clear()
-    threads = torch.get_num_threads()
     draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="exact"), "--exact")
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
     assert set(rows) == {8}
 
 
@@ -202,10 +199,9 @@ def test_a_run_keeps_memory_that_it_frees(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(("attention", "fused"), [("math", False), ("sdpa", True)])
 def test_attention_is_by_the_kernel_asked_for(attention, fused, network):
     config, _ = sample_ddp.parse(["--preset", "digits"])
-    numerics.apply(Numerics("fp32", False, attention, False), config, CPU)
-    with torch.profiler.profile() as profile, torch.no_grad():
+    how = Numerics("fp32", False, attention, False)
+    with numerics.applied(how, config, CPU), torch.profiler.profile() as profile, torch.no_grad():
         network(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.tensor([1]))
-    numerics.apply(REFERENCE, config, CPU)
     assert any("flash" in event.key for event in profile.key_averages()) is fused
 
 
@@ -390,10 +386,9 @@ def test_what_is_drawn_again_is_drawn_without_tf32(tiny_checkpoint, monkeypatch)
         return latents
 
     monkeypatch.setattr(LatentDiffusion, "latents", again)
-    numerics.apply(replace(REFERENCE, precision="tf32"), config, CPU)
-    mended = drawer.finite(range(4), 4, torch.full_like(latents, float("inf")), lambda: None)
-    after = {switch.fp32_precision for switch in GPU_SWITCHES}
-    numerics.apply(REFERENCE, config, CPU)
+    with numerics.applied(replace(REFERENCE, precision="tf32"), config, CPU):
+        mended = drawer.finite(range(4), 4, torch.full_like(latents, float("inf")), lambda: None)
+        after = {switch.fp32_precision for switch in GPU_SWITCHES}
     assert (mended == latents).all()
     assert (seen, after) == ([{"ieee"}], {"tf32"})
 
@@ -402,9 +397,9 @@ def test_compiled_weights_are_constants_and_every_shape_has_its_code(monkeypatch
     """More shapes than torch compiles for if it is not told to; what is beyond, it would run uncompiled in silence."""
     config, _ = sample_ddp.parse(["--preset", "digits"])
     network = torch.nn.Linear(4, 4).requires_grad_(False)
-    numerics.compile_network(network, config, CPU)
     monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
-    with torch.inference_mode():
+    with numerics.applied(replace(REFERENCE, compile=True), config, CPU), torch.inference_mode():
+        numerics.compile_network(network, config, CPU)
         before = [network(torch.ones(rows, 4)) for rows in range(2, 11)]
         network.weight.zero_()
         assert (network(torch.ones(2, 4)) == before[0]).all()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ def test_a_run_is_not_resumed_by_a_damaged_manifest(manifest, alone):
     config, _ = sample_ddp.parse(digits(manifest.parent.parent))
     manifest.write_text(broken(manifest.read_text(), "identity", [0]))
     with pytest.raises(UserError, match=r"manifest\.json is not a whole manifest .*\(identity is \[0\], not an object\); move"):
-        examine(config, from_checkpoint, ImageFiles(), alone)
+        examine(config, from_checkpoint, ImageFiles(), alone, ExitStack())
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

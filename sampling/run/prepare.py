@@ -38,8 +38,8 @@ class Found:
     source: Source  # tried out, if an image is missing as far as that is known
 
 
-def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) -> Found:
-    """Check everything, and write nothing.
+def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack) -> Found:
+    """Check everything, and write nothing. Until `stack` closes, torch's switches are as the source wants them.
 
     Raises:
         UserError: if something given cannot be used.
@@ -53,6 +53,7 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) 
     check_names(folder, manifest, run.names)
     done = sink.look(folder, manifest, run)
     source = spec.open_source(run.config, run.identity, run.facts, group)
+    stack.enter_context(source.switched())
     if not done.all():
         source.try_out()  # one that cannot be drawn from leaves no folder, and a run as it is
     return Found(run, folder, manifest, done, source)
@@ -61,8 +62,8 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group) 
 def prepare(
     config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack, options: Mapping
 ) -> tuple[Source, Task, Lock]:
-    """Check everything, claim the folder, and find out what is to be done, and what draws it. The lock is held until `stack`
-    closes.
+    """Check everything, claim the folder, and find out what is to be done, and what draws it. Until `stack` closes, the lock is
+    held, and torch's switches are as that wants them.
 
     Args:
         options: for the manifest, those that are not in `config`.
@@ -70,7 +71,7 @@ def prepare(
     Raises:
         UserError: before anything is written, if something given cannot be used.
     """
-    found = examine(config, spec, sink, group)
+    found = examine(config, spec, sink, group, stack)
     run, folder = found.run, found.folder
     try:
         make_folder(folder)

@@ -49,6 +49,7 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
                 task, held = Task.from_json(told), None
                 await_token(task.folder, task.token, group.rank)
                 source = spec.open_source(config, task.identity, task.facts, group)
+                stack.enter_context(source.switched())
             source.begin(lambda **event: task.note(group, event))
             group.on_end(partial(keep_cause, task), hang_seconds)
             left = trunk.run(task.plan, source, sink, RunFolder(task, group, held, began), group)

@@ -35,10 +35,8 @@ def is_asked_for(_: SamplingConfig) -> bool:
 
 
 def open_source(config: SamplingConfig, identity: Identity, facts: Mapping[str, object], group: Group) -> LatentDiffusion:
-    """On every rank; on all but rank 0, torch's switches are set as there."""
+    """On every rank."""
     how = Numerics(**{name: identity.values[name] for name in RESOLVED})
-    if not group.is_main:
-        numerics.apply(how, config, group.device)
     files = NodeFiles(config, identity, group)
     numbered = replace(config, labels=identity.labels)
     networks = Networks(numbered, group.device, how, LatentShape(**facts["latent"]), files.codec)
@@ -151,7 +149,6 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     config.check()
     with group.allowing(TRYING_SECONDS):
         how = numerics.resolve(config, group.device)
-    numerics.apply(how, config, group.device)
     identity = {
         **config.identity(),
         "checkpoint_sha256": checkpoint.sha256(config.ckpt),

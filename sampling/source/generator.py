@@ -10,6 +10,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,9 @@ class Generator:
     def try_out(self) -> None:
         """Import the function; its images are looked at when they are drawn."""
         self._function = find_function(self._config.generator)
+
+    def switched(self) -> AbstractContextManager:
+        return numerics.applied(REFERENCE, self._config, self._device)
 
     def begin(self, _: Callable[..., object]) -> None:
         """Nothing is noted."""
@@ -248,7 +252,6 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     names: ClassNames | None = names_alone(config.class_names, config.num_classes)
     numbered = replace(config, labels=classes.numbered(config.labels, names))
     numbered.check()
-    numerics.apply(REFERENCE, config, group.device)
     identity = {
         **{name: getattr(numbered, name) for name in OF_EVERY_RUN},
         "generator_sha256": file_sha256(file),
@@ -261,9 +264,8 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
 
 
 def open_source(config: SamplingConfig, identity: Identity, _: Mapping[str, object], group: Group) -> Generator:
-    """On every rank; on all but rank 0, torch's switches are set as there, and the module is made sure of."""
+    """On every rank; on all but rank 0, the module is made sure of."""
     if not group.is_main:
-        numerics.apply(REFERENCE, config, group.device)
         find_function(config.generator)
         file = module_file(config.generator)
         if file_sha256(file) != identity.values["generator_sha256"]:

@@ -17,10 +17,12 @@ from fiducial.models.networks.table import asked
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks
 from fiducial.sampling.source.failures import is_out_of_memory
 from fiducial.sampling.source.networks import Networks
+from fiducial.sampling.source.numerics import Numerics
 
 
 class LatentDiffusion:
@@ -55,6 +57,9 @@ class LatentDiffusion:
         if self.networks.network is None:
             self.networks.load()
 
+    def switched(self) -> AbstractContextManager:
+        return numerics.applied(self.how, self.config, self._device)
+
     def begin(self, note: Callable[..., object]) -> None:
         self.networks.note = note
 
@@ -78,17 +83,7 @@ class LatentDiffusion:
         return least(told, str(self.config.ckpt)) if group.is_main else None
 
     def lines(self, told: dict | None, evaluations: int) -> list[str]:
-        config, how = self.config, self.how
-        own = "".join(f", {name} {value}" for name, value in config.sampler_options().items() if value)
-        of_block = f": {evaluations:,} evaluations of the network for a block" if evaluations else ""
-        low, high = config.guidance_interval
-        compiled, exact = "compiled" if how.compile else "not compiled", ", exact" if config.exact else ""
-        lines = [
-            f"sampler   {config.sampler}, {config.num_sampling_steps} steps{own}{of_block}",
-            f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}",
-            f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {self._device.type}{exact}",
-        ]
-        return [*lines, f"probe     {probe.in_words(told)}"] if evaluations else lines
+        return lines(self.config, self.how, self._device, told, evaluations)
 
     @torch.inference_mode()
     def compile(self) -> None:
@@ -183,3 +178,17 @@ def least(told: list[dict | None], ckpt: str) -> dict | None:
     if said := next(filter(None, map(probe.doubt_of, asked)), None):
         warn(f"warning: {ckpt}: {said}")
     return {name: min(one[name] for one in asked) for name in asked[0]}
+
+
+def lines(config: SamplingConfig, how: Numerics, device: torch.device, told: dict | None, evaluations: int) -> list[str]:
+    """Lines on such a source, as `Source.lines`."""
+    own = "".join(f", {name} {value}" for name, value in config.sampler_options().items() if value)
+    of_block = f": {evaluations:,} evaluations of the network for a block" if evaluations else ""
+    low, high = config.guidance_interval
+    compiled, exact = "compiled" if how.compile else "not compiled", ", exact" if config.exact else ""
+    lines = [
+        f"sampler   {config.sampler}, {config.num_sampling_steps} steps{own}{of_block}",
+        f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}",
+        f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {device.type}{exact}",
+    ]
+    return [*lines, f"probe     {probe.in_words(told)}"] if evaluations else lines

@@ -6,10 +6,12 @@ import logging
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,12 +19,15 @@ from torch import nn
 from fiducial import UserError, default_cache, make_folder, one_line, warn
 from fiducial.cache import COMPILED, hold_kernels
 from fiducial.memory import keep_freed_memory
-from fiducial.precision import set_float32_products
+from fiducial.precision import float32_products
 from fiducial.sampling.options.config import SamplingConfig
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = 64  # that one network is compiled for: halves of halves of a batch, with and without guidance
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+DETERMINISTIC = 2  # of torch's debug modes: what cannot be raises
 AMPERE = (8, 0)  # the first compute capability with TF32 and bfloat16
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -122,34 +127,57 @@ def ready_torch() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
 
 
-def apply(numerics: Numerics, config: SamplingConfig, device: torch.device) -> None:
-    """Set torch's global switches; on a CPU, memory that is freed is kept for what comes next.
+@contextmanager
+def applied(numerics: Numerics, config: SamplingConfig, device: torch.device) -> Iterator[None]:
+    """Torch's global switches set in here, and as before afterwards, as an evaluation may follow in this process.
 
     With `exact`, a CPU process uses one thread, because how many share a sum changes its last bits: start more ranks instead.
+    On a CPU, memory that is freed is kept for what comes next, for good.
     """
-    set_float32_products(tf32=numerics.precision == "tf32")
-    torch.backends.cudnn.benchmark = config.cuda_tuning
-    is_fused = numerics.attention != "math"
-    for enable in ("flash", "mem_efficient", "cudnn"):
-        getattr(torch.backends.cuda, f"enable_{enable}_sdp")(is_fused)
     if device.type == "cpu":
         keep_freed_memory()
-    if config.exact:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
-        if device.type == "cpu":
-            torch.set_num_threads(1)
+    cuda, cudnn, is_fused = torch.backends.cuda, torch.backends.cudnn, numerics.attention != "math"
+    with ExitStack() as stack:
+        stack.enter_context(float32_products(tf32=numerics.precision == "tf32"))
+        stack.enter_context(_set(lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value), config.cuda_tuning))
+        stack.enter_context(_set(cuda.flash_sdp_enabled, cuda.enable_flash_sdp, is_fused))
+        stack.enter_context(_set(cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, is_fused))
+        stack.enter_context(_set(cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, is_fused))
+        if config.exact:
+            stack.enter_context(_set(lambda: os.environ.get(CUBLAS_WORKSPACE), _set_cublas_workspace, ":4096:8"))
+            stack.enter_context(_set(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, DETERMINISTIC))
+        if config.exact and device.type == "cpu":
+            stack.enter_context(_set(torch.get_num_threads, torch.set_num_threads, 1))
+        if numerics.compile:
+            from torch._dynamo import config as of_dynamo
+            from torch._inductor import config as of_inductor
+
+            stack.enter_context(of_dynamo.patch(recompile_limit=SHAPES))
+            # Weights become constants, laid out as is fastest; as an option of `compile` it does nothing.
+            stack.enter_context(of_inductor.patch(freezing=device.type == "cpu"))
+        yield
+
+
+@contextmanager
+def _set(read: Callable[[], Value], write: Callable[[Value], object], value: Value) -> Iterator[None]:
+    """A switch at `value` in here, and as before afterwards."""
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def _set_cublas_workspace(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(CUBLAS_WORKSPACE, None)
+    else:
+        os.environ[CUBLAS_WORKSPACE] = value
 
 
 def compile_network(network: nn.Module, config: SamplingConfig, device: torch.device) -> None:
-    """Have a network compiled for each shape that it meets. On a CPU its weights become constants, laid out as is fastest."""
-    import torch._dynamo.config
-    import torch._inductor.config
-
+    """Have a network compiled for each shape that it meets, within `applied`."""
     torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
-    torch._dynamo.config.recompile_limit = SHAPES
-    if device.type == "cpu":
-        torch._inductor.config.freezing = True  # as an option of `compile` it does nothing
-        network.compile(dynamic=False)
-    else:
-        network.compile(dynamic=False, mode="reduce-overhead" if config.cuda_tuning else None)
+    tuned = device.type != "cpu" and config.cuda_tuning
+    network.compile(dynamic=False, mode="reduce-overhead" if tuned else None)

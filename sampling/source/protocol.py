@@ -1,6 +1,7 @@
 """Protocol of a source of images: how a run finds out that it can be drawn from, and draws."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +39,9 @@ class Source(Protocol):
     def try_out(self) -> None:
         """Raise UserError if it cannot be drawn from. On rank 0, before anything is written and before the others know of the
         run; what is loaded for it stays, and is drawn with."""
+
+    def switched(self) -> AbstractContextManager:
+        """Torch's switches as all else here wants them, in there; as before afterwards."""
 
     def begin(self, note: Callable[..., object]) -> None:
         """Begin a session on this rank; `note` is called with what is out of the ordinary. Nothing is loaded yet."""
