@@ -4,11 +4,15 @@ Torch refuses to read its older switches (`allow_tf32`, `get_float32_matmul_prec
 switch here is put back to exactly what it was.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from fiducial.console import UserError
+
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # in the environment; "1" and "0" go before every switch, in NVIDIA's own libraries
 BACKENDS = torch.backends
 GPU_SWITCHES = BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn
 SWITCHES = *GPU_SWITCHES, BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv  # a CPU may multiply float32 in bfloat16 as well
@@ -35,3 +39,11 @@ def float32_products(tf32: bool) -> Iterator[None]:
 def plain_float32() -> AbstractContextManager:
     """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults. Also a decorator."""
     return float32_products(tf32=False)
+
+
+def require_plain_float32(device: torch.device) -> None:
+    """Raise UserError if the environment has float32 multiplied in TF32 on this device, whatever the switches say."""
+    if device.type == "cuda" and os.environ.get(TF32_OVERRIDE) == "1":
+        raise UserError(
+            f"{TF32_OVERRIDE}=1 in the environment makes TF32 of every float32 product, which moves metrics; unset it"
+        )

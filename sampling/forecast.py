@@ -16,6 +16,7 @@ from fiducial import Group, say
 from fiducial.sampling import memory, plan
 from fiducial.sampling.noise import check_stream
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.run import hardware
 from fiducial.sampling.run.image_files import ImageFiles
 from fiducial.sampling.run.prepare import examine
 from fiducial.sampling.source import numerics
@@ -53,7 +54,7 @@ class Forecast:
     seconds_drawing: float
 
 
-def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds: float) -> None:
+def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds: float, allow_mixed: bool = False) -> None:
     """Print it, on rank 0, after all ranks have measured.
 
     Raises:
@@ -64,9 +65,10 @@ def forecast(config: SamplingConfig, group: Group, with_png: bool, hang_seconds:
     config = spec.fetch(config, group)
     numerics.ready_torch()
     group.on_end(None, hang_seconds)
+    told = group.gather(hardware.own(group.device))
     with ExitStack() as stack:
         if group.is_main:
-            found = examine(config, spec, ImageFiles(with_png), group, stack)
+            found = examine(config, spec, ImageFiles(with_png), group, hardware.Ranks(told, allow_mixed), stack)
             mark = found.manifest.mark if found.manifest else 0
             npz = archive.npz_path(found.folder)
             task = Task(found.folder, 0, "", found.run.identity, found.done, found.run.facts, npz=npz, mark=mark)

@@ -70,7 +70,7 @@ def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):
     arguments += [f"--{name}" for name in FLAGS]
     expected = sample_ddp.parse(arguments)
     assert parse("\n".join(lines), tmp_path) == expected
-    others = {"help", "config", "dry_run", "preset", "exact", "tf32", "generator", "generator_options"}
+    others = {"help", "config", "dry_run", "allow_mixed", "preset", "exact", "tf32", "generator", "generator_options"}
     covered = {name.replace("-", "_").removeprefix("no_") for name in (*EVERY, *FLAGS)}
     assert covered == {action.dest.removeprefix("no_") for action in sample_ddp.build_parser()._actions} - others
 

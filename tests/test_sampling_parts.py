@@ -15,6 +15,7 @@ from fiducial.evaluation.data import runs
 from fiducial.sampling.commands.status import status
 from fiducial.sampling.commands.verify import verify
 from fiducial.sampling.identity import fingerprint
+from fiducial.sampling.run import hardware
 from fiducial.sampling.run.image_files import ImageFiles
 from fiducial.sampling.run.prepare import examine
 from fiducial.sampling.source import from_checkpoint
@@ -152,7 +153,7 @@ def test_a_run_is_not_resumed_by_a_damaged_manifest(manifest, alone):
     config, _ = sample_ddp.parse(digits(manifest.parent.parent))
     manifest.write_text(broken(manifest.read_text(), "identity", [0]))
     with pytest.raises(UserError, match=r"manifest\.json is not a whole manifest .*\(identity is \[0\], not an object\); move"):
-        examine(config, from_checkpoint, ImageFiles(), alone, ExitStack())
+        examine(config, from_checkpoint, ImageFiles(), alone, hardware.Ranks([hardware.own(alone.device)], False), ExitStack())
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

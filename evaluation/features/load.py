@@ -10,6 +10,7 @@ from fiducial import Group, UserError
 from fiducial.evaluation.features import EXTRACTORS, WEIGHTS
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.memory import keep_freed_memory
+from fiducial.precision import require_plain_float32
 
 
 def load_extractor(
@@ -26,8 +27,9 @@ def load_extractor(
         cache_dir: where published weights are kept.
 
     Raises:
-        UserError: if the weights are missing, damaged, or not this network's.
+        UserError: if the weights are missing, damaged, or not this network's, or nothing here is multiplied in float32.
     """
+    require_plain_float32(group.device)
     spec = EXTRACTORS[name]
     if dtype not in spec.dtypes:
         raise UserError(f"--dtype {dtype}: the extractor {name} runs in {' or '.join(spec.dtypes)} only")

@@ -57,7 +57,7 @@ def draw(config: SamplingConfig, options: argparse.Namespace, group: Group, eval
     from fiducial.sampling.store import manifest
 
     if options.dry_run:
-        return forecast.forecast(config, group, not options.no_png, options.hang_timeout)
+        return forecast.forecast(config, group, not options.no_png, options.hang_timeout, options.allow_mixed)
     if options.evaluate_online:
         sink = FeatureFiles(evaluation.evaluator())
         folder = session.draw(config, group, sink, options.hang_timeout, vars(options))

@@ -169,6 +169,12 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
         help="fp32, deterministic: equal bytes for any number of processes, any kill and resume (one thread a process on a CPU)",
     )
     speed.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="draw although ranks or earlier sessions of the run have another GPU, processor, torch, diffusers, numpy or cuDNN, "
+        "which --exact refuses, and others are warned of; the session records it",
+    )
+    speed.add_argument(
         "--precision",
         choices=["auto", "fp32", "tf32", "bf16", "fp16"],
         help="of matrix products; auto: bf16 on a CPU that has it, else fp32; on a GPU tf32, for bf16 was not run on one yet; "
@@ -272,6 +278,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "dinov2_weights": None,
         "no_png": False,
         "hang_timeout": 600.0,
+        "allow_mixed": False,
         "dry_run": False,
         "evaluate_online": False,
     }

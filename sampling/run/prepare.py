@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from fiducial import Group, UserError, about, make_folder, say
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
 from fiducial.sampling.run.checks import check_folder, check_kind, check_names
+from fiducial.sampling.run.hardware import Ranks
 from fiducial.sampling.run.sinks import Sink
 from fiducial.sampling.source.protocol import ResolvedRun, Source, SourceSpec
 from fiducial.sampling.store import disk
@@ -23,8 +23,6 @@ from fiducial.sampling.store.folder import ENDED, read_ended
 from fiducial.sampling.store.lock import Lock
 from fiducial.sampling.store.manifest import FILES, Manifest, Names, Session
 from fiducial.sampling.store.task import Task, read_events, remove_events
-
-PACKAGES = ("torch", "diffusers", "numpy", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,11 @@ class Found:
     source: Source  # tried out, if an image is missing as far as that is known
 
 
-def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack) -> Found:
+def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, ranks: Ranks, stack: ExitStack) -> Found:
     """Check everything, and write nothing. Until `stack` closes, torch's switches are as the source wants them.
+
+    Args:
+        ranks: compared if an image is missing, as far as that is known.
 
     Raises:
         UserError: if something given cannot be used.
@@ -55,12 +56,13 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
     source = spec.open_source(run.config, run.identity, run.facts, group)
     stack.enter_context(source.switched())
     if not done.all():
+        ranks.compare(run.identity, manifest, folder, int(done.sum()))
         source.try_out()  # one that cannot be drawn from leaves no folder, and a run as it is
     return Found(run, folder, manifest, done, source)
 
 
 def prepare(
-    config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, stack: ExitStack, options: Mapping
+    config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, ranks: Ranks, stack: ExitStack, options: Mapping
 ) -> tuple[Source, Task, Lock]:
     """Check everything, claim the folder, and find out what is to be done, and what draws it. Until `stack` closes, the lock is
     held, and torch's switches are as that wants them.
@@ -71,7 +73,7 @@ def prepare(
     Raises:
         UserError: before anything is written, if something given cannot be used.
     """
-    found = examine(config, spec, sink, group, stack)
+    found = examine(config, spec, sink, group, ranks, stack)
     run, folder = found.run, found.folder
     try:
         make_folder(folder)
@@ -88,12 +90,13 @@ def prepare(
         manifest.identity, manifest.num_fid_samples = run.identity, config.num_fid_samples
         done = sink.claim(folder, manifest)
         if not done.all():
+            ranks.compare(run.identity, manifest, folder, int(done.sum()))
             found.source.try_out()
         manifest.paths = run.paths
         if run.names:
             manifest.class_names = Names(**run.names.recorded())
         manifest.options = recorded(run.config, run.identity, {**run.settled, **options})
-        manifest.sessions.append(describe_session(group, int(done.sum()), sink.with_png))
+        manifest.sessions.append(describe_session(group, ranks, int(done.sum()), sink.with_png))
         manifests.write(folder, manifest)
         forget_last_session(folder, manifest)
         npz = sink.begin(folder, run.plan, run.identity.image_size)
@@ -124,28 +127,20 @@ def forget_last_session(folder: Path, manifest: Manifest) -> None:
         remove_events(folder, len(manifest.sessions) - 1, manifest.sessions[-2].world_size)
 
 
-def describe_session(group: Group, images_before: int, with_png: bool) -> Session:
+def describe_session(group: Group, ranks: Ranks, images_before: int, with_png: bool) -> Session:
     """The record of where and when a run was worked on."""
+    own = ranks.told[0]
     return Session(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         images_before=images_before,
         world_size=group.world_size,
         hosts=group.hosts(),
         png=with_png,
-        device=torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else cpu_name(),
+        device=own["device"],
+        hardware=own["hardware"],
+        mixed=ranks.mixed or None,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        packages={name: version(name) for name in PACKAGES},
+        packages=own["packages"],
         fiducial=about(),
     )
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
-    try:
-        names = (
-            line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-        )
-        return next(names, platform.machine())
-    except OSError:
-        return platform.machine()

@@ -12,7 +12,7 @@ from pathlib import Path
 from fiducial import Cause, Group, write_whole
 from fiducial.sampling.noise import check_stream
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.run import trunk
+from fiducial.sampling.run import hardware, trunk
 from fiducial.sampling.run.prepare import prepare
 from fiducial.sampling.run.sinks import RunFolder, Sink
 from fiducial.sampling.source import numerics
@@ -41,8 +41,10 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
     with ExitStack() as stack:
         group.on_end(None, hang_seconds)
         try:
+            told, options = group.gather(hardware.own(group.device)), options or {}
             if group.is_main:
-                source, task, held = prepare(config, spec, sink, group, stack, options or {})
+                ranks = hardware.Ranks(told, bool(options.get("allow_mixed")))
+                source, task, held = prepare(config, spec, sink, group, ranks, stack, options)
                 held.told = task.told
             told = group.once(lambda: task.to_json())
             if not group.is_main:

@@ -13,6 +13,7 @@ import numpy as np
 from fiducial import Group, say
 from fiducial.sampling import memory
 from fiducial.sampling.plan import Plan
+from fiducial.sampling.run.hardware import device_name
 from fiducial.sampling.run.progress import progress
 from fiducial.sampling.run.sinks import OnWritten, RunFolder, Sink
 from fiducial.sampling.source.protocol import Source
@@ -35,7 +36,8 @@ def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group)
     keep_told(source.told(group), task)
     if task.missing and group.is_main:
         seconds = f"{checked - folder.began:.1f} s for checks, {time.monotonic() - checked:.1f} s for {source.loading}"
-        say(f"ready on {group.world_size} rank(s), {source.ready}: {seconds}")
+        device = f"{group.device.type} {device_name(group.device)}"
+        say(f"ready on {group.world_size} rank(s), {device}, {source.ready}: {seconds}")
     drawing, drawn = time.monotonic(), group.counter()
     with progress(task.missing, plan.count, drawn, "sampling", group):
         draw(plan, source, sink, folder, own, ~task.done, lambda rows: drawn.add(len(rows)))

@@ -38,6 +38,8 @@ class Session:
     hosts: list[str] | None = None
     png: bool | None = None
     device: str | None = None
+    hardware: dict | None = None  # of rank 0, beside the device's name
+    mixed: str | None = None  # what was other on some rank, or in a session before
     threads: int | None = None
     python: str | None = None
     packages: dict[str, str] | None = None
@@ -141,8 +143,9 @@ class Manifest:
 
 
 ORDER = (  # of what stands in a session, as it came to be known
-    *("started", "images_before", "world_size", "hosts", "png", "device", "threads", "python", "packages", "fiducial"),
-    *("images_drawn", "seconds", "peak_memory", "copies_restored", "images_redrawn", "events", "finished", "ended"),
+    *("started", "images_before", "world_size", "hosts", "png", "device", "hardware", "mixed"),
+    *("threads", "python", "packages", "fiducial", "images_drawn", "seconds", "peak_memory"),
+    *("copies_restored", "images_redrawn", "events", "finished", "ended"),
 )
 
 

@@ -28,6 +28,8 @@ OF_EVERY_RUN = {
     "sessions[].hosts[]": TEXT,
     "sessions[].png?": SWITCH,
     "sessions[].device?": TEXT,
+    "sessions[].hardware?": OBJECT,
+    "sessions[].mixed?": TEXT,
     "sessions[].packages?": OBJECT,
     "sessions[].fiducial?": OBJECT,
     "sessions[].images_drawn?": COUNT,
