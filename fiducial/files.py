@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fiducial import life
 from fiducial.cache import hold
 from fiducial.console import UserError, progress_bar, say, warn
 from fiducial.folders import make_folder
@@ -60,9 +61,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def file_sha256(path: Path, most: int | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal; `most` and errors as of `open_regular`."""
+    """SHA-256 of a file, in hexadecimal; `most` and errors as of `open_regular`. Gives a sign of life for each chunk."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
     with open_regular(path, most) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+            life.sign()
+    return digest.hexdigest()
 
 
 def default_cache() -> Path:
@@ -244,6 +249,7 @@ def _attempt(url: str, partial: Path) -> None:
             while chunk := answer.read1(CHUNK):  # as it comes, so that none of it is lost
                 file.write(chunk)
                 bar.update(len(chunk))
+                life.sign()
             file.flush()
             os.fsync(file.fileno())
     if whole is not None and (came := partial.stat().st_size) != whole:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from fiducial import UserError, shown
+from fiducial import UserError, life, shown
 from fiducial.evaluation.data.image_files import is_hidden
 
 MOST_NAMES = 100  # of one folder, as links give it
@@ -47,6 +47,7 @@ def files_in(folder: Path) -> Iterator[str]:
         chain = above
         while chain and not os.path.samestat(chain[0], own):
             chain = chain[1]
+        life.sign()
         for entry in entries if not chain else ():
             if entry.is_dir():
                 waiting.append((f"{inner}{entry.name}/", (own, above)))

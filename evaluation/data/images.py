@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from fiducial import UserError, file_sha256, one_line
+from fiducial import UserError, file_sha256, life, one_line
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.image_files import (
     MAX_FILE,
@@ -152,11 +152,13 @@ class Images:
 
     def _pixels(self, source: Path | BinaryIO, where: str) -> np.ndarray:
         pixels = read_image(source, where, self.crop)
+        life.sign()
         self._check_size(*pixels.shape[:2], where)
         return pixels
 
     def _header(self, source: Path | BinaryIO, where: str) -> Header:
         header = image_header(source, where, self.crop)
+        life.sign()
         self._check_size(header.height, header.width, where)
         return header
 
@@ -226,7 +228,7 @@ def _check_npz(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
             while member.read(1 << 20):
-                pass
+                life.sign()
     except DAMAGED_ARCHIVE as error:
         raise UserError(f"{path} is damaged ({one_line(error)})") from error
 

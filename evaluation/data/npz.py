@@ -9,10 +9,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fiducial import UserError, one_line, open_regular
+from fiducial import UserError, life, one_line, open_regular
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
+CHUNK = 1 << 24  # bytes that are read at once
 MAX_HEADER = 4096  # bytes of an npy header's text
 
 
@@ -71,15 +72,17 @@ def skip(member: BinaryIO, count: int) -> None:
     if isinstance(member, zipfile.ZipExtFile):
         while count > 0 and (data := member.read(min(count, 1 << 20))):
             count -= len(data)
+            life.sign()
     else:
         member.seek(count, io.SEEK_CUR)
 
 
 def read_fully(member: BinaryIO, buffer: memoryview) -> int:
-    """Fill `buffer` as far as there is data; the number of bytes read."""
+    """Fill `buffer` as far as there is data; the number of bytes read. Gives a sign of life for each chunk."""
     filled = 0
-    while filled < len(buffer) and (got := member.readinto(buffer[filled:])):
+    while filled < len(buffer) and (got := member.readinto(buffer[filled : filled + CHUNK])):
         filled += got
+        life.sign()
     return filled
 
 

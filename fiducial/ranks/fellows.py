@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fiducial.processes import is_running, is_stopped, own_process
+from fiducial.processes import is_running, is_stopped
 from fiducial.ranks.beats import LEFT, beat_key
 from fiducial.ranks.cause import Cause
 
@@ -31,8 +31,13 @@ class Fellows:
         """The ranks of this node that would speak for it rather than this one."""
         return [rank for rank in self.node if rank < self.rank and self.answers(rank)]
 
+    def is_here(self, rank: int) -> bool:
+        """Whether a rank is a process of this machine, so that more can be told of it than others hear."""
+        scope = self._processes[rank]["scope"]
+        return bool(scope) and scope == self._processes[self.rank]["scope"]
+
     def answers(self, rank: int) -> bool:
-        """Whether a rank of this node is there, and not stopped."""
+        """Whether a rank of this machine is there, and not stopped."""
         process = self._processes[rank]
         return is_running(process) and not is_stopped(process["pid"])
 
@@ -59,7 +64,6 @@ class Fellows:
         for rank in {lost, *self.node} - {None} if self.world_size > 1 else ():
             with suppress(RuntimeError, OSError, ValueError):
                 process = self._processes[rank]
-                is_here = process["scope"] == own_process()["scope"] and is_running(process)
-                if is_here and (rank == lost or is_stopped(process["pid"])):
+                if self.is_here(rank) and is_running(process) and (rank == lost or is_stopped(process["pid"])):
                     time.sleep(1.1)  # a launcher, which counts in seconds, would take its end for the cause
                     os.kill(process["pid"], signal.SIGKILL)

@@ -1,11 +1,12 @@
 """A thread that talks with the store: what a rank says of itself each second, and hears of others."""
 
 import itertools
+from math import inf
 from typing import TYPE_CHECKING
 
 from fiducial.console import one_line
 from fiducial.ranks.announcing import Announcer
-from fiducial.ranks.beats import BEAT_SECONDS, LEFT, LOST_BEATS, beat_key
+from fiducial.ranks.beats import BEAT_SECONDS, LEFT, LOST_BEATS, START_BEATS, beat_key
 from fiducial.ranks.cause import Cause, Ending
 from fiducial.ranks.counting import Counter
 from fiducial.ranks.fellows import Fellows
@@ -53,9 +54,24 @@ class Listener:
         for other, value in zip(others, beats, strict=True):
             if value != self._heard[other][0]:
                 self._heard[other] = (value, now)
-            elif value.decode() != LEFT and now - self._heard[other][1] > LOST_BEATS:
-                silence = f"has not been heard of for {LOST_BEATS * BEAT_SECONDS:.0f} s"
-                self._ending.decide(self._fellows.missing(other, silence))
+            elif value.decode() != LEFT:
+                self._judge(other, value.decode(), now - self._heard[other][1])
+
+    def _judge(self, other: int, beat: str, silence: int) -> None:
+        """End for a rank that is lost, as it has been silent for so many beats after this one."""
+        if silence > LOST_BEATS and silence > (most := self._patience(other, beat)):
+            self._ending.decide(self._fellows.missing(other, f"has not been heard of for {most * BEAT_SECONDS:.0f} s"))
+
+    def _patience(self, other: int, beat: str) -> float:
+        """How many beats a rank may be silent for after this one, which is empty before its first."""
+        is_here = self._fellows.is_here(other)
+        if is_here and not self._fellows.answers(other):
+            return LOST_BEATS
+        if not beat:
+            return START_BEATS
+        if is_here:  # something that does not let Python's threads run: it is judged as work that makes no progress
+            return LOST_BEATS + self._counter.hang_beats if self._counter.hang_beats else inf
+        return LOST_BEATS
 
 
 def lost_connection(error: Exception) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fiducial import startup
+from fiducial import life, startup
 from fiducial.ranks.announcing import Announcer
 from fiducial.ranks.beats import BEAT_SECONDS, GRACE_BEATS, LEFT, LOST_BEATS, beat_key
 from fiducial.ranks.cause import Cause, Ending, Stopped
@@ -37,6 +37,7 @@ class Watch:
         self._threads = [threading.Thread(target=part.run, daemon=True) for part in (listener, self._counter)]
         for thread in self._threads:
             thread.start()
+        life.watchers.append(self.check)
 
     def check(self) -> None:
         """Say that the work goes on; raise Stopped if it has to end."""
@@ -65,6 +66,7 @@ class Watch:
 
     def leave(self) -> None:
         """The end of a rank that is done, which a store that does not answer holds up no longer than others are waited for."""
+        life.watchers.remove(self.check)
         self._ending.finish()
         until = time.monotonic() + LOST_BEATS * BEAT_SECONDS
         goodbye = threading.Thread(target=self._say_goodbye, args=(until,), daemon=True)
@@ -87,6 +89,7 @@ class Watch:
 
     def end(self, error: BaseException) -> Cause:
         """The end by an exception: announces it, unless something else was announced before."""
+        life.watchers.remove(self.check)
         ending, fellows = self._ending, self._fellows
         if not isinstance(error, Stopped):
             ending.decide(Cause.of(error, fellows.rank))
