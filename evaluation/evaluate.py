@@ -52,6 +52,7 @@ from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.score import Scorer
 from fiducial.evaluation.settings import Settings
 from fiducial.precision import plain_float32
+from fiducial.ranks.cores import bounded_threads
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ class Evaluation:
         names = self.class_names or names_of(images, own, self.group)
         training = self._extract(self.training, cache) if self.training else None
         inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training)
-        scores = Scorer(metrics, inputs, images.labels, names.names).scores()
+        with bounded_threads(self.group):
+            scores = Scorer(metrics, inputs, images.labels, names.names).scores()
         if not self.group.is_main:
             return None
         notes = [self.weights_unlike_published] if self.weights_unlike_published else []

@@ -102,6 +102,7 @@ class Scorer:
         labels = [label for label, sides in counts.items() if min(sides) > dimension]
         found, means = np.zeros((len(labels), 2)), np.zeros((2, len(labels), dimension))
         for number in range(group.rank, len(labels), group.world_size):
+            group.check()
             label = labels[number]
             sides = self.own.rows[ours == label], self.reference.features[theirs == pairing.labels[label]]
             found[number] = _distance_of_class(*sides)

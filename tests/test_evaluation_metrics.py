@@ -230,7 +230,7 @@ def test_the_error_of_the_frechet_distance_is_by_its_derivative(constant, monkey
     assert frechet_error(rows, biased, mu, sigma) == pytest.approx(expected, rel=1e-5)
     assert frechet_error(rows, own, mu, sigma) == pytest.approx(expected, rel=0.03)
     with monkeypatch.context() as patch:
-        patch.setattr(gaussians, "transport", lambda s1, _: np.zeros((1, len(s1))))
+        patch.setattr(gaussians, "transport", lambda s1, *_: np.zeros((1, len(s1))))
         assert abs(frechet_error(rows, biased, mu, sigma) / expected - 1) > 0.1
 
 

@@ -61,4 +61,4 @@ def _distance_of(rows: np.ndarray, block: np.ndarray, mu: np.ndarray, sigma: np.
         group.check()
         statistics.update(rows[part])
     statistics.flush()
-    return frechet_distance(statistics.mean, statistics.covariance, mu, sigma)
+    return frechet_distance(statistics.mean, statistics.covariance, mu, sigma, group.device)

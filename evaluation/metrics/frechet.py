@@ -28,5 +28,5 @@ def sfid(inputs: Inputs) -> Estimate:
 
 def _estimated(own: FeatureStatistics, rows: "np.ndarray | Rows", mu: np.ndarray, sigma: np.ndarray, group: Group) -> Estimate:
     """One that costs too much for every rank to compute it."""
-    found = group.once(lambda: float(frechet_distance(own.mean, own.covariance, mu, sigma)))
+    found = group.once(lambda: float(frechet_distance(own.mean, own.covariance, mu, sigma, group.device)))
     return estimate(found, frechet_error(rows, own, mu, sigma, group), 0)

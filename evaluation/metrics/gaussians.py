@@ -3,24 +3,31 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.linalg
 
 from fiducial import Group
+from fiducial.evaluation.metrics import linear
 from fiducial.evaluation.metrics.intervals import ROUNDING, error_over_rows
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
+    import torch
+
     from fiducial.evaluation.features.extraction import Rows
 
 
-def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+def frechet_distance(
+    mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray, device: "torch.device | None" = None
+) -> float:
     """Squared Fréchet distance of two Gaussians: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (arXiv 1706.08500, equation 6).
 
     With any factors S1 = A A', S2 = B B', the last trace is the sum of the singular values of A'B. That is never complex, and
     stays accurate where covariances are singular. Means (D,), covariances (D, D), any float dtype; computed in float64.
+
+    Args:
+        device: where singular values are computed if it is a GPU.
     """
     m1, m2, s1, s2 = (np.asarray(array, dtype=np.float64) for array in (mu1, mu2, sigma1, sigma2))
-    coupling = scipy.linalg.svdvals(factor(s1).T @ factor(s2)).sum()
+    coupling = linear.singular_values(factor(s1).T @ factor(s2), device).sum()
     return max(0.0, float(((m1 - m2) ** 2).sum() + s1.trace() + s2.trace() - 2 * coupling))  # rounding may go below
 
 
@@ -34,22 +41,24 @@ def factor(sigma: np.ndarray) -> np.ndarray:
         ValueError: if it is too far from positive semi-definite for rounding, so no covariance.
     """
     sigma = (sigma + sigma.T) / 2
-    factored, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma, lower=1)
-    found = np.zeros((len(sigma), max(rank, 1)))
-    found[pivots - 1, :rank] = np.tril(factored)[:, :rank]
+    found = linear.pivoted_cholesky(sigma)
     left = np.abs(sigma - found @ found.T).max()
     if left <= len(sigma) * 1e-14 * sigma.diagonal().max():
         return found
-    values, vectors = scipy.linalg.eigh(sigma, driver="evd")
+    values, vectors = linear.eigen(sigma)
     if values[0] < -1e-3 * abs(values[-1]):
         raise ValueError("a covariance has no negative eigenvalues, but this matrix has")
     return vectors * np.sqrt(values.clip(0))
 
 
-def transport(sigma1: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
-    """W (rank, D), where W'W = S2^1/2 (S2^1/2 S1 S2^1/2)^-1/2 S2^1/2 is the map that transports N(0, S1) to N(0, S2)."""
+def transport(sigma1: np.ndarray, sigma2: np.ndarray, device: "torch.device | None" = None) -> np.ndarray:
+    """W (rank, D), where W'W = S2^1/2 (S2^1/2 S1 S2^1/2)^-1/2 S2^1/2 is the map that transports N(0, S1) to N(0, S2).
+
+    Args:
+        device: where eigenvectors are computed if it is a GPU.
+    """
     b = factor(np.asarray(sigma2, dtype=np.float64))
-    values, vectors = scipy.linalg.eigh(b.T @ np.asarray(sigma1, dtype=np.float64) @ b, driver="evd")
+    values, vectors = linear.eigen(b.T @ np.asarray(sigma1, dtype=np.float64) @ b, device)
     kept = values > 1e-14 * values[-1]
     return (b @ vectors[:, kept] * values[kept] ** -0.25).T
 
@@ -67,7 +76,7 @@ def frechet_error(
     count, dimension = rows.shape
     if count <= dimension:
         return None
-    w, gap = transport(own.covariance, sigma), own.mean - mu
+    w, gap = transport(own.covariance, sigma, group and group.device), own.mean - mu
 
     def influences(part: np.ndarray) -> np.ndarray:
         d = part.astype(np.float64) - own.mean

@@ -1,9 +1,9 @@
 """The Vendi score: as how many different images the samples count."""
 
 import numpy as np
-import scipy.linalg
 
 from fiducial import Group, UserError
+from fiducial.evaluation.metrics import linear
 from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.metrics.intervals import ROWS, Estimate, error_over_rows, estimate
 
@@ -36,7 +36,7 @@ def vendi_score(rows: np.ndarray, group: Group) -> Estimate | None:
     moment = group.sum(moment) / len(rows)
     if moment.trace() < 1 - 0.5 / len(rows):
         return None
-    values, vectors = scipy.linalg.eigh(moment, driver="evd")
+    values, vectors = linear.eigen(moment, group.device)
     kept = values > 1e-15
     values, vectors = values[kept], vectors[:, kept]
     score = float(np.exp(-(values * np.log(values)).sum()))

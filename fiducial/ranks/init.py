@@ -8,6 +8,7 @@ import socket
 from fiducial import devices
 from fiducial.console import UserError, one_line, warn
 from fiducial.mistakes import require_uninterrupted
+from fiducial.ranks.cores import own_cores
 from fiducial.ranks.group import Group
 from fiducial.ranks.joining import connect, give_up, launched, meet
 from fiducial.startup import LOOKOUT
@@ -37,7 +38,7 @@ def init(device: str = "auto") -> Group:
         devices.take(place, local_rank, group.store, trouble)
         return group
     rank, world_size = here.rank, here.world_size
-    own = {"device": place.type, "trouble": trouble}
+    own = {"device": place.type, "trouble": trouble, "cores": own_cores()}
     with LOOKOUT.kept():
         try:
             store = meet(dist.PrefixStore("fiducial", connect(here)), rank, world_size, own)
