@@ -277,10 +277,11 @@ def is_done(evaluation: Evaluation, samples: Path, json_file: Path) -> bool:
     try:
         old = read_json(json_file, LARGEST)
         images = open_samples(samples)
+        known = images.known_pixels()
         too_few = check_samples(images, evaluation.metrics, evaluation.reference, evaluation.extractor, evaluation.settings)
         wanted = {called(name, evaluation.extractor)[0] for name in evaluation.metrics if name not in too_few}
         return (
-            old["samples"]["content_sha256"] == images.content_sha256()
+            (old["samples"]["pixels_sha256"] == known if known else old["samples"]["content_sha256"] == images.content_sha256())
             and (old["reference"] or {}).get("sha256") == (evaluation.reference and evaluation.reference.sha256)
             and old["extractor"]["weights_sha256"] == evaluation.extractor.weights_sha256
             and evaluation.settings.recorded().items() <= old["settings"].items()

@@ -1,11 +1,18 @@
 """Class names beside samples are shown, and whatever else stands there is not believed."""
 
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 
-from fiducial.evaluation.data.runs import ClassNames, find_names
+from fiducial import UserError
+from fiducial.evaluation.data.images import Images
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.runs import ClassNames, find_names, known_pixels
+from fiducial.evaluation.features.extraction import PIXELS, extract
+from fiducial.evaluation.features.load import load_extractor
 from fiducial.evaluation.report.page import grid_html, names_html
 from fiducial.evaluation.results.grid import Grid
 
@@ -74,3 +81,76 @@ def test_without_names_the_grid_shows_numbers():
     assert "<bdi>" not in found
     assert "<details>" not in found
     assert 'class="grid"' in found
+
+
+COUNT = 5
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """The npz of a run as it leaves it, and what its manifest says of that."""
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 64, 64, 3), dtype=np.uint8)
+    npz = tmp_path / "run.npz"
+    np.savez(npz, pixels)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in pixels)).hexdigest()
+    about = {"file": "run.npz", "count": COUNT, "bytes": npz.stat().st_size, "pixels_sha256": digest}
+    content = {"npz": about, "sessions": [{"finished": None}, {"finished": "2026-01-01T00:00:00"}]}
+    manifest(tmp_path, content)
+    return npz, content
+
+
+def test_a_runs_own_npz_is_known_by_its_records(drawn):
+    npz, content = drawn
+    assert known_pixels(npz, COUNT) == content["npz"]["pixels_sha256"]
+    assert known_pixels(npz, COUNT - 1) is None
+    assert known_pixels(npz.with_suffix(""), COUNT) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"file": "other.npz"}, {"count": COUNT + 1}, {"bytes": 7}, {"pixels_sha256": None}, {"pixels_sha256": 7}),
+        *({"sessions": []}, {"sessions": [{"finished": "2026-01-01T00:00:00"}, {}]}, {"sessions": [{"finished": None}]}),
+        {"npz": None},
+    ],
+    ids=str,
+)
+def test_an_npz_that_its_run_did_not_leave_so_is_not_known(changed, drawn):
+    npz, content = drawn
+    told = content | changed if changed.keys() & content.keys() else content | {"npz": content["npz"] | changed}
+    manifest(npz.parent, told)
+    assert known_pixels(npz, COUNT) is None
+
+
+@pytest.mark.parametrize("moment", ["st_mtime_ns", "st_ctime_ns"])
+def test_an_npz_that_was_touched_since_is_not_known(moment, drawn):
+    npz, _ = drawn
+    if moment == "st_ctime_ns":
+        os.utime(npz, (0, 0))  # as a file of another place keeps its time
+    else:
+        os.utime(npz, ns=(0, 1 << 61))
+    own = getattr(npz.stat(), moment)
+    os.utime(npz.parent / "run" / "manifest.json", ns=(own - 1, own - 1))
+    assert known_pixels(npz, COUNT) is None
+
+
+def test_a_runs_own_npz_is_not_hashed_once_more(drawn, alone, tmp_path, monkeypatch):
+    npz, content = drawn
+    extractor = load_extractor("digits", None, alone)
+    hashed = extract(open_images(npz.rename(tmp_path / "else.npz")), extractor, alone, 4, tmp_path / "cache")
+    npz = (tmp_path / "else.npz").rename(npz)
+    manifest(tmp_path, content)
+    monkeypatch.setattr(Images, "content_sha256", lambda _: pytest.fail("read as a whole"))
+    for origin in ("computed", "from the cache"):
+        found = extract(open_images(npz), extractor, alone, 4, tmp_path / "cache")
+        assert (found.origin, found.content_sha256, found.pixels_sha256) == (origin, None, hashed.pixels_sha256)
+        assert (found.rows == hashed.rows).all()
+
+
+def test_an_npz_that_has_changed_under_its_records_is_refused(drawn, alone, tmp_path):
+    npz, content = drawn
+    content["npz"]["pixels_sha256"] = "ab" * 32
+    manifest(tmp_path, content)
+    with pytest.raises(UserError, match=r"run\.npz is damaged: its images are not those"):
+        extract(open_images(npz), load_extractor("digits", None, alone), alone, 4, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob(PIXELS))

@@ -28,6 +28,7 @@ from fiducial.evaluation.data.image_files import (
 from fiducial.evaluation.data.levels import LOOKED_AT, Levels, look
 from fiducial.evaluation.data.npz import images_in, member_file
 from fiducial.evaluation.data.numbering import Numbering, labels_of_folders, numbering_of_folders
+from fiducial.evaluation.data.runs import known_pixels
 from fiducial.evaluation.data.tables import Table
 
 READER_THREADS = 4
@@ -132,6 +133,10 @@ class Images:
     def _read_each(self, ranges: list[tuple[int, int]], read: Callable[[Path | BinaryIO, str], Made]) -> Iterator[list[Made]]:
         """The value of `read` for each file and its name in messages, range by range."""
         return self._from_table(ranges, read) if self.table else self._from_files(ranges, read)
+
+    def known_pixels(self) -> str | None:
+        """The hash of the images' own hashes where they are the npz of a run that has recorded it."""
+        return None if self.table or self.names else known_pixels(self.path, self.count)
 
     def content_sha256(self) -> str:
         """SHA-256 of the bytes that the images are in: of the npz or zip, or of a folder's or dataset's names and files in order.

@@ -51,6 +51,24 @@ def find_run(samples: Path, pixels_sha256: str) -> Run | None:
     return as_run(_manifest_of(samples, pixels_sha256))
 
 
+def known_pixels(samples: Path, count: int) -> str | None:
+    """The hash of the pixels of a run's own npz of so many images, by the run's manifest; None where that need not be so.
+
+    It is so if the run's last session, which has held all images against its records, finished, and nobody has touched the npz
+    since: every change of a file or of its name moves the time that is compared.
+    """
+    manifest = _manifest_beside(samples)
+    try:
+        npz, found, told = manifest["npz"], samples.stat(), _path_beside(samples).stat()
+        is_own = (npz["file"], npz["count"], npz["bytes"]) == (samples.name, count, found.st_size)
+        is_finished = _is_text(manifest["sessions"][-1]["finished"])
+        untouched = max(found.st_mtime_ns, found.st_ctime_ns) <= told.st_mtime_ns
+        digest = npz["pixels_sha256"]
+        return digest if is_own and is_finished and untouched and _is_text(digest) else None
+    except (*NOT_AS_EXPECTED, IndexError):
+        return None
+
+
 def names_beside(samples: Path) -> ClassNames | None:
     """The names in that manifest, of whatever pixels it is."""
     return names_in(_manifest_beside(samples))
@@ -120,12 +138,15 @@ def _manifest_of(samples: Path, pixels_sha256: str) -> dict:
 
 def _manifest_beside(samples: Path) -> dict:
     """Empty if there is none."""
-    path = samples.parent / samples.name.removesuffix(".npz") / MANIFEST
     try:
-        manifest = read_json(path, LARGEST_MANIFEST)
+        manifest = read_json(_path_beside(samples), LARGEST_MANIFEST)
         return manifest if isinstance(manifest, dict) else {}
     except NOT_AS_EXPECTED:
         return {}
+
+
+def _path_beside(samples: Path) -> Path:
+    return samples.parent / samples.name.removesuffix(".npz") / MANIFEST
 
 
 def _is_text(value: object) -> bool:

@@ -72,7 +72,8 @@ class Features:
 
     `rows` are the features (N, D) float32, mapped from the disk, in the order of the images, `spatial_rows` (N, S) the spatial
     ones, read from there; `pixels_sha256` is the hash of the images' own hashes in that order, the same for an npz and for the
-    PNGs that it was packed from.
+    PNGs that it was packed from. `content_sha256` is None where they were in no file, or in a run's own npz, which is known by
+    its pixels.
     """
 
     folder: Path
@@ -111,10 +112,12 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
     Raises:
         UserError: if an image cannot be read, gives NaN, or the cache cannot be written.
     """
-    content = group.once(images.content_sha256)
+    known = group.once(images.known_pixels)
+    content = None if known else group.once(images.content_sha256)
     parts = {
         "format": FORMAT,
         "content": content,
+        **({"pixels": known} if known else {}),
         "crop": images.crop,
         "count": images.count,
         "extractor": extractor.name,
@@ -132,6 +135,8 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         spatial = spatial.merged(group) if spatial else None
         group.wait()
         if group.is_main:
+            if known and file_sha256(folder / PIXELS) != known:
+                raise UserError(f"{images.path} is damaged: its images are not those that its run has recorded")
             _complete(folder, entry, parts, statistics, spatial)
         group.wait()
     return _open(entry, extractor, "computed")
