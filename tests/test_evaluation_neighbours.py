@@ -124,6 +124,25 @@ def test_nearest_distances_are_the_smallest(alone):
     assert (nearest(Pairs(rows, rows, alone, True), 4, alone).numpy() == expected).all()
 
 
+@pytest.mark.parametrize("member", [None, groups_of(500)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_later_tiles_are_looked_at_only_where_something_is_nearer(symmetric, member, alone, monkeypatch):
+    """With many ties. The smallest are those of all distances, though most of these are never sorted."""
+    monkeypatch.setattr(neighbours, "TILE", 100)
+    rows = np.random.default_rng(0).integers(0, 6, size=(500, 4)).astype(np.float32)
+    others = rows if symmetric else rows[::-1].copy()
+    whole, sorted_through = neighbours._keep_smallest_of_all, []
+    monkeypatch.setattr(
+        neighbours, "_keep_smallest_of_all", lambda *given: (sorted_through.append(given[1].shape), whole(*given))
+    )
+    found = nearest(Pairs(rows, others, alone, False), 4, alone, None if member is None else torch.from_numpy(member)).numpy()
+    distances = squares(rows, others)
+    groups = [np.arange(500)] if member is None else [np.flatnonzero(member == group) for group in range(12)]
+    expected = np.stack([np.sort(distances[:, group], axis=1)[:, :4] for group in groups], axis=1)
+    assert (found.reshape(expected.shape) == expected).all()
+    assert len(sorted_through) == 5  # for each hundred of rows the first tile
+
+
 def squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Squared distances of all pairs, float64, without an expansion."""
     return np.array([[((a - b) ** 2).sum() for b in y.astype(np.float64)] for a in x.astype(np.float64)])

@@ -120,23 +120,25 @@ class _Counts:
     def add(self, pairs: "Pairs", radii3: Tensor, radii5: Tensor, radii_s: Tensor, member: Tensor) -> None:
         """Go through this rank's tiles."""
         group, device = pairs.group, pairs.group.device
-        radii3, radii5, radii_s = (radii.to(device) for radii in (radii3, radii5, radii_s))
-        largest = radii_s.amax(0)
+        reach, largest = torch.maximum(radii3, radii5).to(device), radii_s.amax(0).to(device)
         with progress_bar(len(pairs.a) * len(pairs.b), "neighbourhoods", "pair", delay=5) as bar:
             for r, s in pairs.tiles(group):
                 group.check()
                 block = pairs.distances(r, s)
-                self.inside[s] += (block <= radii3[r, None]).sum(0).cpu()
-                near = block < radii5[r, None]
-                self.near[s] += near.sum(0).cpu()
-                rows, columns = near.nonzero().T.cpu()
-                self.covered[r][rows, member[s][columns]] = True
-                rows, columns = hits = (block <= largest[s]).nonzero().T  # few, and all that any set of samples has
-                recalling = block[rows, columns] <= radii_s[:, s][:, columns]
-                rows = hits[0].cpu()
-                for number, found in enumerate(recalling.cpu()):
-                    self.recalled[r, number][rows[found]] = True
+                self._add_near(r, s, radii3[r], radii5[r], member[s], *_where(block <= reach[r, None], block))
+                rows, columns, values = _where(block <= largest[s], block)  # few, and all that any set of samples has
+                for number, radii in enumerate(radii_s[:, s]):
+                    self.recalled[r, number][rows[values <= radii[columns]]] = True
                 bar.update(block.numel() * group.world_size)
+
+    def _add_near(
+        self, r: slice, s: slice, radii3: Tensor, radii5: Tensor, member: Tensor, rows: Tensor, columns: Tensor, values: Tensor
+    ) -> None:
+        """Count the distances `values`, at `rows` and `columns` of a tile, which are all that can be within the radii."""
+        self.inside[s] += columns[values <= radii3[rows]].bincount(minlength=s.stop - s.start)
+        near = values < radii5[rows]
+        self.near[s] += columns[near].bincount(minlength=s.stop - s.start)
+        self.covered[r][rows[near], member[columns[near]]] = True
 
     def summed(self, group: Group) -> "_Counts":
         """Those of all ranks."""
@@ -177,7 +179,7 @@ def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = No
             _keep_smallest(best[rows], block, None if member is None else member[columns])
             mirrored = pairs.symmetric and rows != columns
             if mirrored:
-                _keep_smallest(best[columns], block.T.contiguous(), None if member is None else member[rows])
+                _keep_smallest(best[columns], block.T, None if member is None else member[rows])
             bar.update(block.numel() * (1 + mirrored) * group.world_size)
     if group.world_size > 1:
         for number in range(best.shape[1]):  # in parts, of which each rank has every other's
@@ -225,7 +227,46 @@ def closest(pairs: "Pairs", group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _keep_smallest(best: Tensor, block: Tensor, member: Tensor | None) -> None:
-    """Merge the distances in `block` (rows, columns) into the smallest so far (rows, groups, count), in place."""
+    """Merge the distances in `block` (rows, columns) into the smallest so far (rows, groups, count), in place.
+
+    Where there are enough so far, only those that are smaller are looked at: few, after the first tile.
+    """
+    largest = best[:, :, -1].amax(1)
+    if largest.isinf().any():
+        return _keep_smallest_of_all(best, block.contiguous(), member)
+    rows, columns, values = _where(block < largest.to(block.device)[:, None], block)
+    places = rows if member is None else rows * GROUPS + member[columns]
+    best = best.flatten(0, 1)
+    smaller = values < best[places, -1]
+    _merge(best, places[smaller], values[smaller])
+
+
+def _where(mask: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values of `block` where `mask` is true, in the host's memory. Either may be a transposed view."""
+    if not mask.is_contiguous():
+        columns, rows, values = _where(mask.T, block.T)
+        return rows, columns, values
+    on_host = mask.device.type == "cpu"  # where numpy is faster
+    found = torch.from_numpy(np.flatnonzero(mask.numpy())) if on_host else mask.flatten().nonzero()[:, 0]
+    values, found = block.flatten()[found].cpu(), found.cpu()
+    return found // mask.shape[1], found % mask.shape[1], values
+
+
+def _merge(best: Tensor, places: Tensor, values: Tensor) -> None:
+    """Merge `values`, of the rows `places`, into the smallest so far (rows, count), ascending, in place."""
+    count = best.shape[1]
+    order = values.argsort()
+    order = order[places[order].argsort(stable=True)]
+    places, counts = places[order].unique_consecutive(return_counts=True)
+    of = torch.arange(len(places)).repeat_interleave(counts)
+    number = torch.arange(len(order)) - (counts.cumsum(0) - counts)[of]
+    new = torch.full((len(places), count), torch.inf)
+    new[of[number < count], number[number < count]] = values[order[number < count]]
+    best[places] = torch.cat([best[places], new], dim=1).sort(dim=1).values[:, :count]
+
+
+def _keep_smallest_of_all(best: Tensor, block: Tensor, member: Tensor | None) -> None:
+    """`_keep_smallest`, whatever there is so far."""
     count, parts = best.shape[2], [block]
     if member is not None:
         block = block[:, member.argsort(stable=True).to(block.device)]
