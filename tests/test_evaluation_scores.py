@@ -1,5 +1,6 @@
 """Numbers by class, and the features that intervals come from."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 import fiducial
 from fiducial import UserError
+from fiducial.evaluation.data.images import Images
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.references import Provenance, Reference, open_reference, write_reference
 from fiducial.evaluation.evaluate import Evaluation, is_done
@@ -326,3 +328,19 @@ def test_a_result_with_training_images_is_never_taken_for_done(alone, tmp_path):
     assert not is_done(plain, tmp_path / "b.npz", result)
     write(trained.evaluate(tmp_path / "a.npz"), result, None)
     assert [is_done(one, tmp_path / "a.npz", result) for one in (plain, trained)] == [False, False]
+
+
+def test_the_result_of_a_runs_own_npz_is_known_by_its_pixels(tmp_path, alone, monkeypatch):
+    npz, result = tmp_path / "run.npz", tmp_path / "run.json"
+    np.savez(npz, arr_0=pictures(60, 0))
+    evaluation = Evaluation.prepare("digits", alone, Settings(metrics="fid", cache_dir=tmp_path), image_size=64)
+    write(evaluation.evaluate(npz), result, None)
+    pixels = json.loads(result.read_text())["samples"]["pixels_sha256"]
+    (tmp_path / "run").mkdir()
+    for digest, done in ((pixels, True), ("ab" * 32, False)):
+        about = {"file": "run.npz", "count": 60, "bytes": npz.stat().st_size, "pixels_sha256": digest}
+        manifest = {"npz": about, "sessions": [{"finished": "now"}]}
+        (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+        with monkeypatch.context() as patch:
+            patch.setattr(Images, "content_sha256", lambda _: pytest.fail("read as a whole"))
+            assert is_done(evaluation, npz, result) is done
