@@ -119,11 +119,11 @@ def assert_truncated(levels, pixels):
 
 
 def test_decoding_is_diffusers(saved_vae):
-    assert_truncated(decoded_by_diffusers(saved_vae), Autoencoder(saved_vae).load(CPU)(LATENTS))
+    assert_truncated(decoded_by_diffusers(saved_vae), to_uint8(Autoencoder(saved_vae).load(CPU)(LATENTS)))
 
 
 def test_comparison_notices_another_scale_or_shift(saved_vae):
-    pixels = Autoencoder(saved_vae).load(CPU)(LATENTS).numpy()
+    pixels = to_uint8(Autoencoder(saved_vae).load(CPU)(LATENTS)).numpy()
     for other in ({"scale": 1.0}, {"scale": 0.13025}, {"shift": 0.5}):
         assert np.abs(decoded_by_diffusers(saved_vae, **other) - pixels).max() > 3
 
@@ -136,7 +136,7 @@ def test_scale_and_shift_are_the_configurations(vae, scale, shift):
     wanted = {"scale": 0.18215 if scale is None else scale, "shift": shift or 0.0}
     files = Autoencoder(vae)
     assert {"scale": files.scale, "shift": files.shift} == wanted
-    assert_truncated(decoded_by_diffusers(vae, **wanted), Autoencoder(vae).load(CPU)(LATENTS))
+    assert_truncated(decoded_by_diffusers(vae, **wanted), to_uint8(Autoencoder(vae).load(CPU)(LATENTS)))
     usual = {"latent_scale": 0.18215, "latent_shift": 0.0}
     said = {"latent_scale": wanted["scale"], "latent_shift": wanted["shift"]}
     unlike = {name: value for name, value in files.identity().items() if name in usual}
@@ -166,7 +166,7 @@ def test_a_tiny_autoencoder_decodes_as_in_diffusers(tiny, scale, shift):
     files = Autoencoder(tiny)
     assert (files.kind, files.latent_channels, files.factor) == ("AutoencoderTiny", 4, 2)
     assert (files.scale, files.shift) == (scale or 1.0, shift or 0.0)
-    assert_truncated(decoded_by_diffusers(tiny, files.scale, files.shift), Autoencoder(tiny).load(CPU)(LATENTS))
+    assert_truncated(decoded_by_diffusers(tiny, files.scale, files.shift), to_uint8(Autoencoder(tiny).load(CPU)(LATENTS)))
 
 
 def test_a_tiny_autoencoders_images_are_in_the_usual_range(tiny):
@@ -175,7 +175,7 @@ def test_a_tiny_autoencoders_images_are_in_the_usual_range(tiny):
     edit_weights(lambda s: s.update({f"{last}.weight": 0 * s[f"{last}.weight"], f"{last}.bias": torch.tensor([0.0, 0.5, 1.0])}))(
         tiny
     )
-    assert Autoencoder(tiny).load(CPU)(LATENTS)[0, 0, 0].tolist() == [0, 128, 255]
+    assert to_uint8(Autoencoder(tiny).load(CPU)(LATENTS))[0, 0, 0].tolist() == [0, 128, 255]
 
 
 def test_loaded_network_is_frozen_float32(vae):

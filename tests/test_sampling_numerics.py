@@ -22,7 +22,7 @@ from fiducial.models.networks.dit import attention_by_products
 from fiducial.precision import GPU_SWITCHES, SWITCHES
 from fiducial.sampling import memory
 from fiducial.sampling.source import from_checkpoint, numerics
-from fiducial.sampling.source.blocks import Blocks
+from fiducial.sampling.source.decoding import DECODED_AT_ONCE
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
 
@@ -247,7 +247,7 @@ def test_every_way_draws_the_same_digits(given, mean, most, reference, tmp_path,
 
 
 def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_path, monkeypatch):
-    given, fetch, found = [0.0], Blocks.fetch, []
+    given, sample, found = [0.0], LatentDiffusion.sample, []
 
     @contextmanager
     def allowing(_: fiducial.Group, seconds: float) -> Iterator[None]:
@@ -255,15 +255,15 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
         yield
         given.pop()
 
-    def too_large(blocks: Blocks, latents: torch.Tensor, *rest: object) -> torch.Tensor:
-        if len(latents) > 2:
+    def too_large(drawer: LatentDiffusion, network: torch.nn.Module, piece: range, *rest: object) -> torch.Tensor:
+        if len(piece) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return fetch(blocks, latents, *rest)
+        return sample(drawer, network, piece, *rest)
 
     monkeypatch.setattr(fiducial.Group, "allowing", allowing)
     monkeypatch.setattr(numerics, "can_compile", lambda _: True)
     monkeypatch.setattr(numerics, "compile_network", lambda *_: found.append(given[-1]))
-    monkeypatch.setattr(Blocks, "fetch", too_large)
+    monkeypatch.setattr(LatentDiffusion, "sample", too_large)
     manifest, _ = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile")
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["out of memory"]
     assert found == [from_checkpoint.COMPILING_SECONDS] * 2
@@ -340,21 +340,40 @@ def test_what_overflows_in_fp16_is_drawn_in_fp32(tiny_checkpoint, tmp_path):
     assert np.abs(images - right).max() <= 1
 
 
-def test_what_overflows_in_the_decoder_is_decoded_in_fp32(tiny_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_image_that_is_not_finite_is_decoded_in_fp32(precision, tiny_checkpoint, tmp_path, monkeypatch):
     original = Autoencoder.load
 
     def large(*arguments, **options):
         decoder = original(*arguments, **options)
-        if decoder.vae.dtype == torch.float16:
-            decoder.vae.decoder.conv_out.bias.data.fill_(float("inf"))
+        if decoder.vae.dtype != torch.float32:
+            decoder.vae.decoder.conv_out.bias.data.fill_(float("nan"))
         return decoder
 
-    _, right = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    given = [*options(tiny_checkpoint, tmp_path, num_fid_samples=6), "--precision", precision, "--no-vae-slicing"]
+    _, right = draw(*given)
     monkeypatch.setattr(Autoencoder, "load", large)
-    given = options(tiny_checkpoint, tmp_path, num_fid_samples=4, run_name="half")
-    manifest, images = draw(*given, "--precision", "fp16")
-    assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["decoded again in fp32"]
+    manifest, images = draw(*given, "--run-name", "mended")
+    events = [(event["event"], event["indices"]) for event in manifest["sessions"][0]["events"]]
+    assert events == [("decoded again in fp32", [0, 1, 2, 3]), ("decoded again in fp32", [4, 5])]
     assert np.abs(images - right).mean() < 1
+
+
+def test_an_image_that_is_not_finite_in_fp32_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(Autoencoder, "forward", lambda _, latents: torch.full((len(latents), 3, 64, 64), float("nan")))
+    with pytest.raises(fiducial.UserError, match="the autoencoder gave NaN or infinity for images 0, 1, 2, 3, also in fp32"):
+        draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4))
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(("how", "sizes"), [([], [16, 2]), (["--exact"], [18])])
+def test_only_exact_on_a_cpu_decodes_a_block_at_once(how, sizes, tiny_checkpoint, tmp_path, monkeypatch):
+    """There its bytes depend on how many are decoded together."""
+    found, original = [], Autoencoder.forward
+    monkeypatch.setattr(Autoencoder, "forward", lambda vae, latents: found.append(len(latents)) or original(vae, latents))
+    given = options(tiny_checkpoint, tmp_path, num_fid_samples=18, per_proc_batch_size=18, num_sampling_steps=1)
+    draw(*given, *how)
+    assert (found, DECODED_AT_ONCE) == (sizes, 16)
 
 
 def test_of_what_only_fills_up_the_last_block_nothing_is_asked(tiny_checkpoint, tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fiducial import QUOTED, UserError, file_sha256, quoted
 from fiducial.models.checkpoints import hub
 from fiducial.models.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
-from fiducial.models.decoders.rounding import to_uint8
 
 if TYPE_CHECKING:
     from diffusers.models.upsampling import Upsample2D
@@ -198,16 +197,9 @@ class Autoencoder(nn.Module):
             module.float()
         last[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
-    def forward(self, latents: Tensor, rounding: str = "dit") -> Tensor:
-        """Images (N, H, W, 3) uint8 of latents (N, C, h, w), as `Decoder`.
-
-        Raises:
-            OverflowError: if a decoder in float16 went beyond what that holds.
-        """
-        images = self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.to(latents.dtype)
-        if self.vae.dtype == torch.float16 and not images.isfinite().all():
-            raise OverflowError("the autoencoder's values do not fit into float16")
-        return to_uint8(images, rounding)
+    def forward(self, latents: Tensor) -> Tensor:
+        """Images (N, 3, H, W) of latents (N, C, h, w), as `Decoder`."""
+        return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.to(latents.dtype)
 
 
 def from_folder(folder: Path, kind: str) -> nn.Module:

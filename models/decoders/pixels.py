@@ -5,8 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fiducial.models.decoders.rounding import to_uint8
-
 NAME = "pixels"
 
 
@@ -25,5 +23,5 @@ class Pixels(nn.Module):
     def load(self, _device: torch.device, _dtype: torch.dtype = torch.float32, **_: bool) -> "Pixels":
         return self
 
-    def forward(self, latents: Tensor, rounding: str = "dit") -> Tensor:
-        return to_uint8(latents, rounding)
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents

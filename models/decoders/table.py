@@ -47,12 +47,9 @@ class Decoder(Protocol):
     def to(self, device: torch.device) -> "Decoder":
         """Move what is loaded."""
 
-    def __call__(self, latents: Tensor, rounding: str = "dit") -> Tensor:
-        """Images (N, H, W, 3) uint8 on the same device of latents (N, C, h, w) as the diffusion model makes them.
-
-        Raises:
-            OverflowError: if float16 does not hold its values.
-        """
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] and somewhat beyond, on the same device, of latents (N, C, h, w) as the diffusion model
+        makes them; NaN or infinity where the dtype does not hold its values."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Blocks of images, drawn in pieces that fit into memory, noise made ahead and pixels taken from the device beside."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +11,19 @@ from torch import Tensor
 from fiducial import UserError, one_line
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.source.decoding import Decode, Decoding, Part
 from fiducial.sampling.source.failures import is_out_of_memory
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps from indices to pixels."""
+
+    noise: Callable[[list[range]], NoiseStream]  # the stream for some pieces
+    sample: Callable[[range, NoiseStream], Tensor]  # the latents of a piece
+    decode: Decode
+    again: Decode  # in fp32, of latents whose images were not finite
+    fewer: Callable[[], object]  # called when pieces have become smaller
 
 
 class Blocks:
@@ -19,39 +33,32 @@ class Blocks:
         size: images of a block.
         beside: decode on a stream of its own.
         note: called with what is out of the ordinary.
+        decoded: images decoded at once; where memory does not do for that, half as many from then on, of the same latents.
     """
 
-    def __init__(self, size: int, device: torch.device, beside: bool, note: Callable[..., object]):
+    def __init__(self, size: int, device: torch.device, beside: bool, note: Callable[..., object], decoded: int):
         self._size, self.batch, self._device, self._note = size, size, device, note
-        self._beside = torch.cuda.Stream(device) if beside else None
+        self._decoding = Decoding(device, beside, note, decoded, self._name)
 
-    def draw(
-        self,
-        starts: Iterable[int],
-        noise: Callable[[list[range]], NoiseStream],
-        sample: Callable[[range, NoiseStream], Tensor],
-        decode: Callable[[Tensor], Tensor],
-        fewer: Callable[[], object],
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    @torch.inference_mode()
+    def draw(self, starts: Iterable[int], count: int, steps: Steps) -> Iterator[tuple[int, np.ndarray]]:
         """First index and pixels (size, H, W, 3) uint8 of the blocks that begin at `starts`.
 
         Args:
-            noise: the stream for some pieces.
-            sample: the latents of one.
-            decode: pixels of latents.
-            fewer: called when pieces have become smaller.
+            count: images from this index on need not be finite.
 
         Raises:
-            UserError: if memory is not enough for one image.
+            UserError: if memory is not enough for one image, or one is not finite in fp32 either.
         """
-        left = [int(start) for start in starts]
+        left, coming = [int(start) for start in starts], []
         while left:
             try:
-                yield from self._draw(left, noise, sample, decode)
+                yield from self._draw(left, coming, count, steps)
             except Exception as error:
-                if not is_out_of_memory(error):
-                    error.add_note(f"while drawing {self._name(left[0])}")
+                if not (left and is_out_of_memory(error)):
                     raise
+                if coming:
+                    yield self._take(coming, count, steps.again)
                 if self.batch == 1:
                     raise UserError(f"out of memory for a single image, of {self._name(left[0])} ({one_line(error)})") from error
                 reason = one_line(error)
@@ -59,33 +66,51 @@ class Blocks:
                 return
             self.batch = -(-self.batch // 2)
             self._note(event="out of memory", batch=self.batch, images=self._name(left[0]), reason=reason)
-            fewer()
+            steps.fewer()
             memory.release(self._device)
 
-    def _name(self, start: int) -> str:
+    def _draw(self, left: list[int], coming: list[Part], count: int, steps: Steps) -> Iterator[tuple[int, np.ndarray]]:
+        """As `draw`; takes from `left` what is drawn, and puts it into `coming`, until it is taken from there."""
+        pieces = self.pieces(left)
+        with steps.noise(pieces) as stream:
+            block: list[Part] = []
+            for piece in pieces:
+                with self._named(piece.start):
+                    latents = steps.sample(piece, stream)
+                if coming:  # decoded while these latents were made
+                    yield self._take(coming, count, steps.again)
+                with self._named(piece.start):
+                    block += self._decoding.parts(piece, latents, steps.decode)
+                if piece.stop % self._size == 0:
+                    left.pop(0)
+                    coming += block
+                    block.clear()
+                if coming and not self._decoding.stream:
+                    yield self._take(coming, count, steps.again)
+            if coming:
+                yield self._take(coming, count, steps.again)
+
+    def _take(self, coming: list[Part], count: int, again: Decode) -> tuple[int, np.ndarray]:
+        """The block that is coming, once it is there; empties `coming`."""
+        start = coming[0].indices[0]
+        with self._named(start):
+            pixels = self._decoding.pixels(coming, count, again)
+        coming.clear()
+        return start, pixels
+
+    def _name(self, index: int) -> str:
+        """The block that an image is in."""
+        start = index // self._size * self._size
         return f"images {start} to {start + self._size - 1}"
 
-    @torch.inference_mode()
-    def _draw(
-        self,
-        left: list[int],
-        noise: Callable[[list[range]], NoiseStream],
-        sample: Callable[[range, NoiseStream], Tensor],
-        decode: Callable[[Tensor], Tensor],
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """As `draw`; takes from `left` what is drawn."""
-        pieces = self.pieces(left)
-        with noise(pieces) as stream:
-            block: list[Tensor] = []
-            for piece in pieces:
-                latents = sample(piece, stream)
-                if block and piece.start % self._size == 0:  # decoded while these latents were made
-                    yield left.pop(0), self._take(block)
-                block.append(self.fetch(latents, decode))
-                if piece.stop % self._size == 0 and not self._beside:
-                    yield left.pop(0), self._take(block)
-            if block:
-                yield left.pop(0), self._take(block)
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """In here an error gets the block's name."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"while drawing {self._name(index)}")
+            raise
 
     def pieces(self, starts: list[int]) -> list[range]:
         """The blocks that begin at `starts`, in pieces that are drawn at once."""
@@ -94,21 +119,3 @@ class Blocks:
             for start in starts
             for first in range(start, start + self._size, self.batch)
         ]
-
-    def _take(self, block: list[Tensor]) -> np.ndarray:
-        """The pixels of a block, once they are there; empties it."""
-        if self._beside:
-            self._beside.synchronize()
-        pixels = (block[0] if len(block) == 1 else torch.cat(block)).numpy()
-        block.clear()
-        return pixels
-
-    def fetch(self, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Pixels in the host's memory; with a stream of its own, they are there when that has come so far."""
-        if not self._beside:
-            return decode(latents).cpu()
-        self._beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._beside):
-            pixels = decode(latents)
-            latents.record_stream(self._beside)
-            return torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels, non_blocking=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, UserError, one_line, warn
+from fiducial import Group, one_line, warn
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.diffusion.prediction import PREDICTIONS, Raw
 from fiducial.diffusion.samplers import SAMPLERS
@@ -19,8 +19,9 @@ from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
-from fiducial.sampling.source.blocks import Blocks
-from fiducial.sampling.source.failures import is_out_of_memory
+from fiducial.sampling.source.blocks import Blocks, Steps
+from fiducial.sampling.source.decoding import DECODED_AT_ONCE
+from fiducial.sampling.source.failures import is_out_of_memory, not_finite
 from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.numerics import Numerics
 
@@ -45,7 +46,10 @@ class LatentDiffusion:
         self.config, self.how, self._device = config, networks.how, device
         self._shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
         self.ready, self.loading = self.how.precision, "weights and compiling" if self.how.compile else "weights"
-        self.pieces = Blocks(config.per_proc_batch_size, device, config.cuda_tuning, lambda **event: networks.note(**event))
+        size = config.per_proc_batch_size
+        # On a CPU the last bits of an image depend on how many are decoded with it, and `exact` promises them.
+        decoded = size if config.exact and device.type == "cpu" else DECODED_AT_ONCE
+        self.pieces = Blocks(size, device, config.cuda_tuning, lambda **event: networks.note(**event), decoded)
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
         self._sampler = SAMPLERS[config.sampler]
@@ -114,7 +118,8 @@ class LatentDiffusion:
                 return self.finite(piece, count, self.sample(self.networks.network, piece, noise, check), check)
 
         # When there are fewer, compiled anew, so that what was compiled for more images gives its memory back.
-        yield from self.pieces.draw(starts, self._noise, sample, self.networks.decode, self.compile)
+        steps = Steps(self._noise, sample, self.networks.decode, self.networks.decode_in_fp32, self.compile)
+        yield from self.pieces.draw(starts, count, steps)
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
@@ -163,10 +168,7 @@ class LatentDiffusion:
         indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
         self.networks.note(event="not finite, drawn again in fp32", indices=indices)
         if lost := [index for index in indices if not latents[index - piece.start].isfinite().all()]:
-            named = ", ".join(map(str, lost[:10])) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
-            raise UserError(
-                f"the model gave NaN or infinity for image{'s' * (len(lost) > 1)} {named}, also in fp32; they were not written"
-            )
+            raise not_finite("model", lost)
         return latents
 
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
+from fiducial.models.decoders.rounding import to_uint8
 from fiducial.models.decoders.table import Decoder
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import NetworkSpec, spec_of
+from fiducial.precision import plain_float32
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
 
@@ -109,14 +111,19 @@ class Networks:
             self._network_in_fp32 = self.network if is_plain else self.load_network(REFERENCE)
         return self._network_in_fp32
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (N, H, W, 3) uint8; decoded once more in fp32 if they do not fit into fp16."""
-        try:
-            with self.at_work(self.decoder, "vae"):
-                return self.decoder(latents, self.config.rounding)
-        except OverflowError as error:
-            self.note(event="decoded again in fp32", reason=str(error))
-            if self._decoder_in_fp32 is None:
-                self._decoder_in_fp32 = self._load_decoder(replace(self.how, precision="fp32"))
-            with self.at_work(self._decoder_in_fp32, "vae"):
-                return self._decoder_in_fp32(latents, self.config.rounding)
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, H, W, 3) uint8 and, (N,) bool, which of them were finite before that. Nothing waits for the device."""
+        return self._decode(self.decoder, latents)
+
+    def decode_in_fp32(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in the reference's precision, by the codec that is loaded where that multiplies in float32."""
+        if self._decoder_in_fp32 is None:
+            is_plain = self.how.dtype == torch.float32
+            self._decoder_in_fp32 = self.decoder if is_plain else self._load_decoder(replace(self.how, precision="fp32"))
+        with plain_float32():
+            return self._decode(self._decoder_in_fp32, latents)
+
+    def _decode(self, decoder: Decoder, latents: Tensor) -> tuple[Tensor, Tensor]:
+        with self.at_work(decoder, "vae"):
+            images = decoder(latents)
+            return to_uint8(images, self.config.rounding), images.isfinite().flatten(1).all(1)
