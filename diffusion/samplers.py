@@ -7,9 +7,10 @@ Importing this needs no torch, so that options can be checked before it is loade
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from fiducial.diffusion.grids import Places, ends_included
 from fiducial.diffusion.paths import CHAIN, LINEAR, Grid, Point, linear
@@ -61,9 +62,23 @@ def sample_dpm_solver(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Ite
 
 def sample_unipc(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator["Tensor"]) -> "Tensor":
     """UniPC of order 2 (arXiv 2302.04867), deterministic, by diffusers, at its timesteps for so many steps."""
+    import torch
     from diffusers import UniPCMultistepScheduler
+    from torch.overrides import TorchFunctionMode
 
-    return _solve(UniPCMultistepScheduler(solver_type="bh2", **MULTISTEP), denoise, x, len(schedule))
+    class Unchecked(TorchFunctionMode):
+        """Solves equations without waiting to hear whether they have a solution."""
+
+        def __torch_function__(
+            self, function: Callable[..., "Tensor"], _: object, given: tuple, options: dict | None = None
+        ) -> "Tensor":
+            if function is torch.linalg.solve:
+                return torch.linalg.solve_ex(*given).result
+            return function(*given, **(options or {}))
+
+    solver = UniPCMultistepScheduler(solver_type="bh2", **MULTISTEP)
+    # Its coefficients are computed on the device of x, whatever its tables are on.
+    return _solve(solver, denoise, x, len(schedule), x.device, Unchecked)
 
 
 def sample_heun(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator["Tensor"]) -> "Tensor":
@@ -80,15 +95,30 @@ def sample_euler(denoise: Denoiser, x: "Tensor", places: Places, _: Iterator["Te
     return x
 
 
-def _solve(scheduler: "SchedulerMixin", denoise: Denoiser, x: "Tensor", num_steps: int) -> "Tensor":
-    """Run a scheduler of diffusers. Its tables stay on the host, so that it looks nothing up on the device."""
+def _solve(
+    scheduler: "SchedulerMixin",
+    denoise: Denoiser,
+    x: "Tensor",
+    num_steps: int,
+    tables: Union["torch.device", str] = "cpu",
+    stepping: Callable[[], AbstractContextManager] = nullcontext,
+) -> "Tensor":
+    """Run a scheduler of diffusers.
+
+    Args:
+        tables: where it computes its coefficients, so that a step copies nothing to a device: most do on the host.
+        stepping: what holds in a step.
+    """
     scheduler.set_timesteps(num_steps)
     scheduler.set_begin_index(0)
-    x = x * scheduler.init_noise_sigma
-    for t, ratio in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):  # one sigma more, of the image
+    x, ratios = x * scheduler.init_noise_sigma, scheduler.sigmas.tolist()
+    scheduler.sigmas = scheduler.sigmas.to(tables)
+    for t, ratio in zip(scheduler.timesteps, ratios, strict=False):  # one sigma more, of the image
         alpha = 1 / math.hypot(1, ratio)
         point = Point(t.item() / NUM_TRAIN_TIMESTEPS, alpha, ratio * alpha)
-        x = scheduler.step(denoise(scheduler.scale_model_input(x, t), point).noise, t, x).prev_sample
+        noise = denoise(scheduler.scale_model_input(x, t), point).noise
+        with stepping():
+            x = scheduler.step(noise, t, x).prev_sample
     return x
 
 

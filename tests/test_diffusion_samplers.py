@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fiducial.diffusion import prediction, samplers
 from fiducial.diffusion.prediction import from_noise
@@ -397,6 +398,33 @@ def test_inputs_are_left_as_they_are(sample, options):
     sample(DENOISE, x, Schedule.create("10"), iter(noise), **options)
     assert torch.equal(x, randn(*SHAPE))
     assert torch.equal(noise, randn(9, *SHAPE, seed=1))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the copies from host to device, and the checks whose outcome is read from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, given=(), options=None):
+        out = function(*given, **(options or {}))
+        name, places = str(function), {one.device.type for one in given if isinstance(one, torch.Tensor)}
+        is_copy = "copy" in name and isinstance(out, torch.Tensor) and places - {out.device.type}
+        self.count += bool(is_copy or "check_errors" in name)
+        return out
+
+
+@with_solvers
+def test_a_step_copies_nothing_to_the_device(sample, options):
+    """However many steps, the same copies before the first."""
+    counts, x = [], torch.empty(SHAPE, device="meta")
+    for steps in ("5", "10"):
+        schedule = Schedule.create(steps, "meta")
+        with Waits() as waits:
+            sample(denoiser(lambda x, _: torch.cat([x, x], dim=1)), x, schedule, iter([x] * 9), **options)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] <= 1
 
 
 @with_solvers
