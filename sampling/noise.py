@@ -8,6 +8,7 @@ import hashlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -23,9 +24,27 @@ PINNED_SHAPE = (4, 8, 8)
 PINNED_SHA256 = "cc479f361f0b2b2ed95478dd6294a27c50b7a26ae45d140e55d58eec5ee5cb53"
 
 
+class Normals:
+    """Standard normal numbers of one seed, by one generator, which is set to the counter of each image and step: making one takes
+    as long as a small latent does. For one thread.
+    """
+
+    def __init__(self, seed: int):
+        self._bits = philox(seed, NOISE_STREAM, [0, 0, 0, 0])
+        self._generator, self._state = np.random.Generator(self._bits), self._bits.state
+
+    def fill(self, row: np.ndarray, index: int, step: int) -> None:
+        """Write those of an image and a step into `row`, float32 and contiguous."""
+        self._state["state"]["counter"][2:] = step, index
+        self._bits.state = self._state  # with nothing of what was drawn before
+        self._generator.standard_normal(dtype=np.float32, out=row)
+
+
 def standard_normal(seed: int, index: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float32 of `shape` for one image and one step."""
-    return np.random.Generator(philox(seed, NOISE_STREAM, [0, 0, step, index])).standard_normal(shape, dtype=np.float32)
+    made = np.empty(shape, dtype=np.float32)
+    Normals(seed).fill(made, index, step)
+    return made
 
 
 def check_stream() -> None:
@@ -43,18 +62,27 @@ def check_stream() -> None:
 class NoiseStream(Iterator[Tensor]):
     """The tensors of a rank's batches one after another: for each batch the initial latents, then one for each step.
 
-    A background thread fills pinned memory a few tensors ahead; each is copied to the device without waiting. Use it as
-    a context manager, so that the thread ends when drawing ends early.
+    Background threads fill pinned memory a few tensors ahead; each is copied to the device without waiting. Use it as
+    a context manager, so that they end when drawing ends early.
 
     Args:
         batches: the indices of each batch.
         shape: (C, H, W) of one latent.
         steps: noise tensors of a batch after its initial latents.
+        threads: which share the rows of a tensor.
     """
 
-    def __init__(self, seed: int, batches: Iterable[range], shape: tuple[int, ...], steps: int, device: torch.device):
+    def __init__(
+        self,
+        seed: int,
+        batches: Iterable[range],
+        shape: tuple[int, ...],
+        steps: int,
+        device: torch.device,
+        threads: int = 1,
+    ):
         self._seed, self._batches, self._shape, self._steps = seed, batches, shape, steps
-        self._device = device
+        self._device, self._threads = device, threads
         self._queue: queue.Queue[Tensor | Exception] = queue.Queue(TENSORS_AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="noise", daemon=True)
@@ -76,19 +104,27 @@ class NoiseStream(Iterator[Tensor]):
 
     def _produce(self) -> None:
         try:
-            for indices in self._batches:
-                for step in range(self._steps + 1):
-                    if not self._put(self._tensor(indices, step)):
-                        return
+            normals = [Normals(self._seed) for _ in range(self._threads)]
+            with ThreadPoolExecutor(self._threads, "noise") as pool:
+                for indices in self._batches:
+                    for step in range(self._steps + 1):
+                        if not self._put(self._tensor(indices, step, normals, pool)):
+                            return
             self._put(StopIteration())
         except Exception as error:  # raised again where the tensor is asked for
             self._put(error)
 
-    def _tensor(self, indices: range, step: int) -> Tensor:
+    def _tensor(self, indices: range, step: int, normals: list[Normals], pool: Executor) -> Tensor:
         pin = self._device.type == "cuda"
         out = torch.empty((len(indices), *self._shape), dtype=torch.float32, pin_memory=pin)
-        for row, index in zip(out.numpy(), indices, strict=True):
-            row[...] = standard_normal(self._seed, index, step, self._shape)
+        rows, each = out.numpy(), -(-len(indices) // len(normals))
+
+        def fill(part: int) -> None:
+            some = slice(part * each, (part + 1) * each)
+            for row, index in zip(rows[some], indices[some], strict=True):
+                normals[part].fill(row, index, step)
+
+        list(pool.map(fill, range(len(normals))))  # raises what one of them has
         return out
 
     def _put(self, item: Tensor | Exception) -> bool:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fiducial.models.networks.table import NETWORKS
 from fiducial.models.probe import Response, compare, require, respond
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+from fiducial.sampling.source.offload import Waiting
 from fiducial.sampling.store.lock import LOCK
 
 CPU = torch.device("cpu")
@@ -188,9 +190,17 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
 
 def test_an_offloaded_network_is_asked_on_its_device_and_goes_back(monkeypatch):
     config, device, moves = parsed("--offload", "model"), torch.device("cpu", 0), []
-    monkeypatch.setattr("fiducial.models.networks.dit.DiT.to", lambda self, place, *_, **__: moves.append(str(place)) or self)
+
+    @contextmanager
+    def at_work(*_: object) -> Iterator[None]:
+        moves.append("to work")
+        yield
+        moves.append("back")
+
+    monkeypatch.setattr(Waiting, "at_work", at_work)
+    monkeypatch.setattr(probe, "respond", lambda *_: moves.append("asked") or Response(1.0, 1.0, 1.0))
     digits_source(config, device, numerics.REFERENCE).load()
-    assert moves == ["cpu:0", "cpu"]
+    assert moves == ["to work", "asked", "back"]
 
 
 def test_nothing_is_compiled_for_the_question(monkeypatch):

@@ -1,4 +1,5 @@
 import hashlib
+import threading
 
 import numpy as np
 import pytest
@@ -25,6 +26,12 @@ def test_the_stream_is_pinned(seed, index, step, shape, sha256):
     assert hashlib.sha256(drawn).hexdigest() == sha256
 
 
+def by_numpy(seed, index, step, shape):
+    """As `philox-v1` is defined, by a new generator."""
+    bits = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=np.array([0, 0, step, index], np.uint64))
+    return np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+
+
 def test_another_normal_distribution_is_refused_before_anything_is_drawn(monkeypatch):
     check_stream()
     monkeypatch.setattr(noise, "standard_normal", lambda *_: np.zeros(PINNED_SHAPE, dtype=np.float32))
@@ -44,22 +51,24 @@ def test_noise_is_standard_normal_and_independent_in_each_argument():
         assert all(abs((a * b).mean()) < 0.08 for b in tensors[:number])
 
 
-def test_a_stream_gives_each_block_its_latents_and_steps_in_any_batch():
-    blocks, size, shape = [0, 6], 3, (4, 2, 2)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_stream_gives_each_block_its_latents_and_steps_in_any_batch(threads):
+    blocks, size, shape = [0, 6], 3, (1, 1, 5)  # an odd number, of which half a word is left
     batches = [range(start, start + size) for start in blocks]
-    with NoiseStream(5, batches, shape, steps=2, device=torch.device("cpu")) as stream:
+    with NoiseStream(5, batches, shape, steps=2, device=torch.device("cpu"), threads=threads) as stream:
         tensors = list(stream)
     assert len(tensors) == 6
     for number, tensor in enumerate(tensors):
         start, step = blocks[number // 3], number % 3
-        expected = np.stack([standard_normal(5, index, step, shape) for index in range(start, start + size)])
+        expected = np.stack([by_numpy(5, index, step, shape) for index in range(start, start + size)])
         assert torch.equal(tensor, torch.from_numpy(expected))
 
 
-def test_a_stream_that_is_left_early_ends_its_thread():
-    with NoiseStream(0, [range(1)] * 1000, (4, 8, 8), steps=100, device=torch.device("cpu")) as stream:
+def test_a_stream_that_is_left_early_ends_its_threads():
+    before = threading.active_count()
+    with NoiseStream(0, [range(4)] * 1000, (4, 8, 8), steps=100, device=torch.device("cpu"), threads=2) as stream:
         next(stream)
-    assert not stream._thread.is_alive()
+    assert threading.active_count() == before
 
 
 def test_a_failure_in_the_background_is_raised_in_front():

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from fiducial.sampling import memory
 from fiducial.sampling.source import from_checkpoint, numerics
 from fiducial.sampling.source.decoding import DECODED_AT_ONCE
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -466,19 +468,44 @@ def test_tiles_are_part_of_the_run(tiny_checkpoint, tmp_path, monkeypatch):
     assert enabled
 
 
-def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint, monkeypatch):
-    """The device is the CPU under another name, so that every move can be seen."""
-    arguments = options(tiny_checkpoint, "unused", num_fid_samples=4)
-    config, _ = sample_ddp.parse([str(argument) for argument in [*arguments, "--offload", "both"]])
-    device = torch.device("cpu", 0)
-    moves = []
-    for kind in ("fiducial.models.networks.dit.DiT", "fiducial.models.decoders.autoencoder.Autoencoder"):
-        monkeypatch.setattr(f"{kind}.to", lambda self, place, *_, **__: moves.append((type(self).__name__, str(place))) or self)
-    drawer = digits_source(config, device, REFERENCE)
+def test_what_is_offloaded_is_on_the_device_only_for_its_work(tiny_checkpoint):
+    """As copies of weights that stay where they are: nothing is copied back. The device is the CPU under another name."""
+    config, _ = sample_ddp.parse([*options(tiny_checkpoint, "unused", num_fid_samples=4), "--offload", "both"])
+    drawer = digits_source(config, torch.device("cpu", 0), REFERENCE)
     drawer.load()
-    moves.clear()
-    assert len(list(drawer.blocks([0], 4, lambda: None))) == 1
-    assert moves == [("DiT", "cpu:0"), ("DiT", "cpu"), ("Autoencoder", "cpu:0"), ("Autoencoder", "cpu")]
+    weights = drawer.networks.network.pos_embed, drawer.networks.decoder.vae.decoder.conv_in.weight
+    before, values, seen = [one.data_ptr() for one in weights], [one.clone() for one in weights], []
+
+    def at_work(*_: object) -> None:
+        seen.append([one.data_ptr() != place for one, place in zip(weights, before, strict=True)])
+
+    drawer.networks.network.register_forward_pre_hook(at_work)
+    drawer.networks.decoder.register_forward_pre_hook(at_work)
+    drawer.networks.decoder.register_forward_hook(lambda *_: (weights[1].zero_(), None)[1])
+    for _ in range(2):
+        assert len(list(drawer.blocks([0], 4, lambda: None))) == 1
+        at_work()
+    assert seen == [*[[True, False]] * 3, [False, True], [False, False]] * 2
+    assert all(map(torch.equal, weights, values))
+
+
+@pytest.mark.parametrize("how", [[], ["--compile"]], ids=["", "compiled"])
+def test_the_networks_are_gone_before_an_evaluation(how, tiny_checkpoint, tmp_path, monkeypatch):
+    """Whose memory it may need."""
+    networks, gone, resets, load = [], [], [], Networks.load
+
+    def loaded(self: Networks) -> None:
+        load(self)
+        networks.extend(map(weakref.ref, (self.network, self.decoder, self.network_in_fp32())))
+
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(numerics, "compile_network", lambda *_: None)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    monkeypatch.setattr(Networks, "load", loaded)
+    monkeypatch.setattr(memory, "release", lambda _: gone.append([one() is None for one in networks]))
+    draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), *how)
+    assert gone == [[True, True, True]]
+    assert bool(resets) == bool(how)
 
 
 def test_a_process_gets_its_part_of_the_memory(monkeypatch):

@@ -14,7 +14,7 @@ from fiducial.models.decoders import autoencoder, pixels
 
 
 class Decoder(Protocol):
-    """A codec whose configuration is read; its weights are when they are loaded."""
+    """A codec, an `nn.Module`, whose configuration is read; its weights are when they are loaded."""
 
     folder: Path
     latent_channels: int
@@ -43,9 +43,6 @@ class Decoder(Protocol):
         Raises:
             UserError: if they do not fit the configuration.
         """
-
-    def to(self, device: torch.device) -> "Decoder":
-        """Move what is loaded."""
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] and somewhat beyond, on the same device, of latents (N, C, h, w) as the diffusion model

@@ -44,6 +44,7 @@ def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group)
         group.wait()
     drawing = time.monotonic() - drawing
     sink.mend(lambda *given: draw(plan, source, sink, folder, *given))
+    source.release()
     peaks = group.gather(memory.peak(group.device))
     group.once(lambda: finish(sink, task, group, drawing, max(peaks)))
     return sink.gather()

@@ -85,6 +85,9 @@ class Generator:
 
     load = try_out
 
+    def release(self) -> None:
+        """Nothing: a function keeps what it wants."""
+
     def told(self, group: Group) -> None:
         group.wait()
 

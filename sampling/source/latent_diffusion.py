@@ -79,6 +79,10 @@ class LatentDiffusion:
             self.compile()
             self._is_loaded = True
 
+    def release(self) -> None:
+        self.networks.release()
+        self._is_loaded = False
+
     def told(self, group: Group) -> dict | None:
         """The answers of all ranks' networks to pure noise, the least of each number."""
         response = self.networks.response.recorded() if self.networks.response else None

@@ -1,7 +1,7 @@
 """The two networks of latent diffusion on one device: loading, asking, moving to and fro, and their twins in fp32."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,10 @@ from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import NetworkSpec, spec_of
 from fiducial.precision import plain_float32
+from fiducial.sampling import memory
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
+from fiducial.sampling.source.offload import Waiting
 
 
 class Networks:
@@ -45,6 +47,7 @@ class Networks:
         self.response: probe.Response | None = None  # of the network, unless `--no-probe`
         self._network_in_fp32: DiT | None = None  # loaded if numbers overflow
         self._decoder_in_fp32: Decoder | None = None
+        self._waiting = Waiting(device)
 
     def load(self) -> None:
         """Load both, and ask the network whether it is of its family.
@@ -93,16 +96,21 @@ class Networks:
 
     def _place(self, name: str) -> torch.device:
         """Where a network is while it has nothing to do."""
-        return torch.device("cpu") if self.config.offload in (name, "both") else self.device
+        return torch.device("cpu") if self._is_offloaded(name) else self.device
 
-    @contextmanager
-    def at_work(self, network: nn.Module | Decoder, name: str) -> Iterator[None]:
-        """Have a network on the device in here; `name` as `--offload` calls it."""
-        network.to(self.device)
-        try:
-            yield
-        finally:
-            network.to(self._place(name))
+    def _is_offloaded(self, name: str) -> bool:
+        return self.config.offload in (name, "both")
+
+    def at_work(self, network: nn.Module, name: str) -> AbstractContextManager:
+        """Have a network on the device in there; `name` as `--offload` calls it."""
+        return self._waiting.at_work(network) if self._is_offloaded(name) else nullcontext()
+
+    def release(self) -> None:
+        """Let go of all networks, and give their memory back."""
+        if self.network is not None and self.how.compile:
+            torch.compiler.reset()  # which has constants and graphs of its own
+        self.network = self.decoder = self._network_in_fp32 = self._decoder_in_fp32 = None
+        memory.release(self.device)
 
     def network_in_fp32(self) -> DiT:
         """The network in the reference's precision, not compiled, which is the one that is loaded where that is so."""

@@ -53,6 +53,9 @@ class Source(Protocol):
             UserError: if it cannot be drawn from.
         """
 
+    def release(self) -> None:
+        """Give back what `load` has taken, once all is drawn: an evaluation may follow. To draw more, it is loaded again."""
+
     def told(self, group: Group) -> dict | None:
         """Wait for all ranks to have come here; on rank 0 what loading has told of it, for the manifest's `probe`."""
 
