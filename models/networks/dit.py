@@ -3,6 +3,7 @@
 The only place with the null label (`DiT.null_label`), the clock (`NUM_TIMESTEPS`) and the table of sizes (`DIT_SIZES`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,8 @@ def timestep_frequencies(t: Tensor, dim: int = FREQUENCY_EMBEDDING_SIZE, max_per
     """
     half = dim // 2
     # Divided last, as in diffusers, whose rounding shows in the frequencies; by 128, the official divisor, nothing is rounded.
-    exponents = -np.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
+    # By `math`, because a compiler makes a tensor on the CPU of numpy's number, which has no place in a CUDA graph.
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
     angles = t.float().unsqueeze(1) * torch.exp(exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
