@@ -5,12 +5,13 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_command
 
-from scripts import benchmark_runs, benchmark_sampling
+from scripts import benchmark_runs, benchmark_sampling, gpu_acceptance
 
 
 @pytest.mark.skipif(not (Path(sys.prefix) / "fiducial-requirements").exists(), reason="not in an environment of scripts/setup.sh")
@@ -145,3 +146,36 @@ def test_what_the_demo_cannot_be_made_with_is_told_at_once(script, options, said
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"error: {said.format(**names)}")
     assert not list(folder.iterdir())
+
+
+def test_what_is_run_on_a_gpu_works_on_a_cpu(tmp_path):
+    """Each section gives rows, without an error; so that it works the first time that there is a GPU."""
+    outputs = ["--json", tmp_path / "gpu.json", "--markdown", tmp_path / "gpu.md"]
+    done = run_command("scripts/gpu_acceptance.py", "--device", "cpu", "--small", *outputs, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [name for name, section in found.items() if section["ended"] or not section["rows"]] == []
+    assert {row["outcome"] for row in found["tests"]["rows"]} == {"skipped"}
+    assert all(row["ms"] > 0 for row in found["denoiser"]["rows"][1:])
+    assert found["inception"]["rows"][0]["relative error to the CPU"] == 0
+    assert (tmp_path / "gpu.md").read_text().count("\n## ") == len(found) - 1
+
+
+def test_a_section_that_takes_too_long_takes_no_other_along(monkeypatch, tmp_path):
+    found = tmp_path / "gpu.json"
+    slow = replace(gpu_acceptance.SECTIONS["machine"], seconds=0.0)
+    monkeypatch.setitem(gpu_acceptance.SECTIONS, "machine", slow)
+    monkeypatch.setattr(sys, "argv", ["", "--device", "cpu", "--only", "machine", "--json", str(found)])
+    assert gpu_acceptance.main() == 1
+    assert json.loads(found.read_text())["machine"]["ended"] == "ended after its 0 s"
+
+
+def test_a_row_that_fails_is_told_beside_the_others():
+    def measure() -> dict:
+        raise ValueError("no such shape")
+
+    assert gpu_acceptance.attempt(measure) == {"error": "ValueError: no such shape"}
+
+
+def test_all_sections_have_nine_minutes():
+    assert sum(section.seconds for section in gpu_acceptance.SECTIONS.values()) <= 9 * 60
