@@ -92,11 +92,11 @@ class PretendedGPU(TorchDispatchMode):
             return args[0].new_empty((0, args[0].dim()), dtype=torch.int64)
         is_free = bool(kwargs.get("non_blocking") or (name == "copy_" and args[2:] and args[2]))
         if name == "copy_" and not isinstance(args[0], FakeTensor):
-            return self._to_host(args[0], is_free)
+            return self._to_host(args[1], args[0], is_free)
         if "cpu" in asked and inside:
             with unset_fake_temporarily():
                 there = torch.zeros(inside[0].shape, dtype=kwargs.get("dtype") or inside[0].dtype)
-            return self._to_host(there, is_free)
+            return self._to_host(inside[0], there, is_free)
         is_copy = name in ("to", "_to_copy", "copy_")  # else a single number goes along with the call
         if any(tensor.dim() or is_copy for tensor in tensors if not isinstance(tensor, FakeTensor)):
             self.copies[place(), is_free] += 1
@@ -109,12 +109,12 @@ class PretendedGPU(TorchDispatchMode):
     def _without_values(self, tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self.fake.from_tensor(tensor)
 
-    def _to_host(self, there: Tensor, is_free: bool) -> Tensor:
+    def _to_host(self, source: Tensor, there: Tensor, is_free: bool) -> Tensor:
         self.note(f"copy by {self.streams[-1].name}")
         if not is_free:
             self.waits[place()] += 1
         with unset_fake_temporarily():
-            return there.zero_()
+            return there.fill_(source in self._all)
 
 
 def place() -> str:

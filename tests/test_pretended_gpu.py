@@ -49,7 +49,7 @@ WAYS = {
     "not guided": ("--cfg-scale", "1"),
     "in an interval": ("--guidance-interval", "0.2,0.6"),
     "products": ("--attention", "products", "--precision", "bf16"),
-    **{name: ("--sampler", name) for name in SAMPLERS if name not in ("ddpm", "euler", "unipc")},
+    **{name: ("--sampler", name) for name in SAMPLERS if name not in ("ddpm", "euler")},
     "euler": ("--sampler", "euler", "--model", "SiT-XS/8"),
     "eta": ("--sampler", "ddim", "--eta", "1"),
 }
