@@ -64,6 +64,13 @@ def test_a_stream_gives_each_block_its_latents_and_steps_in_any_batch(threads):
         assert torch.equal(tensor, torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize(
+    ("device", "cores", "threads"), [("cpu", 64, 1), ("cuda", 1, 1), ("cuda", 2, 1), ("cuda", 4, 3), ("cuda", 64, 8)]
+)
+def test_threads_of_noise_are_cores_that_nobody_else_needs(device, cores, threads):
+    assert noise.noise_threads(torch.device(device), cores) == threads
+
+
 def test_a_stream_that_is_left_early_ends_its_threads():
     before = threading.active_count()
     with NoiseStream(0, [range(4)] * 1000, (4, 8, 8), steps=100, device=torch.device("cpu"), threads=2) as stream:

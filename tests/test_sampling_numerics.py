@@ -22,7 +22,7 @@ from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.models.networks.dit import attention_by_products
 from fiducial.precision import GPU_SWITCHES, SWITCHES
 from fiducial.sampling import memory
-from fiducial.sampling.source import from_checkpoint, numerics
+from fiducial.sampling.source import compilation, numerics
 from fiducial.sampling.source.decoding import DECODED_AT_ONCE
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.networks import Networks
@@ -268,7 +268,7 @@ def test_compiling_is_given_time_also_when_memory_ran_out(tiny_checkpoint, tmp_p
     monkeypatch.setattr(LatentDiffusion, "sample", too_large)
     manifest, _ = draw(*options(tiny_checkpoint, tmp_path, num_fid_samples=4), "--compile")
     assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["out of memory"]
-    assert found == [from_checkpoint.COMPILING_SECONDS] * 2
+    assert found == [compilation.COMPILING_SECONDS] * 2
 
 
 def test_without_a_compiler_a_run_goes_on_and_says_so(tiny_checkpoint, tmp_path):

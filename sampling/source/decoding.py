@@ -11,11 +11,19 @@ from torch import Tensor
 
 from fiducial import UserError, one_line
 from fiducial.sampling import memory
+from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source.failures import is_out_of_memory, not_finite
 
 # At 512 pixels an image takes Stable Diffusion's decoder 0.8 GB in float32, and so many are enough to keep a GPU busy.
 DECODED_AT_ONCE = 16
 Decode = Callable[[Tensor], tuple[Tensor, Tensor]]  # latents -> pixels (n, H, W, 3) uint8; (n,) bool, which were finite before
+
+
+def decoded_at_once(config: SamplingConfig, device: torch.device) -> int:
+    """How many images are decoded at once. On a CPU the last bits of an image depend on how many others are, and `exact` promises
+    those of a whole block.
+    """
+    return config.per_proc_batch_size if config.exact and device.type == "cpu" else DECODED_AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import Decoder, decoder_of
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.table import spec_of
+from fiducial.ranks.cores import share
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
+from fiducial.sampling.source.compilation import compiling
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.node_files import NodeFiles, find_vae
@@ -26,7 +28,6 @@ from fiducial.sampling.source.numerics import RESOLVED, Numerics
 from fiducial.sampling.source.protocol import ResolvedRun
 
 TRYING_SECONDS = 300  # for the compiler to show that it works
-COMPILING_SECONDS = 1800  # at most, on a busy machine; it cannot say how far it has come
 
 
 def is_asked_for(_: SamplingConfig) -> bool:
@@ -40,7 +41,7 @@ def open_source(config: SamplingConfig, identity: Identity, facts: Mapping[str, 
     files = NodeFiles(config, identity, group)
     numbered = replace(config, labels=identity.labels)
     networks = Networks(numbered, group.device, how, LatentShape(**facts["latent"]), files.codec)
-    return LatentDiffusion(networks, files.meet, partial(group.allowing, COMPILING_SECONDS))
+    return LatentDiffusion(networks, files.meet, partial(compiling, group), share(group))
 
 
 def check_options(config: SamplingConfig, is_told: bool = True) -> None:

@@ -16,11 +16,11 @@ from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import asked
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
-from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.noise import NoiseStream, noise_threads
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks, Steps
-from fiducial.sampling.source.decoding import DECODED_AT_ONCE
+from fiducial.sampling.source.decoding import decoded_at_once
 from fiducial.sampling.source.failures import is_out_of_memory, not_finite
 from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.numerics import Numerics
@@ -33,6 +33,7 @@ class LatentDiffusion:
         networks: what it draws with.
         meet: called on each rank that is to draw, before it loads anything but on trial.
         compiling: what holds while networks are compiled.
+        cores: of this rank.
     """
 
     def __init__(
@@ -40,15 +41,14 @@ class LatentDiffusion:
         networks: Networks,
         meet: Callable[[], object] = lambda: None,
         compiling: Callable[[], AbstractContextManager] = nullcontext,
+        cores: int = 1,
     ):
-        self.networks, self._meet, self._compiling = networks, meet, compiling
+        self.networks, self._meet, self._compiling, self._cores = networks, meet, compiling, cores
         config, device = networks.config, networks.device
         self.config, self.how, self._device = config, networks.how, device
         self._shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
         self.ready, self.loading = self.how.precision, "weights and compiling" if self.how.compile else "weights"
-        size = config.per_proc_batch_size
-        # On a CPU the last bits of an image depend on how many are decoded with it, and `exact` promises them.
-        decoded = size if config.exact and device.type == "cpu" else DECODED_AT_ONCE
+        decoded, size = decoded_at_once(config, device), config.per_proc_batch_size
         self.pieces = Blocks(size, device, config.cuda_tuning, lambda **event: networks.note(**event), decoded)
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
@@ -128,7 +128,8 @@ class LatentDiffusion:
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
         draws = self._sampler.noises(config.count_steps(), **config.sampler_options())
-        return NoiseStream(config.global_seed, pieces, self._shape, draws, self._device)
+        threads = noise_threads(self._device, self._cores)
+        return NoiseStream(config.global_seed, pieces, self._shape, draws, self._device, threads)
 
     def guided(self, piece: range, network: DiT | None = None) -> Raw:
         """The network that is loaded, or another, for the labels of `piece`, guided."""

@@ -16,11 +16,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from fiducial import UserError, default_cache, make_folder, one_line, warn
+from fiducial import UserError, make_folder, one_line, warn
 from fiducial.cache import COMPILED, hold_kernels
 from fiducial.memory import keep_freed_memory
 from fiducial.precision import float32_products
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source.compilation import compiler_threads, kernels_folder
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = 64  # that one network is compiled for: halves of halves of a batch, with and without guidance
@@ -107,14 +108,15 @@ def can_compile(device: torch.device) -> bool:
 
 @cache
 def ready_torch() -> None:
-    """Have torch keep compiled kernels in the user's own cache, apart for each kind of processor.
+    """Have torch keep compiled kernels in a folder of the user's own (`kernels_folder`), apart for each kind of processor, and
+    compile in no more threads than this process has cores.
 
     To be called before torch's compiler is loaded, which many things do: it then makes its folder, and fails if it cannot.
     Later calls do nothing.
     """
     kind = hashlib.sha256(cpu_flags().encode()).hexdigest()[:16]
     try:
-        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache() / f"compiled-{kind}")
+        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or kernels_folder(f"compiled-{kind}"))
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):  # is it writable?
             pass
@@ -124,6 +126,7 @@ def ready_torch() -> None:
         folder = Path(tempfile.mkdtemp(prefix="fiducial-compiled-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compiler_threads()))
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
 
 
@@ -177,7 +180,12 @@ def _set_cublas_workspace(value: str | None) -> None:
 
 
 def compile_network(network: nn.Module, config: SamplingConfig, device: torch.device) -> None:
-    """Have a network compiled for each shape that it meets, within `applied`."""
+    """Have a network compiled for each shape that it meets, within `applied`.
+
+    On a CPU that is the whole, as its weights become constants, and so it is for CUDA graphs, which are replayed as one; else it
+    is a block, which is compiled once for all, as they are alike.
+    """
     torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
     tuned = device.type != "cpu" and config.cuda_tuning
-    network.compile(dynamic=False, mode="reduce-overhead" if tuned else None)
+    for part in [network] if tuned or device.type == "cpu" else network.blocks:
+        part.compile(dynamic=False, mode="reduce-overhead" if tuned else None)
