@@ -96,6 +96,22 @@ def share(pending: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     return pending[rank::world_size]
 
 
+def used(count: int, block_size: int, world_size: int) -> float:
+    """The part of what all ranks draw that are images of `count`: in the last round some ranks have no block, and the last block
+    is filled up."""
+    return count / (rounds(count, block_size, world_size) * world_size * block_size)
+
+
+def rounds(count: int, block_size: int, world_size: int) -> int:
+    """The number of blocks that the rank with most of them draws."""
+    return -(-count // (block_size * world_size))
+
+
+def least_block(count: int, block_size: int, world_size: int) -> int:
+    """The smallest size of a block with which ranks draw no more blocks than with `block_size`."""
+    return -(-count // (rounds(count, block_size, world_size) * world_size))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The label of each index, and the block in which it is drawn."""

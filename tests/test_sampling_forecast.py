@@ -177,3 +177,15 @@ def test_a_block_that_does_not_fit_is_drawn_in_halves_and_that_is_said(tiny_chec
 @pytest.mark.parametrize(("seconds", "text"), [(3.14159, "3.14 s"), (119, "119 s"), (150, "2 min"), (86400, "24 h 0 min")])
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_size_of_blocks_that_leaves_ranks_without_work_is_said_of_a_run_that_begins(tiny_checkpoint, tmp_path, capsys):
+    note = "note: blocks of 16 keep the one rank busy with wanted images 53.1 % of the time; --per-proc-batch-size 9 would 94.4 %"
+    config, beside = sample_ddp.parse(options(tiny_checkpoint, tmp_path, num_fid_samples=17, per_proc_batch_size=16))
+    assert note in said(config, beside, capsys)
+    draw_files(config, fiducial.init("cpu"), False)
+    assert note in capsys.readouterr().out
+    draw_files(config, fiducial.init("cpu"), False)
+    assert "note: blocks" not in capsys.readouterr().out + said(config, beside, capsys)
+    fitting, _ = sample_ddp.parse(options(tiny_checkpoint, tmp_path / "b", num_fid_samples=17, per_proc_batch_size=9))
+    assert "note: blocks" not in said(fitting, beside, capsys)

@@ -51,3 +51,23 @@ def test_every_missing_index_has_one_owner_and_shares_are_even(count, size, worl
     assert all((~done[block * size : (block + 1) * size]).any() for block in pending)
     assert sorted(np.concatenate(shares)) == sorted(pending)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "ranks", "least", "part"),
+    [
+        (50_000, 256, 64, 196, 0.763),
+        (50_000, 32, 8, 32, 0.9965),
+        (1000, 50, 2, 50, 1.0),
+        (100, 64, 8, 13, 0.195),
+        (33, 32, 1, 17, 0.516),
+    ],
+)
+def test_the_least_block_needs_no_more_rounds(count, size, ranks, least, part):
+    assert plan.least_block(count, size, ranks) == least
+    assert plan.used(count, size, ranks) == pytest.approx(part, abs=5e-4)
+    assert plan.rounds(count, least, ranks) == plan.rounds(count, size, ranks)
+    blocks = plan.pending_blocks(np.zeros(count, dtype=bool), size)
+    assert max(len(plan.share(blocks, rank, ranks)) for rank in range(ranks)) == plan.rounds(count, size, ranks)
+    assert plan.rounds(count, least - 1, ranks) > plan.rounds(count, size, ranks)
+    assert plan.used(count, least, ranks) >= plan.used(count, size, ranks)

@@ -8,6 +8,7 @@ from pathlib import Path
 from fiducial import UserError, nearest, say, unwritable
 from fiducial.classes import GUESSED, ClassNames, difference
 from fiducial.sampling.identity import FINGERPRINT_LETTERS, Identity
+from fiducial.sampling.plan import Plan, least_block, used
 from fiducial.sampling.source.numerics import RESOLVED
 from fiducial.sampling.source.protocol import ResolvedRun
 from fiducial.sampling.store import manifest as manifests
@@ -18,6 +19,7 @@ from fiducial.sampling.store.places import check_places
 from fiducial.sampling.store.png import png_path
 
 SHOWN = 100  # characters of a value in a message
+WORTH_SAYING = 0.05  # of the ranks' time
 SHORTER = "choose a shorter --run-name or --sample-dir"
 
 
@@ -90,6 +92,18 @@ def other_configuration(folder: Path, there: Identity, here: Identity, weights: 
         remedy = f"give --weights-key {key}{' to go on with it' if len(names) == 1 else ''}, or "
     remedy += "choose another --run-name or --sample-dir"
     return UserError(f"{folder} belongs to a different configuration: {said}; {remedy}")
+
+
+def tell_of_block_size(plan: Plan, world_size: int) -> None:
+    """Say if smaller blocks would leave clearly fewer ranks without work in the end; a run that has begun keeps its size."""
+    size = least_block(plan.count, plan.block_size, world_size)
+    now, then = (used(plan.count, one, world_size) for one in (plan.block_size, size))
+    if then >= now + WORTH_SAYING:
+        ranks = f"{world_size} ranks" if world_size > 1 else "the one rank"
+        say(
+            f"note: blocks of {plan.block_size} keep {ranks} busy with wanted images {100 * now:.3g} % of the time; "
+            f"--per-proc-batch-size {size} would {100 * then:.3g} %"
+        )
 
 
 def tell_of_siblings(folder: Path, identity: Identity) -> None:

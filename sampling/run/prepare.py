@@ -13,7 +13,7 @@ import torch
 from fiducial import Group, UserError, about, make_folder, say
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
-from fiducial.sampling.run.checks import check_folder, check_kind, check_names
+from fiducial.sampling.run.checks import check_folder, check_kind, check_names, tell_of_block_size
 from fiducial.sampling.run.hardware import Ranks
 from fiducial.sampling.run.sinks import Sink
 from fiducial.sampling.source.protocol import ResolvedRun, Source, SourceSpec
@@ -53,6 +53,8 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
     check_folder(folder, manifest, run)
     check_names(folder, manifest, run.names)
     done = sink.look(folder, manifest, run)
+    if manifest is None:
+        tell_of_block_size(run.plan, group.world_size)
     source = spec.open_source(run.config, run.identity, run.facts, group)
     stack.enter_context(source.switched())
     if not done.all():
