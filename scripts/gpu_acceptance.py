@@ -147,8 +147,8 @@ def denoiser(work: Work) -> Iterator[Row]:
 
     most = drawing.ceiling(torch.bfloat16, work.place)
     yield {"model": "matrix product", "TFLOP/s": most / 1e12}
-    for model, size, images in work.networks:
-        for graphs in (False, True) if work.device == "cuda" else (False,):
+    for graphs in (False, True) if work.device == "cuda" else (False,):  # for which the whole network is compiled, in a minute
+        for model, size, images in work.networks:
             row = {"model": model, "size": size, "batch": images, "CUDA graphs": graphs}
             yield row | attempt(lambda case=(model, size, images, graphs): evaluated(work, most, *case))
 
