@@ -68,7 +68,8 @@ def test_what_is_decoded_beside_is_waited_for_in_order(gpu, tiny_checkpoint, tmp
     forward, put = DiT.forward, ImageFiles.put
     monkeypatch.setattr(DiT, "forward", lambda *given: (gpu.note("steps"), forward(*given))[1])
     monkeypatch.setattr(ImageFiles, "put", lambda *given: (gpu.note("put"), put(*given))[1])
-    draw(gpu, tmp_path, tiny_checkpoint, 3, "--cuda-tuning")
+    waits, _ = draw(gpu, tmp_path, tiny_checkpoint, 3, "--cuda-tuning")
+    assert sum(waits.values()) == 2  # for whether a block's latents are finite, and not for its pixels
     kept = gpu.events.count("memory is kept for beside")
     found = [event for event, _ in groupby(event for event in gpu.events if not event.startswith("memory"))]
     decoded, taken = ["steps", "beside waits for main", "copy by beside"], ["host waits for beside", "put"]
