@@ -140,7 +140,7 @@ def test_later_tiles_are_looked_at_only_where_something_is_nearer(symmetric, mem
     groups = [np.arange(500)] if member is None else [np.flatnonzero(member == group) for group in range(12)]
     expected = np.stack([np.sort(distances[:, group], axis=1)[:, :4] for group in groups], axis=1)
     assert (found.reshape(expected.shape) == expected).all()
-    assert len(sorted_through) == 5  # for each hundred of rows the first tile
+    assert len(sorted_through) <= 10  # of 25: for each hundred of rows the first, or the second where a group had too few yet
 
 
 def squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:

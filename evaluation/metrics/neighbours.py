@@ -5,7 +5,7 @@ Distances are worked on in tiles, which the ranks share out; never more than one
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fiducial.evaluation.metrics.intervals import (
 
 ENOUGH = 2 * GROUPS  # samples for an interval of recall or coverage
 TILE = 2048  # rows and columns of the distances that exist at once
+PARTS = 4  # of a tile on the diagonal, along each side
 ADM_BLOCK = 10_000  # rows and columns that ADM's evaluator works on at once; its float16 falls back to float32 by the block
 HALF_MAX = 65504.0
 
@@ -269,7 +270,7 @@ def _keep_smallest_of_all(best: Tensor, block: Tensor, member: Tensor | None) ->
     """`_keep_smallest`, whatever there is so far."""
     count, parts = best.shape[2], [block]
     if member is not None:
-        block = block[:, member.argsort(stable=True).to(block.device)]
+        block = block.index_select(1, member.argsort(stable=True).to(block.device))
         parts = block.split(member.bincount(minlength=GROUPS).tolist(), dim=1)
     for number, part in enumerate(parts):
         found = part.topk(min(count, part.shape[1]), largest=False).values.cpu()
@@ -289,10 +290,13 @@ class Pairs:
         self._in_float32 = self._overflowing_blocks(group) if half else frozenset()
 
     def tiles(self, group: Group, mirrored: bool = False) -> Iterator[tuple[slice, slice]]:
-        """This rank's share of the tiles; with `mirrored`, only one of two that are each other's mirror image."""
+        """This rank's share of the tiles; with `mirrored`, only one of two that are each other's mirror image, and those that are
+        their own in parts, last."""
         everything = ((rows, columns) for rows in _ranges(len(self.a)) for columns in _ranges(len(self.b)))
-        wanted = (tile for tile in everything if not mirrored or tile[0].start <= tile[1].start)
-        return islice(wanted, group.rank, None, group.world_size)
+        if mirrored:
+            different = (tile for tile in everything if tile[0].start < tile[1].start)
+            everything = chain(different, chain.from_iterable(map(_without_mirror_images, _ranges(len(self.a)))))
+        return islice(everything, group.rank, None, group.world_size)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
         """One tile of squared distances, float32."""
@@ -322,6 +326,18 @@ def _ranges(count: int) -> Iterator[slice]:
     for block in range(0, count, ADM_BLOCK):
         end = min(block + ADM_BLOCK, count)
         yield from (slice(start, min(start + TILE, end)) for start in range(block, end, TILE))
+
+
+def _without_mirror_images(rows: slice) -> Iterator[tuple[slice, slice]]:
+    """Tiles of these rows by the same, without most of the half that mirrors the other."""
+    size = rows.stop - rows.start
+    if size <= TILE // PARTS:
+        yield rows, rows
+        return
+    upper, lower = slice(rows.start, rows.start + size // 2), slice(rows.start + size // 2, rows.stop)
+    yield upper, lower
+    yield from _without_mirror_images(upper)
+    yield from _without_mirror_images(lower)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
