@@ -121,7 +121,7 @@ def ours(work: Drawing, *options: str) -> Iterator["LatentDiffusion"]:
 
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
-    how = numerics.resolve(config, work.place)
+    how = numerics.choices(config, work.place)[0]
     networks = Networks(config, work.place, how, LatentShape(LATENT, work.side), lambda: Autoencoder(work.folder / "vae"))
     drawer = LatentDiffusion(networks)
     with drawer.switched():

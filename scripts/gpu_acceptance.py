@@ -124,9 +124,9 @@ def source(work: Work, model: str, size: int, images: int, graphs: bool, vae: Pa
 
     given = ["--model", model, "--image-size", str(size), "--num-classes", str(drawing.CLASSES), "--ckpt", "none", "--no-probe"]
     given += ["--per-proc-batch-size", str(images), "--sampler", spec_of(model).sampler, "--num-sampling-steps", "10"]
-    config, _ = sample_ddp.parse([*given, *(["--cuda-tuning"] if graphs else [])])
+    config, _ = sample_ddp.parse(given)
     side = size // drawing.FACTOR
-    how = Numerics("bf16", work.device == "cuda", "sdpa", False)
+    how = Numerics("bf16", work.device == "cuda", "sdpa", False, graphs)
     networks = Networks(config, work.place, how, LatentShape(drawing.LATENT, side), lambda: Autoencoder(vae))
     with work.place:
         network = spec_of(model).build[model](input_size=side, num_classes=drawing.CLASSES)

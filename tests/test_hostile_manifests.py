@@ -111,10 +111,10 @@ def test_what_a_manifest_cannot_hold_is_not_written(tmp_path):
 def test_labels_of_the_command_line_are_bounded():
     for labels, said in (("0-999999999999", "not within"), (",".join(["0-999"] * 5000), "comes to more than 4,194,304 labels")):
         with pytest.raises(UserError, match=said) as refused:
-            SamplingConfig(labels=labels).check()
+            SamplingConfig(labels=labels).validate()
         assert len(str(refused.value)) < 300
     with pytest.raises(UserError, match="--num-classes 1000000000001: must be at least 1 and at most 1,048,575"):
-        SamplingConfig(labels="0-999999999999", num_classes=10**12 + 1).check()
+        SamplingConfig(labels="0-999999999999", num_classes=10**12 + 1).validate()
 
 
 def test_labels_with_leading_zeros_are_the_numbers_that_they_are():

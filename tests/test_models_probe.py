@@ -153,7 +153,7 @@ def parsed(*arguments: object) -> tuple:
 )
 def test_a_network_in_half_is_asked_as_it_is(given):
     config = parsed("--no-compile", *given)
-    drawer = digits_source(config, CPU, numerics.resolve(config, CPU))
+    drawer = digits_source(config, CPU, numerics.choices(config, CPU)[0])
     drawer.load()
     assert drawer.networks.response.correlation == pytest.approx(0.9999, abs=2e-4)
 
@@ -182,7 +182,7 @@ def test_what_overflows_in_half_is_asked_in_fp32(tmp_path):
         state[f"blocks.0.adaLN_modulation.1.{kind}"][gate] /= 1e6
     save_file(state, tmp_path / "large.safetensors")
     config = parsed("--no-compile", "--precision", "fp16", "--ckpt", tmp_path / "large.safetensors")
-    drawer = digits_source(config, CPU, numerics.resolve(config, CPU))
+    drawer = digits_source(config, CPU, numerics.choices(config, CPU)[0])
     assert not respond(drawer.networks.load_network(drawer.how), 10, 8, CPU, False).is_finite
     drawer.load()
     assert drawer.networks.response.correlation == pytest.approx(0.99995, abs=2e-5)

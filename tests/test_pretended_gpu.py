@@ -29,10 +29,11 @@ def group_on_gpu() -> Group:
 
 def draw(gpu: PretendedGPU, folder: Path, checkpoint: Path, steps: int, *more: str) -> tuple[Counter, Counter]:
     """Where the host waited for the GPU, and what was copied there, while two blocks were drawn."""
-    of_run = ("--num-fid-samples", "8", "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps), "--no-probe")
+    of_run = ("--num-fid-samples", "8", "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps))
+    as_it_is = ("--no-probe", "--check", "off", "--no-compile")  # no weights are read, and no value
     network = () if "--sampler" in more and "euler" in more else ("--model", "DiT-XS/8")
     weights = ("--ckpt", checkpoint, "--sample-dir", folder, "--run-name", str(steps), *network)
-    config, _ = sample_ddp.parse([*map(str, ("--preset", "digits", *weights, *of_run)), *more])
+    config, _ = sample_ddp.parse([*map(str, ("--preset", "digits", *weights, *of_run, *as_it_is)), *more])
     gpu.waits.clear(), gpu.copies.clear(), gpu.events.clear()
     with gpu:
         npz = draw_files(config, group_on_gpu(), False)

@@ -15,9 +15,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import fiducial
-import sample_ddp
 from fiducial.models import DiT_models
 from fiducial.sampling.source import compilation, numerics
+from fiducial.sampling.source.numerics import REFERENCE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -114,8 +114,8 @@ def test_on_a_cpu_nobody_waits():
 def test_on_a_gpu_without_graphs_the_blocks_are_compiled(device, tuned, expected, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda part, **_: compiled.append(type(part).__name__))
-    config = replace(sample_ddp.parse(["--preset", "digits"])[0], cuda_tuning=tuned)
-    numerics.compile_network(DiT_models["DiT-XS/8"](input_size=8, num_classes=10), config, device)
+    how = replace(REFERENCE, compile=True, cuda_tuning=tuned)
+    numerics.compile_network(DiT_models["DiT-XS/8"](input_size=8, num_classes=10), how, device)
     assert compiled == expected
 
 
@@ -123,12 +123,11 @@ def test_one_block_is_compiled_for_all(monkeypatch):
     """Once for each shape, and once more for the first of them, whose input lies transposed in memory."""
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda part, **_: compile_module(part, dynamic=False, backend="eager"))
-    config, _ = sample_ddp.parse(["--preset", "digits"])
     network = randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10)).requires_grad_(False)
     given = [(torch.randn(rows, 4, 8, 8), torch.tensor([500.0]), torch.arange(rows)) for rows in (2, 3)]
     with torch.inference_mode():
         expected = [network(*one) for one in given]
-        numerics.compile_network(network, config, CUDA)
+        numerics.compile_network(network, replace(REFERENCE, compile=True), CUDA)
         counters.clear()
         found = [network(*one) for one in given]
     assert all(map(torch.equal, found, expected))

@@ -60,6 +60,7 @@ EVERY = {
     "cache-dir": ("/shared", "/shared"),
     "network": ("diffusers", "diffusers"),
     "weights-key": ("model", "model"),
+    "check": ("full", "full"),
 }
 FLAGS = ("compile", "no-probe", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
 

@@ -162,7 +162,7 @@ def processor(device: torch.device) -> Iterator[Finding]:
 
 
 def automatic_precision(device: torch.device) -> str:
-    return numerics.resolve(SamplingConfig(ckpt=Path(), compile=False), device).precision
+    return numerics.choices(SamplingConfig(ckpt=Path(), compile=False), device)[0].precision
 
 
 def compiler(device: torch.device) -> Iterator[Finding]:

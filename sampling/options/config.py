@@ -36,7 +36,7 @@ OF_NETWORKS = (
         "num_sampling_steps",
         "guidance_interval",
     ),
-    *("network", "rounding", "precision", "compile", "attention", "vae_slicing", "vae_tiling", "offload", "cuda_tuning"),
+    *("network", "rounding", "precision", "compile", "attention", "vae_slicing", "vae_tiling", "offload", "cuda_tuning", "check"),
 )
 LONGEST_NAME = 255 - len(".npz.part")  # bytes of a run's name that is made here
 LONGEST_NAME_OF_A_FILE = 80  # of a checkpoint or VAE, in the run's name
@@ -77,13 +77,14 @@ class SamplingConfig:
     rounding: str = "dit"
     exact: bool = False
     precision: str = "auto"
-    compile: bool | None = None  # None: where it was measured to pay
+    compile: bool | None = None  # None: where it was measured to pay, and passes verification
     attention: str = "auto"
     vae_slicing: bool | None = None  # None: where it was measured to pay
     vae_tiling: bool = False
     offload: str = "none"
-    cuda_tuning: bool = False
+    cuda_tuning: bool | None = None  # None: where it passes verification
     probe: bool = True  # ask the network, once loaded, whether it predicts noise
+    check: str = "quick"  # how far the numerics are verified before anything is drawn
 
     def __post_init__(self) -> None:
         if self.ckpt is None:
@@ -95,8 +96,8 @@ class SamplingConfig:
         names = PUBLISHED if self.generator is None else ("image_size", "num_classes")
         return [name for name in names if getattr(self, name) is None]
 
-    def check(self) -> None:
-        """Everything that can be refused without opening a file.
+    def validate(self) -> None:
+        """Refuse everything that can be without opening a file.
 
         Raises:
             UserError: naming the option, the value received, and the remedy.
@@ -169,11 +170,12 @@ class SamplingConfig:
         N is not among them, because no label depends on N; nor are paths, whose content is hashed instead.
         """
         before = "model image_size num_classes cfg_scale cfg_channels sampler"
-        after = "num_sampling_steps labels global_seed rounding exact vae_tiling cuda_tuning"
+        after = "num_sampling_steps labels global_seed rounding exact vae_tiling"
         return {
             **{name: getattr(self, name) for name in before.split()},
             **self.recorded_options(),
             **{name: getattr(self, name) for name in after.split()},
+            "cuda_tuning": bool(self.cuda_tuning),
             **({"network": self.network} if self.network != "official" else {}),  # runs older than the choice keep their names
             "guidance_interval": list(self.guidance_interval),
             "per_proc_batch_size": self.per_proc_batch_size,

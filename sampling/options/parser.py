@@ -177,20 +177,27 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     speed.add_argument(
         "--precision",
         choices=["auto", "fp32", "tf32", "bf16", "fp16"],
-        help="of matrix products; auto: bf16 on a CPU that has it, else fp32; on a GPU tf32, for bf16 was not run on one yet; "
-        "fp16 is slower than fp32 on a CPU without instructions for it",
+        help="of matrix products; auto: bf16 where the hardware has it and it passes verification (--check), else tf32 on a GPU, "
+        "else fp32; fp16 is slower than fp32 on a CPU without instructions for it",
     )
     speed.add_argument("--tf32", action=yes_or_no, help="the same as --precision tf32 or fp32")
     speed.add_argument(
         "--compile",
         action=yes_or_no,
-        help="compile the network, for which each process takes 10 s to 2 minutes first (default on a CPU; not run on a GPU yet)",
+        help="compile the network, which takes each process 10 s to 2 minutes first (default on a CPU, and for bf16 on a GPU)",
     )
     speed.add_argument(
         "--attention",
         choices=["auto", "sdpa", "products", "math"],
         help="torch's fastest kernel, two matrix products around a softmax, or torch's plain ones; auto: products with bf16 on "
         "a CPU without AMX, else sdpa",
+    )
+    speed.add_argument(
+        "--check",
+        choices=["quick", "full", "off"],
+        help="verify on this device, before anything is drawn, that precision and compilation give what fp32 gives, and fall "
+        "back to those that do, and that all ranks multiply alike: quick, once a kind of device and network; full, anew, and "
+        "everything twice (default quick)",
     )
     speed.add_argument("--vae-slicing", action=yes_or_no, help="decode one image at a time (default with bf16 on a CPU)")
     speed.add_argument("--vae-tiling", action=yes_or_no, help="decode large images in overlapping tiles, which shows at seams")
@@ -202,7 +209,8 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
     speed.add_argument(
         "--cuda-tuning",
         action=yes_or_no,
-        help="CUDA graphs with --compile, cuDNN autotuning, decoding on a stream of its own; off, and not run on a GPU yet",
+        help="CUDA graphs with --compile, cuDNN autotuning, decoding on a stream of its own (default on a GPU where it passes "
+        "verification)",
     )
 
 
@@ -295,7 +303,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         settings["precision"] = "tf32" if tf32 else "fp32"
     own = {name: settings.pop(name) for name in own_options() if name in settings}
     config = SamplingConfig(**settings, own=own)
-    config.check()
+    config.validate()
     if "per_proc_batch_size" not in given:
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:

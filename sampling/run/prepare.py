@@ -3,20 +3,20 @@
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fiducial import Group, UserError, about, make_folder, say
+from fiducial import Group, UserError, about, make_folder, say, warn
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
 from fiducial.sampling.run.checks import check_folder, check_kind, check_names, tell_of_block_size
 from fiducial.sampling.run.hardware import Ranks
 from fiducial.sampling.run.sinks import Sink
-from fiducial.sampling.source.protocol import ResolvedRun, Source, SourceSpec
+from fiducial.sampling.source.protocol import ResolvedRun, Source, SourceSpec, Unfit
 from fiducial.sampling.store import disk
 from fiducial.sampling.store import manifest as manifests
 from fiducial.sampling.store.folder import ENDED, read_ended
@@ -34,10 +34,14 @@ class Found:
     manifest: Manifest | None
     done: np.ndarray  # (N,) bool, as far as it is known without reading what stands in the folder
     source: Source  # tried out, if an image is missing as far as that is known
+    unfit: tuple[Mapping, ...] = ()  # events of what was tried before it
 
 
 def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, ranks: Ranks, stack: ExitStack) -> Found:
     """Check everything, and write nothing. Until `stack` closes, torch's switches are as the source wants them.
+
+    Of several identities that the options may come to, a run that was begun keeps its own; else the first whose source is fit is
+    taken, and the last in any case.
 
     Args:
         ranks: compared if an image is missing, as far as that is known.
@@ -45,22 +49,67 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
     Raises:
         UserError: if something given cannot be used.
     """
-    run = spec.resolve(config, group)
-    folder = config.sample_dir / f"{run.config.named_run(run.identity.fingerprint)}{sink.suffix}"
+    choices, unfit = spec.resolve(config, group).choices(), []
+    begun = [run for run in choices if is_begun(run, sink)][:1]
+    for run in begun or choices:
+        found = look(run, spec, sink, group)
+        with ExitStack() as switched:
+            switched.enter_context(found.source.switched())
+            if error := try_out(found, ranks):
+                unfit.append(error.event)
+                if begun and run != choices[-1]:
+                    raise UserError(f"{error}; {found.folder} was begun so, and --check off goes on with it all the same")
+                if run != choices[-1]:
+                    found.source.release()
+                    say(f"note: {error}; the next is tried")
+                    continue
+                warn(f"warning: {error}; it is drawn so all the same, as it was asked for")
+            stack.enter_context(switched.pop_all())
+            break
+    if found.manifest is None:
+        tell_of_block_size(found.run.plan, group.world_size)
+    return replace(found, unfit=tuple(unfit))
+
+
+def look(run: ResolvedRun, spec: SourceSpec, sink: Sink, group: Group) -> Found:
+    """Findings in the folder of a run, and its source, nothing of which is loaded.
+
+    Raises:
+        UserError: if it cannot be drawn there.
+    """
+    folder = folder_of(run, sink)
     sink.check_lengths(folder)
     manifest = manifests.read(folder, sink.made)
     check_kind(folder, FILES[sink.made])
     check_folder(folder, manifest, run)
     check_names(folder, manifest, run.names)
     done = sink.look(folder, manifest, run)
-    if manifest is None:
-        tell_of_block_size(run.plan, group.world_size)
-    source = spec.open_source(run.config, run.identity, run.facts, group)
-    stack.enter_context(source.switched())
-    if not done.all():
-        ranks.compare(run.identity, manifest, folder, int(done.sum()))
-        source.try_out()  # one that cannot be drawn from leaves no folder, and a run as it is
-    return Found(run, folder, manifest, done, source)
+    return Found(run, folder, manifest, done, spec.open_source(run.config, run.identity, run.facts, group))
+
+
+def try_out(found: Found, ranks: Ranks) -> Unfit | None:
+    """Compare the ranks and try the source out, if an image is missing; return why it should not be drawn from.
+
+    Raises:
+        UserError: if it cannot be: then there is no folder yet, and a run stays as it is.
+    """
+    try:
+        if missing := int((~found.done).sum()):
+            ranks.compare(found.run.identity, found.manifest, found.folder, len(found.done) - missing)
+            found.source.try_out(missing)
+    except Unfit as error:
+        return Unfit(str(error), error.event)  # without the frames, which hold the networks
+    return None
+
+
+def folder_of(run: ResolvedRun, sink: Sink) -> Path:
+    return run.config.sample_dir / f"{run.config.named_run(run.identity.fingerprint)}{sink.suffix}"
+
+
+def is_begun(run: ResolvedRun, sink: Sink) -> bool:
+    """Whether a run of this identity stands in its folder."""
+    manifest = manifests.read(folder_of(run, sink), sink.made)
+    return manifest is not None and manifest.identity == run.identity
 
 
 def prepare(
@@ -91,9 +140,9 @@ def prepare(
         check_names(folder, manifest, run.names)
         manifest.identity, manifest.num_fid_samples = run.identity, config.num_fid_samples
         done = sink.claim(folder, manifest)
-        if not done.all():
+        if missing := int((~done).sum()):
             ranks.compare(run.identity, manifest, folder, int(done.sum()))
-            found.source.try_out()
+            found.source.try_out(missing)
         manifest.paths = run.paths
         if run.names:
             manifest.class_names = Names(**run.names.recorded())
@@ -108,6 +157,8 @@ def prepare(
     session, mark = len(manifest.sessions), manifest.mark
     task = Task(folder, session, held.token, run.identity, done, run.facts, sink.made, npz, mark)
     held.told = task.told
+    for event in found.unfit:
+        task.note(group, dict(event))
     return found.source, task, held
 
 

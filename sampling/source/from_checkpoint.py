@@ -20,6 +20,7 @@ from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
+from fiducial.sampling.source.checking import Check
 from fiducial.sampling.source.compilation import compiling
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.networks import Networks
@@ -41,7 +42,7 @@ def open_source(config: SamplingConfig, identity: Identity, facts: Mapping[str, 
     files = NodeFiles(config, identity, group)
     numbered = replace(config, labels=identity.labels)
     networks = Networks(numbered, group.device, how, LatentShape(**facts["latent"]), files.codec)
-    return LatentDiffusion(networks, files.meet, partial(compiling, group), share(group))
+    return LatentDiffusion(networks, files.meet, partial(compiling, group), share(group), Check(group))
 
 
 def check_options(config: SamplingConfig, is_told: bool = True) -> None:
@@ -51,7 +52,7 @@ def check_options(config: SamplingConfig, is_told: bool = True) -> None:
         is_told: nobody had to guess the model's family.
     """
     config = with_sampler(config)
-    config.check()
+    config.validate()
     if config.model is not None and (path := spec_of(config.model).path) not in SAMPLERS[config.sampler].solves:
         able = [name for name, sampler in SAMPLERS.items() if path in sampler.solves]
         raise UserError(
@@ -147,21 +148,21 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     tell_of_weights(config, found, has_null)
     names = names_of(config, found)
     config = replace(config, labels=classes.numbered(config.labels, names))
-    config.check()
+    config.validate()
     with group.allowing(TRYING_SECONDS):
-        how = numerics.resolve(config, group.device)
-    identity = {
+        how = numerics.choices(config, group.device)
+    fixed = {
         **config.identity(),
         "checkpoint_sha256": checkpoint.sha256(config.ckpt),
         **({} if found.is_usual else {"weights_key": found.kind}),
         **of_codec,
         "noise": NOISE_VERSION,
-        **asdict(how),
         **({"device_type": group.device.type} if config.exact else {}),
     }
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
     settled = {"weights_key": found.kind}
-    return ResolvedRun(config, Identity(identity), names, {"latent": asdict(latent)}, paths, settled)
+    identity, *others = (Identity(fixed | asdict(one)) for one in how)
+    return ResolvedRun(config, identity, names, {"latent": asdict(latent)}, paths, settled, tuple(others))
 
 
 def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decoder) -> LatentShape:

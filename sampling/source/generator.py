@@ -73,9 +73,9 @@ class Generator:
         self._config, self._plan, self._device = config, Plan.of(identity, config.num_fid_samples), device
         self._size, self._options = identity.image_size, options_of(config)
 
-    def try_out(self) -> None:
+    def try_out(self, _: int) -> None:
         """Import the function; its images are looked at when they are drawn."""
-        self._function = find_function(self._config.generator)
+        self.load()
 
     def switched(self) -> AbstractContextManager:
         return numerics.applied(REFERENCE, self._config, self._device)
@@ -83,7 +83,8 @@ class Generator:
     def begin(self, _: Callable[..., object]) -> None:
         """Nothing is noted."""
 
-    load = try_out
+    def load(self) -> None:
+        self._function = find_function(self._config.generator)
 
     def release(self) -> None:
         """Nothing: a function keeps what it wants."""
@@ -238,13 +239,13 @@ def is_asked_for(config: SamplingConfig) -> bool:
 
 
 def check_given(config: SamplingConfig, _: Group) -> None:
-    config.check()
+    config.validate()
     require_arguments(find_function(config.generator), config)
 
 
 def fetch(config: SamplingConfig, _: Group) -> SamplingConfig:
     """Nothing is downloaded for it."""
-    config.check()
+    config.validate()
     return config
 
 
@@ -254,7 +255,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     file = module_file(config.generator)
     names: ClassNames | None = names_alone(config.class_names, config.num_classes)
     numbered = replace(config, labels=classes.numbered(config.labels, names))
-    numbered.check()
+    numbered.validate()
     identity = {
         **{name: getattr(numbered, name) for name in OF_EVERY_RUN},
         "generator_sha256": file_sha256(file),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fiducial import Group, one_line, warn
 from fiducial.diffusion.guidance import Guidance, guided
-from fiducial.diffusion.prediction import PREDICTIONS, Raw
+from fiducial.diffusion.prediction import PREDICTIONS, Denoiser, Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.networks.dit import DiT
@@ -26,6 +27,14 @@ from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.numerics import Numerics
 
 
+class Checking(Protocol):
+    """A check of what is loaded: by rank 0 before others know of the run, and by all ranks."""
+
+    def on_main(self, source: "LatentDiffusion", missing: int) -> None: ...
+
+    def on_all(self, source: "LatentDiffusion", is_loaded: bool) -> None: ...
+
+
 class LatentDiffusion:
     """A `Source`.
 
@@ -34,6 +43,7 @@ class LatentDiffusion:
         meet: called on each rank that is to draw, before it loads anything but on trial.
         compiling: what holds while networks are compiled.
         cores: of this rank.
+        check: of what is loaded, before it draws.
     """
 
     def __init__(
@@ -42,30 +52,38 @@ class LatentDiffusion:
         meet: Callable[[], object] = lambda: None,
         compiling: Callable[[], AbstractContextManager] = nullcontext,
         cores: int = 1,
+        check: Checking | None = None,
     ):
-        self.networks, self._meet, self._compiling, self._cores = networks, meet, compiling, cores
+        self.networks, self._meet, self.compiling = networks, meet, compiling
+        self._cores, self._check = cores, check
         config, device = networks.config, networks.device
-        self.config, self.how, self._device = config, networks.how, device
-        self._shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
+        self.config, self.how, self.device = config, networks.how, device
+        self.shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
         self.ready, self.loading = self.how.precision, "weights and compiling" if self.how.compile else "weights"
         decoded, size = decoded_at_once(config, device), config.per_proc_batch_size
-        self.pieces = Blocks(size, device, config.cuda_tuning, lambda **event: networks.note(**event), decoded)
+        self.pieces = Blocks(size, device, self.how.cuda_tuning, lambda **event: networks.note(**event), decoded)
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
         self._sampler = SAMPLERS[config.sampler]
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
-        self._is_loaded = False
+        self._is_loaded = self.is_compiled = False
 
-    def try_out(self) -> None:
-        """See `Source.try_out`: loads the networks, and asks the one that is sampled whether it is of its family."""
+    def try_out(self, missing: int) -> None:
+        """See `Source.try_out`: loads the networks, asks the one that is sampled whether it is of its family, and checks
+        what they make of the run's first images."""
         if self.networks.network is None:
             self.networks.load()
+            if self._check:
+                self._check.on_main(self, missing)
 
     def switched(self) -> AbstractContextManager:
-        return numerics.applied(self.how, self.config, self._device)
+        return numerics.applied(self.how, self.config, self.device)
 
     def begin(self, note: Callable[..., object]) -> None:
         self.networks.note = note
+        for event in self.networks.untold:
+            note(**event)
+        self.networks.untold.clear()
 
     def load(self) -> None:
         """Load the networks, and compile what is to be compiled.
@@ -75,43 +93,53 @@ class LatentDiffusion:
         """
         if not self._is_loaded:
             self._meet()
-            self.try_out()
-            self.compile()
+            if self.networks.network is None:
+                self.networks.load()
+            if not self.is_compiled:
+                self.compile()
             self._is_loaded = True
 
     def release(self) -> None:
         self.networks.release()
-        self._is_loaded = False
+        self._is_loaded = self.is_compiled = False
 
     def told(self, group: Group) -> dict | None:
-        """The answers of all ranks' networks to pure noise, the least of each number."""
+        """The answers of all ranks' networks to pure noise, the least of each number; what the check says of a rank ends all."""
         response = self.networks.response.recorded() if self.networks.response else None
         told = group.gather(response)
+        if self._check:
+            self._check.on_all(self, self._is_loaded)
         group.wait()
         return least(told, str(self.config.ckpt)) if group.is_main else None
 
     def lines(self, told: dict | None, evaluations: int) -> list[str]:
-        return lines(self.config, self.how, self._device, told, evaluations)
+        return lines(self.config, self.how, self.device, told, evaluations)
+
+    def compile(self) -> None:
+        """Compile the network, if it is to be; if that fails, go on without."""
+        try:
+            self.warm_up()
+        except Exception as error:
+            self.networks.note(event="not compiled", reason=one_line(error))
+            warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
+            self.networks.network = self.networks.load_network(self.how)
 
     @torch.inference_mode()
-    def compile(self) -> None:
-        """Compile the network for the shapes that it will meet, if it is to be; if that fails, go on without."""
+    def warm_up(self) -> None:
+        """Have the network compiled for the shapes that it will meet, if it is to be."""
+        self.is_compiled = True
         if not self.how.compile:
             return
-        with self._compiling():
-            numerics.compile_network(self.networks.network, self.config, self._device)
-            try:
-                with self.networks.at_work(self.networks.network, "model"):
-                    for images in {len(piece) for piece in self.pieces.pieces([0])}:
-                        x = torch.zeros(images, *self._shape, device=self._device)
-                        for t in self.guidance.times():
-                            self.guided(range(images))(x, t)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    return  # which the first block will find too, and draw in halves
-                self.networks.note(event="not compiled", reason=one_line(error))
-                warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
-                self.networks.network = self.networks.load_network(self.how)
+        try:
+            with self.compiling(), self.networks.at_work(self.networks.network, "model"):
+                numerics.compile_network(self.networks.network, self.how, self.device)
+                for images in {len(piece) for piece in self.pieces.pieces([0])}:
+                    x = torch.zeros(images, *self.shape, device=self.device)
+                    for t in self.guidance.times():
+                        self.guided(range(images))(x, t)
+        except Exception as error:
+            if not is_out_of_memory(error):  # which the first block will find too, and draw in halves
+                raise
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """See `Source.blocks`; `check` is called before each evaluation of the network."""
@@ -119,7 +147,7 @@ class LatentDiffusion:
 
         def sample(piece: range, noise: NoiseStream) -> Tensor:
             with self.networks.at_work(self.networks.network, "model"):
-                return self.finite(piece, count, self.sample(self.networks.network, piece, noise, check), check)
+                return finite(self, piece, count, self.sample(self.networks.network, piece, noise, check), check)
 
         # When there are fewer, compiled anew, so that what was compiled for more images gives its memory back.
         steps = Steps(self._noise, sample, self.networks.decode, self.networks.decode_in_fp32, self.compile)
@@ -128,16 +156,20 @@ class LatentDiffusion:
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
         draws = self._sampler.noises(config.count_steps(), **config.sampler_options())
-        threads = noise_threads(self._device, self._cores)
-        return NoiseStream(config.global_seed, pieces, self._shape, draws, self._device, threads)
+        threads = noise_threads(self.device, self._cores)
+        return NoiseStream(config.global_seed, pieces, self.shape, draws, self.device, threads)
 
     def guided(self, piece: range, network: DiT | None = None) -> Raw:
         """The network that is loaded, or another, for the labels of `piece`, guided."""
         config, network = self.config, network or self.networks.network
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
-        y = torch.from_numpy(labels).to(self._device)
+        y = torch.from_numpy(labels).to(self.device)
         null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
         return guided(asked(network, self.networks.spec, shared_timestep=not config.exact), null, y, self.guidance)
+
+    def denoiser(self, model: Raw) -> Denoiser:
+        """The denoiser that a sampler takes, of a network of this family."""
+        return PREDICTIONS[self.networks.spec.predicts](model)
 
     @torch.inference_mode()
     def latents(self, piece: range, check: Callable[[], object], network: DiT | None = None) -> Tensor:
@@ -153,28 +185,28 @@ class LatentDiffusion:
             check()
             return predict(x, t)
 
-        denoise = PREDICTIONS[self.networks.spec.predicts](model)
-        return self._sampler.draw(denoise, next(noise), self._grid, noise, **self.config.sampler_options())
+        return self._sampler.draw(self.denoiser(model), next(noise), self._grid, noise, **self.config.sampler_options())
 
-    def finite(self, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:
-        """The same latents if all are finite, else with those that are not drawn once more, in fp32.
 
-        Raises:
-            UserError: if some are not even then.
-        """
-        bad = ~latents.isfinite().flatten(1).all(1)
-        bad[max(count - piece.start, 0) :] = False
-        if not bad.any():
-            return latents
-        network = self.networks.network_in_fp32()
-        with plain_float32(), self.networks.at_work(network, "model"):
-            again = self.latents(piece, check, network)
-        latents = torch.where(bad[:, None, None, None], again, latents)
-        indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
-        self.networks.note(event="not finite, drawn again in fp32", indices=indices)
-        if lost := [index for index in indices if not latents[index - piece.start].isfinite().all()]:
-            raise not_finite("model", lost)
+def finite(source: LatentDiffusion, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:
+    """The same latents if all are finite, else with those that are not drawn once more, in fp32.
+
+    Raises:
+        UserError: if some are not even then.
+    """
+    bad = ~latents.isfinite().flatten(1).all(1)
+    bad[max(count - piece.start, 0) :] = False
+    if not bad.any():
         return latents
+    network = source.networks.network_in_fp32()
+    with plain_float32(), source.networks.at_work(network, "model"):
+        again = source.latents(piece, check, network)
+    latents = torch.where(bad[:, None, None, None], again, latents)
+    indices = [piece[row] for row in bad.nonzero().flatten().tolist()]
+    source.networks.note(event="not finite, drawn again in fp32", indices=indices)
+    if lost := [index for index in indices if not latents[index - piece.start].isfinite().all()]:
+        raise not_finite("model", lost)
+    return latents
 
 
 def least(told: list[dict | None], ckpt: str) -> dict | None:

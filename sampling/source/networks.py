@@ -1,7 +1,7 @@
 """The two networks of latent diffusion on one device: loading, asking, moving to and fro, and their twins in fp32."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -40,7 +40,8 @@ class Networks:
         open_codec: Callable[[], Decoder],
     ):
         self.config, self.device, self.how, self.latent, self._open_codec = config, device, how, latent, open_codec
-        self.note: Callable[..., object] = lambda **_: None  # called with what is out of the ordinary
+        self.untold: list[dict] = []  # what was out of the ordinary before somebody took note of it
+        self.note: Callable[..., object] = lambda **event: self.untold.append(event)
         self.spec = spec_of(config.model)
         self.network: DiT | None = None
         self.decoder: Decoder | None = None
@@ -118,6 +119,16 @@ class Networks:
             is_plain = self.how.dtype == torch.float32 and not self.how.compile
             self._network_in_fp32 = self.network if is_plain else self.load_network(REFERENCE)
         return self._network_in_fp32
+
+    @contextmanager
+    def reference(self) -> Iterator[DiT]:
+        """The network in fp32 at its place; it and the decoder in fp32 are let go afterwards, unless they were there."""
+        before = self._network_in_fp32, self._decoder_in_fp32
+        try:
+            yield self.network_in_fp32()
+        finally:
+            self._network_in_fp32, self._decoder_in_fp32 = before
+            memory.release(self.device)
 
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, H, W, 3) uint8 and, (N,) bool, which of them were finite before that. Nothing waits for the device."""

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from fiducial.precision import float32_products
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source.compilation import compiler_threads, kernels_folder
 
+HALF = ("bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = 64  # that one network is compiled for: halves of halves of a batch, with and without guidance
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -39,6 +40,7 @@ class Numerics:
     compile: bool
     attention: str  # sdpa, products or math
     vae_slicing: bool
+    cuda_tuning: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,9 +52,8 @@ RESOLVED = tuple(field.name for field in fields(Numerics))  # in a run's identit
 REFERENCE = Numerics("fp32", False, "sdpa", False)
 
 
-def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
-    """The numerics that `auto` means here: on a CPU the fastest that was measured, on a GPU, where nothing was, TF32 without
-    compilation.
+def choices(config: SamplingConfig, device: torch.device) -> tuple[Numerics, ...]:
+    """The numerics that these options may come to here, the fastest first: each for where none before it passes verification.
 
     Raises:
         UserError: if this hardware does not have what is asked for.
@@ -62,20 +63,54 @@ def resolve(config: SamplingConfig, device: torch.device) -> Numerics:
         if given and on_cpu:
             raise UserError(f"{option}: needs a GPU, and this runs on a CPU; leave it out")
     if config.exact:
-        return Numerics("fp32", False, "sdpa" if config.attention == "auto" else config.attention, bool(config.vae_slicing))
-    precision = config.precision
+        attention = "sdpa" if config.attention == "auto" else config.attention
+        return (Numerics("fp32", False, attention, bool(config.vae_slicing)),)
+    found = [
+        Numerics(precision, is_compiled, _attention(config, precision, on_cpu), _slicing(config, precision, on_cpu), is_tuned)
+        for precision in _precisions(config, device)
+        for is_compiled in _compiled(config, precision, on_cpu)
+        for is_tuned in _tuned(config, precision, is_compiled, on_cpu)
+    ]
+    if any(one.compile for one in found) and not can_compile(device):
+        return choices(replace(config, compile=False), device)
+    return tuple(found)
+
+
+def _precisions(config: SamplingConfig, device: torch.device) -> tuple[str, ...]:
+    on_cpu, precision = device.type == "cpu", config.precision
+    if precision == "auto" and on_cpu:
+        return ("bf16", "fp32") if cpu_has_bf16() else ("fp32",)
     if precision == "auto":
-        precision = ("bf16" if cpu_has_bf16() else "fp32") if on_cpu else ("tf32" if is_ampere(device) else "fp32")
+        return ("bf16", "tf32", "fp32") if is_ampere(device) else ("fp32",)
     if precision == "tf32" and (on_cpu or not is_ampere(device)):
         raise UserError("--precision tf32 (--tf32): needs a GPU of compute capability 8.0 or later; use fp32")
     if precision == "bf16" and not on_cpu and not is_ampere(device):
         raise UserError("--precision bf16: this GPU does not have it (compute capability 8.0 or later does); use fp16 or fp32")
-    wanted = config.compile if config.compile is not None else on_cpu
-    slicing = config.vae_slicing if config.vae_slicing is not None else on_cpu and precision == "bf16"
-    attention = config.attention
-    if attention == "auto":  # torch's kernel multiplies slowly there; with AMX nothing was measured
-        attention = "products" if on_cpu and precision == "bf16" and "amx_bf16" not in cpu_flags().split() else "sdpa"
-    return Numerics(precision, wanted and can_compile(device), attention, slicing)
+    return (precision,)
+
+
+def _compiled(config: SamplingConfig, precision: str, on_cpu: bool) -> tuple[bool, ...]:
+    if config.compile is not None:
+        return (config.compile,)
+    return (True, False) if on_cpu or precision in HALF else (False,)
+
+
+def _tuned(config: SamplingConfig, precision: str, is_compiled: bool, on_cpu: bool) -> tuple[bool, ...]:
+    if config.cuda_tuning is not None:
+        return (config.cuda_tuning,)
+    can = not on_cpu and is_compiled and precision in HALF and config.offload not in ("model", "both")
+    return (True, False) if can else (False,)
+
+
+def _attention(config: SamplingConfig, precision: str, on_cpu: bool) -> str:
+    if config.attention != "auto":
+        return config.attention
+    # Torch's kernel multiplies slowly there; with AMX nothing was measured.
+    return "products" if on_cpu and precision == "bf16" and "amx_bf16" not in cpu_flags().split() else "sdpa"
+
+
+def _slicing(config: SamplingConfig, precision: str, on_cpu: bool) -> bool:
+    return config.vae_slicing if config.vae_slicing is not None else on_cpu and precision == "bf16"
 
 
 def cpu_has_bf16() -> bool:
@@ -142,7 +177,7 @@ def applied(numerics: Numerics, config: SamplingConfig, device: torch.device) ->
     cuda, cudnn, is_fused = torch.backends.cuda, torch.backends.cudnn, numerics.attention != "math"
     with ExitStack() as stack:
         stack.enter_context(float32_products(tf32=numerics.precision == "tf32"))
-        stack.enter_context(_set(lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value), config.cuda_tuning))
+        stack.enter_context(_set(lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value), numerics.cuda_tuning))
         stack.enter_context(_set(cuda.flash_sdp_enabled, cuda.enable_flash_sdp, is_fused))
         stack.enter_context(_set(cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, is_fused))
         stack.enter_context(_set(cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, is_fused))
@@ -179,13 +214,12 @@ def _set_cublas_workspace(value: str | None) -> None:
         os.environ[CUBLAS_WORKSPACE] = value
 
 
-def compile_network(network: nn.Module, config: SamplingConfig, device: torch.device) -> None:
+def compile_network(network: nn.Module, how: Numerics, device: torch.device) -> None:
     """Have a network compiled for each shape that it meets, within `applied`.
 
     On a CPU that is the whole, as its weights become constants, and so it is for CUDA graphs, which are replayed as one; else it
     is a block, which is compiled once for all, as they are alike.
     """
     torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
-    tuned = device.type != "cpu" and config.cuda_tuning
-    for part in [network] if tuned or device.type == "cpu" else network.blocks:
-        part.compile(dynamic=False, mode="reduce-overhead" if tuned else None)
+    for part in [network] if how.cuda_tuning or device.type == "cpu" else network.blocks:
+        part.compile(dynamic=False, mode="reduce-overhead" if how.cuda_tuning else None)

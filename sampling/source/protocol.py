@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from fiducial import Group
+from fiducial import Group, UserError
 from fiducial.classes import ClassNames
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.options.config import SamplingConfig
@@ -24,10 +24,23 @@ class ResolvedRun:
     facts: Mapping[str, object]  # for the source on every rank, as JSON
     paths: dict[str, str]  # for the manifest
     settled: Mapping[str, object] = field(default_factory=dict)  # options that it records otherwise than they stand in `config`
+    others: tuple[Identity, ...] = ()  # that the same options come to where the source by those before is unfit
+
+    def choices(self) -> "list[ResolvedRun]":
+        """This run and what stands in for it, in the order in which they are tried."""
+        return [replace(self, identity=identity, others=()) for identity in (self.identity, *self.others)]
 
     @property
     def plan(self) -> Plan:
         return Plan.of(self.identity, self.config.num_fid_samples)
+
+
+class Unfit(UserError):
+    """Raised where a source does not draw on this device what it should; `event` holds the figures for the run's records."""
+
+    def __init__(self, message: str, event: Mapping[str, object]):
+        super().__init__(message)
+        self.event = event
 
 
 class Source(Protocol):
@@ -36,9 +49,9 @@ class Source(Protocol):
     ready: str  # what is said of it once it is loaded, such as its precision
     loading: str  # what loading it takes, such as "weights and compiling"
 
-    def try_out(self) -> None:
-        """Raise UserError if it cannot be drawn from. On rank 0, before anything is written and before the others know of the
-        run; what is loaded for it stays, and is drawn with."""
+    def try_out(self, missing: int) -> None:
+        """Raise UserError if it cannot be drawn from, and Unfit if it should not be, to draw so many images. On rank 0, before
+        anything is written and before the others know of the run; what is loaded for it stays, and is drawn with."""
 
     def switched(self) -> AbstractContextManager:
         """Torch's switches as all else here wants them, in there; as before afterwards."""

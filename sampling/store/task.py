@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fiducial import Group, open_to_write, read_text
+from fiducial import Group, make_folder, open_to_write, read_text
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.plan import Plan
 from fiducial.sampling.store import manifest, records
@@ -70,6 +70,7 @@ class Task:
         """Add to what this rank leaves for the manifest of what was out of the ordinary."""
         line = json.dumps({"rank": group.rank, "host": socket.gethostname(), **event})
         path = events_path(self.folder, self.session, group.rank)
+        make_folder(path.parent)
         with open(open_to_write(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
             file.write(line + "\n")
 

@@ -1,0 +1,239 @@
+"""The check of a run's numerics before anything is drawn: on rank 0 against fp32, once a kind of device, network and block; then
+every rank's fp32 against rank 0's, which names a device that multiplies wrongly.
+"""
+
+import base64
+import hashlib
+import json
+import platform
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiducial import Group, UserError, about, default_cache, make_folder, one_line, read_json, say, write_whole
+from fiducial.devices import DRIVER
+from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.models.networks.dit import DiT
+from fiducial.sampling import memory
+from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.source import verification
+from fiducial.sampling.source.failures import is_out_of_memory
+from fiducial.sampling.source.latent_diffusion import LatentDiffusion
+from fiducial.sampling.source.numerics import Numerics, cpu_flags
+from fiducial.sampling.source.protocol import Unfit
+from fiducial.sampling.source.verification import BOUNDS, IMAGES, RANKS_AGREE, WHOLE, Errors, Expected
+
+FEW = 5  # steps, for inputs as they come while drawing
+WHOLE_FROM = 500  # images to be drawn, for a block of which it pays to be drawn whole first
+VERDICTS = "verified"  # folder of the cache
+LARGEST = 1 << 20  # bytes of a verdict
+Evaluations = list[tuple[Tensor, float, Tensor]]
+
+
+class FirstImages:
+    """A `verification.Drawing` of the first images of a run.
+
+    Args:
+        count: how many are drawn at once.
+        network: the one that draws.
+        decode: as `Networks.decode`.
+    """
+
+    def __init__(self, source: LatentDiffusion, count: int, network: DiT, decode: Callable[[Tensor], tuple[Tensor, Tensor]]):
+        self._source, self._piece, self._network, self._decode = source, range(count), network, decode
+        self._predict = source.guided(self._piece, network)
+
+    def few_steps(self, look: Callable[[Tensor, float, Tensor], object]) -> Tensor:
+        source, config = self._source, self._source.config
+        sampler, options = SAMPLERS[config.sampler], config.sampler_options()
+        grids = (sampler.grid(str(count), source.device) for count in (FEW, FEW + 1))  # places may be one more than steps
+        grid = next(grid for grid in grids if len(grid) >= FEW)
+
+        def model(x: Tensor, t: float) -> Tensor:
+            out = self._predict(x, t)
+            look(x, t, out)
+            return out
+
+        draws = sampler.noises(len(grid), **options)
+        with (
+            NoiseStream(config.global_seed, [self._piece], source.shape, draws, source.device) as noise,
+            source.networks.at_work(self._network, "model"),
+        ):
+            return sampler.draw(source.denoiser(model), next(noise), grid, noise, **options)
+
+    def evaluate(self, x: Tensor, t: float) -> Tensor:
+        count = len(self._piece)
+        with self._source.networks.at_work(self._network, "model"):
+            return self._predict(x.repeat(-(-count // len(x)), 1, 1, 1)[:count], t)
+
+    def latents(self) -> Tensor:
+        with self._source.networks.at_work(self._network, "model"):
+            return self._source.latents(self._piece, lambda: None, self._network)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._decode(latents)[0]
+
+
+class Check:
+    """The check of one run. `group` are its ranks."""
+
+    def __init__(self, group: Group):
+        self._group = group
+        self._expected: Evaluations | None = None  # of rank 0's reference, where other ranks will ask for them
+
+    def on_main(self, source: LatentDiffusion, missing: int) -> None:
+        """Verify a source that is loaded on rank 0, and say what was found.
+
+        Args:
+            missing: images that are to be drawn.
+
+        Raises:
+            Unfit: if it does not draw as fp32 does.
+        """
+        config, how = source.config, source.how
+        if config.check == "off" or config.exact or (how.precision == "fp32" and not how.compile):
+            return
+        whole = config.check == "full" or missing >= WHOLE_FROM
+        verdict = None if config.check == "full" else recalled(source, whole)
+        if found := verdict:
+            said = "found before on such a device"
+        else:
+            with source.compiling():
+                found = self._verify(source, whole)
+            keep(source, whole, found)
+            said = f"{found.seconds:.1f} s"
+        if reason := found.why_not(BOUNDS[how.precision]):
+            raise unfit(how, f"{reason} ({said})", "not verified", **record(how, found))
+        source.networks.note(event="verified", **record(how, found))
+        say(f"verified {in_words(how)} against fp32: {found.line()} ({said})")
+
+    def _verify(self, source: LatentDiffusion, whole: bool) -> Errors:
+        """The errors of a source against the reference, which is loaded for it."""
+        networks, size = source.networks, source.pieces.batch
+        expected = expect(source, whole)
+        if self._group.world_size > 1:
+            self._expected = expected.evaluations
+        try:
+            source.warm_up()
+        except Exception as error:
+            raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
+        while True:
+            try:
+                by = FirstImages(source, size, networks.network, networks.decode)
+                return verification.compare(expected, by, whole, twice=source.config.check == "full")
+            except Exception as error:
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+            size = -(-size // 2)
+            memory.release(source.device)
+
+    def on_all(self, source: LatentDiffusion, is_loaded: bool) -> None:
+        """On every rank: compare this rank's fp32 with rank 0's.
+
+        Args:
+            is_loaded: this rank has blocks to draw.
+
+        Raises:
+            UserError: if it makes something else of the same inputs.
+        """
+        group = self._group
+        if group.world_size == 1 or source.config.check == "off":
+            return
+        if group.is_main and self._expected is None and is_loaded:
+            self._expected = expect(source, whole=False).evaluations
+        given = group.once(lambda: self._expected and [[packed(x), t, packed(out)] for x, t, out in self._expected])
+        self._expected = None
+        if given is None or group.is_main or not is_loaded:
+            return
+        with source.networks.reference() as network, torch.inference_mode():
+            by, worst = FirstImages(source, min(IMAGES, source.pieces.batch), network, source.networks.decode), 0.0
+            for x, t, right in ((unpacked(x), t, unpacked(out)) for x, t, out in given):
+                found = by.evaluate(x.to(source.device), t).cpu()
+                worst = verification.worst([worst, verification.relative(found, right)])
+        if not worst <= RANKS_AGREE:
+            raise UserError(
+                f"{device_name(source.device)} of rank {group.rank} on {socket.gethostname()} does not multiply as rank 0's: the "
+                f"network's output in fp32 is off by {worst:.2g} for the same input ({RANKS_AGREE:g} is allowed); one of the two "
+                "is damaged or of another kind; leave it out, or give --check off"
+            )
+
+
+def expect(source: LatentDiffusion, whole: bool) -> Expected:
+    """The first images of the run as the reference draws them; it is loaded, and let go."""
+    counts = [min(count, source.pieces.batch) for count in (IMAGES, WHOLE)]
+    with source.networks.reference() as network:
+        few, some = (FirstImages(source, count, network, source.networks.decode_in_fp32) for count in counts)
+        return Expected.by(few, some if whole else None)
+
+
+def unfit(how: Numerics, reason: str, event: str, **figures: object) -> Unfit:
+    return Unfit(f"{in_words(how)} is not drawn with here: {reason}", {"event": event, "reason": reason, **figures})
+
+
+def in_words(how: Numerics) -> str:
+    compiled = "compiled" if how.compile else "not compiled"
+    return f"{how.precision}, {compiled}{', with CUDA graphs' if how.compile and how.cuda_tuning else ''}"
+
+
+def record(how: Numerics, found: Errors) -> dict:
+    """As it stands among a session's events."""
+    return {"numerics": asdict(how), "errors": {name: value if value == value else None for name, value in asdict(found).items()}}
+
+
+def packed(values: Tensor) -> list:
+    array = values.detach().cpu().float().contiguous().numpy()
+    return [list(array.shape), base64.b64encode(array.tobytes()).decode()]
+
+
+def unpacked(given: list) -> Tensor:
+    shape, text = given
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float32).reshape(shape).copy())
+
+
+def device_name(device: torch.device) -> str:
+    return f"the GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "the processor"
+
+
+def verdict_path(source: LatentDiffusion) -> Path:
+    """The file of the verdict on such a source on such a device."""
+    config, device = source.config, source.device
+    on = {"cpu": [platform.machine(), cpu_flags()], "torch": torch.__version__, "fiducial": about().get("version")}
+    if device.type == "cuda":
+        driver = ""
+        with suppress(OSError):
+            driver = DRIVER.read_text()
+        on |= {"gpu": torch.cuda.get_device_name(device), "driver": driver, "cudnn": torch.backends.cudnn.version()}
+    about_run = {
+        "network": [config.model, config.network, config.num_classes, source.shape],
+        "codec": config.vae,
+        "block": config.per_proc_batch_size,
+        "sampler": [config.sampler, config.num_sampling_steps],
+        "guidance": [config.cfg_scale != 1.0, config.cfg_channels],
+        "numerics": asdict(source.how),
+        "bounds": asdict(BOUNDS[source.how.precision]),
+    }
+    key = hashlib.sha256(json.dumps(on | about_run, sort_keys=True).encode()).hexdigest()[:32]
+    return default_cache() / VERDICTS / f"{key}.json"
+
+
+def recalled(source: LatentDiffusion, whole: bool) -> Errors | None:
+    """The errors that were found before, with those of a whole block if they are wanted."""
+    with suppress(OSError, ValueError, TypeError, UserError):
+        kept: Mapping = read_json(verdict_path(source), LARGEST)
+        if kept["whole"] or not whole:
+            return Errors(**kept["errors"])
+    return None
+
+
+def keep(source: LatentDiffusion, whole: bool, found: Errors) -> None:
+    """Write a verdict down, where that can be."""
+    path = verdict_path(source)
+    with suppress(OSError, UserError):
+        make_folder(path.parent)
+        write_whole(path, lambda beside: beside.write_text(json.dumps({"whole": whole, "errors": asdict(found)})))
