@@ -54,8 +54,7 @@ class LatentDiffusion:
         cores: int = 1,
         check: Checking | None = None,
     ):
-        self.networks, self._meet, self.compiling = networks, meet, compiling
-        self._cores, self._check = cores, check
+        self.networks, self._meet, self.compiling, self._cores, self._check = networks, meet, compiling, cores, check
         config, device = networks.config, networks.device
         self.config, self.how, self.device = config, networks.how, device
         self.shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
