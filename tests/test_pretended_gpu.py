@@ -30,9 +30,10 @@ def group_on_gpu() -> Group:
     return Group(0, 1, 0, "0", GPU, dist.HashStore())
 
 
-def draw(gpu: PretendedGPU, folder: Path, checkpoint: Path, steps: int, *more: str) -> tuple[Counter, Counter]:
-    """Where the host waited for the GPU, and what was copied there, while two blocks were drawn."""
-    of_run = ("--num-fid-samples", "8", "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps))
+def draw(gpu: PretendedGPU, folder: Path, checkpoint: Path, steps: int, *more: str, blocks: int = 1) -> tuple[Counter, Counter]:
+    """Where the host waited for the GPU, and what was copied there, while blocks of 4 were drawn."""
+    count = 4 * blocks
+    of_run = ("--num-fid-samples", str(count), "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps))
     as_it_is = ("--no-probe", "--check", "off", "--no-compile")  # no weights are read, and no value
     network = () if "--sampler" in more and "euler" in more else ("--model", "DiT-XS/8")
     weights = ("--ckpt", checkpoint, "--sample-dir", folder, "--run-name", str(steps), *network)
@@ -40,7 +41,7 @@ def draw(gpu: PretendedGPU, folder: Path, checkpoint: Path, steps: int, *more: s
     gpu.waits.clear(), gpu.copies.clear(), gpu.events.clear()
     with gpu:
         npz = draw_files(config, group_on_gpu(), False)
-    assert np.load(npz)["arr_0"].shape == (8, 64, 64, 3)
+    assert np.load(npz)["arr_0"].shape == (count, 64, 64, 3)
     return Counter(gpu.waits), Counter(gpu.copies)
 
 
@@ -64,7 +65,7 @@ def test_no_step_waits_for_the_gpu(way, gpu, tiny_checkpoint, tmp_path):
     waits, copies = draw(gpu, tmp_path, tiny_checkpoint, 3, *WAYS[way])
     more_waits, more_copies = draw(gpu, tmp_path, tiny_checkpoint, 6, *WAYS[way])
     assert more_waits == waits
-    assert sum(waits.values()) <= 2 * AT_MOST
+    assert sum(waits.values()) <= AT_MOST
     assert {is_free for (_, is_free) in more_copies - copies} <= {FREE}
 
 
@@ -72,7 +73,7 @@ def test_what_is_decoded_beside_is_waited_for_in_order(gpu, tiny_checkpoint, tmp
     forward, put = DiT.forward, ImageFiles.put
     monkeypatch.setattr(DiT, "forward", lambda *given: (gpu.note("steps"), forward(*given))[1])
     monkeypatch.setattr(ImageFiles, "put", lambda *given: (gpu.note("put"), put(*given))[1])
-    waits, _ = draw(gpu, tmp_path, tiny_checkpoint, 3, "--cuda-tuning")
+    waits, _ = draw(gpu, tmp_path, tiny_checkpoint, 3, "--cuda-tuning", blocks=2)
     assert sum(waits.values()) == 2  # for whether a block's latents are finite, and not for its pixels
     kept = gpu.events.count("memory is kept for beside")
     found = [event for event, _ in groupby(event for event in gpu.events if not event.startswith("memory"))]
