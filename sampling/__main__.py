@@ -39,15 +39,21 @@ def build_parser() -> Parser:
         "--cache-dir", type=Path, metavar="DIR", help="where downloaded files are looked for, as a run with this option would"
     )
     command.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto takes CUDA where there is one")
+    command.add_argument(
+        "--numerics",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare what each precision, compiled and not, makes of two networks with fp32, which takes minutes (default: do)",
+    )
     return parser
 
 
 def show_doctor(args: argparse.Namespace) -> int:
     fiducial.launched()  # before torch is imported
-    from fiducial.sampling.commands.doctor import doctor
+    from fiducial.sampling.commands.doctor import doctor, of_numerics
 
     with fiducial.init(args.device) as group:
-        return doctor(group, args.sample_dir, args.cache_dir)
+        return doctor(group, args.sample_dir, args.cache_dir, lambda: of_numerics(group.device) if args.numerics else iter(()))
 
 
 def show_status(folder: Path, as_json: bool) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fiducial import Group, UserError
-from fiducial.evaluation.features import EXTRACTORS, WEIGHTS
+from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, agreement
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.memory import keep_freed_memory
 from fiducial.precision import require_plain_float32
@@ -40,7 +40,11 @@ def load_extractor(
                 keep_freed_memory()
             path = spec.weights.find((weights or {}).get(spec.weights.name), group, cache_dir)
         module, function = spec.build.split(".")
-        return getattr(import_module(f"fiducial.evaluation.features.{module}"), function)(spec, path, group.device, dtype)
+        build = getattr(import_module(f"fiducial.evaluation.features.{module}"), function)
+        extractor = build(spec, path, group.device, dtype)
+        if group.device.type == "cuda" and dtype == "float32":
+            agreement.require(extractor, lambda: build(spec, path, torch.device("cpu"), dtype), group)
+    return extractor
 
 
 def weights_of(name: str, weights: Mapping[str, str | Path]) -> Path | None:

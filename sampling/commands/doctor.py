@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -38,6 +38,7 @@ from fiducial import (
 from fiducial.models.checkpoints import hub
 from fiducial.models.decoders import autoencoder
 from fiducial.sampling import memory
+from fiducial.sampling.commands.verified import verified
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.store import disk
@@ -65,10 +66,14 @@ class Finding:
         return f"{self.level:8} {self.about:10} {self.text}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def doctor(group: Group, sample_dir: Path, cache_dir: Path | None) -> int:
-    """Print what is found, on rank 0. Returns, on every rank, the exit code: 1 if there is a problem."""
+def doctor(group: Group, sample_dir: Path, cache_dir: Path | None, more: Callable[[], Iterator[Finding]]) -> int:
+    """Print what is found, on rank 0. Returns, on every rank, the exit code: 1 if there is a problem.
+
+    Args:
+        more: further findings of a machine.
+    """
     numerics.ready_torch()
-    own = list(machine(group.device, cache_dir)) if group.local_rank == 0 else []
+    own = [*machine(group.device, cache_dir), *more()] if group.local_rank == 0 else []
     own += shared_folder(group, sample_dir)
     told = [(socket.gethostname(), asdict(finding)) for finding in own]
     found = group.gather(told)
@@ -182,6 +187,12 @@ def compiler(device: torch.device) -> Iterator[Finding]:
             f"torch.compile does not work with {name}",
             "install g++, or name one by CXX, or use --no-compile",
         )
+
+
+def of_numerics(device: torch.device) -> Iterator[Finding]:
+    """Every precision that there is here against fp32, on two networks; takes minutes."""
+    for line, passes in verified(device):
+        yield Finding(OK, "numerics", line) if passes else Finding(NOTE, "numerics", line, "--precision auto takes the next")
 
 
 def free_memory(device: torch.device) -> Iterator[Finding]:

@@ -104,34 +104,17 @@ class Check:
         if found := verdict:
             said = "found before on such a device"
         else:
+            expected = expect(source, whole)
+            if self._group.world_size > 1:
+                self._expected = expected.evaluations
             with source.compiling():
-                found = self._verify(source, whole)
+                found = errors_of(source, expected)
             keep(source, whole, found)
             said = f"{found.seconds:.1f} s"
         if reason := found.why_not(BOUNDS[how.precision]):
             raise unfit(how, f"{reason} ({said})", "not verified", **record(how, found))
         source.networks.note(event="verified", **record(how, found))
         say(f"verified {in_words(how)} against fp32: {found.line()} ({said})")
-
-    def _verify(self, source: LatentDiffusion, whole: bool) -> Errors:
-        """The errors of a source against the reference, which is loaded for it."""
-        networks, size = source.networks, source.pieces.batch
-        expected = expect(source, whole)
-        if self._group.world_size > 1:
-            self._expected = expected.evaluations
-        try:
-            source.warm_up()
-        except Exception as error:
-            raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
-        while True:
-            try:
-                by = FirstImages(source, size, networks.network, networks.decode)
-                return verification.compare(expected, by, whole, twice=source.config.check == "full")
-            except Exception as error:
-                if not is_out_of_memory(error) or size == 1:
-                    raise
-            size = -(-size // 2)
-            memory.release(source.device)
 
     def on_all(self, source: LatentDiffusion, is_loaded: bool) -> None:
         """On every rank: compare this rank's fp32 with rank 0's.
@@ -170,6 +153,28 @@ def expect(source: LatentDiffusion, whole: bool) -> Expected:
     with source.networks.reference() as network:
         few, some = (FirstImages(source, count, network, source.networks.decode_in_fp32) for count in counts)
         return Expected.by(few, some if whole else None)
+
+
+def errors_of(source: LatentDiffusion, expected: Expected) -> Errors:
+    """The errors of a source that is loaded, which is compiled for it; fewer images than a block where memory does not do for it.
+
+    Raises:
+        Unfit: if it cannot be compiled.
+    """
+    networks, size, twice = source.networks, source.pieces.batch, source.config.check == "full"
+    try:
+        source.warm_up()
+    except Exception as error:
+        raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
+    while True:
+        try:
+            by = FirstImages(source, size, networks.network, networks.decode)
+            return verification.compare(expected, by, expected.latents is not None, twice)
+        except Exception as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+        size = -(-size // 2)
+        memory.release(source.device)
 
 
 def unfit(how: Numerics, reason: str, event: str, **figures: object) -> Unfit:

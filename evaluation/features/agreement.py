@@ -1,0 +1,76 @@
+"""Agreement of an extractor on a GPU with itself on the CPU, where both multiply in float32: TF32 or a sick GPU shows in it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import torch
+
+from fiducial import Group, UserError, default_cache, make_folder, read_json, write_whole
+from fiducial.evaluation.features.extractor import Extractor
+
+IMAGES = 64
+ALLOWED = 1e-4  # relative error of an image's features; TF32 gives 1e-3
+SIZE = 64  # of the images, where the extractor takes any
+VERDICTS = "verified"  # folder of the cache
+LARGEST = 1 << 16  # bytes of a verdict
+
+
+def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group) -> None:
+    """Compare the features of a few images on this rank's GPU with the CPU's, unless that was found on such a machine before.
+
+    To be called by all ranks.
+
+    Args:
+        on_cpu: loads the same extractor there; called by rank 0 alone.
+
+    Raises:
+        UserError: if they differ by more than rounding.
+    """
+    path = default_cache() / VERDICTS / f"{key_of(extractor)}.json"
+
+    def known() -> bool:
+        with suppress(OSError, ValueError, TypeError, KeyError, UserError):
+            return read_json(path, LARGEST)["error"] <= ALLOWED
+        return False
+
+    if group.once(known):
+        return
+    right = np.array(group.once(lambda: on_cpu().run(images(extractor))[0].double().tolist()))
+    found = error(extractor.run(images(extractor))[0].double().cpu().numpy(), right)
+    if not found <= ALLOWED:
+        raise UserError(
+            f"{torch.cuda.get_device_name(extractor.device)} of rank {group.rank} gives other features than the CPU: those of "
+            f"{extractor.name} are off by {found:.2g} ({ALLOWED:g} is allowed), so numbers would be wrong; see what torch is set "
+            "to, or give --device cpu"
+        )
+    worst = group.gather(found)
+    if group.is_main:
+        with suppress(OSError, UserError):
+            make_folder(path.parent)
+            write_whole(path, lambda beside: beside.write_text(json.dumps({"error": max(worst)})))
+
+
+def key_of(extractor: Extractor) -> str:
+    """What a verdict holds for: the kind of GPU, the software, and the extractor."""
+    device = extractor.device
+    on = [torch.cuda.get_device_name(device), torch.version.cuda, torch.backends.cudnn.version(), torch.__version__]
+    return hashlib.sha256(json.dumps([*on, extractor.mark, ALLOWED]).encode()).hexdigest()[:32]
+
+
+def images(extractor: Extractor) -> np.ndarray:
+    """Images (IMAGES, H, W, 3) uint8 with structure at all scales, always the same."""
+    size, random = extractor.image_size or SIZE, np.random.default_rng(0)
+    coarse = random.integers(0, 256, (IMAGES, 4, 4, 3))
+    fine = random.integers(-32, 33, (IMAGES, size, size, 3))
+    side = -(-size // 4)
+    smooth = coarse.repeat(side, axis=1).repeat(side, axis=2)[:, :size, :size]
+    return (smooth + fine).clip(0, 255).astype(np.uint8)
+
+
+def error(found: np.ndarray, right: np.ndarray) -> float:
+    """The relative error of the image where it is largest; NaN if a feature is not finite."""
+    errors = np.linalg.norm(found - right, axis=1) / np.linalg.norm(right, axis=1)
+    return float(errors.max()) if np.isfinite(found).all() else float("nan")

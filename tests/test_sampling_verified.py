@@ -1,0 +1,74 @@
+"""The findings of doctor on numerics, and the agreement of an extractor on a GPU with the CPU."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fiducial import UserError
+from fiducial.evaluation.features import agreement
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.sampling.commands import doctor, verified
+from fiducial.sampling.source import numerics, verification
+from fiducial.sampling.source.numerics import REFERENCE, Numerics
+
+CPU = torch.device("cpu")
+BF16 = Numerics("bf16", False, "products", True)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Few steps, few images, and nothing compiled."""
+    few = {"per_proc_batch_size": 2, "num_sampling_steps": "20"}
+    cases = {name: (kind, min(size, 8), changes | few) for name, (kind, size, changes) in verified.CASES.items()}
+    monkeypatch.setattr(verified, "CASES", cases)
+    monkeypatch.setattr(numerics, "choices", lambda *_: (BF16, REFERENCE))
+
+
+@pytest.mark.usefixtures("short")
+def test_doctor_compares_every_precision_of_two_networks(monkeypatch):
+    found = [str(finding) for finding in doctor.of_numerics(CPU)]
+    assert [line.split(": ")[0].split(maxsplit=2)[2] for line in found] == ["the digits", "2 random blocks of DiT-XL/2"]
+    assert all(line.startswith("ok ") and "bf16, not compiled: evaluations off by 0.0" in line for line in found)
+    compare = verification.compare
+    monkeypatch.setattr(verification, "compare", lambda *given: replace(compare(*given), pixels=7.0))
+    (first, _) = (str(finding) for finding in doctor.of_numerics(CPU))
+    assert first.startswith("note")
+    assert "pixels are off by 7 levels in the mean against fp32 (0.5 is allowed)" in first
+    assert first.endswith("; --precision auto takes the next")
+
+
+def test_an_extractor_agrees_with_the_cpu_or_is_not_used(monkeypatch, tmp_path, alone):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+    right = load_extractor("digits", None, alone)
+    asked = []
+
+    def with_error(size: float) -> object:
+        def apply(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            features, spatial = right.apply(images)
+            noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+            return features * (1 + size * noise), spatial
+
+        return replace(right, apply=apply)
+
+    def on_cpu() -> object:
+        asked.append(1)
+        return right
+
+    for size in (1e-3, float("nan")):
+        with pytest.raises(UserError, match="Pretended GPU of rank 0 gives other features than the CPU: those of digits are off"):
+            agreement.require(with_error(size), on_cpu, alone)
+    agreement.require(with_error(1e-6), on_cpu, alone)
+    agreement.require(with_error(1e-6), on_cpu, alone)
+    assert len(asked) == 3  # what was found is known the next time
+
+
+def test_what_is_compared_has_structure_of_all_scales():
+    images = agreement.images(SimpleNamespace(image_size=None))
+    assert images.shape == (64, 64, 64, 3)
+    assert len({json.dumps(image[0].tolist()) for image in images}) == 64
+    assert np.array_equal(images, agreement.images(SimpleNamespace(image_size=64)))
