@@ -54,7 +54,7 @@ def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group)
 
 
 def key_of(extractor: Extractor) -> str:
-    """What a verdict holds for: the kind of GPU, the software, and the extractor."""
+    """The key of a verdict: the kind of GPU, the software, and the extractor."""
     device = extractor.device
     on = [torch.cuda.get_device_name(device), torch.version.cuda, torch.backends.cudnn.version(), torch.__version__]
     return hashlib.sha256(json.dumps([*on, extractor.mark, ALLOWED]).encode()).hexdigest()[:32]

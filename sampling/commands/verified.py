@@ -67,7 +67,7 @@ def of_network(choices: Sequence[Numerics], source_by: Callable[[Numerics], Late
 
 
 def loaded(source: LatentDiffusion, work: Callable[[LatentDiffusion], object]):
-    """What `work` gives for a source while its networks are loaded."""
+    """The result of `work` on a source while its networks are loaded."""
     with source.switched():
         source.networks.load()
         try:
