@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -250,3 +251,13 @@ def test_a_rank_whose_products_are_wrong_in_the_third_digit_is_named(sources, of
     else:
         check.on_all(source, True)
     check.on_all(source, False)  # it draws nothing
+
+
+def test_without_float32_nothing_is_verified_against_it(monkeypatch):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    config = SimpleNamespace(check="quick", exact=False)
+    source = SimpleNamespace(config=config, how=BF16, device=torch.device("cuda", 0))
+    with pytest.raises(
+        UserError, match="NVIDIA_TF32_OVERRIDE=1 leaves no float32 to verify bf16, not compiled against; unset it"
+    ):
+        Check(Ranks(None)).on_main(source, 6)

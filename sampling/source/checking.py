@@ -5,6 +5,7 @@ every rank's fp32 against rank 0's, which names a device that multiplies wrongly
 import base64
 import hashlib
 import json
+import os
 import platform
 import socket
 from collections.abc import Callable, Mapping
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, UserError, about, default_cache, make_folder, one_line, read_json, say, write_whole
+from fiducial import Group, UserError, about, default_cache, life, make_folder, one_line, read_json, say, write_whole
 from fiducial.devices import DRIVER
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.dit import DiT
+from fiducial.precision import TF32_OVERRIDE
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.source import verification
@@ -56,6 +58,7 @@ class FirstImages:
         grid = next(grid for grid in grids if len(grid) >= FEW)
 
         def model(x: Tensor, t: float) -> Tensor:
+            life.sign()
             out = self._predict(x, t)
             look(x, t, out)
             return out
@@ -69,12 +72,13 @@ class FirstImages:
 
     def evaluate(self, x: Tensor, t: float) -> Tensor:
         count = len(self._piece)
+        life.sign()
         with self._source.networks.at_work(self._network, "model"):
             return self._predict(x.repeat(-(-count // len(x)), 1, 1, 1)[:count], t)
 
     def latents(self) -> Tensor:
         with self._source.networks.at_work(self._network, "model"):
-            return self._source.latents(self._piece, lambda: None, self._network)
+            return self._source.latents(self._piece, life.sign, self._network)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._decode(latents)[0]
@@ -95,10 +99,15 @@ class Check:
 
         Raises:
             Unfit: if it does not draw as fp32 does.
+            UserError: if there is no fp32 here.
         """
         config, how = source.config, source.how
         if config.check == "off" or config.exact or (how.precision == "fp32" and not how.compile):
             return
+        if source.device.type == "cuda" and os.environ.get(TF32_OVERRIDE) == "1":
+            raise UserError(
+                f"{TF32_OVERRIDE}=1 leaves no float32 to verify {in_words(how)} against; unset it, or give --check off"
+            )
         whole = config.check == "full" or missing >= WHOLE_FROM
         verdict = None if config.check == "full" else recalled(source, whole)
         if found := verdict:
