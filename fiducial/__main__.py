@@ -39,7 +39,7 @@ COMMANDS = {
     "fetch": Command("fiducial.evaluation.__main__", ("fetch",), "download what a preset or an evaluation needs"),
     "status": Command("fiducial.sampling.__main__", ("status",), "whether a run is complete"),
     "verify": Command("fiducial.sampling.__main__", ("verify",), "whether its images are what was drawn"),
-    "doctor": Command("fiducial.sampling.__main__", ("doctor",), "what a run will meet on this machine"),
+    "doctor": Command("fiducial.studies.doctor", ("doctor",), "what a run will meet on this machine"),
     "prune": Command("fiducial.evaluation.__main__", ("prune",), "remove old files of the cache"),
 }
 

@@ -14,6 +14,7 @@ tries what a run needs, says what to do about each problem, and exits with 1 if 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,12 +49,12 @@ def build_parser() -> Parser:
     return parser
 
 
-def show_doctor(args: argparse.Namespace) -> int:
+def show_doctor(args: argparse.Namespace, more: Callable | None) -> int:
     fiducial.launched()  # before torch is imported
-    from fiducial.sampling.commands.doctor import doctor, of_numerics
+    from fiducial.sampling.commands.doctor import doctor
 
     with fiducial.init(args.device) as group:
-        return doctor(group, args.sample_dir, args.cache_dir, lambda: of_numerics(group.device) if args.numerics else iter(()))
+        return doctor(group, args.sample_dir, args.cache_dir, args.numerics, more)
 
 
 def show_status(folder: Path, as_json: bool) -> int:
@@ -97,10 +98,15 @@ def show_verify(folder: Path) -> int:
     return 1 if wrong else 0
 
 
-def main() -> int:
+def main(more: Callable | None = None) -> int:
+    """Do what the command line says. Return the exit code.
+
+    Args:
+        more: findings of `doctor` that this package knows nothing of.
+    """
     args = build_parser().parse_args()
     if args.command == "doctor":
-        return show_doctor(args)
+        return show_doctor(args, more)
     from fiducial.sampling.store.disk import explained
 
     try:

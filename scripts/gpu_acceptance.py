@@ -103,7 +103,7 @@ def tests(_: Work) -> Iterator[Row]:
 def verification(work: Work) -> Iterator[Row]:
     """The findings of `doctor`."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sampling", "doctor", "--device", work.device, "--sample-dir", folder]
+        command = [sys.executable, "-m", "fiducial", "doctor", "--device", work.device, "--sample-dir", folder]
         command += ["--no-numerics"] * work.small
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     for line in (done.stdout + done.stderr).splitlines():

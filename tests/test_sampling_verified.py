@@ -14,6 +14,7 @@ from fiducial.evaluation.features.load import load_extractor
 from fiducial.sampling.commands import doctor, verified
 from fiducial.sampling.source import numerics, verification
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
+from fiducial.studies.doctor import of_evaluation
 
 CPU = torch.device("cpu")
 BF16 = Numerics("bf16", False, "products", True)
@@ -65,6 +66,20 @@ def test_an_extractor_agrees_with_the_cpu_or_is_not_used(monkeypatch, tmp_path, 
     agreement.require(with_error(1e-6), on_cpu, alone)
     agreement.require(with_error(1e-6), on_cpu, alone)
     assert len(asked) == 3  # what was found is known the next time
+
+
+@pytest.mark.parametrize("problem", ["", "it is off"])
+def test_doctor_asks_the_evaluation_too(problem, monkeypatch, tmp_path, alone, capsys):
+    def load(*_: object) -> None:
+        if problem:
+            raise UserError(problem)
+
+    monkeypatch.setattr("fiducial.evaluation.features.load.load_extractor", load)
+    monkeypatch.setattr(doctor, "machine", lambda *_: iter(()))
+    code = doctor.doctor(alone, tmp_path, None, False, of_evaluation)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " evaluation " in line)
+    assert line.split() == ["problem", "evaluation", *problem.split()] if problem else line.startswith("ok ")
+    assert code == bool(problem)
 
 
 def test_what_is_compared_has_structure_of_all_scales():

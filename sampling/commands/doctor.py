@@ -53,6 +53,9 @@ COUNT, IMAGE_SIZE = 50_000, 256  # for which there is to be room
 SEEN_SECONDS = 60.0  # that network file systems may take to show another host's file
 
 
+More = Callable[[Group], Iterator[tuple[str, str]]]  # texts, each with the problem that it is, if it is one
+
+
 @dataclass(frozen=True)
 class Finding:
     """`remedy` says what to do, where something is to be done."""
@@ -66,14 +69,18 @@ class Finding:
         return f"{self.level:8} {self.about:10} {self.text}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def doctor(group: Group, sample_dir: Path, cache_dir: Path | None, more: Callable[[], Iterator[Finding]]) -> int:
+def doctor(group: Group, sample_dir: Path, cache_dir: Path | None, with_numerics: bool, more: More | None) -> int:
     """Print what is found, on rank 0. Returns, on every rank, the exit code: 1 if there is a problem.
 
     Args:
-        more: further findings of a machine.
+        more: further findings of every rank.
     """
     numerics.ready_torch()
-    own = [*machine(group.device, cache_dir), *more()] if group.local_rank == 0 else []
+    own = list(machine(group.device, cache_dir)) if group.local_rank == 0 else []
+    if with_numerics and group.local_rank == 0:
+        own += of_numerics(group.device)
+    for text, problem in more(group) if more else ():
+        own.append(Finding(PROBLEM if problem else OK, "evaluation", problem or text))
     own += shared_folder(group, sample_dir)
     told = [(socket.gethostname(), asdict(finding)) for finding in own]
     found = group.gather(told)
