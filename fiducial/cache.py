@@ -3,6 +3,7 @@
 CACHE/KEY/                     features of a set of images: see `fiducial.evaluation.features.extraction`
 CACHE/compiled-KIND/           what torch's compiler made for one kind of processor
 CACHE/checkpoints, references  published files, downloaded
+CACHE/verified/KEY.json        what a kind of device makes of a network, against fp32: small, and never removed
 
 A process that reads or has made an entry holds a shared lock on one of its files until it ends, wherever it runs; the system
 lets go of it, however the process ends. Only what can be locked against all others is removed. What is in the making has
@@ -23,7 +24,7 @@ from pathlib import Path
 from fiducial.leftovers import in_the_making
 from fiducial.opening import read_text
 
-CHECKPOINTS, REFERENCES = "checkpoints", "references"  # folders of a cache
+CHECKPOINTS, REFERENCES, VERIFIED = "checkpoints", "references", "verified"  # folders of a cache
 FEATURES_MARK, COMPILED_MARK = "about.json", "used"  # the files of an entry that are locked
 FEATURES, KERNELS, PUBLISHED = "features", "compiled kernels", "published files"
 KINDS = {FEATURES: "is computed anew when it is needed", KERNELS: "is compiled anew", PUBLISHED: "is downloaded anew"}

@@ -13,6 +13,7 @@ import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.models import DiT_models
+from fiducial.precision import SWITCHES, float32_products
 from fiducial.sampling import plan
 from fiducial.sampling.source import checking, numerics, verification
 from fiducial.sampling.source.checking import Check, FirstImages, expect
@@ -244,12 +245,16 @@ def test_a_rank_whose_products_are_wrong_in_the_third_digit_is_named(sources, of
     with torch.no_grad():
         for block in network.blocks:
             block.attn.qkv.weight.mul_(1 + off)
+    precisions, forward = set(), network.forward
+    network.forward = lambda *given: (precisions.update(switch.fp32_precision for switch in SWITCHES), forward(*given))[1]
     check = Check(Ranks(told))
     if off:
         with pytest.raises(UserError, match=r"the processor of rank 1 on .* does not multiply as rank 0's: the network's output"):
             check.on_all(source, True)
     else:
-        check.on_all(source, True)
+        with float32_products(tf32=True):  # as a run by TF32 has it
+            check.on_all(source, True)
+    assert precisions == {"ieee"}
     check.on_all(source, False)  # it draws nothing
 
 

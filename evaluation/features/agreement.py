@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from fiducial import Group, UserError, default_cache, make_folder, read_json, write_whole
+from fiducial.cache import VERIFIED
 from fiducial.evaluation.features.extractor import Extractor
 
 IMAGES = 64
 ALLOWED = 1e-4  # relative error of an image's features; TF32 gives 1e-3
 SIZE = 64  # of the images, where the extractor takes any
-VERDICTS = "verified"  # folder of the cache
 LARGEST = 1 << 16  # bytes of a verdict
 
 
@@ -29,7 +29,7 @@ def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group)
     Raises:
         UserError: if they differ by more than rounding.
     """
-    path = default_cache() / VERDICTS / f"{key_of(extractor)}.json"
+    path = default_cache() / VERIFIED / f"{key_of(extractor)}.json"
 
     def known() -> bool:
         with suppress(OSError, ValueError, TypeError, KeyError, UserError):

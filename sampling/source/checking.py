@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fiducial import Group, UserError, about, default_cache, life, make_folder, one_line, read_json, say, write_whole
+from fiducial.cache import VERIFIED
 from fiducial.devices import DRIVER
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.dit import DiT
@@ -33,7 +35,6 @@ from fiducial.sampling.source.verification import BOUNDS, IMAGES, RANKS_AGREE, W
 
 FEW = 5  # steps, for inputs as they come while drawing
 WHOLE_FROM = 500  # images to be drawn, for a block of which it pays to be drawn whole first
-VERDICTS = "verified"  # folder of the cache
 LARGEST = 1 << 20  # bytes of a verdict
 Evaluations = list[tuple[Tensor, float, Tensor]]
 
@@ -113,13 +114,15 @@ class Check:
         if found := verdict:
             said = "found before on such a device"
         else:
+            began = time.monotonic()
             expected = expect(source, whole)
+            seconds = time.monotonic() - began
             if self._group.world_size > 1:
                 self._expected = expected.evaluations
             with source.compiling():
                 found = errors_of(source, expected)
             keep(source, whole, found)
-            said = f"{found.seconds:.1f} s"
+            said = f"{seconds + found.seconds:.1f} s"
         if reason := found.why_not(BOUNDS[how.precision]):
             raise unfit(how, f"{reason} ({said})", "not verified", **record(how, found))
         source.networks.note(event="verified", **record(how, found))
@@ -143,7 +146,7 @@ class Check:
         self._expected = None
         if given is None or group.is_main or not is_loaded:
             return
-        with source.networks.reference() as network, torch.inference_mode():
+        with source.networks.reference() as network, verification.as_reference(), torch.inference_mode():
             by, worst = FirstImages(source, min(IMAGES, source.pieces.batch), network, source.networks.decode), 0.0
             for x, t, right in ((unpacked(x), t, unpacked(out)) for x, t, out in given):
                 found = by.evaluate(x.to(source.device), t).cpu()
@@ -233,7 +236,7 @@ def verdict_path(source: LatentDiffusion) -> Path:
         "bounds": asdict(BOUNDS[source.how.precision]),
     }
     key = hashlib.sha256(json.dumps(on | about_run, sort_keys=True).encode()).hexdigest()[:32]
-    return default_cache() / VERDICTS / f"{key}.json"
+    return default_cache() / VERIFIED / f"{key}.json"
 
 
 def recalled(source: LatentDiffusion, whole: bool) -> Errors | None:

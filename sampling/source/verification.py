@@ -7,7 +7,8 @@ would else change between sessions.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,11 +70,18 @@ class Expected:
     def by(cls, reference: Drawing, whole: Drawing | None) -> "Expected":
         """By a drawing of IMAGES images and, if latents after all steps are wanted, another of WHOLE."""
         found: list[tuple[Tensor, float, Tensor]] = []
-        with plain_float32(), sdpa_kernel(SDPBackend.MATH):
+        with as_reference():
             few = reference.few_steps(lambda *seen: found.append(seen))
             latents = whole.latents() if whole else None
             decoded = few[:WHOLE] if latents is None else latents
             return cls(found, latents, decoded, reference.decode(decoded))
+
+
+@contextmanager
+def as_reference() -> Iterator[None]:
+    """No TF32 and no fused attention in here."""
+    with plain_float32(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @dataclass(frozen=True)
