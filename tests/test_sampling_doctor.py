@@ -159,5 +159,5 @@ def test_a_gpu_is_described(monkeypatch):
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 3))
     gpu, nccl = doctor.gpus()
     assert "0: Some GPU, 80 GB, capability 9.0" in gpu.text
-    assert gpu.text.endswith("--precision auto is tf32")
+    assert gpu.text.endswith("--precision auto is bf16")
     assert nccl.text.startswith("2.27.3")
