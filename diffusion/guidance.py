@@ -26,7 +26,13 @@ class Guidance:
     open_high: bool = False
 
     def applies(self, t: float) -> bool:
-        """Whether the prediction at time `t` is guided (arXiv 2404.07724)."""
+        """Whether the prediction at time `t` is guided (arXiv 2404.07724).
+
+        Raises:
+            ValueError: if `t` is no time, such as a timestep of a thousand, at which nothing would ever be guided.
+        """
+        if not 0 <= t <= 1:
+            raise ValueError(f"t = {t}: must be from 0, the image, to 1, noise")
         above = self.low < t if self.open_low else self.low <= t
         below = t < self.high if self.open_high else t <= self.high
         return self.scale != 1.0 and above and below

@@ -179,7 +179,7 @@ def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
     with ours(work, *options) as drawer, torch.inference_mode():
         loading = time.perf_counter() - started
         guided = drawer.guided(range(work.images))
-        seconds = timed(lambda: guided(x, 500), work.place)
+        seconds = timed(lambda: guided(x, 0.5), work.place)
     return share_of_ceiling(seconds, drawer.how.dtype, work) | {"loading": loading}
 
 

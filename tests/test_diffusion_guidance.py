@@ -130,3 +130,9 @@ def test_a_place_of_a_grid_is_the_number_that_a_person_types():
     for count in range(2, 252):
         for point in ends_included(linear)(str(count)).points:
             assert point.t == float(f"{point.t:.2f}") or abs(point.t - float(f"{point.t:.2f}")) > 1e-9
+
+
+@pytest.mark.parametrize("t", [500, -0.001, float("nan")])
+def test_a_timestep_is_not_taken_for_a_time_that_is_not_guided(t):
+    with pytest.raises(ValueError, match="must be from 0, the image, to 1, noise"):
+        guided(lambda x, *_: x, NULL, LABELS, Guidance(4.0))(torch.zeros(N, 4, 6, 6), t)
