@@ -1,6 +1,7 @@
 """Verification of numerics: what goes wrong on a fast path is found, and what is only less precise passes."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from conftest import PLAIN, digits_source, draw_files, options, randomised
 
 import fiducial
 import sample_ddp
-from fiducial import UserError
+from fiducial import Cause, Stopped, UserError
 from fiducial.models import DiT_models
 from fiducial.precision import SWITCHES, float32_products
 from fiducial.sampling import plan
@@ -229,16 +230,16 @@ class Ranks:
 
     world_size, rank, is_main = 2, 1, False
 
-    def __init__(self, told: object):
-        self._told = told
+    def __init__(self, *told: object):
+        self._told = itertools.cycle([len(told), *told])
 
     def once(self, _: object) -> object:
-        return json.loads(json.dumps(self._told))
+        return json.loads(json.dumps(next(self._told)))
 
 
 @pytest.mark.parametrize("off", [0.0, 1e-3])
 def test_a_rank_whose_products_are_wrong_in_the_third_digit_is_named(sources, off):
-    told = [[checking.packed(x), t, checking.packed(out)] for x, t, out in sources.expected.evaluations]
+    told = [checking.told(*one) for one in sources.expected.evaluations]
     source = sources.by(REFERENCE)
     network = source.networks.network
     source.networks.load_network = lambda _: network
@@ -247,7 +248,7 @@ def test_a_rank_whose_products_are_wrong_in_the_third_digit_is_named(sources, of
             block.attn.qkv.weight.mul_(1 + off)
     precisions, forward = set(), network.forward
     network.forward = lambda *given: (precisions.update(switch.fp32_precision for switch in SWITCHES), forward(*given))[1]
-    check = Check(Ranks(told))
+    check = Check(Ranks(*told))
     if off:
         with pytest.raises(UserError, match=r"the processor of rank 1 on .* does not multiply as rank 0's: the network's output"):
             check.on_all(source, True)
@@ -265,4 +266,35 @@ def test_without_float32_nothing_is_verified_against_it(monkeypatch):
     with pytest.raises(
         UserError, match="NVIDIA_TF32_OVERRIDE=1 leaves no float32 to verify bf16, not compiled against; unset it"
     ):
-        Check(Ranks(None)).on_main(source, 6)
+        Check(Ranks()).on_main(source, 6)
+
+
+def test_what_the_other_ranks_are_told_is_bounded_whatever_an_image_has():
+    x = torch.zeros(4, 16, 128, 128)
+    kept, _, out = checking.told(x, 0.5, x)
+    assert kept[0] == out[0] == [1, 16, 128, 128]
+    assert sum(len(text) for _, text in (kept, out)) < 8 << 20
+
+
+def test_a_stop_while_compiling_is_a_stop(drawn, monkeypatch):
+    """And no fault of the compiler, which would have a run begun with slower numerics for good."""
+
+    def stop(*_: object) -> None:
+        raise Stopped(Cause("stopped", "stopped by SIGTERM", 0))
+
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(numerics, "compile_network", stop)
+    for check in ("quick", "off"):
+        with pytest.raises(Stopped):
+            drawn("--check", check, compiled=())
+
+
+def test_what_cannot_be_compiled_though_asked_for_is_drawn_without(drawn, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(numerics, "compile_network", fail)
+    manifest = drawn("--precision", "bf16", compiled=("--compile",))
+    assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["not compiled", "not compiled"]
+    assert "torch.compile failed, so this rank runs without it (no such instruction)" in said(capsys)

@@ -61,7 +61,7 @@ def test_an_extractor_agrees_with_the_cpu_or_is_not_used(monkeypatch, tmp_path, 
         return right
 
     for size in (1e-3, float("nan")):
-        with pytest.raises(UserError, match="Pretended GPU of rank 0 gives other features than the CPU: those of digits are off"):
+        with pytest.raises(UserError, match=r"Pretended GPU of rank 0 on .* gives other features than the CPU"):
             agreement.require(with_error(size), on_cpu, alone)
     agreement.require(with_error(1e-6), on_cpu, alone)
     agreement.require(with_error(1e-6), on_cpu, alone)

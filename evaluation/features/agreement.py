@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -40,17 +41,17 @@ def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group)
         return
     right = np.array(group.once(lambda: on_cpu().run(images(extractor))[0].double().tolist()))
     found = error(extractor.run(images(extractor))[0].double().cpu().numpy(), right)
-    if not found <= ALLOWED:
+    told = group.gather([found, f"{torch.cuda.get_device_name(extractor.device)} of rank {group.rank} on {socket.gethostname()}"])
+    worst, which = group.once(lambda: max(told, key=lambda one: (not one[0] <= ALLOWED, one[0])))
+    if not worst <= ALLOWED:  # on every rank, so that none waits for another
         raise UserError(
-            f"{torch.cuda.get_device_name(extractor.device)} of rank {group.rank} gives other features than the CPU: those of "
-            f"{extractor.name} are off by {found:.2g} ({ALLOWED:g} is allowed), so numbers would be wrong; see what torch is set "
-            "to, or give --device cpu"
+            f"{which} gives other features than the CPU: those of {extractor.name} are off by {worst:.2g} ({ALLOWED:g} is "
+            "allowed), so numbers would be wrong; see what torch is set to, or give --device cpu"
         )
-    worst = group.gather(found)
     if group.is_main:
         with suppress(OSError, UserError):
             make_folder(path.parent)
-            write_whole(path, lambda beside: beside.write_text(json.dumps({"error": max(worst)})))
+            write_whole(path, lambda beside: beside.write_text(json.dumps({"error": worst})))
 
 
 def key_of(extractor: Extractor) -> str:

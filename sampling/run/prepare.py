@@ -57,13 +57,11 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
             switched.enter_context(found.source.switched())
             if error := try_out(found, ranks):
                 unfit.append(error.event)
-                if begun and run != choices[-1]:
-                    raise UserError(f"{error}; {found.folder} was begun so, and --check off goes on with it all the same")
-                if run != choices[-1]:
+                if run.others and not begun:
                     found.source.release()
                     say(f"note: {error}; the next is tried")
                     continue
-                warn(f"warning: {error}; it is drawn so all the same, as it was asked for")
+                accept(error, found)
             stack.enter_context(switched.pop_all())
             break
     if found.manifest is None:
@@ -102,6 +100,17 @@ def try_out(found: Found, ranks: Ranks) -> Unfit | None:
     return None
 
 
+def accept(error: Unfit, found: Found) -> None:
+    """Warn of a source that is drawn from all the same, as the person asked for what it is.
+
+    Raises:
+        UserError: if nobody did, and the run was begun so.
+    """
+    if found.run.others:
+        raise UserError(f"{error}; {found.folder} was begun so, and --check off goes on with it all the same")
+    warn(f"warning: {error}; it is drawn so all the same, as it was asked for")
+
+
 def folder_of(run: ResolvedRun, sink: Sink) -> Path:
     return run.config.sample_dir / f"{run.config.named_run(run.identity.fingerprint)}{sink.suffix}"
 
@@ -126,6 +135,7 @@ def prepare(
     """
     found = examine(config, spec, sink, group, ranks, stack)
     run, folder = found.run, found.folder
+    group.check()  # whoever was stopped while something was tried leaves no folder
     try:
         make_folder(folder)
     except OSError as error:
@@ -140,9 +150,9 @@ def prepare(
         check_names(folder, manifest, run.names)
         manifest.identity, manifest.num_fid_samples = run.identity, config.num_fid_samples
         done = sink.claim(folder, manifest)
-        if missing := int((~done).sum()):
-            ranks.compare(run.identity, manifest, folder, int(done.sum()))
-            found.source.try_out(missing)
+        if error := try_out(replace(found, done=done, manifest=manifest), ranks):
+            accept(error, found)
+            found = replace(found, unfit=(*found.unfit, error.event))
         manifest.paths = run.paths
         if run.names:
             manifest.class_names = Names(**run.names.recorded())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, UserError, about, default_cache, life, make_folder, one_line, read_json, say, write_whole
+from fiducial import Group, Stopped, UserError, about, default_cache, life, make_folder, one_line, read_json, say, write_whole
 from fiducial.cache import VERIFIED
 from fiducial.devices import DRIVER
 from fiducial.diffusion.samplers import SAMPLERS
@@ -33,9 +33,11 @@ from fiducial.sampling.source.numerics import Numerics, cpu_flags
 from fiducial.sampling.source.protocol import Unfit
 from fiducial.sampling.source.verification import BOUNDS, IMAGES, RANKS_AGREE, WHOLE, Errors, Expected
 
+NEAR_IMAGE = 0.02  # a time
 FEW = 5  # steps, for inputs as they come while drawing
 WHOLE_FROM = 500  # images to be drawn, for a block of which it pays to be drawn whole first
 LARGEST = 1 << 20  # bytes of a verdict
+TOLD_BYTES = 1 << 21  # of one evaluation, unless one image has more; the store takes about 8 MiB a value
 Evaluations = list[tuple[Tensor, float, Tensor]]
 
 
@@ -69,7 +71,9 @@ class FirstImages:
             NoiseStream(config.global_seed, [self._piece], source.shape, draws, source.device) as noise,
             source.networks.at_work(self._network, "model"),
         ):
-            return sampler.draw(source.denoiser(model), next(noise), grid, noise, **options)
+            latents = sampler.draw(source.denoiser(model), next(noise), grid, noise, **options)
+            model(latents, NEAR_IMAGE)  # where the last step of some samplers is still far from it
+            return latents
 
     def evaluate(self, x: Tensor, t: float) -> Tensor:
         count = len(self._piece)
@@ -142,9 +146,10 @@ class Check:
             return
         if group.is_main and self._expected is None and is_loaded:
             self._expected = expect(source, whole=False).evaluations
-        given = group.once(lambda: self._expected and [[packed(x), t, packed(out)] for x, t, out in self._expected])
+        count = group.once(lambda: len(self._expected or ()))
+        given = [group.once(lambda place=place: told(*self._expected[place])) for place in range(count)]
         self._expected = None
-        if given is None or group.is_main or not is_loaded:
+        if not given or group.is_main or not is_loaded:
             return
         with source.networks.reference() as network, verification.as_reference(), torch.inference_mode():
             by, worst = FirstImages(source, min(IMAGES, source.pieces.batch), network, source.networks.decode), 0.0
@@ -176,15 +181,19 @@ def errors_of(source: LatentDiffusion, expected: Expected) -> Errors:
     networks, size, twice = source.networks, source.pieces.batch, source.config.check == "full"
     try:
         source.warm_up()
+    except (Stopped, UserError):
+        raise
     except Exception as error:
         raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
     while True:
         try:
             by = FirstImages(source, size, networks.network, networks.decode)
             return verification.compare(expected, by, expected.latents is not None, twice)
-        except Exception as error:
+        except (Stopped, UserError):
+            raise
+        except Exception as error:  # such as a graph that cannot be recorded
             if not is_out_of_memory(error) or size == 1:
-                raise
+                raise unfit(source.how, f"it fails ({one_line(error)})", "not drawn with") from None
         size = -(-size // 2)
         memory.release(source.device)
 
@@ -201,6 +210,12 @@ def in_words(how: Numerics) -> str:
 def record(how: Numerics, found: Errors) -> dict:
     """As it stands among a session's events."""
     return {"numerics": asdict(how), "errors": {name: value if value == value else None for name, value in asdict(found).items()}}
+
+
+def told(x: Tensor, t: float, out: Tensor) -> list:
+    """One evaluation for the other ranks, of as many images as the store takes in all."""
+    rows = max(1, min(len(x), TOLD_BYTES // (4 * (x[0].numel() + out[0].numel()))))
+    return [packed(x[:rows]), t, packed(out[:rows])]
 
 
 def packed(values: Tensor) -> list:

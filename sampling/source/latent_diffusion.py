@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, one_line, warn
+from fiducial import Group, Stopped, one_line, warn
 from fiducial.diffusion.guidance import Guidance, guided
 from fiducial.diffusion.prediction import PREDICTIONS, Denoiser, Raw
 from fiducial.diffusion.samplers import SAMPLERS
@@ -68,8 +68,7 @@ class LatentDiffusion:
         self._is_loaded = self.is_compiled = False
 
     def try_out(self, missing: int) -> None:
-        """See `Source.try_out`: loads the networks, asks the one that is sampled whether it is of its family, and checks
-        what they make of the run's first images."""
+        """See `Source.try_out`: loads the networks, which are asked what they are, and checks what they draw."""
         if self.networks.network is None:
             self.networks.load()
             if self._check:
@@ -85,11 +84,7 @@ class LatentDiffusion:
         self.networks.untold.clear()
 
     def load(self) -> None:
-        """Load the networks, and compile what is to be compiled.
-
-        Raises:
-            UserError: if the network is not of the kind that the samplers take, as pure noise tells.
-        """
+        """Load the networks, and compile what is to be compiled; UserError if the probe says that the network is another."""
         if not self._is_loaded:
             self._meet()
             if self.networks.network is None:
@@ -106,6 +101,8 @@ class LatentDiffusion:
         """The answers of all ranks' networks to pure noise, the least of each number; what the check says of a rank ends all."""
         response = self.networks.response.recorded() if self.networks.response else None
         told = group.gather(response)
+        if not self._is_loaded:  # who loads later, to mend, does so alone: its node's first rank may have nothing to draw
+            self._meet, self.compiling = (lambda: None), nullcontext
         if self._check:
             self._check.on_all(self, self._is_loaded)
         group.wait()
@@ -119,6 +116,8 @@ class LatentDiffusion:
         try:
             self.warm_up()
         except Exception as error:
+            if isinstance(error, Stopped):
+                raise
             self.networks.note(event="not compiled", reason=one_line(error))
             warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
             self.networks.network = self.networks.load_network(self.how)
@@ -126,19 +125,17 @@ class LatentDiffusion:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Have the network compiled for the shapes that it will meet, if it is to be."""
-        self.is_compiled = True
         if not self.how.compile:
+            self.is_compiled = True
             return
         try:
             with self.compiling(), self.networks.at_work(self.networks.network, "model"):
                 numerics.compile_network(self.networks.network, self.how, self.device)
-                for images in {len(piece) for piece in self.pieces.pieces([0])}:
-                    x = torch.zeros(images, *self.shape, device=self.device)
-                    for t in self.guidance.times():
-                        self.guided(range(images))(x, t)
+                evaluate_each_shape(self)
         except Exception as error:
             if not is_out_of_memory(error):  # which the first block will find too, and draw in halves
                 raise
+        self.is_compiled = True
 
     def blocks(self, starts: Iterable[int], count: int, check: Callable[[], object]) -> Iterator[tuple[int, np.ndarray]]:
         """See `Source.blocks`; `check` is called before each evaluation of the network."""
@@ -185,6 +182,14 @@ class LatentDiffusion:
             return predict(x, t)
 
         return self._sampler.draw(self.denoiser(model), next(noise), self._grid, noise, **self.config.sampler_options())
+
+
+def evaluate_each_shape(source: LatentDiffusion) -> None:
+    """Evaluate the network once for each shape that it will meet, guided and not."""
+    for images in {len(piece) for piece in source.pieces.pieces([0])}:
+        x = torch.zeros(images, *source.shape, device=source.device)
+        for t in source.guidance.times():
+            source.guided(range(images))(x, t)
 
 
 def finite(source: LatentDiffusion, piece: range, count: int, latents: Tensor, check: Callable[[], object]) -> Tensor:

@@ -28,7 +28,8 @@ class ResolvedRun:
 
     def choices(self) -> "list[ResolvedRun]":
         """This run and what stands in for it, in the order in which they are tried."""
-        return [replace(self, identity=identity, others=()) for identity in (self.identity, *self.others)]
+        every = (self.identity, *self.others)
+        return [replace(self, identity=identity, others=every[place:]) for place, identity in enumerate(every, start=1)]
 
     @property
     def plan(self) -> Plan:
