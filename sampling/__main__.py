@@ -43,8 +43,8 @@ def build_parser() -> Parser:
     command.add_argument(
         "--numerics",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare what each precision, compiled and not, makes of two networks with fp32, which takes minutes (default: do)",
+        help="compare what each precision, compiled and not, makes of two networks with fp32, which takes minutes (default: "
+        "fiducial doctor does)",
     )
     return parser
 
@@ -54,7 +54,8 @@ def show_doctor(args: argparse.Namespace, more: Callable | None) -> int:
     from fiducial.sampling.commands.doctor import doctor
 
     with fiducial.init(args.device) as group:
-        return doctor(group, args.sample_dir, args.cache_dir, args.numerics, more)
+        with_numerics = more is not None if args.numerics is None else args.numerics
+        return doctor(group, args.sample_dir, args.cache_dir, with_numerics, more)
 
 
 def show_status(folder: Path, as_json: bool) -> int:

@@ -11,6 +11,7 @@ import torch
 import fiducial
 from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.evaluate import Evaluation
+from fiducial.evaluation.features import EXTRACTORS
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.fit import choose_metrics
 from fiducial.evaluation.metrics.neighbours import neighbourhoods
@@ -84,7 +85,7 @@ def test_fid_sfid_and_is_of_50000_images_take_less_than_1_gb(tmp_path, alone):
     extractor, settings = stub(alone), Settings(cache_dir=tmp_path / "cache")
     statistics = {"mu": np.full(2048, 0.5), "sigma": np.eye(2048) / 12, "mu_s": np.full(2023, 0.5), "sigma_s": np.eye(2023) / 12}
     reference = Reference(tmp_path, "0", "ADM's statistics and images", **statistics)
-    metrics, left_out = choose_metrics(reference, extractor, settings)
+    metrics, left_out = choose_metrics(reference, EXTRACTORS["inception"], settings)
     assert metrics == ("fid", "sfid", "is", "fid-infinity")
     before = forget_peak()
     result = Evaluation(reference, extractor, settings, alone, metrics, left_out).evaluate(samples)
