@@ -41,9 +41,14 @@ def plain_float32() -> AbstractContextManager:
     return float32_products(tf32=False)
 
 
+def tf32_is_forced(device: torch.device) -> bool:
+    """Whether the environment has float32 multiplied in TF32 on this device, whatever the switches say."""
+    return device.type == "cuda" and os.environ.get(TF32_OVERRIDE) == "1"
+
+
 def require_plain_float32(device: torch.device) -> None:
     """Raise UserError if the environment has float32 multiplied in TF32 on this device, whatever the switches say."""
-    if device.type == "cuda" and os.environ.get(TF32_OVERRIDE) == "1":
+    if tf32_is_forced(device):
         raise UserError(
             f"{TF32_OVERRIDE}=1 in the environment makes TF32 of every float32 product, which moves metrics; unset it"
         )

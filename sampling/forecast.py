@@ -1,5 +1,5 @@
-"""Forecast of a run, what it would draw, where, and what it takes: `sample_ddp.py --dry-run`. Nothing but compiled kernels is
-written.
+"""Forecast of a run, what it would draw, where, and what it takes: `sample_ddp.py --dry-run`. Nothing is written but compiled
+kernels and verdicts on numerics, in the cache.
 
 The same checks as before a run are made; then each rank loads its networks and draws one block, as the run would, and its
 seconds, memory and PNGs are told. What the whole run takes is that block as often as there are some to draw.

@@ -18,9 +18,11 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 import platform
 import queue
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -101,13 +103,19 @@ def tests(_: Work) -> Iterator[Row]:
 
 
 def verification(work: Work) -> Iterator[Row]:
-    """The findings of `doctor`."""
+    """The findings of `doctor`; those on numerics as they come, for they take long."""
+    from fiducial.sampling.commands.verified import verified
+    from fiducial.sampling.source.numerics import ready_torch
+
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fiducial", "doctor", "--device", work.device, "--sample-dir", folder]
-        command += ["--no-numerics"] * work.small
+        command = [sys.executable, "-m", "fiducial", "doctor", "--no-numerics", "--device", work.device]
+        command += ["--sample-dir", folder]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     for line in (done.stdout + done.stderr).splitlines():
         yield {"finding": line}
+    ready_torch()
+    if not work.small:  # which on a CPU takes minutes
+        yield from ({"finding": f"{'passes' if passes else 'FAILS'}: {line}"} for line, passes in verified(work.place))
 
 
 @contextmanager
@@ -256,18 +264,21 @@ def run(name: str, args: argparse.Namespace) -> tuple[list[Row], str]:
     """The rows of a section, as far as it came, and why it did not end; empty if it did."""
     command = [sys.executable, __file__, "--device", args.device, *["--small"] * args.small, "--section", name]
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put(None)], daemon=True).start()
         seconds = SECTIONS[name].seconds * (PATIENCE if args.small else 1)
-        rows, until, reason = [], time.monotonic() + seconds, ""
+        rows, until, reason, is_whole = [], time.monotonic() + seconds, "", False
         try:
             while line := lines.get(timeout=max(until - time.monotonic(), 0)):
                 with suppress(ValueError):
                     rows.append(json.loads(line))
+            is_whole = True
         except queue.Empty:
             reason = f"ended after its {seconds:.0f} s"
-            process.kill()
+        finally:
+            if not is_whole:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which would go on beside the next section
         if process.wait() and not reason:
             errors.seek(0)
             reason = f"failed: {' '.join(errors.read().split())[-500:]}"

@@ -92,8 +92,8 @@ def test_other_threads_go_on_meanwhile(function, counted, monkeypatch):
     for _ in range(50):  # a busy machine may give the other thread no turn at the first
         function(matrix)
         if any(went_on):
-            return
-    pytest.fail("no other thread had a turn")
+            break
+    assert any(went_on)
 
 
 def test_nothing_in_the_evaluation_asks_scipy_itself():

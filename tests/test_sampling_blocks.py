@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fiducial import UserError
 from fiducial.sampling.source.blocks import Blocks, Steps
+from fiducial.sampling.source.decoding import Decode
 from fiducial.sampling.source.failures import is_out_of_memory
 
 CPU = torch.device("cpu")
@@ -104,6 +105,17 @@ class Drawing:
             yield start, np.asarray(pixels).ravel().tolist()
 
 
+def up_to(most: int, decode: Decode) -> Decode:
+    """Decoding for which memory does up to so many images."""
+
+    def decode_few(latents: Tensor) -> tuple[Tensor, Tensor]:
+        if len(latents) > most:
+            raise OUT_OF_MEMORY
+        return decode(latents)
+
+    return decode_few
+
+
 RIGHT = [(start, list(range(start, start + SIZE))) for start in (0, SIZE)]
 
 
@@ -118,13 +130,7 @@ def test_blocks_are_drawn_whole_and_decoded_in_parts(beside):
 def test_memory_that_runs_out_in_decoding_costs_no_latents(beside, monkeypatch):
     """The network draws as many at once as before, and each once."""
     drawing = Drawing(beside)
-
-    def decode(latents: Tensor) -> tuple[Tensor, Tensor]:
-        if len(latents) > 3:
-            raise OUT_OF_MEMORY
-        return Drawing.decode(drawing, latents)
-
-    monkeypatch.setattr(drawing, "decode", decode)
+    monkeypatch.setattr(drawing, "decode", up_to(3, drawing.decode))
     assert list(drawing.draw()) == RIGHT
     assert drawing.sampled == [range(8), range(8, 16)]
     assert drawing.decoded == [2] * 8
@@ -198,14 +204,8 @@ def test_images_that_are_not_finite_then_either_are_an_error(beside, monkeypatch
 
 def test_decoding_once_more_is_done_in_what_fits(beside, monkeypatch):
     drawing = Drawing(beside)
-
-    def again(latents: Tensor) -> tuple[Tensor, Tensor]:
-        if len(latents) > 2:
-            raise OUT_OF_MEMORY
-        return Drawing.decode_again(drawing, latents)
-
     monkeypatch.setattr(drawing, "decode", lambda latents: (latents.to(torch.uint8) * 0, latents.flatten() > 100))
-    monkeypatch.setattr(drawing, "decode_again", again)
+    monkeypatch.setattr(drawing, "decode_again", up_to(2, drawing.decode_again))
     assert list(drawing.draw()) == RIGHT
     assert drawing.sampled == [range(8), range(8, 16)]
     assert list(itertools.chain(*drawing.again)) == list(range(16))

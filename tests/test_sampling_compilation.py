@@ -101,9 +101,13 @@ def test_on_gpus_the_first_of_a_node_compiles_before_the_others():
     assert done == ["first", "second", "second", "first again"]
 
 
-def test_on_a_cpu_nobody_waits():
-    with compilation.compiling(ranks(CPU)[1]):
-        pass
+def test_on_a_cpu_nobody_waits(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fiducial.Group, "once_per_node", lambda *given: asked.append(given))
+    for rank in ranks(CPU):
+        with compilation.compiling(rank):
+            assert not asked
+    assert not asked
 
 
 @pytest.mark.parametrize(

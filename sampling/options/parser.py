@@ -237,8 +237,8 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         "--dry-run",
         action="store_true",
         help="check everything, say what would be drawn and where, draw one block on each rank and say what time and memory that "
-        "took; write nothing but compiled kernels in the cache, and download nothing, so what is needed has to be there "
-        "(python -m models fetch brings it)",
+        "took; write nothing but compiled kernels and verdicts in the cache, and download nothing, so what is needed has to be "
+        "there (python -m models fetch brings it)",
     )
     where.add_argument(
         "--ref",

@@ -50,7 +50,8 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
         UserError: if something given cannot be used.
     """
     choices, unfit = spec.resolve(config, group).choices(), []
-    begun = [run for run in choices if is_begun(run, sink)][:1]
+    there = {folder: manifests.read(folder, sink.made) for folder in {folder_of(run, sink) for run in choices}}
+    begun = [run for run in choices if (manifest := there[folder_of(run, sink)]) and manifest.identity == run.identity][:1]
     for run in begun or choices:
         found = look(run, spec, sink, group)
         with ExitStack() as switched:
@@ -113,12 +114,6 @@ def accept(error: Unfit, found: Found) -> None:
 
 def folder_of(run: ResolvedRun, sink: Sink) -> Path:
     return run.config.sample_dir / f"{run.config.named_run(run.identity.fingerprint)}{sink.suffix}"
-
-
-def is_begun(run: ResolvedRun, sink: Sink) -> bool:
-    """Whether a run of this identity stands in its folder."""
-    manifest = manifests.read(folder_of(run, sink), sink.made)
-    return manifest is not None and manifest.identity == run.identity
 
 
 def prepare(

@@ -5,12 +5,11 @@ every rank's fp32 against rank 0's, which names a device that multiplies wrongly
 import base64
 import hashlib
 import json
-import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from fiducial.cache import VERIFIED
 from fiducial.devices import DRIVER
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.dit import DiT
-from fiducial.precision import TF32_OVERRIDE
+from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.source import verification
@@ -109,7 +108,7 @@ class Check:
         config, how = source.config, source.how
         if config.check == "off" or config.exact or (how.precision == "fp32" and not how.compile):
             return
-        if source.device.type == "cuda" and os.environ.get(TF32_OVERRIDE) == "1":
+        if tf32_is_forced(source.device):
             raise UserError(
                 f"{TF32_OVERRIDE}=1 leaves no float32 to verify {in_words(how)} against; unset it, or give --check off"
             )
@@ -145,14 +144,15 @@ class Check:
         if group.world_size == 1 or source.config.check == "off":
             return
         if group.is_main and self._expected is None and is_loaded:
-            self._expected = expect(source, whole=False).evaluations
+            with reference_of(source) as reference:
+                self._expected = verification.evaluated(reference)[0]
         count = group.once(lambda: len(self._expected or ()))
         given = [group.once(lambda place=place: told(*self._expected[place])) for place in range(count)]
         self._expected = None
         if not given or group.is_main or not is_loaded:
             return
-        with source.networks.reference() as network, verification.as_reference(), torch.inference_mode():
-            by, worst = FirstImages(source, min(IMAGES, source.pieces.batch), network, source.networks.decode), 0.0
+        worst = 0.0
+        with reference_of(source) as by, verification.as_reference(), torch.inference_mode():
             for x, t, right in ((unpacked(x), t, unpacked(out)) for x, t, out in given):
                 found = by.evaluate(x.to(source.device), t).cpu()
                 worst = verification.worst([worst, verification.relative(found, right)])
@@ -164,11 +164,16 @@ class Check:
             )
 
 
-def expect(source: LatentDiffusion, whole: bool) -> Expected:
-    """The first images of the run as the reference draws them; it is loaded, and let go."""
-    counts = [min(count, source.pieces.batch) for count in (IMAGES, WHOLE)]
+@contextmanager
+def reference_of(source: LatentDiffusion, count: int = IMAGES) -> Iterator[FirstImages]:
+    """The reference, drawing so many images, or a block if that is fewer; it is loaded, and let go unless it was there."""
     with source.networks.reference() as network:
-        few, some = (FirstImages(source, count, network, source.networks.decode_in_fp32) for count in counts)
+        yield FirstImages(source, min(count, source.pieces.batch), network, source.networks.decode_in_fp32)
+
+
+def expect(source: LatentDiffusion, whole: bool) -> Expected:
+    """The first images of the run as the reference draws them."""
+    with reference_of(source) as few, reference_of(source, WHOLE) as some:
         return Expected.by(few, some if whole else None)
 
 

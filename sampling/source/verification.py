@@ -69,12 +69,19 @@ class Expected:
     @torch.inference_mode()
     def by(cls, reference: Drawing, whole: Drawing | None) -> "Expected":
         """By a drawing of IMAGES images and, if latents after all steps are wanted, another of WHOLE."""
-        found: list[tuple[Tensor, float, Tensor]] = []
+        found, few = evaluated(reference)
         with as_reference():
-            few = reference.few_steps(lambda *seen: found.append(seen))
             latents = whole.latents() if whole else None
             decoded = few[:WHOLE] if latents is None else latents
             return cls(found, latents, decoded, reference.decode(decoded))
+
+
+@torch.inference_mode()
+def evaluated(reference: Drawing) -> tuple[list[tuple[Tensor, float, Tensor]], Tensor]:
+    """The evaluations of the reference in a few steps, as `Expected` has them, and the latents that they lead to."""
+    found: list[tuple[Tensor, float, Tensor]] = []
+    with as_reference():
+        return found, reference.few_steps(lambda *seen: found.append(seen))
 
 
 @contextmanager
