@@ -264,7 +264,9 @@ def test_a_rank_out_of_memory_halves_its_batch(fault, tiny_checkpoint, undisturb
     run = Launched(tmp_path, arguments, fault=fault)
     assert run.process.wait(timeout=120) == 0, run.said
     events = sessions(tmp_path)[0]["events"]
-    assert {event["event"] for event in events} == {"out of memory" + " while decoding" * (fault == "really-out-of-memory")}
+    found = {event["event"] for event in events}
+    assert "out of memory" + " while decoding" * (fault == "really-out-of-memory") in found
+    assert found <= {"out of memory", "out of memory while decoding"}
     assert {event["rank"] for event in events} == {1}
     assert differs_by(tmp_path, undisturbed) <= 1
 

@@ -151,7 +151,22 @@ def test_an_image_that_cannot_be_decoded_alone_is_an_error(beside, monkeypatch):
     assert next(drawn) == RIGHT[0]
     with pytest.raises(UserError, match=r"for decoding a single image, of images 8 to 15 \(CUDA out of memory\); --vae-tiling"):
         next(drawn)
-    assert drawing.sampled == [range(8), range(8, 16)]
+    assert drawing.sampled[-1] == range(8, 9)
+
+
+def test_an_image_that_fits_beside_a_smaller_batch_is_decoded_then(beside, monkeypatch):
+    """What the network holds for its batch is what decoding lacked."""
+    drawing = Drawing(beside)
+
+    def decode(latents: Tensor) -> tuple[Tensor, Tensor]:
+        if len(drawing.sampled[-1]) > 2:
+            raise OUT_OF_MEMORY
+        return Drawing.decode(drawing, latents)
+
+    monkeypatch.setattr(drawing, "decode", decode)
+    assert list(drawing.draw()) == RIGHT
+    assert [len(piece) for piece in drawing.sampled] == [8, 4] + [2] * 8
+    assert [event["batch"] for event in drawing.events if event["event"] == "out of memory"] == [4, 2]
 
 
 def test_memory_that_runs_out_in_the_next_block_does_not_cost_the_one_before(beside, monkeypatch):

@@ -11,7 +11,7 @@ from torch import Tensor
 from fiducial import UserError, one_line
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
-from fiducial.sampling.source.decoding import Decode, Decoding, Part
+from fiducial.sampling.source.decoding import Decode, Decoding, OneDoesNotFit, Part
 from fiducial.sampling.source.failures import is_out_of_memory
 
 
@@ -47,6 +47,8 @@ class Blocks:
         Args:
             count: images from this index on need not be finite.
 
+        Where not even one image can be decoded, the network holds less in halves.
+
         Raises:
             UserError: if memory is not enough for one image, or one is not finite in fp32 either.
         """
@@ -55,7 +57,8 @@ class Blocks:
             try:
                 yield from self._draw(left, coming, count, steps)
             except Exception as error:
-                if not (left and is_out_of_memory(error)):
+                undecoded = isinstance(error, OneDoesNotFit) and self.batch > 1
+                if not (left and (undecoded or is_out_of_memory(error))):
                     raise
                 if coming:
                     yield self._take(coming, count, steps.again)

@@ -19,6 +19,10 @@ DECODED_AT_ONCE = 16
 Decode = Callable[[Tensor], tuple[Tensor, Tensor]]  # latents -> pixels (n, H, W, 3) uint8; (n,) bool, which were finite before
 
 
+class OneDoesNotFit(UserError):
+    """A single image cannot be decoded beside what is held now."""
+
+
 def decoded_at_once(config: SamplingConfig, device: torch.device) -> int:
     """How many images are decoded at once. On a CPU the last bits of an image depend on how many others are, and `exact` promises
     those of a whole block.
@@ -54,7 +58,7 @@ class Decoding:
         """The images of some latents; nothing has waited for those of a stream beside.
 
         Raises:
-            UserError: if memory is not enough for one.
+            OneDoesNotFit: if memory is not enough for one.
         """
         found: list[Part] = []
         while len(indices):
@@ -66,7 +70,7 @@ class Decoding:
                     raise
                 if some == 1:
                     said = f"out of memory for decoding a single image, of {self._name(indices[0])} ({one_line(error)})"
-                    raise UserError(f"{said}; --vae-tiling takes less") from error
+                    raise OneDoesNotFit(f"{said}; --vae-tiling takes less") from error
                 reason = one_line(error)
             else:
                 indices, latents = indices[some:], latents[some:]
