@@ -4,6 +4,7 @@ import os
 import socket
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,13 @@ def look() -> tuple[bool, str]:
     if not DRIVER.exists():
         return False, ""
     return False, "it has NVIDIA's driver, but torch " + ("finds no GPU" if torch.version.cuda else "was built without CUDA")
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's driver, in its own words; empty where none is loaded."""
+    with suppress(OSError):
+        return DRIVER.read_text()
+    return ""
 
 
 def place_of(kind: str, local_rank: int) -> "torch.device":

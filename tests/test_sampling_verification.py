@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -52,7 +53,7 @@ class Sources:
 
     def drawing(self, source: LatentDiffusion | None = None) -> FirstImages:
         source = source or self.source
-        return FirstImages(source, BLOCK, source.networks.network, source.networks.decode)
+        return FirstImages(source, BLOCK, source.networks.network, checking.decoder_of(source))
 
     def errors(self, by: object) -> Errors:
         return verification.compare(self.expected, by, with_latents=False)
@@ -225,6 +226,24 @@ def test_where_the_compiler_fails_what_is_next_is_drawn_with(drawn, monkeypatch,
     assert "note: bf16, compiled is not drawn with here: torch.compile failed" in said(capsys)
 
 
+def test_a_run_that_was_begun_compiled_is_found_where_nothing_compiles(drawn, monkeypatch):
+    monkeypatch.setattr(numerics, "can_compile", lambda _: True)
+    monkeypatch.setattr(numerics, "compile_network", lambda *_: None)
+    assert drawn(compiled=())["identity"]["compile"] is True
+    monkeypatch.setattr(numerics, "can_compile", lambda _: False)
+    assert drawn(compiled=())["identity"]["compile"] is True  # nothing is missing
+    for given in ((), ("--compile",)):
+        with pytest.raises(UserError, match="begun with compiled networks, and torch.compile does not work here; go on with it"):
+            drawn(compiled=given, count=8)
+
+
+def test_a_run_that_was_begun_otherwise_goes_on_so_and_that_is_said(drawn, capsys):
+    drawn("--precision", "fp32")
+    assert "was begun with" not in said(capsys)
+    assert drawn(count=8)["identity"]["precision"] == "fp32"
+    assert re.search(r"note: .*run was begun with attention sdpa, precision fp32, vae_slicing False, and goes on so", said(capsys))
+
+
 class Ranks:
     """Rank 1 of two, and what rank 0 has told."""
 
@@ -274,6 +293,35 @@ def test_what_the_other_ranks_are_told_is_bounded_whatever_an_image_has():
     kept, _, out = checking.told(x, 0.5, x)
     assert kept[0] == out[0] == [1, 16, 128, 128]
     assert sum(len(text) for _, text in (kept, out)) < 8 << 20
+
+
+@pytest.mark.parametrize("room", [1, 0])
+def test_where_fp32_does_not_fit_beside_fewer_images_or_none_are_verified(room, drawn, monkeypatch, capsys):
+    """And the run, which takes less, goes on."""
+    right, asked = FirstImages.few_steps, []
+
+    def few_steps(self: FirstImages, look: object) -> torch.Tensor:
+        asked.append(len(self._piece))
+        if asked[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(self, look)
+
+    monkeypatch.setattr(FirstImages, "few_steps", few_steps)
+    (event,) = drawn()["sessions"][0]["events"]
+    assert asked == [4, 1]
+    assert event["event"] == ("verified" if room else "not verified")
+    assert ("is not verified: memory does not do for fp32 beside it" in said(capsys)) == (not room)
+
+
+@pytest.mark.parametrize("slicing", [True, False])
+def test_what_is_decoded_for_the_verdict_is_as_much_as_while_drawing(slicing):
+    sources, decoded = Sources("digits"), []
+    source = sources.by(replace(BF16, vae_slicing=slicing))
+    decode = source.networks.decode
+    source.networks.decode = lambda latents: (decoded.append(len(latents)), decode(latents))[1]
+    found = sources.errors(sources.drawing(source))
+    assert decoded == [2 if slicing else BLOCK] * 2
+    assert found.why_not(BOUNDS["bf16"]) is None
 
 
 def test_a_stop_while_compiling_is_a_stop(drawn, monkeypatch):

@@ -36,15 +36,26 @@ def test_doctor_compares_every_precision_of_two_networks(monkeypatch):
     assert all(line.startswith("ok ") and "bf16, not compiled: evaluations off by 0.0" in line for line in found)
     compare = verification.compare
     monkeypatch.setattr(verification, "compare", lambda *given: replace(compare(*given), pixels=7.0))
-    (first, _) = (str(finding) for finding in doctor.of_numerics(CPU))
-    assert first.startswith("note")
-    assert "pixels are off by 7 levels in the mean against fp32 (0.5 is allowed)" in first
-    assert first.endswith("; --precision auto takes the next")
+    (first, _) = doctor.of_numerics(CPU)
+    assert first.level == doctor.PROBLEM  # no other is right
+    assert "pixels are off by 7 levels in the mean against fp32 (0.5 is allowed)" in first.text
+    (of_third, _) = doctor.of_another_gpu(3, doctor.of_numerics(CPU))
+    assert of_third.text == f"GPU 3: {first.text}" or of_third.text.startswith("GPU 3: the digits: bf16")
+
+
+def test_a_way_that_fails_is_a_note_where_another_is_right(monkeypatch):
+    monkeypatch.setattr(doctor, "verified", lambda _: iter([[("a: tf32", False), ("a: bf16", True)]]))
+    found = list(doctor.of_numerics(CPU))
+    assert [one.level for one in found] == [doctor.NOTE, doctor.OK]
+    (other,) = doctor.of_another_gpu(1, iter(found))
+    assert (other.level, other.text) == (doctor.NOTE, "GPU 1: a: tf32")
 
 
 def test_an_extractor_agrees_with_the_cpu_or_is_not_used(monkeypatch, tmp_path, alone):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+    gpu = SimpleNamespace(name="Pretended GPU", uuid="1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: gpu.name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
     right = load_extractor("digits", None, alone)
     asked = []
 
@@ -66,6 +77,9 @@ def test_an_extractor_agrees_with_the_cpu_or_is_not_used(monkeypatch, tmp_path, 
     agreement.require(with_error(1e-6), on_cpu, alone)
     agreement.require(with_error(1e-6), on_cpu, alone)
     assert len(asked) == 3  # what was found is known the next time
+    gpu.uuid = "2"  # and of another GPU of the kind nothing is
+    with pytest.raises(UserError, match="Pretended GPU of rank 0"):
+        agreement.require(with_error(1e-3), on_cpu, alone)
 
 
 @pytest.mark.parametrize("problem", ["", "it is off"])

@@ -5,12 +5,14 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fiducial import Group, UserError, default_cache, make_folder, read_json, write_whole
 from fiducial.cache import VERIFIED
+from fiducial.devices import driver_version
 from fiducial.evaluation.features.extractor import Extractor
 
 IMAGES = 64
@@ -20,7 +22,7 @@ LARGEST = 1 << 16  # bytes of a verdict
 
 
 def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group) -> None:
-    """Compare the features of a few images on this rank's GPU with the CPU's, unless that was found on such a machine before.
+    """Compare the features of a few images on this rank's GPU with the CPU's, unless that was found of it before.
 
     To be called by all ranks.
 
@@ -31,13 +33,7 @@ def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group)
         UserError: if they differ by more than rounding.
     """
     path = default_cache() / VERIFIED / f"{key_of(extractor)}.json"
-
-    def known() -> bool:
-        with suppress(OSError, ValueError, TypeError, KeyError, UserError):
-            return read_json(path, LARGEST)["error"] <= ALLOWED
-        return False
-
-    if group.once(known):
+    if all(group.gather(is_known(path))):
         return
     right = np.array(group.once(lambda: on_cpu().run(images(extractor))[0].double().tolist()))
     found = error(extractor.run(images(extractor))[0].double().cpu().numpy(), right)
@@ -48,17 +44,24 @@ def require(extractor: Extractor, on_cpu: Callable[[], Extractor], group: Group)
             f"{which} gives other features than the CPU: those of {extractor.name} are off by {worst:.2g} ({ALLOWED:g} is "
             "allowed), so numbers would be wrong; see what torch is set to, or give --device cpu"
         )
-    if group.is_main:
-        with suppress(OSError, UserError):
-            make_folder(path.parent)
-            write_whole(path, lambda beside: beside.write_text(json.dumps({"error": worst})))
+    with suppress(OSError, UserError):
+        make_folder(path.parent)
+        write_whole(path, lambda beside: beside.write_text(json.dumps({"error": found})))
+
+
+def is_known(path: Path) -> bool:
+    """Whether the verdict in a file is that they agree."""
+    with suppress(OSError, ValueError, TypeError, KeyError, UserError):
+        return read_json(path, LARGEST)["error"] <= ALLOWED
+    return False
 
 
 def key_of(extractor: Extractor) -> str:
-    """The key of a verdict: the kind of GPU, the software, and the extractor."""
-    device = extractor.device
-    on = [torch.cuda.get_device_name(device), torch.version.cuda, torch.backends.cudnn.version(), torch.__version__]
-    return hashlib.sha256(json.dumps([*on, extractor.mark, ALLOWED]).encode()).hexdigest()[:32]
+    """The key of a verdict: this very GPU, the software, and the extractor."""
+    gpu = torch.cuda.get_device_properties(extractor.device)
+    on = [socket.gethostname(), gpu.name, str(getattr(gpu, "uuid", "")), driver_version()]
+    by = [torch.version.cuda, torch.backends.cudnn.version(), torch.__version__, extractor.mark, ALLOWED]
+    return hashlib.sha256(json.dumps([*on, *by]).encode()).hexdigest()[:32]
 
 
 def images(extractor: Extractor) -> np.ndarray:

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -77,8 +77,9 @@ def doctor(group: Group, sample_dir: Path, cache_dir: Path | None, with_numerics
     """
     numerics.ready_torch()
     own = list(machine(group.device, cache_dir)) if group.local_rank == 0 else []
-    if with_numerics and group.local_rank == 0:
-        own += of_numerics(group.device)
+    if with_numerics and (group.local_rank == 0 or group.device.type == "cuda"):
+        found = of_numerics(group.device)
+        own += found if group.local_rank == 0 else of_another_gpu(group.local_rank, found)
     for text, problem in more(group) if more else ():
         own.append(Finding(PROBLEM if problem else OK, "evaluation", problem or text))
     own += shared_folder(group, sample_dir)
@@ -198,8 +199,20 @@ def compiler(device: torch.device) -> Iterator[Finding]:
 
 def of_numerics(device: torch.device) -> Iterator[Finding]:
     """Every precision that there is here against fp32, on two networks; takes minutes."""
-    for line, passes in verified(device):
-        yield Finding(OK, "numerics", line) if passes else Finding(NOTE, "numerics", line, "--precision auto takes the next")
+    for of_network in verified(device):
+        is_any_right = any(passes for _, passes in of_network)
+        for line, passes in of_network:
+            if passes:
+                yield Finding(OK, "numerics", line)
+            elif is_any_right:
+                yield Finding(NOTE, "numerics", line, "--precision auto takes another")
+            else:
+                yield Finding(PROBLEM, "numerics", line, "see to torch, the driver and the device, as only fp32 is left")
+
+
+def of_another_gpu(local_rank: int, found: Iterator[Finding]) -> Iterator[Finding]:
+    """Findings on a GPU that is not the first of its machine, whose table stands for all: those that are not as they should be."""
+    return (replace(one, text=f"GPU {local_rank}: {one.text}") for one in found if one.level != OK)
 
 
 def free_memory(device: torch.device) -> Iterator[Finding]:

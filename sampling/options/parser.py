@@ -172,7 +172,7 @@ def add_speed(speed: argparse._ArgumentGroup) -> None:
         "--allow-mixed",
         action="store_true",
         help="draw although ranks or earlier sessions of the run have another GPU, processor, torch, diffusers, numpy or cuDNN, "
-        "which --exact refuses, and others are warned of; the session records it",
+        "which --exact refuses, and others are warned of, or refuse where it is the GPU of a rank; the session records it",
     )
     speed.add_argument(
         "--precision",

@@ -1,6 +1,7 @@
 """Hardware and versions that a pixel's last bits depend on, beside a run's identity: those of each rank, and of each session.
 
-Ranks are compared with rank 0, and rank 0 with the sessions that have drawn something: with `--exact` a difference is refused.
+Ranks are compared with rank 0, and rank 0 with the sessions that have drawn something. With `--exact` a difference is refused, and
+without it another kind of GPU beside rank 0's.
 """
 
 import os
@@ -85,13 +86,15 @@ class Ranks:
             images: that are there.
 
         Raises:
-            UserError: if images would have other bytes than `--exact` promises, unless that is allowed.
+            UserError: if images would have other bytes than `--exact` promises, or a rank has another kind of GPU than rank 0,
+                unless that is allowed.
         """
         exact = bool(identity.values.get("exact"))
         self._require_float32(identity, exact)
         if self.mixed is not None:
             return
-        found = [*self._of_ranks(), *self._of_sessions(manifest, folder, images)]
+        of_ranks = self._of_ranks()
+        found = [*of_ranks.values(), *self._of_sessions(manifest, folder, images)]
         self.mixed = "; ".join(found)
         if not found or self.allow_mixed:
             return
@@ -99,6 +102,11 @@ class Ranks:
         if exact:
             raise UserError(
                 f"--exact: {found[0]}{more}, which need not give the same bytes; make them alike, or give --allow-mixed"
+            )
+        foreign = [said for rank, said in of_ranks.items() if self._has_other_gpu(rank)]
+        if foreign:
+            raise UserError(
+                f"{foreign[0]}, which draws other pixels and at another speed; give one kind of GPU to all, or --allow-mixed"
             )
         warn(f"warning: {found[0]}{more}, so pixels may differ in the last bits; --allow-mixed says that this is known")
 
@@ -111,14 +119,19 @@ class Ranks:
                     f"which {option} excludes; unset it"
                 )
 
-    def _of_ranks(self) -> list[str]:
+    def _has_other_gpu(self, rank: int) -> bool:
+        own, first = self.told[rank], self.told[0]
+        return own["device"] != first["device"] and "capability" in own["hardware"]
+
+    def _of_ranks(self) -> dict[int, str]:
+        """The ranks that differ from rank 0, with what is said of it."""
         first = self.told[0]
         found = ((rank, told, *differing(facts(told), facts(first))) for rank, told in enumerate(self.told))
-        return [
-            f"rank {rank} on {told['host']} has {here}, and rank 0 on {first['host']} {there}"
+        return {
+            rank: f"rank {rank} on {told['host']} has {here}, and rank 0 on {first['host']} {there}"
             for rank, told, here, there in found
             if here
-        ]
+        }
 
     def _of_sessions(self, manifest: Manifest | None, folder: Path, images: int) -> list[str]:
         known, found = set(), []

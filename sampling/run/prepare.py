@@ -49,9 +49,8 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
     Raises:
         UserError: if something given cannot be used.
     """
-    choices, unfit = spec.resolve(config, group).choices(), []
-    there = {folder: manifests.read(folder, sink.made) for folder in {folder_of(run, sink) for run in choices}}
-    begun = [run for run in choices if (manifest := there[folder_of(run, sink)]) and manifest.identity == run.identity][:1]
+    resolved, unfit = spec.resolve(config, group), []
+    choices, begun = resolved.choices(), begun_of(resolved, sink)
     for run in begun or choices:
         found = look(run, spec, sink, group)
         with ExitStack() as switched:
@@ -68,6 +67,19 @@ def examine(config: SamplingConfig, spec: SourceSpec, sink: Sink, group: Group, 
     if found.manifest is None:
         tell_of_block_size(found.run.plan, group.world_size)
     return replace(found, unfit=tuple(unfit))
+
+
+def begun_of(resolved: ResolvedRun, sink: Sink) -> list[ResolvedRun]:
+    """The first of the runs that the options may come to that was begun, if one was; says so if another would be begun now."""
+    choices = resolved.choices()
+    every = [*choices, *resolved.begun_elsewhere()]
+    there = {folder: manifests.read(folder, sink.made) for folder in {folder_of(run, sink) for run in every}}
+    begun = [run for run in every if (manifest := there[folder_of(run, sink)]) and manifest.identity == run.identity][:1]
+    for run in begun:
+        if unlike := run.identity.differing(choices[0].identity):
+            said = ", ".join(f"{name} {run.identity.values[name]}" for name in unlike)
+            say(f"note: {folder_of(run, sink)} was begun with {said}, and goes on so")
+    return begun
 
 
 def look(run: ResolvedRun, spec: SourceSpec, sink: Sink, group: Group) -> Found:
@@ -92,8 +104,14 @@ def try_out(found: Found, ranks: Ranks) -> Unfit | None:
     Raises:
         UserError: if it cannot be: then there is no folder yet, and a run stays as it is.
     """
+    missing = int((~found.done).sum())
+    if missing and found.run.identity in found.run.uncompiled:
+        raise UserError(
+            f"{found.folder} was begun with compiled networks, and torch.compile does not work here; go on with it where it "
+            "does, or give --no-compile and another --run-name"
+        )
     try:
-        if missing := int((~found.done).sum()):
+        if missing:
             ranks.compare(found.run.identity, found.manifest, found.folder, len(found.done) - missing)
             found.source.try_out(missing)
     except Unfit as error:

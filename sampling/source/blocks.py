@@ -72,6 +72,16 @@ class Blocks:
             steps.fewer()
             memory.release(self._device)
 
+    @property
+    def decoded_at_once(self) -> int:
+        """Images, at most."""
+        return self._decoding.at_once
+
+    def decode(self, latents: Tensor, decode: Decode) -> Tensor:
+        """Pixels (n, H, W, 3) uint8 of latents, decoded as those of a block are, but finite or not."""
+        indices = range(len(latents))
+        return torch.from_numpy(self._decoding.pixels(self._decoding.parts(indices, latents, decode), 0, decode))
+
     def _draw(self, left: list[int], coming: list[Part], count: int, steps: Steps) -> Iterator[tuple[int, np.ndarray]]:
         """As `draw`; takes from `left` what is drawn, and puts it into `coming`, until it is taken from there."""
         pieces = self.pieces(left)

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, Stopped, UserError, about, default_cache, life, make_folder, one_line, read_json, say, write_whole
+from fiducial import Group, Stopped, UserError, about, default_cache, life, make_folder, one_line, read_json, say, warn, write_whole
 from fiducial.cache import VERIFIED
-from fiducial.devices import DRIVER
+from fiducial.devices import driver_version
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.dit import DiT
 from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
@@ -38,6 +39,7 @@ WHOLE_FROM = 500  # images to be drawn, for a block of which it pays to be drawn
 LARGEST = 1 << 20  # bytes of a verdict
 TOLD_BYTES = 1 << 21  # of one evaluation, unless one image has more; the store takes about 8 MiB a value
 Evaluations = list[tuple[Tensor, float, Tensor]]
+Found = TypeVar("Found")
 
 
 class FirstImages:
@@ -46,10 +48,10 @@ class FirstImages:
     Args:
         count: how many are drawn at once.
         network: the one that draws.
-        decode: as `Networks.decode`.
+        decode: latents (n, C, h, w) to images (m, H, W, 3) uint8, m >= n, of the same over and over.
     """
 
-    def __init__(self, source: LatentDiffusion, count: int, network: DiT, decode: Callable[[Tensor], tuple[Tensor, Tensor]]):
+    def __init__(self, source: LatentDiffusion, count: int, network: DiT, decode: Callable[[Tensor], Tensor]):
         self._source, self._piece, self._network, self._decode = source, range(count), network, decode
         self._predict = source.guided(self._piece, network)
 
@@ -75,17 +77,16 @@ class FirstImages:
             return latents
 
     def evaluate(self, x: Tensor, t: float) -> Tensor:
-        count = len(self._piece)
         life.sign()
         with self._source.networks.at_work(self._network, "model"):
-            return self._predict(x.repeat(-(-count // len(x)), 1, 1, 1)[:count], t)
+            return self._predict(repeated(x, len(self._piece)), t)
 
     def latents(self) -> Tensor:
         with self._source.networks.at_work(self._network, "model"):
             return self._source.latents(self._piece, life.sign, self._network)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._decode(latents)[0]
+        return self._decode(latents)
 
 
 class Check:
@@ -118,8 +119,10 @@ class Check:
             said = "found before on such a device"
         else:
             began = time.monotonic()
-            expected = expect(source, whole)
+            expected = fitting(source, lambda count: expect(source, whole, count))
             seconds = time.monotonic() - began
+            if expected is None:
+                return
             if self._group.world_size > 1:
                 self._expected = expected.evaluations
             with source.compiling():
@@ -144,19 +147,15 @@ class Check:
         if group.world_size == 1 or source.config.check == "off":
             return
         if group.is_main and self._expected is None and is_loaded:
-            with reference_of(source) as reference:
-                self._expected = verification.evaluated(reference)[0]
+            self._expected = fitting(source, lambda count: evaluations(source, count))
         count = group.once(lambda: len(self._expected or ()))
         given = [group.once(lambda place=place: told(*self._expected[place])) for place in range(count)]
         self._expected = None
         if not given or group.is_main or not is_loaded:
             return
-        worst = 0.0
-        with reference_of(source) as by, verification.as_reference(), torch.inference_mode():
-            for x, t, right in ((unpacked(x), t, unpacked(out)) for x, t, out in given):
-                found = by.evaluate(x.to(source.device), t).cpu()
-                worst = verification.worst([worst, verification.relative(found, right)])
-        if not worst <= RANKS_AGREE:
+        expected = [(unpacked(x), t, unpacked(out)) for x, t, out in given]
+        worst = fitting(source, lambda count: apart(source, expected, count))
+        if worst is not None and not worst <= RANKS_AGREE:
             raise UserError(
                 f"{device_name(source.device)} of rank {group.rank} on {socket.gethostname()} does not multiply as rank 0's: the "
                 f"network's output in fp32 is off by {worst:.2g} for the same input ({RANKS_AGREE:g} is allowed); one of the two "
@@ -168,13 +167,62 @@ class Check:
 def reference_of(source: LatentDiffusion, count: int = IMAGES) -> Iterator[FirstImages]:
     """The reference, drawing so many images, or a block if that is fewer; it is loaded, and let go unless it was there."""
     with source.networks.reference() as network:
-        yield FirstImages(source, min(count, source.pieces.batch), network, source.networks.decode_in_fp32)
+        decode = source.networks.decode_in_fp32
+        yield FirstImages(source, min(count, source.pieces.batch), network, lambda latents: decode(latents)[0].cpu())
 
 
-def expect(source: LatentDiffusion, whole: bool) -> Expected:
-    """The first images of the run as the reference draws them."""
-    with reference_of(source) as few, reference_of(source, WHOLE) as some:
+def fitting(source: LatentDiffusion, work: Callable[[int], Found]) -> Found | None:
+    """The result of `work` of the reference, for as many images as memory does for; warns and gives None if it does not do for
+    one, as the run itself takes less."""
+    for count in (IMAGES, 1):
+        try:
+            return work(count)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"memory does not do for fp32 beside it ({one_line(error)})"
+        memory.release(source.device)
+    source.networks.note(event="not verified", reason=reason, numerics=asdict(source.how))
+    warn(f"warning: {in_words(source.how)} is not verified: {reason}; --check off says that this is known")
+    return None
+
+
+def expect(source: LatentDiffusion, whole: bool, count: int = IMAGES) -> Expected:
+    """The first images of the run as the reference draws them, at most `count`."""
+    with reference_of(source, count) as few, reference_of(source, min(count, WHOLE)) as some:
         return Expected.by(few, some if whole else None)
+
+
+def evaluations(source: LatentDiffusion, count: int) -> Evaluations:
+    """The reference's evaluations for the first images, at most `count`."""
+    with reference_of(source, count) as reference:
+        return verification.evaluated(reference)[0]
+
+
+@torch.inference_mode()
+def apart(source: LatentDiffusion, expected: Evaluations, count: int) -> float:
+    """The largest relative error of this rank's reference for evaluations of rank 0's, at most `count` images at once."""
+    found = []
+    with reference_of(source, count) as by, verification.as_reference():
+        for x, t, right in expected:
+            out = by.evaluate(x[:count].to(source.device), t).cpu()
+            found.append(verification.relative(out, right[: len(out)]))
+    return verification.worst(found)
+
+
+def repeated(x: Tensor, count: int) -> Tensor:
+    """The first `count` of the rows of x, over and over."""
+    return x.repeat(-(-count // len(x)), *[1] * (x.dim() - 1))[:count]
+
+
+def decoder_of(source: LatentDiffusion) -> Callable[[Tensor], Tensor]:
+    """The decoding of latents by a source that is loaded, as many at once as those of a block, on their stream."""
+    networks, size = source.networks, min(source.pieces.decoded_at_once, source.pieces.batch)
+
+    def decode(latents: Tensor) -> Tensor:
+        return source.pieces.decode(latents if source.how.vae_slicing else repeated(latents, size), networks.decode)
+
+    return decode
 
 
 def errors_of(source: LatentDiffusion, expected: Expected) -> Errors:
@@ -192,7 +240,7 @@ def errors_of(source: LatentDiffusion, expected: Expected) -> Errors:
         raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
     while True:
         try:
-            by = FirstImages(source, size, networks.network, networks.decode)
+            by = FirstImages(source, size, networks.network, decoder_of(source))
             return verification.compare(expected, by, expected.latents is not None, twice)
         except (Stopped, UserError):
             raise
@@ -242,10 +290,8 @@ def verdict_path(source: LatentDiffusion) -> Path:
     config, device = source.config, source.device
     on = {"cpu": [platform.machine(), cpu_flags()], "torch": torch.__version__, "fiducial": about().get("version")}
     if device.type == "cuda":
-        driver = ""
-        with suppress(OSError):
-            driver = DRIVER.read_text()
-        on |= {"gpu": torch.cuda.get_device_name(device), "driver": driver, "cudnn": torch.backends.cudnn.version()}
+        gpu = torch.cuda.get_device_name(device)
+        on |= {"gpu": gpu, "driver": driver_version(), "cudnn": torch.backends.cudnn.version()}
     about_run = {
         "network": [config.model, config.network, config.num_classes, source.shape],
         "codec": config.vae,

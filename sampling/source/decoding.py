@@ -51,7 +51,7 @@ class Decoding:
     """
 
     def __init__(self, device: torch.device, beside: bool, note: Callable[..., object], at_once: int, name: Callable[[int], str]):
-        self._device, self._note, self._at_once, self._name = device, note, at_once, name
+        self._device, self._note, self.at_once, self._name = device, note, at_once, name
         self.stream = torch.cuda.Stream(device) if beside else None
 
     def parts(self, indices: Sequence[int], latents: Tensor, decode: Decode) -> list[Part]:
@@ -62,7 +62,7 @@ class Decoding:
         """
         found: list[Part] = []
         while len(indices):
-            some = min(self._at_once, len(indices))
+            some = min(self.at_once, len(indices))
             try:
                 found.append(Part(indices[:some], latents[:some], *self._fetch(latents[:some], decode)))
             except Exception as error:
@@ -75,9 +75,9 @@ class Decoding:
             else:
                 indices, latents = indices[some:], latents[some:]
                 continue
-            self._at_once = -(-some // 2)
+            self.at_once = -(-some // 2)
             name = self._name(indices[0])
-            self._note(event="out of memory while decoding", decoded=self._at_once, images=name, reason=reason)
+            self._note(event="out of memory while decoding", decoded=self.at_once, images=name, reason=reason)
             memory.release(self._device)
         return found
 

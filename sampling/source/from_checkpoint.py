@@ -151,6 +151,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     config.validate()
     with group.allowing(TRYING_SECONDS):
         how = numerics.choices(config, group.device)
+    not_here = [one for one in numerics.ways(config, group.device) if one not in how]
     fixed = {
         **config.identity(),
         "checkpoint_sha256": checkpoint.sha256(config.ckpt),
@@ -162,7 +163,8 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
     settled = {"weights_key": found.kind}
     identity, *others = (Identity(fixed | asdict(one)) for one in how)
-    return ResolvedRun(config, identity, names, {"latent": asdict(latent)}, paths, settled, tuple(others))
+    uncompiled = tuple(Identity(fixed | asdict(one)) for one in not_here)
+    return ResolvedRun(config, identity, names, {"latent": asdict(latent)}, paths, settled, tuple(others), uncompiled)
 
 
 def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decoder) -> LatentShape:

@@ -54,6 +54,19 @@ REFERENCE = Numerics("fp32", False, "sdpa", False)
 
 def choices(config: SamplingConfig, device: torch.device) -> tuple[Numerics, ...]:
     """The numerics that these options may come to here, the fastest first: each for where none before it passes verification.
+    Without a compiler that works, none of them is compiled.
+
+    Raises:
+        UserError: as `ways`.
+    """
+    found = ways(config, device)
+    if any(one.compile for one in found) and not can_compile(device):
+        return ways(replace(config, compile=False), device)
+    return found
+
+
+def ways(config: SamplingConfig, device: torch.device) -> tuple[Numerics, ...]:
+    """As `choices`, were there a compiler.
 
     Raises:
         UserError: if this hardware does not have what is asked for.
@@ -65,15 +78,12 @@ def choices(config: SamplingConfig, device: torch.device) -> tuple[Numerics, ...
     if config.exact:
         attention = "sdpa" if config.attention == "auto" else config.attention
         return (Numerics("fp32", False, attention, bool(config.vae_slicing)),)
-    found = [
+    return tuple(
         Numerics(precision, is_compiled, _attention(config, precision, on_cpu), _slicing(config, precision, on_cpu), is_tuned)
         for precision in _precisions(config, device)
         for is_compiled in _compiled(config, precision, on_cpu)
         for is_tuned in _tuned(config, precision, is_compiled, on_cpu)
-    ]
-    if any(one.compile for one in found) and not can_compile(device):
-        return choices(replace(config, compile=False), device)
-    return tuple(found)
+    )
 
 
 def _precisions(config: SamplingConfig, device: torch.device) -> tuple[str, ...]:

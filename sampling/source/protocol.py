@@ -25,11 +25,16 @@ class ResolvedRun:
     paths: dict[str, str]  # for the manifest
     settled: Mapping[str, object] = field(default_factory=dict)  # options that it records otherwise than they stand in `config`
     others: tuple[Identity, ...] = ()  # that the same options come to where the source by those before is unfit
+    uncompiled: tuple[Identity, ...] = ()  # that they come to where torch.compile works, as it does not here
 
     def choices(self) -> "list[ResolvedRun]":
         """This run and what stands in for it, in the order in which they are tried."""
         every = (self.identity, *self.others)
         return [replace(self, identity=identity, others=every[place:]) for place, identity in enumerate(every, start=1)]
+
+    def begun_elsewhere(self) -> "list[ResolvedRun]":
+        """The same of what cannot be drawn here."""
+        return [replace(self, identity=identity, others=()) for identity in self.uncompiled]
 
     @property
     def plan(self) -> Plan:

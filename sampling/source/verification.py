@@ -53,7 +53,7 @@ class Drawing(Protocol):
         """The latents (n, C, h, w) of these images after all steps."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (n, H, W, 3) uint8."""
+        """Images (m, H, W, 3) uint8 in the host's memory, m >= n, of the latents over and over."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def compare(expected: Expected, by: Drawing, with_latents: bool, twice: bool = F
         repeats &= not twice or same(found, by.latents())
     pixels = by.decode(expected.decoded).clone()
     repeats &= same(pixels, by.decode(expected.decoded))
-    off = (pixels.double() - expected.pixels.double()).abs().mean().item()
+    right = expected.pixels[torch.arange(len(pixels)) % len(expected.pixels)]
+    off = (pixels.double() - right.double()).abs().mean().item()
     prediction, late = (worst([error for t, error in errors if (t >= LATE) == early]) for early in (True, False))
     return Errors(prediction, late, latents, off, repeats, time.monotonic() - began)
 
