@@ -6,7 +6,7 @@ switch here is put back to exactly what it was.
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -36,9 +36,17 @@ def float32_products(tf32: bool) -> Iterator[None]:
             switch.fp32_precision = value
 
 
-def plain_float32() -> AbstractContextManager:
-    """No TF32 in here: a number must not depend on what else the process does, or on torch's defaults. Also a decorator."""
-    return float32_products(tf32=False)
+@contextmanager
+def plain_float32() -> Iterator[None]:
+    """No TF32 in here, and no kernel that a race has chosen: a number must not depend on what else the process does, or on
+    torch's defaults. Also a decorator."""
+    before = BACKENDS.cudnn.benchmark
+    try:
+        BACKENDS.cudnn.benchmark = False
+        with float32_products(tf32=False):
+            yield
+    finally:
+        BACKENDS.cudnn.benchmark = before
 
 
 def tf32_is_forced(device: torch.device) -> bool:

@@ -47,7 +47,7 @@ def room(device: torch.device, weights: int) -> int:
     release(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
     return (_available() - (processes - 1) * weights) // processes
 
 

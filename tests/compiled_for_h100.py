@@ -1,6 +1,9 @@
 """Has inductor write its code of a small DiT for an H100 that is pretended, and prints as JSON what that consists of.
 
-Nothing is compiled or run: inductor is stopped once it has its code. A program of its own, because it leaves torch changed.
+    compiled_for_h100.py bf16|tf32
+
+Nothing is compiled or run: inductor is stopped once it has its code. A program of its own, because it leaves torch changed. By
+tf32, torch's older switch for it was set before, as by a program that calls this one.
 """
 
 import json
@@ -21,6 +24,7 @@ from torch._subclasses import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
 from fiducial.models.networks.dit import DiT
+from fiducial.precision import float32_products
 
 GPU = torch.device("cuda", 0)
 H100 = SimpleNamespace(
@@ -82,15 +86,19 @@ def write(seen: list, module: torch.fx.GraphModule, inputs: list[torch.Tensor]) 
         compile_fx.compile_fx(module, there)
 
 
-def main() -> dict:
+def main(precision: str) -> dict:
     GraphLowering.compile_to_module = stop
     joint_graph.lazy_init = post_grad.lazy_init = lambda *_, **__: None  # patterns are found by running them
     shape = {"input_size": 32, "patch_size": 2, "hidden_size": 384, "depth": 2, "num_heads": 6, "num_classes": 10}
-    network = DiT(**shape).eval().requires_grad_(False).to_half(torch.bfloat16)
+    network = DiT(**shape).eval().requires_grad_(False)
+    if precision == "bf16":
+        network.to_half(torch.bfloat16)
+    else:
+        torch.set_float32_matmul_precision("high")
     seen = []
     compiled = torch.compile(network, backend=lambda *given: write(seen, *given), dynamic=False, fullgraph=True)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_products(tf32=precision == "tf32"):
             compiled(torch.zeros(2, 4, 32, 32), torch.full((1,), 500.0), torch.zeros(2, dtype=torch.int64))
     except Written as written:
         return told(seen, written)
@@ -109,4 +117,4 @@ def told(seen: list, found: Written) -> dict:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main()) + "\n")
+    sys.stdout.write(json.dumps(main(*sys.argv[1:])) + "\n")

@@ -31,6 +31,15 @@ def test_singular_values(shape):
     np.testing.assert_allclose(linear._on(CPU, normal(*shape), "svdvals")[0], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_what_a_gpu_does_not_find_is_an_error_of_the_same_kind(monkeypatch):
+    def fail(_: object) -> None:
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    with pytest.raises(np.linalg.LinAlgError, match="eigh: the algorithm failed to converge"):
+        linear._on(CPU, normal(4, 4), "eigh")
+
+
 @pytest.mark.parametrize("size", [1, 6, 100])
 def test_eigenvectors(size):
     matrix = np.atleast_2d(np.cov(normal(size, 2 * size)))

@@ -58,6 +58,13 @@ def test_switches_hold_inside_and_are_put_back_after_a_failure():
     assert [switch.fp32_precision for switch in SWITCHES] == before
 
 
+def test_an_evaluation_beside_a_run_has_no_kernels_chosen_by_a_race(monkeypatch):
+    monkeypatch.setattr(BACKENDS.cudnn, "benchmark", True)
+    with plain_float32():
+        assert not BACKENDS.cudnn.benchmark
+    assert BACKENDS.cudnn.benchmark
+
+
 def test_products_of_a_cpu_are_float32_whatever_was_asked_for():
     """A CPU with bfloat16 multiplies float32 in it after set_float32_matmul_precision("medium")."""
     random = np.random.default_rng(0)

@@ -66,7 +66,11 @@ def _on(device: "torch.device", matrix: np.ndarray, name: str) -> tuple[np.ndarr
     """The values of the function of `torch.linalg` of this name."""
     import torch
 
-    found = getattr(torch.linalg, name)(torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float64)).to(device))
+    there = torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float64)).to(device)
+    try:
+        found = getattr(torch.linalg, name)(there)
+    except torch.linalg.LinAlgError as error:
+        raise np.linalg.LinAlgError(f"{name}: {error}") from error
     return tuple(part.cpu().numpy() for part in ((found,) if isinstance(found, torch.Tensor) else found))
 
 

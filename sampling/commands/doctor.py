@@ -211,7 +211,7 @@ def of_numerics(device: torch.device) -> Iterator[Finding]:
 
 
 def of_another_gpu(local_rank: int, found: Iterator[Finding]) -> Iterator[Finding]:
-    """Findings on a GPU that is not the first of its machine, whose table stands for all: those that are not as they should be."""
+    """Findings on a GPU beside the first of its machine, whose table stands for all: those that are not as they should be."""
     return (replace(one, text=f"GPU {local_rank}: {one.text}") for one in found if one.level != OK)
 
 

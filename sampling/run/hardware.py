@@ -1,7 +1,7 @@
 """Hardware and versions that a pixel's last bits depend on, beside a run's identity: those of each rank, and of each session.
 
-Ranks are compared with rank 0, and rank 0 with the sessions that have drawn something. With `--exact` a difference is refused, and
-without it another kind of GPU beside rank 0's.
+Ranks are compared with rank 0, and rank 0 with the sessions that have drawn something. With `--exact` a difference is refused,
+and without it another kind of GPU beside rank 0's.
 """
 
 import os

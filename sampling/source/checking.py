@@ -18,7 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import Group, Stopped, UserError, about, default_cache, life, make_folder, one_line, read_json, say, warn, write_whole
+from fiducial import (
+    Group,
+    Stopped,
+    UserError,
+    about,
+    default_cache,
+    life,
+    make_folder,
+    one_line,
+    read_json,
+    say,
+    warn,
+    write_whole,
+)
 from fiducial.cache import VERIFIED
 from fiducial.devices import driver_version
 from fiducial.diffusion.samplers import SAMPLERS

@@ -37,7 +37,7 @@ def compiler_threads() -> int:
 
 
 def _count(name: str) -> int:
-    return int(os.environ.get(name, "1"))
+    return int(os.environ.get(name) or "1")
 
 
 @contextmanager
