@@ -45,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COUNT, STEPS = 50_000, 250  # of a published row
 PATIENCE = 5  # times the limits, where speed is no matter
 OUTCOME = re.compile(r"::(.+?) (PASSED|FAILED|ERROR|SKIPPED)")  # a test's, as pytest says it
+FEW = {"per_proc_batch_size": 2, "num_sampling_steps": "20", "compile": False}  # for --small, of what is verified
 Row = dict[str, object]
 
 
@@ -114,8 +115,9 @@ def verification(work: Work) -> Iterator[Row]:
     for line in (done.stdout + done.stderr).splitlines():
         yield {"finding": line}
     ready_torch()
-    if not work.small:  # which on a CPU takes minutes
-        yield from ({"finding": f"{'passes' if passes else 'FAILS'}: {line}"} for line, passes in verified(work.place))
+    options = FEW if work.small else {}
+    for of_network in verified(work.place, **options):
+        yield from ({"finding": f"{'passes' if passes else 'FAILS'}: {line}"} for line, passes in of_network)
 
 
 @contextmanager
@@ -251,10 +253,10 @@ class Section:
 
 
 SECTIONS = {
-    "machine": Section("Machine", machine, 30),
-    "tests": Section("Tests with the marker `gpu`", tests, 170),
-    "verification": Section("Verification", verification, 70),
-    "denoiser": Section("One guided evaluation in bfloat16, compiled", denoiser, 190),
+    "machine": Section("Machine", machine, 20),
+    "tests": Section("Tests with the marker `gpu`", tests, 160),
+    "verification": Section("Verification", verification, 100),
+    "denoiser": Section("One guided evaluation in bfloat16, compiled", denoiser, 180),
     "decoding": Section("Decoding in bfloat16, and whole blocks", decoding, 50),
     "inception": Section("Inception in float32", inception, 30),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command
 
+from fiducial.sampling.source.numerics import cpu_has_bf16
 from scripts import benchmark_runs, benchmark_sampling, gpu_acceptance
 
 
@@ -156,6 +157,9 @@ def test_what_is_run_on_a_gpu_works_on_a_cpu(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert [name for name, section in found.items() if section["ended"] or not section["rows"]] == []
     assert {row["outcome"] for row in found["tests"]["rows"]} == {"skipped"}
+    ways = [row["finding"] for row in found["verification"]["rows"] if row["finding"].startswith(("passes: ", "FAILS: "))]
+    assert all(line.startswith("passes: ") for line in ways)
+    assert len(ways) == 2 * cpu_has_bf16()
     assert all(row["ms"] > 0 for row in found["denoiser"]["rows"][1:])
     assert found["inception"]["rows"][0]["relative error to the CPU"] == 0
     assert (tmp_path / "gpu.md").read_text().count("\n## ") == len(found) - 1

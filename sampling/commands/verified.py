@@ -47,15 +47,20 @@ CASES: dict[str, tuple[type[Networks], int, dict]] = {  # networks, size of thei
 }
 
 
-def verified(device: torch.device) -> Iterator[list[tuple[str, bool]]]:
-    """For each network, a line for each of the numerics that can be chosen here, and whether it passes."""
+def verified(device: torch.device, **options: object) -> Iterator[Iterator[tuple[str, bool]]]:
+    """For each network, a line for each of the numerics that can be chosen here, and whether it passes; found while it is read.
+
+    Args:
+        options: of both runs, that are not as in the preset digits.
+    """
     for name, (kind, size, changes) in CASES.items():
-        config = SamplingConfig(**PRESETS["digits"] | changes)
+        config = SamplingConfig(**PRESETS["digits"] | changes | options)
 
         def source_by(how: Numerics, kind: type[Networks] = kind, size: int = size, config: SamplingConfig = config):
             return LatentDiffusion(kind(config, device, how, LatentShape(4, size), lambda: Autoencoder(VAE)))
 
-        yield [(f"{name}: {line}", passes) for line, passes in of_network(numerics.choices(config, device), source_by)]
+        found = of_network(numerics.choices(config, device), source_by)
+        yield ((f"{name}: {line}", passes) for line, passes in found)
 
 
 def of_network(choices: Sequence[Numerics], source_by: Callable[[Numerics], LatentDiffusion]) -> Iterator[tuple[str, bool]]:
