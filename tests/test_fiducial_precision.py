@@ -58,6 +58,27 @@ def test_switches_hold_inside_and_are_put_back_after_a_failure():
     assert [switch.fp32_precision for switch in SWITCHES] == before
 
 
+FOLLOWING = """
+import torch
+from fiducial.precision import SWITCHES, plain_float32
+{before}
+if {used}:
+    with plain_float32():
+        pass
+{after}
+print([switch.fp32_precision for switch in SWITCHES])
+"""
+
+
+@pytest.mark.parametrize("before", [*(given for given, _ in SET_BEFORE.values()), 'torch.backends.cudnn.fp32_precision = "tf32"'])
+def test_what_is_switched_afterwards_has_the_effect_that_it_would_have_had(before):
+    """A switch that follows those above it goes on to."""
+    after = 'torch.backends.fp32_precision = "ieee"\ntorch.backends.cudnn.fp32_precision = "none"'
+    done = [run_command("-c", FOLLOWING.format(before=before, used=used, after=after)) for used in (True, False)]
+    assert done[0].returncode == done[1].returncode == 0
+    assert done[0].stdout == done[1].stdout
+
+
 def test_an_evaluation_beside_a_run_has_no_kernels_chosen_by_a_race(monkeypatch):
     monkeypatch.setattr(BACKENDS.cudnn, "benchmark", True)
     with plain_float32():

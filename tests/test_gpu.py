@@ -123,4 +123,6 @@ def test_metrics_are_those_of_the_cpu(tmp_path):
 
 def test_what_this_gpu_has_is_found():
     config, _ = sample_ddp.parse(["--preset", "digits"])
-    assert numerics.resolve(config, torch.device("cuda", 0)).precision in numerics.DTYPES
+    first, *others = numerics.choices(config, torch.device("cuda", 0))
+    assert first.precision == ("bf16" if numerics.is_ampere(torch.device("cuda", 0)) else "fp32")
+    assert others or first == numerics.REFERENCE

@@ -708,8 +708,8 @@ def test_rank_0_is_killed_without_a_launcher(tiny_checkpoint, undisturbed, tmp_p
 
 
 LEAVES = """
-import sys
 import fiducial
+import torch
 from fiducial.evaluation import Evaluator
 with fiducial.user_errors(), fiducial.init("cpu") as group:
     evaluator = Evaluator("digits", group=group)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PLAIN, digits_source, draw_files, options, randomised
+from safetensors.torch import load_file, save_file
 
 import fiducial
 import sample_ddp
@@ -176,7 +177,7 @@ def test_what_passes_is_drawn_with_and_found_once(drawn, compared, capsys):
     assert 0 < event["errors"]["prediction"] < 0.03
     assert "verified bf16, not compiled against fp32: evaluations off by" in said(capsys)
     drawn("--run-name", "b", "--global-seed", "1")
-    assert "(found before on such a device)" in said(capsys)
+    assert "(found before on this device)" in said(capsys)
     assert compared[0] == ["bf16"]
     drawn("--run-name", "c", "--check", "full")
     assert compared[0] == ["bf16"] * 2
@@ -193,6 +194,20 @@ def test_what_does_not_pass_falls_back_and_is_recorded(drawn, compared, capsys):
     compared[1].clear()
     grown = drawn(count=8)  # the run keeps what it was begun with, though the other would pass now
     assert grown["identity"] == manifest["identity"]
+
+
+def test_a_verdict_is_of_these_weights_and_what_failed_is_looked_at_again(drawn, compared, tiny_checkpoint, tmp_path):
+    asked, failing = compared
+    failing.add("bf16")
+    drawn("--run-name", "a")
+    failing.clear()
+    assert drawn("--run-name", "b")["identity"]["precision"] == "bf16"
+    assert asked == ["bf16"] * 2
+    weights = load_file(tiny_checkpoint)
+    weights["final_layer.linear.bias"] += 0.01
+    save_file(weights, tmp_path / "other.safetensors")
+    drawn("--run-name", "c", "--ckpt", str(tmp_path / "other.safetensors"))
+    assert asked == ["bf16"] * 3
 
 
 def test_a_run_goes_on_with_its_own_numerics_or_not_at_all(drawn, compared):
@@ -346,5 +361,7 @@ def test_what_cannot_be_compiled_though_asked_for_is_drawn_without(drawn, monkey
     monkeypatch.setattr(numerics, "can_compile", lambda _: True)
     monkeypatch.setattr(numerics, "compile_network", fail)
     manifest = drawn("--precision", "bf16", compiled=("--compile",))
-    assert [event["event"] for event in manifest["sessions"][0]["events"]] == ["not compiled", "not compiled"]
+    events = manifest["sessions"][0]["events"]
+    assert [event["event"] for event in events] == ["not compiled", "verified"]
+    assert events[1]["numerics"]["compile"] is False  # and what draws in its place is verified
     assert "torch.compile failed, so this rank runs without it (no such instruction)" in said(capsys)

@@ -1,13 +1,16 @@
 """The findings of doctor on numerics, and the agreement of an extractor on a GPU with the CPU."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed import HashStore
 
+import fiducial
 from fiducial import UserError
 from fiducial.evaluation.features import agreement
 from fiducial.evaluation.features.load import load_extractor
@@ -80,6 +83,39 @@ def test_an_extractor_agrees_with_the_cpu_or_is_not_used(monkeypatch, tmp_path, 
     gpu.uuid = "2"  # and of another GPU of the kind nothing is
     with pytest.raises(UserError, match="Pretended GPU of rank 0"):
         agreement.require(with_error(1e-3), on_cpu, alone)
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-3])
+def test_every_rank_asks_its_own_gpu_and_all_end_alike(off, monkeypatch, tmp_path, alone):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretended GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="Pretended GPU", uuid="1"))
+    right = load_extractor("digits", None, alone)
+    wrong = replace(right, apply=lambda images: ((1 + off) * right.apply(images)[0], None))
+    store, fellows = HashStore(), [{**fiducial.own_process(), "launcher": None}] * 2
+    groups = [fiducial.Group(rank, 2, rank, "0", CPU, store, fellows) for rank in range(2)]
+
+    def ask(group: fiducial.Group) -> str:
+        try:
+            for _ in range(2):
+                agreement.require(wrong if group.rank else right, lambda: right, group)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as threads:
+        said = list(threads.map(ask, groups))
+    assert said[0] == said[1]
+    assert said[0].startswith("Pretended GPU of rank 1 on ") == bool(off)
+
+
+def test_doctor_says_what_it_cannot_look_at(monkeypatch):
+    monkeypatch.setattr(doctor, "verified", lambda _: 1 / 0)
+    (found,) = doctor.of_numerics(CPU)
+    assert (found.level, found.text) == (doctor.PROBLEM, "they cannot be looked at: division by zero")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    (found,) = doctor.of_numerics(torch.device("cuda", 0))
+    assert (found.level, found.text) == (doctor.PROBLEM, "NVIDIA_TF32_OVERRIDE=1 leaves no float32 to compare with")
 
 
 @pytest.mark.parametrize("problem", ["", "it is off"])

@@ -27,16 +27,19 @@ from fiducial import (
     REFERENCES,
     ZIPPED,
     Group,
+    Stopped,
     UserError,
     cache,
     default_cache,
     in_the_making,
+    one_line,
     remove_leftovers,
     say,
     write_whole,
 )
 from fiducial.models.checkpoints import hub
 from fiducial.models.decoders import autoencoder
+from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
 from fiducial.sampling import memory
 from fiducial.sampling.commands.verified import verified
 from fiducial.sampling.options.config import SamplingConfig
@@ -199,6 +202,18 @@ def compiler(device: torch.device) -> Iterator[Finding]:
 
 def of_numerics(device: torch.device) -> Iterator[Finding]:
     """Every precision that there is here against fp32, on two networks; takes minutes."""
+    if tf32_is_forced(device):
+        yield Finding(PROBLEM, "numerics", f"{TF32_OVERRIDE}=1 leaves no float32 to compare with", "unset it")
+        return
+    try:
+        yield from against_fp32(device)
+    except (Stopped, UserError):
+        raise
+    except Exception as error:  # of whatever kind: a device in use, or a broken one
+        yield Finding(PROBLEM, "numerics", f"they cannot be looked at: {one_line(error)}", "see nvidia-smi, or --no-numerics")
+
+
+def against_fp32(device: torch.device) -> Iterator[Finding]:
     for of_network in map(list, verified(device)):
         is_any_right = any(passes for _, passes in of_network)
         for line, passes in of_network:

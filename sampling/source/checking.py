@@ -35,6 +35,7 @@ from fiducial import (
 from fiducial.cache import VERIFIED
 from fiducial.devices import driver_version
 from fiducial.diffusion.samplers import SAMPLERS
+from fiducial.models.checkpoints import checkpoint
 from fiducial.models.networks.dit import DiT
 from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
 from fiducial.sampling import memory
@@ -50,6 +51,7 @@ NEAR_IMAGE = 0.02  # a time
 FEW = 5  # steps, for inputs as they come while drawing
 WHOLE_FROM = 500  # images to be drawn, for a block of which it pays to be drawn whole first
 LARGEST = 1 << 20  # bytes of a verdict
+EITHER_WAY = ("labels", "global_seed")  # of a run's identity, a verdict holds
 TOLD_BYTES = 1 << 21  # of one evaluation, unless one image has more; the store takes about 8 MiB a value
 Evaluations = list[tuple[Tensor, float, Tensor]]
 Found = TypeVar("Found")
@@ -129,7 +131,7 @@ class Check:
         whole = config.check == "full" or missing >= WHOLE_FROM
         verdict = None if config.check == "full" else recalled(source, whole)
         if found := verdict:
-            said = "found before on such a device"
+            said = "found before on this device"
         else:
             began = time.monotonic()
             expected = fitting(source, lambda count: expect(source, whole, count))
@@ -139,11 +141,12 @@ class Check:
             if self._group.world_size > 1:
                 self._expected = expected.evaluations
             with source.compiling():
-                found = errors_of(source, expected)
-            keep(source, whole, found)
+                found, how = errors_of(source, expected), source.how
             said = f"{seconds + found.seconds:.1f} s"
         if reason := found.why_not(BOUNDS[how.precision]):
             raise unfit(how, f"{reason} ({said})", "not verified", **record(how, found))
+        if verdict is None:
+            keep(source, whole, found)
         source.networks.note(event="verified", **record(how, found))
         say(f"verified {in_words(how)} against fp32: {found.line()} ({said})")
 
@@ -166,6 +169,11 @@ class Check:
         self._expected = None
         if not given or group.is_main or not is_loaded:
             return
+        if tf32_is_forced(source.device):
+            raise UserError(
+                f"{TF32_OVERRIDE}=1 in the environment of rank {group.rank} on {socket.gethostname()} leaves no float32 to "
+                "compare with rank 0's; unset it, or give --check off"
+            )
         expected = [(unpacked(x), t, unpacked(out)) for x, t, out in given]
         worst = fitting(source, lambda count: apart(source, expected, count))
         if worst is not None and not worst <= RANKS_AGREE:
@@ -233,7 +241,11 @@ def decoder_of(source: LatentDiffusion) -> Callable[[Tensor], Tensor]:
     networks, size = source.networks, min(source.pieces.decoded_at_once, source.pieces.batch)
 
     def decode(latents: Tensor) -> Tensor:
-        return source.pieces.decode(latents if source.how.vae_slicing else repeated(latents, size), networks.decode)
+        while True:
+            at_once = source.pieces.decoded_at_once
+            found = source.pieces.decode(latents if source.how.vae_slicing else repeated(latents, size), networks.decode)
+            if at_once == source.pieces.decoded_at_once:  # or its parts are of two sizes, and their last bits not the next call's
+                return found
 
     return decode
 
@@ -242,7 +254,7 @@ def errors_of(source: LatentDiffusion, expected: Expected) -> Errors:
     """The errors of a source that is loaded, which is compiled for it; fewer images than a block where memory does not do for it.
 
     Raises:
-        Unfit: if it cannot be compiled.
+        Unfit: if it cannot be compiled, and nobody has asked for that.
     """
     networks, size, twice = source.networks, source.pieces.batch, source.config.check == "full"
     try:
@@ -250,7 +262,9 @@ def errors_of(source: LatentDiffusion, expected: Expected) -> Errors:
     except (Stopped, UserError):
         raise
     except Exception as error:
-        raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
+        if not source.config.compile:
+            raise unfit(source.how, f"torch.compile failed ({one_line(error)})", "not compiled") from None
+        source.go_on_without(error)  # a person wants it compiled, and will be told; what draws in its place is verified
     while True:
         try:
             by = FirstImages(source, size, networks.network, decoder_of(source))
@@ -299,18 +313,18 @@ def device_name(device: torch.device) -> str:
 
 
 def verdict_path(source: LatentDiffusion) -> Path:
-    """The file of the verdict on such a source on such a device."""
+    """The file of the verdict on such a source on this device."""
     config, device = source.config, source.device
     on = {"cpu": [platform.machine(), cpu_flags()], "torch": torch.__version__, "fiducial": about().get("version")}
     if device.type == "cuda":
-        gpu = torch.cuda.get_device_name(device)
-        on |= {"gpu": gpu, "driver": driver_version(), "cudnn": torch.backends.cudnn.version()}
+        gpu = torch.cuda.get_device_properties(device)
+        on |= {"gpu": [socket.gethostname(), gpu.name, str(getattr(gpu, "uuid", ""))]}
+        on |= {"driver": driver_version(), "cudnn": torch.backends.cudnn.version()}
     about_run = {
-        "network": [config.model, config.network, config.num_classes, source.shape],
-        "codec": config.vae,
-        "block": config.per_proc_batch_size,
-        "sampler": [config.sampler, config.num_sampling_steps],
-        "guidance": [config.cfg_scale != 1.0, config.cfg_channels],
+        "run": {name: value for name, value in config.identity().items() if name not in EITHER_WAY},
+        "weights": [checkpoint.sha256(config.ckpt), source.networks.decoder.identity()],
+        "shape": source.shape,
+        "offload": config.offload,
         "numerics": asdict(source.how),
         "bounds": asdict(BOUNDS[source.how.precision]),
     }

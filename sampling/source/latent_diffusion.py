@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -118,9 +119,14 @@ class LatentDiffusion:
         except Exception as error:
             if isinstance(error, Stopped):
                 raise
-            self.networks.note(event="not compiled", reason=one_line(error))
-            warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
-            self.networks.network = self.networks.load_network(self.how)
+            self.go_on_without(error)
+
+    def go_on_without(self, error: Exception) -> None:
+        """Draw with the network as it is without the compiler, which has failed with this error."""
+        self.networks.note(event="not compiled", reason=one_line(error))
+        warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
+        self.networks.network = self.networks.load_network(self.how)
+        self.how = replace(self.how, compile=False, cuda_tuning=False)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
