@@ -46,6 +46,13 @@ class Spacing:
     has_tail: bool = False  # 0 comes after it
     shift: float = 1.0  # s of s t / (1 + (s - 1) t); above 1 there are more places near noise
 
+    @property
+    def text(self) -> str:
+        """As `read_spacing` takes it, with all digits."""
+        said = {"start": (self.start, 1.0), "tail" if self.has_tail else "end": (self.end, 0.0), "shift": (self.shift, 1.0)}
+        given = [f"{name}={value!r}" for name, (value, usual) in said.items() if value != usual]
+        return ",".join(["steps" if self.of_steps else "places", *given])
+
     def times(self, count: int) -> tuple[float, ...]:
         """Strictly falling. As doubles they are the nearest to fractions of the count: 0.3, and not 0.30000000000000004."""
         intervals = count if self.of_steps else count - 1

@@ -90,7 +90,8 @@ def guided(network: Network, weak: Weak | None, labels: "Tensor", guidance: Guid
         if isinstance(weak, Inner):
             strong, away = weak.both(x, t, labels, *beside)
         elif callable(weak):
-            strong, away = network(x, t, labels, *beside), weak(x, t, labels, *beside)
+            strong = network(x, t, labels, *beside).clone()  # the next graph on a GPU may write over it
+            away = weak(x, t, labels, *beside)
         else:
             strong, away = network(torch.cat([x, x]), t, torch.cat([labels, weak]), *beside).chunk(2)
         channels = guidance.channels or strong.shape[1]

@@ -24,7 +24,6 @@ class Option:
     high: float
     said: str  # what is allowed, after "must be"
     help: str  # what it is, in --help
-    kind = float
 
     def allows(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -37,7 +36,6 @@ class Choice:
     default: str
     names: tuple[str, ...]
     help: str
-    kind = str
 
     @property
     def said(self) -> str:

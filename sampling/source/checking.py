@@ -39,6 +39,7 @@ from fiducial.models.networks.dit import DiT
 from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.options.choices import rare
 from fiducial.sampling.source import verification
 from fiducial.sampling.source.failures import is_out_of_memory
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
@@ -70,8 +71,10 @@ class FirstImages:
 
     def few_steps(self, look: Callable[[Tensor, float, Tensor], object]) -> Tensor:
         source, config = self._source, self._source.config
-        sampler, options = SAMPLERS[config.sampler], config.sampler_options()
-        grids = (sampler.grid(str(count), source.device) for count in (FEW, FEW + 1))  # places may be one more than steps
+        own = SAMPLERS[config.sampler]
+        sampler, options = (SAMPLERS[own.checked_by], {}) if own.checked_by else (own, config.sampler_options())
+        # places may be one more than steps
+        grids = (source.flow.grid(config, source.device, str(count), sampler) for count in (FEW, FEW + 1))
         grid = next(grid for grid in grids if len(grid) >= FEW)
 
         def model(x: Tensor, t: float) -> Tensor:
@@ -85,7 +88,7 @@ class FirstImages:
             NoiseStream(config.global_seed, [self._piece], source.shape, draws, source.device) as noise,
             source.networks.at_work(self._network, "model"),
         ):
-            latents = sampler.draw(source.denoiser(model), next(noise), grid, noise, **options)
+            latents = source.draw(model, sampler, grid, noise, **options)
             model(latents, NEAR_IMAGE)  # where the last step of some samplers is still far from it
             return latents
 
@@ -126,7 +129,7 @@ class Check:
             raise UserError(
                 f"{TF32_OVERRIDE}=1 leaves no float32 to verify {in_words(how)} against; unset it, or give --check off"
             )
-        whole = config.check == "full" or missing >= WHOLE_FROM
+        whole = (config.check == "full" or missing >= WHOLE_FROM) and not SAMPLERS[config.sampler].is_joint
         verdict = None if config.check == "full" else recalled(source, whole)
         if found := verdict:
             said = "found before on such a device"
@@ -309,8 +312,8 @@ def verdict_path(source: LatentDiffusion) -> Path:
         "network": [config.model, config.network, config.num_classes, source.shape],
         "codec": config.vae,
         "block": config.per_proc_batch_size,
-        "sampler": [config.sampler, config.num_sampling_steps],
-        "guidance": [config.cfg_scale != 1.0, config.cfg_channels],
+        "sampler": [config.sampler, config.num_sampling_steps, source.flow.recorded(config) | rare(config)],
+        "guidance": [config.cfg_scale != 1.0, config.cfg_channels, config.guidance_model],
         "numerics": asdict(source.how),
         "bounds": asdict(BOUNDS[source.how.precision]),
     }
