@@ -128,7 +128,7 @@ def test_an_identity_tells_what_is_not_as_it_always_was(changes, added):
     config, before = replace(USUAL, **changes), USUAL.identity()
     check_options(config)
     found = config.identity() | Flow.of(config).recorded(config)
-    own = {name for name in SAMPLERS[config.sampler].options}
+    own = set(SAMPLERS[config.sampler].options)
     news = {name: value for name, value in found.items() if name not in before and name not in own}
     assert news.keys() == added.keys()
     assert all(str(news[name]).startswith(str(value)) for name, value in added.items())
@@ -202,7 +202,7 @@ def test_options_come_from_the_command_line():
     assert source._grid.points[0].sigma == 2.0
 
 
-def test_a_row_that_says_so_is_drawn_from_louder_noise_and_with_a_least_time(monkeypatch, network):
+def test_a_row_that_says_so_is_drawn_from_louder_noise_and_with_a_least_time(monkeypatch):
     row = replace(NETWORKS["SiT"], predicts="x0", noise_scale=lambda size: size / 32, least_time=0.05)
     monkeypatch.setitem(NETWORKS, "SiT", row)
     config = replace(USUAL, sampler="flow-heun", num_sampling_steps="30")
