@@ -74,7 +74,7 @@ WITH_TAIL = Spacing(end=TAIL, has_tail=True)
 
 def shifted(t: float, shift: float) -> float:
     """s t / (1 + (s - 1) t); as 1 - t runs it is by 1 / s: 1 - shifted(1 - t, s) = shifted(t, 1 / s)."""
-    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
+    return t if shift == 1 or t == 1 else shift * t / (1 + (shift - 1) * t)  # at 1 it would be 1 but for rounding
 
 
 def read_spacing(text: str) -> Spacing:

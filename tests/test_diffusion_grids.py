@@ -1,5 +1,7 @@
 """Grids: every row of what papers sample at, against numpy's own writing of each on the paper's own clock."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,14 @@ def test_another_grid_is_noticed(wrong):
 
 def test_raes_grid_ends_where_its_sheet_says():
     assert read_spacing("places,end=0.001,shift=sqrt(48)").times(50)[-1] == pytest.approx(0.0069, abs=5e-5)
+
+
+def test_a_shift_leaves_the_ends_where_they_are():
+    """So that no time is beyond them."""
+    for shift in np.linspace(0.01, 50, 400):
+        times = read_spacing(f"steps,shift={shift}").times(20)
+        assert (times[0], times[-1]) == (1.0, 0.0)
+        assert all(there < here for here, there in pairwise(times))
 
 
 def test_a_shift_is_the_inverse_on_the_other_clock():
