@@ -43,7 +43,7 @@ class Choices(Protocol):
 
 
 def rare(config: Choices) -> dict[str, str | float]:
-    """What of these is not as usual, as it stands in an identity."""
+    """Those of these that are not as usual, as they stand in an identity."""
     found = {name: getattr(config, name) for name, usual in USUAL.items() if getattr(config, name) != usual}
     return found | ({"cfg_power": config.cfg_power} if config.cfg_schedule == "power-cosine" else {})
 

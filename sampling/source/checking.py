@@ -88,7 +88,7 @@ class FirstImages:
             NoiseStream(config.global_seed, [self._piece], source.shape, draws, source.device) as noise,
             source.networks.at_work(self._network, "model"),
         ):
-            latents = source.draw(model, sampler, grid, noise, **options)
+            latents = source.flow.draw(model, sampler, grid, noise, **options)
             model(latents, NEAR_IMAGE)  # where the last step of some samplers is still far from it
             return latents
 

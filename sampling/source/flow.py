@@ -51,7 +51,7 @@ class Flow:
         return (self.spec.path, self.spec.predicts) == (self.published.path, self.published.predicts)
 
     def recorded(self, config: SamplingConfig) -> dict[str, str | float]:
-        """What stands in a run's identity: nothing that a DiT or SiT has always been drawn with."""
+        """The entries of a run's identity: nothing that a DiT or SiT has always been drawn with."""
         if self.spec.path == CHAIN:
             return {}
         found = {"path": self.spec.path} if self.spec.path != self.published.path else {}
@@ -78,13 +78,13 @@ class Flow:
             return from_x0(raw, self.least_time)
         return PREDICTIONS[self.spec.predicts](raw)
 
-    def begin(self, noise: Tensor) -> Tensor:
-        """Latents of pure noise, in the precision in which steps are summed."""
-        noise = noise if self.noise_scale == 1 else self.noise_scale * noise
-        return noise.double() if self.in_float64 else noise
-
-    def noise(self, noise: Iterator[Tensor]) -> Iterator[Tensor]:
-        return (one.double() for one in noise) if self.in_float64 else noise
+    def draw(self, raw: Raw, sampler: Sampler, grid: Grid, noise: Iterator[Tensor], **options: float | str) -> Tensor:
+        """The latents, float32, to which a sampler leads with such a network, from the first of `noise`."""
+        denoise, x = self.denoiser(raw), next(noise)
+        x = x if self.noise_scale == 1 else self.noise_scale * x
+        if not self.in_float64:
+            return sampler.draw(denoise, x, grid, noise, **options)
+        return sampler.draw(denoise, x.double(), grid, (one.double() for one in noise), **options).float()
 
     def asked(self, network: Network) -> Network:
         """A network that is asked in float32, as always, and answers in the precision of the latents."""

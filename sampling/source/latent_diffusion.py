@@ -10,9 +10,8 @@ from torch import Tensor
 
 from fiducial import Group, Stopped, one_line, warn
 from fiducial.diffusion.guidance import Guidance, guided
-from fiducial.diffusion.paths import Grid
 from fiducial.diffusion.prediction import Raw
-from fiducial.diffusion.samplers import SAMPLERS, Sampler
+from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.networks.dit import DiT
 from fiducial.models.networks.table import asked
@@ -66,12 +65,7 @@ class LatentDiffusion:
         decoded, size = decoded_at_once(config, device), config.per_proc_batch_size
         is_joint = SAMPLERS[config.sampler].is_joint
         self.pieces = Blocks(size, device, self.how.cuda_tuning, lambda **event: networks.note(**event), decoded, is_joint)
-        low, high = config.guidance_interval
-        ends = ENDS[config.guidance_ends]
-        self.guidance = Guidance(
-            config.cfg_scale, config.cfg_channels, low, high, *ends, schedule=config.cfg_schedule, power=config.cfg_power
-        )
-        self.flow, self._sampler = networks.flow, SAMPLERS[config.sampler]
+        self.guidance, self.flow, self._sampler = guidance_of(config), networks.flow, SAMPLERS[config.sampler]
         self._grid = self.flow.grid(config, device)
         self._is_loaded = self.is_compiled = False
 
@@ -190,13 +184,14 @@ class LatentDiffusion:
             check()
             return predict(x, t, **beside)
 
-        return self.draw(model, self._sampler, self._grid, noise, **self.config.sampler_options())
+        return self.flow.draw(model, self._sampler, self._grid, noise, **self.config.sampler_options())
 
-    def draw(self, model: Raw, sampler: Sampler, grid: Grid, noise: Iterator[Tensor], **options: float | str) -> Tensor:
-        """The latents, float32, to which a sampler leads with such a network, from the first of `noise`."""
-        flow = self.flow
-        drawn = sampler.draw(flow.denoiser(model), flow.begin(next(noise)), grid, flow.noise(noise), **options)
-        return drawn.float() if flow.in_float64 else drawn
+
+def guidance_of(config: SamplingConfig) -> Guidance:
+    """The guidance that the options come to."""
+    low, high = config.guidance_interval
+    ends, by_time = ENDS[config.guidance_ends], {"schedule": config.cfg_schedule, "power": config.cfg_power}
+    return Guidance(config.cfg_scale, config.cfg_channels, low, high, *ends, **by_time)
 
 
 def evaluate_each_shape(source: LatentDiffusion) -> None:

@@ -81,19 +81,13 @@ class Networks:
 
     def _load_weak(self, how: Numerics) -> DiT | None:
         network = weak.load(self.config, self._place("model"))
-        return None if network is None else self._with(network, how)
-
-    def _with(self, network: DiT, how: Numerics) -> DiT:
-        checkpoint.forget()
-        if how.attention == "products":
-            network.attend_by_products()
-        return network if how.dtype == torch.float32 else network.to_half(how.dtype)
+        return None if network is None else prepared(network, how)
 
     def load_network(self, how: Numerics) -> DiT:
         """The network, from its file."""
         config = self.config
         found = checkpoint.read(config.ckpt, config.weights_key)
-        return self._with(found.load(config.model, config.num_classes, self._place("model"), config.network), how)
+        return prepared(found.load(config.model, config.num_classes, self._place("model"), config.network), how)
 
     def _probe(self, network: DiT) -> probe.Response:
         """The network's answer to pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
@@ -129,15 +123,8 @@ class Networks:
 
     def at_work(self, network: nn.Module, name: str) -> AbstractContextManager:
         """Have a network on the device in there; `name` as `--offload` calls it."""
-        if not self._is_offloaded(name):
-            return nullcontext()
         other = self.weak_beside(network) if name == "model" else None
-        return self._waiting.at_work(network) if other is None else self._both_at_work(network, other)
-
-    @contextmanager
-    def _both_at_work(self, network: nn.Module, other: nn.Module) -> Iterator[None]:
-        with self._waiting.at_work(network), self._waiting.at_work(other):
-            yield
+        return self._waiting.at_work(network, other) if self._is_offloaded(name) else nullcontext()
 
     def release(self) -> None:
         """Let go of all networks, and give their memory back."""
@@ -181,3 +168,11 @@ class Networks:
         with self.at_work(decoder, "vae"):
             images = decoder(latents)
             return to_uint8(images, self.config.rounding), images.isfinite().flatten(1).all(1)
+
+
+def prepared(network: DiT, how: Numerics) -> DiT:
+    """A network that was read, with kernels and precision as they are to be; its file is let go."""
+    checkpoint.forget()
+    if how.attention == "products":
+        network.attend_by_products()
+    return network if how.dtype == torch.float32 else network.to_half(how.dtype)

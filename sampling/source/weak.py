@@ -36,7 +36,7 @@ def model_of(config: SamplingConfig) -> str:
 
 
 def recorded(config: SamplingConfig, latent: LatentShape) -> dict[str, str]:
-    """What stands of it in a run's identity, nothing where there is none.
+    """The entries of a run's identity that tell of it, nothing where there is none.
 
     Raises:
         UserError: if it is not for such latents and classes.
