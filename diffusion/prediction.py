@@ -24,14 +24,16 @@ class Prediction:
 
 
 Denoiser = Callable[["Tensor", Point], Prediction]
-Raw = Callable[["Tensor", float], "Tensor"]  # (x (N, C, H, W), t from 0, the image, to 1, noise) -> a network's output
+# (x (N, C, H, W), t from 0, the image, to 1, noise) -> a network's output. Where a place has them, `r` and `guided_at` of `Point`
+# come as keywords.
+Raw = Callable[..., "Tensor"]
 
 
 def from_noise(raw: Raw) -> Denoiser:
     """For a network that predicts noise (N, C, H, W), or noise and then the variance's fraction (N, 2C, H, W)."""
 
     def denoise(x: "Tensor", point: Point) -> Prediction:
-        out = raw(x, point.t)
+        out = raw(x, point.t, **point.beside)
         if out.shape[1] == x.shape[1]:
             return Prediction(predict_x0(x, out, point), out)
         noise, fraction = out.chunk(2, dim=1)
@@ -41,11 +43,18 @@ def from_noise(raw: Raw) -> Denoiser:
     return denoise
 
 
-def from_x0(raw: Raw) -> Denoiser:
-    """For a network that predicts the image."""
+def from_x0(raw: Raw, clamp: float = 0.0) -> Denoiser:
+    """For a network that predicts the image.
+
+    Args:
+        clamp: on the linear path, the least t by which x - x_0 is divided for the velocity (JiT and RAEv2: 0.05). Nearer to the
+            image than that, `x0` and `noise` are those that belong to this smaller velocity.
+    """
 
     def denoise(x: "Tensor", point: Point) -> Prediction:
-        x0 = raw(x, point.t)
+        x0 = raw(x, point.t, **point.beside)
+        if point.t < clamp:
+            return of_velocity((x - x0) / clamp, x, point)
         return Prediction(x0, (x - point.alpha * x0) / point.sigma)
 
     return denoise
@@ -55,10 +64,24 @@ def from_velocity(raw: Raw) -> Denoiser:
     """For a network that predicts dx/dt = alpha' x_0 + sigma' noise, by t as it is here: towards noise."""
 
     def denoise(x: "Tensor", point: Point) -> Prediction:
-        velocity = raw(x, point.t)
-        scale = point.alpha * point.sigma_rate - point.sigma * point.alpha_rate
-        x0 = (point.sigma_rate * x - point.sigma * velocity) / scale
-        return Prediction(x0, (point.alpha * velocity - point.alpha_rate * x) / scale)
+        return of_velocity(raw(x, point.t, **point.beside), x, point)
+
+    return denoise
+
+
+def of_velocity(velocity: "Tensor", x: "Tensor", point: Point) -> Prediction:
+    """Image and noise that have such a velocity at `point`."""
+    scale = point.alpha * point.sigma_rate - point.sigma * point.alpha_rate
+    x0 = (point.sigma_rate * x - point.sigma * velocity) / scale
+    return Prediction(x0, (point.alpha * velocity - point.alpha_rate * x) / scale)
+
+
+def from_mean_velocity(raw: Raw) -> Denoiser:
+    """For a network that predicts the mean velocity from t to `r` (MeanFlow), which is the velocity itself where r = t: so where
+    a sampler names no `r`. On the linear path."""
+
+    def denoise(x: "Tensor", point: Point) -> Prediction:
+        return of_velocity(raw(x, point.t, **{"r": point.t} | point.beside), x, point)
 
     return denoise
 
@@ -67,17 +90,19 @@ def from_score(raw: Raw) -> Denoiser:
     """For a network that predicts the gradient of the log density of x_t, which is -noise / sigma."""
 
     def denoise(x: "Tensor", point: Point) -> Prediction:
-        noise = -point.sigma * raw(x, point.t)
+        noise = -point.sigma * raw(x, point.t, **point.beside)
         return Prediction(predict_x0(x, noise, point), noise)
 
     return denoise
 
 
-PREDICTIONS = {  # by what a network predicts
+MEAN_VELOCITY = "average velocity"
+PREDICTIONS: dict[str, Callable[[Raw], Denoiser]] = {  # by what a network predicts
     "noise": from_noise,
     "velocity": from_velocity,
     "x0": from_x0,
     "score": from_score,
+    MEAN_VELOCITY: from_mean_velocity,
 }
 
 

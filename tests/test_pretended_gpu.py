@@ -35,7 +35,7 @@ def draw(gpu: PretendedGPU, folder: Path, checkpoint: Path, steps: int, *more: s
     count = 4 * blocks
     of_run = ("--num-fid-samples", str(count), "--per-proc-batch-size", "4", "--num-sampling-steps", str(steps))
     as_it_is = ("--no-probe", "--check", "off", "--no-compile")  # no weights are read, and no value
-    network = () if "--sampler" in more and "euler" in more else ("--model", "DiT-XS/8")
+    network = () if "--model" in more else ("--model", "DiT-XS/8")
     weights = ("--ckpt", checkpoint, "--sample-dir", folder, "--run-name", str(steps), *network)
     config, _ = sample_ddp.parse([*map(str, ("--preset", "digits", *weights, *of_run, *as_it_is)), *more])
     gpu.waits.clear(), gpu.copies.clear(), gpu.events.clear()
@@ -45,6 +45,7 @@ def draw(gpu: PretendedGPU, folder: Path, checkpoint: Path, steps: int, *more: s
     return Counter(gpu.waits), Counter(gpu.copies)
 
 
+SIT = ("--model", "SiT-XS/8")
 WAYS = {
     "by default": (),
     "fp32": ("--precision", "fp32"),
@@ -54,8 +55,9 @@ WAYS = {
     "not guided": ("--cfg-scale", "1"),
     "in an interval": ("--guidance-interval", "0.2,0.6"),
     "products": ("--attention", "products", "--precision", "bf16"),
-    **{name: ("--sampler", name) for name in SAMPLERS if name not in ("ddpm", "euler")},
-    "euler": ("--sampler", "euler", "--model", "SiT-XS/8"),
+    **{name: ("--sampler", name) for name, row in SAMPLERS.items() if row.spacing is None and name != "ddpm"},
+    **{name: ("--sampler", name, *SIT) for name, row in SAMPLERS.items() if row.spacing and not row.takes and not row.is_joint},
+    "a state in float64": ("--sampler", "euler-maruyama", "--state", "float64", "--cfg-schedule", "linear", *SIT),
     "eta": ("--sampler", "ddim", "--eta", "1"),
 }
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 import fiducial
 import sample_ddp
 from fiducial import UserError
-from fiducial.diffusion.samplers import own_options
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
@@ -62,6 +61,25 @@ EVERY = {
     "weights-key": ("model", "model"),
     "check": ("full", "full"),
 }
+OF_FLOWS = {
+    "sampler": ("euler-maruyama", "euler-maruyama"),
+    "diffusion-form": ("linear", "linear"),
+    "diffusion_norm": ("2.0", "2"),
+    "last-step": ("none", "none"),
+    "atol": ("1e-6", "1e-6"),
+    "rtol": ("0.001", "1e-3"),
+    "grid": ("[places, end=0.1, shift=1/0.3]", "places,end=0.1,shift=1/0.3"),
+    "path": ("gvp", "gvp"),
+    "prediction": ("x0", "x0"),
+    "state": ("float64", "float64"),
+    "least-time": ("0.05", "0.05"),
+    "noise-scale": ("2", "2"),
+    "guidance-ends": ("open", "open"),
+    "cfg-schedule": ("power-cosine", "power-cosine"),
+    "cfg-power": ("3", "3"),
+    "guidance-ckpt": ("weak.pt", "weak.pt"),
+    "guidance-model": ("SiT-S/2", "SiT-S/2"),
+}
 FLAGS = ("compile", "no-probe", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
 
 
@@ -71,8 +89,11 @@ def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):
     arguments += [f"--{name}" for name in FLAGS]
     expected = sample_ddp.parse(arguments)
     assert parse("\n".join(lines), tmp_path) == expected
+    assert parse("\n".join(f"{name}: {in_file}" for name, (in_file, _) in OF_FLOWS.items()), tmp_path) == sample_ddp.parse(
+        [text for name, (_, said) in OF_FLOWS.items() for text in (f"--{name.replace('_', '-')}", said)]
+    )
     others = {"help", "config", "dry_run", "allow_mixed", "preset", "exact", "tf32", "generator", "generator_options"}
-    covered = {name.replace("-", "_").removeprefix("no_") for name in (*EVERY, *FLAGS)}
+    covered = {name.replace("-", "_").removeprefix("no_") for name in (*EVERY, *OF_FLOWS, *FLAGS)}
     assert covered == {action.dest.removeprefix("no_") for action in sample_ddp.build_parser()._actions} - others
 
 
@@ -312,4 +333,5 @@ def test_all_that_a_configuration_has_is_recorded(tiny_checkpoint, tmp_path):
     (names := tmp_path / "names.json").write_text(json.dumps([f"kind {number}" for number in range(10)]))
     path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, class_names=names, cache_dir=tmp_path))
     own = {field.name for field in fields(SamplingConfig)} - {"generator", "generator_options", "own"}
-    assert own | set(own_options()) <= set(json.loads(path.read_text())["options"])
+    of_flows = {"path", "prediction", "grid", "least_time", "noise_scale", "guidance_ckpt", "guidance_model"}  # not given here
+    assert (own - of_flows) | {"eta"} <= set(json.loads(path.read_text())["options"])

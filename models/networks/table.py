@@ -24,6 +24,8 @@ class NetworkSpec:
     recognise: Callable[[Iterable[tuple[str, str]]], str | None]
     sampler: str  # unless another is asked for: that of its published numbers, or the closest to it that there is
     needs_variance: bool = False  # its samplers take one beside what it predicts
+    noise_scale: Callable[[int], float] = lambda _: 1.0  # standard deviation of its noise by the size of images
+    least_time: float = 0.0  # by which x - image is at least divided, where that is its velocity
 
 
 NETWORKS: dict[str, NetworkSpec] = {

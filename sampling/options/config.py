@@ -9,6 +9,7 @@ from pathlib import Path
 from fiducial import UserError
 from fiducial.diffusion.samplers import SAMPLERS, own_options
 from fiducial.sampling.identity import FINGERPRINT_LETTERS
+from fiducial.sampling.options.choices import check_guidance, check_sampler, rare
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
 
@@ -36,6 +37,8 @@ OF_NETWORKS = (
         "num_sampling_steps",
         "guidance_interval",
     ),
+    *("path", "prediction", "grid", "state", "least_time", "noise_scale"),
+    *("guidance_ends", "cfg_schedule", "cfg_power", "guidance_ckpt", "guidance_model"),
     *("network", "rounding", "precision", "compile", "attention", "vae_slicing", "vae_tiling", "offload", "cuda_tuning", "check"),
 )
 LONGEST_NAME = 255 - len(".npz.part")  # bytes of a run's name that is made here
@@ -68,11 +71,22 @@ class SamplingConfig:
     cfg_scale: float = 1.5
     cfg_channels: int = 3
     sampler: str | None = None
-    own: Mapping[str, float] = field(default_factory=dict)  # what is given of samplers' own options, by name
+    own: Mapping[str, float | str] = field(default_factory=dict)  # what is given of samplers' own options, by name
     num_sampling_steps: str = "250"
     labels: str = "random"
     global_seed: int = 0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_ends: str = "closed"
+    cfg_schedule: str = "constant"
+    cfg_power: float = 4.0
+    guidance_ckpt: Path | None = None  # None: what is guided away from is the null label
+    guidance_model: str | None = None  # None: the same as `model`
+    path: str | None = None  # from here on of flows; None: as the network was published
+    prediction: str | None = None
+    grid: str | None = None  # None: the sampler's
+    state: str = "float32"
+    least_time: float | None = None
+    noise_scale: float | None = None
     network: str = "official"
     rounding: str = "dit"
     exact: bool = False
@@ -112,36 +126,21 @@ class SamplingConfig:
         if not 1.0 <= self.cfg_scale < float("inf"):
             raise UserError(f"--cfg-scale {self.cfg_scale}: must be a finite number of at least 1.0, which is no guidance")
         _check_generator(self)
-        _check_guidance(self)
-        self._check_sampler()
+        check_guidance(self)
+        if self.sampler is not None:
+            check_sampler(self)
+            self.count_steps()
         _check_speed(self)
         if self.labels == "null" and self.cfg_scale != 1.0 and self.generator is None:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
             )
-        name = self.run_name
-        if name is not None and (
-            not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html", ".part"))
-        ):
-            raise UserError(f"--run-name {name!r}: use up to 200 letters, digits, '.', '_', '+' and '-', and no file's ending")
+        _check_run_name(self.run_name)
         if self.num_classes is not None and not has_names(self.labels):  # names need the checkpoint's files
             try:
                 parse_labels(self.labels, self.num_classes)
             except ValueError as error:
                 raise UserError(f"--labels {error}") from error
-
-    def _check_sampler(self) -> None:
-        if self.sampler is None:
-            return
-        for name in own_options():
-            takers = {sampler: row.options[name] for sampler, row in SAMPLERS.items() if name in row.options}
-            option = takers.get(self.sampler, next(iter(takers.values())))
-            value, said = self.own.get(name, option.default), f"--{name.replace('_', '-')}"
-            if not option.low <= value <= option.high:
-                raise UserError(f"{said} {value}: must be {option.said}")
-            if value != option.default and self.sampler not in takers:
-                raise UserError(f"{said} {value}: only --sampler {' or '.join(takers)} has it, not {self.sampler}")
-        self.count_steps()
 
     def count_steps(self) -> int:
         """The number of steps, by the sampler's row.
@@ -149,18 +148,16 @@ class SamplingConfig:
         Raises:
             UserError: if the sampler does not take what was given.
         """
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"--sampler {self.sampler}: no such sampler; choose from {', '.join(SAMPLERS)}")
         try:
             return SAMPLERS[self.sampler].steps(self.num_sampling_steps)
         except ValueError as error:
             raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} {error}") from error
 
-    def sampler_options(self) -> dict[str, float]:
+    def sampler_options(self) -> dict[str, float | str]:
         """The sampler's own options by name."""
         return {name: self.own.get(name, option.default) for name, option in SAMPLERS[self.sampler].options.items()}
 
-    def recorded_options(self) -> dict[str, float]:
+    def recorded_options(self) -> dict[str, float | str]:
         """As they are recorded: ddim's `eta` of every run, as runs were that are older than others' options."""
         return {"eta": 0.0} | (self.sampler_options() if self.sampler else {})
 
@@ -178,6 +175,7 @@ class SamplingConfig:
             "cuda_tuning": bool(self.cuda_tuning),
             **({"network": self.network} if self.network != "official" else {}),  # runs older than the choice keep their names
             "guidance_interval": list(self.guidance_interval),
+            **rare(self),  # those that runs older than the choice had no other way of are left out
             "per_proc_batch_size": self.per_proc_batch_size,
         }
 
@@ -205,6 +203,11 @@ def _name_of_run(config: SamplingConfig, letters: str) -> str:
             return name
         longer = max((0, 1), key=lambda one: len(os.fsencode(names[one])))
         names[longer] = names[longer][:-1]
+
+
+def _check_run_name(name: str | None) -> None:
+    if name is not None and (not re.fullmatch(r"\w[\w.+-]{,199}", name) or name.endswith((".npz", ".json", ".html", ".part"))):
+        raise UserError(f"--run-name {name!r}: use up to 200 letters, digits, '.', '_', '+' and '-', and no file's ending")
 
 
 def _check_generator(config: SamplingConfig) -> None:
@@ -247,11 +250,3 @@ def _check_speed(config: SamplingConfig) -> None:
         raise UserError(f"{said}: not with --exact, which is fp32 without compilation or tuning; leave one of them out")
     if config.offload in ("model", "both") and config.cuda_tuning:
         raise UserError(f"--offload {config.offload}: not with --cuda-tuning, whose graphs need the network in one place")
-
-
-def _check_guidance(config: SamplingConfig) -> None:
-    low, high = config.guidance_interval
-    if not 0.0 <= low <= high <= 1.0:
-        raise UserError(f"--guidance-interval {low},{high}: must be two numbers lo,hi with 0 <= lo <= hi <= 1; 1 is noise")
-    if config.cfg_scale == 1.0 and (low, high) != (0.0, 1.0):
-        raise UserError(f"--guidance-interval {low},{high}: --cfg-scale 1.0 has nothing to guide; leave it out, or give 0,1")

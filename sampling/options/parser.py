@@ -5,7 +5,11 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from fiducial import Parser, UserError
-from fiducial.diffusion.samplers import own_options
+from fiducial.diffusion.guidance import SCHEDULES
+from fiducial.diffusion.paths import PATHS
+from fiducial.diffusion.prediction import MEAN_VELOCITY, PREDICTIONS
+from fiducial.diffusion.samplers import Choice, own_options
+from fiducial.sampling.options.choices import ENDS, STATES
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
 from fiducial.sampling.options.presets import PRESETS
@@ -134,17 +138,8 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
         metavar="LO,HI",
         help="guide only here, in t / 1000: 0 is the image, 1 noise; elsewhere the null half is not computed (default 0,1)",
     )
-    how.add_argument(
-        "--sampler",
-        choices=list(SAMPLERS),
-        help="; ".join(f"{name}: {row.said}" for name, row in SAMPLERS.items()) + " (default: ddpm for a DiT, euler for a SiT)",
-    )
-    for name, option in own_options().items():
-        how.add_argument(f"--{name.replace('_', '-')}", type=float, help=f"{option.help} (default {option.default:g})")
-    how.add_argument(
-        "--num-sampling-steps",
-        help=f"count, counts by section (10,20), or a constant stride (ddim50) (default {default['num_sampling_steps']})",
-    )
+    add_guidance(how)
+    add_sampler(how, default)
     how.add_argument("--global-seed", type=int, help=f"(default {default['global_seed']})")
     how.add_argument(
         "--per-proc-batch-size",
@@ -159,6 +154,63 @@ def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
         "checkpoint has a DiT's keys) or was not trained; --no-probe draws from any, such as random weights (default: ask)",
     )
     how.add_argument("--device", choices=["auto", "cuda", "cpu"], help="auto takes CUDA where there is one; not run on a GPU yet")
+
+
+def add_guidance(how: argparse._ArgumentGroup) -> None:
+    how.add_argument(
+        "--guidance-ends",
+        choices=ENDS,
+        help="whether ends of --guidance-interval are guided: closed, as REPA's (default); open, as DDT's and JiT's; or one open",
+    )
+    how.add_argument(
+        "--cfg-schedule",
+        choices=list(SCHEDULES),
+        help="--cfg-scale over the steps: constant; linear, from 1 at noise; power-cosine, MDT's (default constant)",
+    )
+    how.add_argument("--cfg-power", type=float, help="power of power-cosine (default 4)")
+    how.add_argument(
+        "--guidance-ckpt",
+        type=Path,
+        metavar="CKPT",
+        help="guide away from this network's prediction for the same label (autoguidance), not from that for the null label",
+    )
+    how.add_argument("--guidance-model", metavar="MODEL", help="its --model (default: what it says, where it can; else --model)")
+
+
+def add_sampler(how: argparse._ArgumentGroup, default: dict) -> None:
+    how.add_argument(
+        "--sampler",
+        choices=list(SAMPLERS),
+        help="; ".join(f"{name}: {row.said}" for name, row in SAMPLERS.items()) + " (default: ddpm for a DiT, euler for a SiT)",
+    )
+    for name, option in own_options().items():
+        named = {"choices": option.names} if isinstance(option, Choice) else {"type": float}
+        usual = option.default if isinstance(option, Choice) else f"{option.default:g}"
+        how.add_argument(f"--{name.replace('_', '-')}", help=f"{option.help} (default {usual})", **named)
+    how.add_argument(
+        "--num-sampling-steps",
+        help=f"count, counts by section (10,20), or a constant stride (ddim50) (default {default['num_sampling_steps']})",
+    )
+    how.add_argument(
+        "--grid",
+        metavar="KIND,NAME=VALUE,...",
+        help="places of a flow: places (N of them) or steps (N steps), and start=, end=, tail= (a last step from there to 0), "
+        "shift= (s t / (1 + (s - 1) t) with t = 1 at noise), such as places,tail=0.04 or places,shift=1/0.3 (default: the "
+        "sampler's)",
+    )
+    how.add_argument("--path", choices=list(PATHS), help="that a flow was trained on (default: as its family was published)")
+    how.add_argument(
+        "--prediction",
+        choices=[name for name in PREDICTIONS if name != MEAN_VELOCITY],
+        help="of a flow's network (default: as its family was published)",
+    )
+    how.add_argument("--state", choices=STATES, help="in which a flow's latents are summed; float64 is REPA's (default float32)")
+    how.add_argument(
+        "--least-time",
+        type=float,
+        help="least t by which x less the image is divided, of a network that predicts the image (default: its family's)",
+    )
+    how.add_argument("--noise-scale", type=float, help="standard deviation of a flow's noise (default: its family's, mostly 1)")
 
 
 def add_speed(speed: argparse._ArgumentGroup) -> None:

@@ -34,10 +34,19 @@ class Blocks:
         beside: decode on a stream of its own.
         note: called with what is out of the ordinary.
         decoded: images decoded at once; where memory does not do for that, half as many from then on, of the same latents.
+        is_joint: images of a block depend on each other, so that it is drawn whole or not at all.
     """
 
-    def __init__(self, size: int, device: torch.device, beside: bool, note: Callable[..., object], decoded: int):
-        self._size, self.batch, self._device, self._note = size, size, device, note
+    def __init__(
+        self,
+        size: int,
+        device: torch.device,
+        beside: bool,
+        note: Callable[..., object],
+        decoded: int,
+        is_joint: bool = False,
+    ):
+        self._size, self.batch, self._device, self._note, self._is_joint = size, size, device, note, is_joint
         self._decoding = Decoding(device, beside, note, decoded, self._name)
 
     @torch.inference_mode()
@@ -65,6 +74,11 @@ class Blocks:
                 if self.batch == 1:
                     raise UserError(f"out of memory for a single image, of {self._name(left[0])} ({one_line(error)})") from error
                 reason = one_line(error)
+                if self._is_joint:
+                    raise UserError(
+                        f"out of memory for {self._name(left[0])}, whose steps are common to all of them, so that they cannot be "
+                        f"drawn in halves; give a smaller --per-proc-batch-size than {self._size} ({reason})"
+                    ) from error
             else:
                 return
             self.batch = -(-self.batch // 2)

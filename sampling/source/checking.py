@@ -40,6 +40,7 @@ from fiducial.models.networks.dit import DiT
 from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
+from fiducial.sampling.options.choices import rare
 from fiducial.sampling.source import verification
 from fiducial.sampling.source.failures import is_out_of_memory
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
@@ -72,8 +73,10 @@ class FirstImages:
 
     def few_steps(self, look: Callable[[Tensor, float, Tensor], object]) -> Tensor:
         source, config = self._source, self._source.config
-        sampler, options = SAMPLERS[config.sampler], config.sampler_options()
-        grids = (sampler.grid(str(count), source.device) for count in (FEW, FEW + 1))  # places may be one more than steps
+        own = SAMPLERS[config.sampler]
+        sampler, options = (SAMPLERS[own.checked_by], {}) if own.checked_by else (own, config.sampler_options())
+        # places may be one more than steps
+        grids = (source.flow.grid(config, source.device, str(count), sampler) for count in (FEW, FEW + 1))
         grid = next(grid for grid in grids if len(grid) >= FEW)
 
         def model(x: Tensor, t: float) -> Tensor:
@@ -87,7 +90,7 @@ class FirstImages:
             NoiseStream(config.global_seed, [self._piece], source.shape, draws, source.device) as noise,
             source.networks.at_work(self._network, "model"),
         ):
-            latents = sampler.draw(source.denoiser(model), next(noise), grid, noise, **options)
+            latents = source.flow.draw(model, sampler, grid, noise, **options)
             model(latents, NEAR_IMAGE)  # where the last step of some samplers is still far from it
             return latents
 
@@ -128,7 +131,7 @@ class Check:
             raise UserError(
                 f"{TF32_OVERRIDE}=1 leaves no float32 to verify {in_words(how)} against; unset it, or give --check off"
             )
-        whole = config.check == "full" or missing >= WHOLE_FROM
+        whole = (config.check == "full" or missing >= WHOLE_FROM) and not SAMPLERS[config.sampler].is_joint
         verdict = None if config.check == "full" else recalled(source, whole)
         if found := verdict:
             said = "found before on this device"
@@ -320,8 +323,9 @@ def verdict_path(source: LatentDiffusion) -> Path:
         gpu = torch.cuda.get_device_properties(device)
         on |= {"gpu": [socket.gethostname(), gpu.name, str(getattr(gpu, "uuid", ""))]}
         on |= {"driver": driver_version(), "cudnn": torch.backends.cudnn.version()}
+    given = config.identity() | source.flow.recorded(config) | rare(config)
     about_run = {
-        "run": {name: value for name, value in config.identity().items() if name not in EITHER_WAY},
+        "run": {name: value for name, value in given.items() if name not in EITHER_WAY},
         "weights": [checkpoint.sha256(config.ckpt), source.networks.decoder.identity()],
         "shape": source.shape,
         "offload": config.offload,

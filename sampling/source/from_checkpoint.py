@@ -8,7 +8,6 @@ from pathlib import Path
 from fiducial import Group, UserError, say, warn
 from fiducial.classes import ClassNames, names_of_checkpoint
 from fiducial.classes import read as read_names
-from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.checkpoints import candidates, catalogue, checkpoint, label_table, shapes
 from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import Decoder, decoder_of
@@ -19,9 +18,10 @@ from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.source import numerics
+from fiducial.sampling.source import numerics, weak
 from fiducial.sampling.source.checking import Check
 from fiducial.sampling.source.compilation import compiling
+from fiducial.sampling.source.flow import Flow, check_flow
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.node_files import NodeFiles, find_vae
@@ -40,7 +40,7 @@ def open_source(config: SamplingConfig, identity: Identity, facts: Mapping[str, 
     """On every rank."""
     how = Numerics(**{name: identity.values[name] for name in RESOLVED})
     files = NodeFiles(config, identity, group)
-    numbered = replace(config, labels=identity.labels)
+    numbered = replace(config, labels=identity.labels, guidance_model=identity.values.get("guidance_model"))
     networks = Networks(numbered, group.device, how, LatentShape(**facts["latent"]), files.codec)
     return LatentDiffusion(networks, files.meet, partial(compiling, group), share(group), Check(group))
 
@@ -53,12 +53,8 @@ def check_options(config: SamplingConfig, is_told: bool = True) -> None:
     """
     config = with_sampler(config)
     config.validate()
-    if config.model is not None and (path := spec_of(config.model).path) not in SAMPLERS[config.sampler].solves:
-        able = [name for name, sampler in SAMPLERS.items() if path in sampler.solves]
-        raise UserError(
-            f"--sampler {config.sampler}: does not solve what {config.model} was trained on; choose from {', '.join(able)}"
-            + ("" if is_told else shapes.if_another(config.model))
-        )
+    if config.model is not None:
+        check_flow(config, "" if is_told else shapes.if_another(config.model))
 
 
 def with_sampler(config: SamplingConfig) -> SamplingConfig:
@@ -86,6 +82,8 @@ def check_given(config: SamplingConfig, group: Group) -> None:
         given = {"model": config.model, "num_classes": config.num_classes}
         given = {name: value for name, value in given.items() if value is not None}
         shapes.check_shape(found.state, config.ckpt, given, has_null_label(config, found))
+    if group.is_main and config.guidance_ckpt is not None and config.model is not None:
+        weak.model_of(config)
     if group.is_main and config.class_names:
         read_names(config.class_names, f"--class-names {config.class_names}")
 
@@ -154,8 +152,10 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     not_here = [one for one in numerics.ways(config, group.device) if one not in how]
     fixed = {
         **config.identity(),
+        **Flow.of(config).recorded(config),
         "checkpoint_sha256": checkpoint.sha256(config.ckpt),
         **({} if found.is_usual else {"weights_key": found.kind}),
+        **weak.recorded(config, latent),
         **of_codec,
         "noise": NOISE_VERSION,
         **({"device_type": group.device.type} if config.exact else {}),
@@ -191,7 +191,7 @@ def has_null_label(config: SamplingConfig, found: checkpoint.Checkpoint) -> bool
         UserError: if the checkpoint has none and the run needs one, or it says so itself of what the options take for one.
     """
     shapes.describe(found.state, config.ckpt)  # or what it lacks is said
-    unguided = config.cfg_scale == 1.0 and config.labels != "null"
+    unguided = (config.cfg_scale == 1.0 or config.guidance_ckpt is not None) and config.labels != "null"
     num_classes = config.num_classes or label_table.classes_of(found)[0]
     return label_table.has_null_label(found, config.ckpt, num_classes, unguided)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fiducial import Group, Stopped, one_line, warn
 from fiducial.diffusion.guidance import Guidance, guided
-from fiducial.diffusion.prediction import PREDICTIONS, Denoiser, Raw
+from fiducial.diffusion.prediction import Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.networks.dit import DiT
@@ -19,13 +19,16 @@ from fiducial.models.networks.table import asked
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream, noise_threads
+from fiducial.sampling.options.choices import ENDS, rare
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks, Steps
 from fiducial.sampling.source.decoding import decoded_at_once
 from fiducial.sampling.source.failures import is_out_of_memory, not_finite
+from fiducial.sampling.source.flow import Flow
 from fiducial.sampling.source.networks import Networks
 from fiducial.sampling.source.numerics import Numerics
+from fiducial.sampling.source.weak import spec_beside
 
 
 class Checking(Protocol):
@@ -61,11 +64,10 @@ class LatentDiffusion:
         self.shape = (networks.latent.channels, networks.latent.size, networks.latent.size)
         self.ready, self.loading = self.how.precision, "weights and compiling" if self.how.compile else "weights"
         decoded, size = decoded_at_once(config, device), config.per_proc_batch_size
-        self.pieces = Blocks(size, device, self.how.cuda_tuning, lambda **event: networks.note(**event), decoded)
-        low, high = config.guidance_interval
-        self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
-        self._sampler = SAMPLERS[config.sampler]
-        self._grid = self._sampler.grid(config.num_sampling_steps, device)
+        is_joint = SAMPLERS[config.sampler].is_joint
+        self.pieces = Blocks(size, device, self.how.cuda_tuning, lambda **event: networks.note(**event), decoded, is_joint)
+        self.guidance, self.flow, self._sampler = guidance_of(config), networks.flow, SAMPLERS[config.sampler]
+        self._grid = self.flow.grid(config, device)
         self._is_loaded = self.is_compiled = False
 
     def try_out(self, missing: int) -> None:
@@ -125,7 +127,7 @@ class LatentDiffusion:
         """Draw with the network as it is without the compiler, which has failed with this error."""
         self.networks.note(event="not compiled", reason=one_line(error))
         warn(f"warning: torch.compile failed, so this rank runs without it ({one_line(error)})")
-        self.networks.network = self.networks.load_network(self.how)
+        self.networks.load_anew()
         self.how = replace(self.how, compile=False, cuda_tuning=False)
 
     @torch.inference_mode()
@@ -136,7 +138,7 @@ class LatentDiffusion:
             return
         try:
             with self.compiling(), self.networks.at_work(self.networks.network, "model"):
-                numerics.compile_network(self.networks.network, self.how, self.device)
+                numerics.compile_network(self.networks.network, self.how, self.device, *self.networks.beside())
                 evaluate_each_shape(self)
         except Exception as error:
             if not is_out_of_memory(error):  # which the first block will find too, and draw in halves
@@ -157,7 +159,7 @@ class LatentDiffusion:
 
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
-        draws = self._sampler.noises(config.count_steps(), **config.sampler_options())
+        draws = self._sampler.noises(len(self._grid), **config.sampler_options())
         threads = noise_threads(self.device, self._cores)
         return NoiseStream(config.global_seed, pieces, self.shape, draws, self.device, threads)
 
@@ -166,12 +168,13 @@ class LatentDiffusion:
         config, network = self.config, network or self.networks.network
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self.device)
+        shared = not config.exact
+        asking = self.flow.asked(asked(network, self.networks.spec, shared_timestep=shared))
+        if weak := self.networks.weak_beside(network):
+            beside = self.flow.asked(asked(weak, spec_beside(config, self.networks.spec), shared_timestep=shared))
+            return guided(asking, beside, y, self.guidance)
         null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
-        return guided(asked(network, self.networks.spec, shared_timestep=not config.exact), null, y, self.guidance)
-
-    def denoiser(self, model: Raw) -> Denoiser:
-        """The denoiser that a sampler takes, of a network of this family."""
-        return PREDICTIONS[self.networks.spec.predicts](model)
+        return guided(asking, null, y, self.guidance)
 
     @torch.inference_mode()
     def latents(self, piece: range, check: Callable[[], object], network: DiT | None = None) -> Tensor:
@@ -183,11 +186,18 @@ class LatentDiffusion:
         """The latents of the next batch of a stream of noise."""
         predict = self.guided(piece, network)
 
-        def model(x: Tensor, t: float) -> Tensor:
+        def model(x: Tensor, t: float, **beside: float) -> Tensor:
             check()
-            return predict(x, t)
+            return predict(x, t, **beside)
 
-        return self._sampler.draw(self.denoiser(model), next(noise), self._grid, noise, **self.config.sampler_options())
+        return self.flow.draw(model, self._sampler, self._grid, noise, **self.config.sampler_options())
+
+
+def guidance_of(config: SamplingConfig) -> Guidance:
+    """The guidance that the options come to."""
+    low, high = config.guidance_interval
+    ends, by_time = ENDS[config.guidance_ends], {"schedule": config.cfg_schedule, "power": config.cfg_power}
+    return Guidance(config.cfg_scale, config.cfg_channels, low, high, *ends, **by_time)
 
 
 def evaluate_each_shape(source: LatentDiffusion) -> None:
@@ -231,13 +241,15 @@ def least(told: list[dict | None], ckpt: str) -> dict | None:
 
 def lines(config: SamplingConfig, how: Numerics, device: torch.device, told: dict | None, evaluations: int) -> list[str]:
     """Lines on such a source, as `Source.lines`."""
-    own = "".join(f", {name} {value}" for name, value in config.sampler_options().items() if value)
+    told_of = config.sampler_options() | Flow.of(config).recorded(config)
+    own = "".join(f", {name} {value}" for name, value in told_of.items() if value)
     of_block = f": {evaluations:,} evaluations of the network for a block" if evaluations else ""
     low, high = config.guidance_interval
     compiled, exact = "compiled" if how.compile else "not compiled", ", exact" if config.exact else ""
+    how_guided = "".join(f", {value}" for name, value in rare(config).items() if name != "state")
     lines = [
         f"sampler   {config.sampler}, {config.num_sampling_steps} steps{own}{of_block}",
-        f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}",
+        f"guidance  cfg-scale {config.cfg_scale} on {config.cfg_channels} channels, interval {low:g},{high:g}{how_guided}",
         f"numerics  {how.precision}, {compiled}, attention {how.attention}, on {device.type}{exact}",
     ]
     return [*lines, f"probe     {probe.in_words(told)}"] if evaluations else lines

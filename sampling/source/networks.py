@@ -13,10 +13,12 @@ from fiducial.models.decoders.rounding import to_uint8
 from fiducial.models.decoders.table import Decoder
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NetworkSpec, spec_of
+from fiducial.models.networks.table import NetworkSpec
 from fiducial.precision import plain_float32
 from fiducial.sampling import memory
 from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source import weak
+from fiducial.sampling.source.flow import Flow
 from fiducial.sampling.source.numerics import REFERENCE, Numerics
 from fiducial.sampling.source.offload import Waiting
 
@@ -42,11 +44,14 @@ class Networks:
         self.config, self.device, self.how, self.latent, self._open_codec = config, device, how, latent, open_codec
         self.untold: list[dict] = []  # what was out of the ordinary before somebody took note of it
         self.note: Callable[..., object] = lambda **event: self.untold.append(event)
-        self.spec = spec_of(config.model)
+        self.flow = Flow.of(config)
+        self.spec = self.flow.spec
         self.network: DiT | None = None
+        self.weak: DiT | None = None  # which is guided away from, where that is a network
         self.decoder: Decoder | None = None
         self.response: probe.Response | None = None  # of the network, unless `--no-probe`
         self._network_in_fp32: DiT | None = None  # loaded if numbers overflow
+        self._weak_in_fp32: DiT | None = None
         self._decoder_in_fp32: Decoder | None = None
         self._waiting = Waiting(device)
 
@@ -57,19 +62,32 @@ class Networks:
             UserError: if it is not, as pure noise tells.
         """
         network = self.load_network(self.how)
-        if self.config.probe:
+        if self.config.probe and self.flow.is_as_published:
             self.response = self._probe(network)
-        self.network, self.decoder = network, self._load_decoder(self.how)
+        self.network, self.weak = network, self._load_weak(self.how)
+        self.decoder = self._load_decoder(self.how)
+
+    def load_anew(self) -> None:
+        """Load the networks once more, as compiling has left them unusable."""
+        self.network, self.weak = self.load_network(self.how), self._load_weak(self.how)
+
+    def beside(self) -> list[DiT]:
+        """The networks that predict beside the one that is sampled: one where it is guided away from another, else none."""
+        return [] if self.weak is None else [self.weak]
+
+    def weak_beside(self, network: DiT) -> DiT | None:
+        """The other network in the precision of `network`, if there is one."""
+        return self.weak if network is self.network else self._weak_in_fp32
+
+    def _load_weak(self, how: Numerics) -> DiT | None:
+        network = weak.load(self.config, self._place("model"))
+        return None if network is None else prepared(network, how)
 
     def load_network(self, how: Numerics) -> DiT:
         """The network, from its file."""
         config = self.config
         found = checkpoint.read(config.ckpt, config.weights_key)
-        network = found.load(config.model, config.num_classes, self._place("model"), config.network)
-        checkpoint.forget()
-        if how.attention == "products":
-            network.attend_by_products()
-        return network if how.dtype == torch.float32 else network.to_half(how.dtype)
+        return prepared(found.load(config.model, config.num_classes, self._place("model"), config.network), how)
 
     def _probe(self, network: DiT) -> probe.Response:
         """The network's answer to pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
@@ -78,7 +96,8 @@ class Networks:
             UserError: if it is not what a network of its family makes of it.
         """
         config = self.config
-        with_null = network.null_label is not None and (config.cfg_scale != 1.0 or config.labels == "null")
+        guided_by_null = config.cfg_scale != 1.0 and config.guidance_ckpt is None
+        with_null = network.null_label is not None and (guided_by_null or config.labels == "null")
 
         def respond(network: DiT, spec: NetworkSpec) -> probe.Response:
             with self.at_work(network, "model"):
@@ -104,30 +123,33 @@ class Networks:
 
     def at_work(self, network: nn.Module, name: str) -> AbstractContextManager:
         """Have a network on the device in there; `name` as `--offload` calls it."""
-        return self._waiting.at_work(network) if self._is_offloaded(name) else nullcontext()
+        other = self.weak_beside(network) if name == "model" else None
+        return self._waiting.at_work(network, other) if self._is_offloaded(name) else nullcontext()
 
     def release(self) -> None:
         """Let go of all networks, and give their memory back."""
         if self.network is not None and self.how.compile:
             torch.compiler.reset()  # which has constants and graphs of its own
-        self.network = self.decoder = self._network_in_fp32 = self._decoder_in_fp32 = None
+        self.network = self.weak = self.decoder = None
+        self._network_in_fp32 = self._weak_in_fp32 = self._decoder_in_fp32 = None
         memory.release(self.device)
 
     def network_in_fp32(self) -> DiT:
         """The network in the reference's precision, not compiled, which is the one that is loaded where that is so."""
         if self._network_in_fp32 is None:
             is_plain = self.how.dtype == torch.float32 and not self.how.compile
+            self._weak_in_fp32 = self.weak if is_plain else self._load_weak(REFERENCE)
             self._network_in_fp32 = self.network if is_plain else self.load_network(REFERENCE)
         return self._network_in_fp32
 
     @contextmanager
     def reference(self) -> Iterator[DiT]:
         """The network in fp32 at its place; it and the decoder in fp32 are let go afterwards, unless they were there."""
-        before = self._network_in_fp32, self._decoder_in_fp32
+        before = self._network_in_fp32, self._weak_in_fp32, self._decoder_in_fp32
         try:
             yield self.network_in_fp32()
         finally:
-            self._network_in_fp32, self._decoder_in_fp32 = before
+            self._network_in_fp32, self._weak_in_fp32, self._decoder_in_fp32 = before
             memory.release(self.device)
 
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,3 +168,11 @@ class Networks:
         with self.at_work(decoder, "vae"):
             images = decoder(latents)
             return to_uint8(images, self.config.rounding), images.isfinite().flatten(1).all(1)
+
+
+def prepared(network: DiT, how: Numerics) -> DiT:
+    """A network that was read, with kernels and precision as they are to be; its file is let go."""
+    checkpoint.forget()
+    if how.attention == "products":
+        network.attend_by_products()
+    return network if how.dtype == torch.float32 else network.to_half(how.dtype)

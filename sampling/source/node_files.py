@@ -43,7 +43,13 @@ class NodeFiles:
             found["checkpoint_sha256"] = checkpoint.sha256(self._config.ckpt)
         with suppress(UserError):
             found["vae_sha256"] = decoder_of(self._config.vae).open(folder).sha256
-        for path, (name, sha256) in zip((self._config.ckpt, folder), found.items(), strict=True):
+        paths = [self._config.ckpt, folder]
+        if self._config.guidance_ckpt is not None:
+            found["guidance_checkpoint_sha256"] = None
+            paths.append(self._config.guidance_ckpt)
+            with suppress(UserError):
+                found["guidance_checkpoint_sha256"] = checkpoint.sha256(self._config.guidance_ckpt)
+        for path, (name, sha256) in zip(paths, found.items(), strict=True):
             if sha256 != self._identity.values[name]:
                 raise UserError(f"{path} on {socket.gethostname()} is missing or another file than on the first node")
 

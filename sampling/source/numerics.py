@@ -224,12 +224,13 @@ def _set_cublas_workspace(value: str | None) -> None:
         os.environ[CUBLAS_WORKSPACE] = value
 
 
-def compile_network(network: nn.Module, how: Numerics, device: torch.device) -> None:
-    """Have a network compiled for each shape that it meets, within `applied`.
+def compile_network(network: nn.Module, how: Numerics, device: torch.device, *beside: nn.Module) -> None:
+    """Have a network, and others that draw with it, compiled for each shape that it meets, within `applied`.
 
     On a CPU that is the whole, as its weights become constants, and so it is for CUDA graphs, which are replayed as one; else it
     is a block, which is compiled once for all, as they are alike.
     """
     torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
-    for part in [network] if how.cuda_tuning or device.type == "cpu" else network.blocks:
-        part.compile(dynamic=False, mode="reduce-overhead" if how.cuda_tuning else None)
+    for one in (network, *beside):
+        for part in [one] if how.cuda_tuning or device.type == "cpu" else one.blocks:
+            part.compile(dynamic=False, mode="reduce-overhead" if how.cuda_tuning else None)

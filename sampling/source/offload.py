@@ -17,17 +17,21 @@ class Waiting:
         self._masters: WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
     @contextmanager
-    def at_work(self, network: nn.Module) -> Iterator[None]:
-        """Have copies of a network's weights on the device in here."""
-        if network not in self._masters:
-            self._masters[network] = [(one, self._pinned(one.data)) for one in chain(network.parameters(), network.buffers())]
-        for one, master in self._masters[network]:
-            one.data = master.to(self._device, non_blocking=True, copy=True)
+    def at_work(self, *networks: nn.Module | None) -> Iterator[None]:
+        """Have copies of the weights of networks on the device in here."""
+        every = [self._masters_of(network) for network in networks if network is not None]
         try:
+            for one, master in chain.from_iterable(every):
+                one.data = master.to(self._device, non_blocking=True, copy=True)
             yield
         finally:
-            for one, master in self._masters[network]:
+            for one, master in chain.from_iterable(every):
                 one.data = master
+
+    def _masters_of(self, network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        if network not in self._masters:
+            self._masters[network] = [(one, self._pinned(one.data)) for one in chain(network.parameters(), network.buffers())]
+        return self._masters[network]
 
     def _pinned(self, weights: Tensor) -> Tensor:
         return weights.pin_memory() if self._device.type == "cuda" else weights

@@ -1,20 +1,13 @@
-"""Samplers: flat functions with one signature, from noise to latents, and a row of SAMPLERS for each.
-
-Each takes `denoise`, which predicts image and noise at a place of its grid whatever the network puts out; x (N, C, H, W)
-standard normal; its grid; and `noise`, an iterator of such tensors. Nothing in a step waits for the device.
-Importing this needs no torch, so that options can be checked before it is loaded.
-"""
+"""Samplers of DDPM's chain: its ancestral one and DDIM, and those that diffusers computes at its own timesteps."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Union
 
-from fiducial.diffusion.grids import Places, ends_included
-from fiducial.diffusion.paths import CHAIN, LINEAR, Grid, Point, linear
+from fiducial.diffusion.paths import Point
 from fiducial.diffusion.prediction import Denoiser
+from fiducial.diffusion.samplers.row import Option, Sampler, counted
 from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule, linear_betas, spaced_timesteps
 
 if TYPE_CHECKING:
@@ -25,7 +18,6 @@ if TYPE_CHECKING:
 # What a solver of diffusers is to do, whatever its defaults come to be.
 EPSILON = {"trained_betas": linear_betas(), "prediction_type": "epsilon", "timestep_spacing": "linspace"}
 MULTISTEP = EPSILON | {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero", "thresholding": False}
-MOST_PLACES = 100_000  # beyond this a number is a slip of the hand
 
 
 def sample_ddpm(denoise: Denoiser, x: "Tensor", schedule: Schedule, noise: Iterator["Tensor"]) -> "Tensor":
@@ -88,13 +80,6 @@ def sample_heun(denoise: Denoiser, x: "Tensor", schedule: Schedule, _: Iterator[
     return _solve(HeunDiscreteScheduler(**EPSILON), denoise, x, len(schedule))
 
 
-def sample_euler(denoise: Denoiser, x: "Tensor", places: Places, _: Iterator["Tensor"]) -> "Tensor":
-    """Euler's method on the probability flow of a path, dx/dt = velocity: deterministic, one evaluation a step."""
-    for here, there in pairwise(places.points):
-        x = x + (there.t - here.t) * denoise(x, here).velocity(here)
-    return x
-
-
 def _solve(
     scheduler: "SchedulerMixin",
     denoise: Denoiser,
@@ -122,30 +107,6 @@ def _solve(
     return x
 
 
-@dataclass(frozen=True)
-class Option:
-    """A number that a sampler takes beside its steps, given as the option of the same name."""
-
-    default: float
-    low: float
-    high: float
-    said: str  # what is allowed, after "must be"
-    help: str  # what it is, in --help
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A row of SAMPLERS."""
-
-    draw: Callable[..., "Tensor"]  # (denoise, x, grid, noise, **options) -> latents
-    steps: Callable[[str], int]  # of --num-sampling-steps; raises ValueError, a sentence whose subject is the sampler
-    grid: Callable[[str, "torch.device"], Grid]  # for steps that were accepted
-    noises: Callable[..., int]  # (steps, **options) -> how many noise tensors are drawn after the initial latents
-    solves: tuple[str, ...] = (CHAIN,)  # paths
-    options: Mapping[str, Option] = field(default_factory=dict)
-    said: str = "for DiT"  # of it in --help
-
-
 def respaced(text: str) -> int:
     """The number of steps of a spacing of DDPM's chain, as `spaced_timesteps` takes it."""
     try:
@@ -154,47 +115,16 @@ def respaced(text: str) -> int:
         raise ValueError(f"has no such timesteps ({error})") from error
 
 
-def counted(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """A reader of a number of steps between these."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal():
-            raise ValueError("takes a count such as 20")
-        if most and int(text) > most:
-            raise ValueError(f"takes at most {most}")
-        if int(text) < least:
-            raise ValueError(f"takes at least {least}")
-        return int(text)
-
-    return read
-
-
-def no_noise(_steps: int) -> int:
-    """The number of noise tensors of a deterministic sampler, 0."""
-    return 0
-
-
 ETA = Option(0.0, 0.0, 1.0, "between 0 (deterministic) and 1", "noise of ddim, 0 to 1")
-CHAIN_SOLVER = counted(most=NUM_TRAIN_TIMESTEPS - 1)
+SOLVER = counted(most=NUM_TRAIN_TIMESTEPS - 1)
 BY_DIFFUSERS = "for DiT, by diffusers at its timesteps"
-SAMPLERS = {
-    "ddpm": Sampler(sample_ddpm, respaced, Schedule.create, lambda steps: steps - 1),
-    "ddim": Sampler(sample_ddim, respaced, Schedule.create, lambda steps, eta: steps - 1 if eta > 0 else 0, options={"eta": ETA}),
-    "dpm-solver++": Sampler(sample_dpm_solver, CHAIN_SOLVER, Schedule.create, no_noise, said=BY_DIFFUSERS),
-    "unipc": Sampler(sample_unipc, CHAIN_SOLVER, Schedule.create, no_noise, said=BY_DIFFUSERS),
-    "heun": Sampler(
-        sample_heun,
-        counted(least=2, most=NUM_TRAIN_TIMESTEPS),
-        Schedule.create,
-        no_noise,
-        said=f"{BY_DIFFUSERS}, some ten steps or more",
-    ),
-    "euler": Sampler(
-        sample_euler, counted(least=2, most=MOST_PLACES), ends_included(linear), no_noise, solves=(LINEAR,), said="for SiT"
-    ),
-}
-
-
-def own_options() -> dict[str, Option]:
-    """The options that single samplers take, by name."""
-    return {name: option for row in SAMPLERS.values() for name, option in row.options.items()}
+DDPM = Sampler(sample_ddpm, respaced, Schedule.create, lambda steps: steps - 1)
+DDIM = Sampler(sample_ddim, respaced, Schedule.create, lambda steps, eta: steps - 1 if eta > 0 else 0, options={"eta": ETA})
+DPM_SOLVER = Sampler(sample_dpm_solver, SOLVER, Schedule.create, said=BY_DIFFUSERS)
+UNIPC = Sampler(sample_unipc, SOLVER, Schedule.create, said=BY_DIFFUSERS)
+HEUN = Sampler(
+    sample_heun,
+    counted(least=2, most=NUM_TRAIN_TIMESTEPS),
+    Schedule.create,
+    said=f"{BY_DIFFUSERS}, some ten steps or more",
+)
