@@ -1,7 +1,7 @@
 """Measures the embedded digits and prints what the README states of them, as Markdown.
 
     python scripts/measure_demo.py
-    python scripts/measure_demo.py --preset digits-flow --scales 1.5 --sampler euler --num-sampling-steps 250
+    python scripts/measure_demo.py --preset digits-flow --scales 1.5 --sampler euler-maruyama --num-sampling-steps 250
 
 Draws 1,000 digits at each of several guidance scales and, where 1.0 is one of them, without labels. Needs scikit-learn, which
 brings the real scans.

@@ -28,8 +28,8 @@ PRESETS = {
         "cfg_scale": 1.5,
         "num_fid_samples": 1000,
         "per_proc_batch_size": 50,
-        "sampler": "euler",
-        "num_sampling_steps": "50",
+        "sampler": "flow-heun",
+        "num_sampling_steps": "20",
     },
     # As DiT's published numbers were drawn, but for the labels, which DiT draws at random as well, by another generator.
     **{
