@@ -1,6 +1,6 @@
 """Trains the embedded digits: an extractor, an autoencoder, a DiT and a SiT on scikit-learn's 1,797 scans.
 
-    python scripts/train_demo.py                 # everything in assets/digits, about an hour and a half on 2 cores
+    python scripts/train_demo.py                 # everything in assets/digits, well over an hour on 2 cores
     python scripts/train_demo.py --stages dit    # one part of it; the parts before it are read from --out
 
 One scan in ten is held out, by a fixed seed, and never trained on. Needs scikit-learn, which brings the scans.
