@@ -239,8 +239,8 @@ def train_dit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps
 def train_sit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps: int = 8500, copies: int = 16) -> None:
     """A SiT-XS/2 on the latents that the DiT is trained on, from the same seed; it has no half of the output for a variance."""
     random = torch.Generator().manual_seed(3)
-    torch.manual_seed(3)
     latents = encode(images, labels, held_out, out, copies, random)
+    torch.manual_seed(3)  # after the autoencoder, which draws weights of its own before it reads them
     network = SiT_models["SiT-XS/2"](input_size=IMAGE_SIZE // 8, num_classes=NUM_CLASSES, learn_sigma=False)
     ema = deepcopy(network).eval()
 
