@@ -1,4 +1,4 @@
-"""The training loss of DiT, for `scripts/train_demo.py`: noise regression, and the variational bound for the variance."""
+"""Training losses, for `scripts/train_demo.py`: DiT's noise regression with a bound for its variance, and SiT's velocity."""
 
 import math
 from collections.abc import Callable
@@ -35,6 +35,20 @@ def hybrid_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, step: Ten
     nats = gaussian_kl(true_mean, schedule.log_variance_min[at], mean, log_variance).mean((1, 2, 3))
     bits = torch.where(step == len(schedule) - 1, 0.0, nats / math.log(2))
     return F.mse_loss(epsilon, noise, reduction="none").mean((1, 2, 3)) + VLB_WEIGHT * len(schedule) * bits
+
+
+def velocity_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """The velocity of the straight path from noise at t = 0 to the image at t = 1, regressed (SiT, arXiv 2401.08740), (N,).
+
+    On SiT's own clock: x_t = t x_0 + (1 - t) noise, whose dx/dt is x_0 - noise everywhere on it.
+
+    Args:
+        model: (x_t, t (N,)) -> (N, C, H, W).
+        x0, noise: (N, C, H, W). t: (N,), from 0 to 1.
+    """
+    share = t.view(-1, 1, 1, 1)
+    velocity = model(share * x0 + (1 - share) * noise, t)
+    return F.mse_loss(velocity, x0 - noise, reduction="none").mean((1, 2, 3))
 
 
 def gaussian_kl(mean_p: Tensor, log_variance_p: Tensor, mean_q: Tensor, log_variance_q: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Trains the embedded digits: an extractor, an autoencoder and a DiT on scikit-learn's 1,797 real handwritten digits.
+"""Trains the embedded digits: an extractor, an autoencoder, a DiT and a SiT on scikit-learn's 1,797 scans.
 
-    python scripts/train_demo.py                 # everything in assets/digits, about an hour on 2 cores
+    python scripts/train_demo.py                 # everything in assets/digits, well over an hour on 2 cores
     python scripts/train_demo.py --stages dit    # one part of it; the parts before it are read from --out
 
 One scan in ten is held out, by a fixed seed, and never trained on. Needs scikit-learn, which brings the scans.
@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -31,7 +32,7 @@ from torch import Tensor
 
 import fiducial
 from fiducial import Parser, UserError, make_folder, nearest, say, unwritable, user_errors
-from fiducial.diffusion.losses import hybrid_loss
+from fiducial.diffusion.losses import hybrid_loss, velocity_loss
 from fiducial.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.references import write_reference
@@ -41,13 +42,16 @@ from fiducial.evaluation.making import make_reference
 from fiducial.evaluation.settings import Settings
 from fiducial.models import DiT_models
 from fiducial.models.decoders.autoencoder import LATENT_SCALE
+from fiducial.models.networks.sit import SiT_models
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_SIZE = 64
 NUM_CLASSES = 10
-STAGES = ("extractor", "reference", "vae", "dit")
+STAGES = ("extractor", "reference", "vae", "dit", "sit")
 HELD_OUT = 10  # one scan in so many
 LABEL_DROPOUT = 0.1
+# What tells its weights from a DiT's, as SiT's own training script calls it.
+SAID = {"model": "SiT-XS/2", "path_type": "Linear", "prediction": "velocity"}
 KL_WEIGHT = 5e-5  # against a mean squared error; keeps the latents smooth, costs no visible sharpness
 
 
@@ -84,14 +88,23 @@ def jitter(images: Tensor, degrees: float, zoom: float, pixels: float, random: t
     return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
 
 
+def share_of_rate(step: int, steps: int, flat: float) -> float:
+    """Of the learning rate: a short warm-up, its whole for a share `flat` of the steps, then a cosine to zero."""
+    progress = max(0.0, step / steps - flat) / (1 - flat)
+    return min(1, (step + 1) / 200) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def train(
-    network: torch.nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, ema: torch.nn.Module | None = None
+    network: torch.nn.Module,
+    loss: Callable[[], Tensor],
+    steps: int,
+    rate: float,
+    ema: torch.nn.Module | None = None,
+    flat: float = 0.0,
 ) -> None:
-    """AdamW with a short warm-up, a cosine to zero, and clipped gradients; optionally a running mean of the weights."""
+    """AdamW at the rate of `share_of_rate`, with clipped gradients; optionally a running mean of the weights."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 200) * (1 + math.cos(math.pi * step / steps)) / 2
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps, flat))
     network.train()
     started, recent = time.time(), 0.0
     for step in range(1, steps + 1):
@@ -177,35 +190,74 @@ def standardise_latents(vae: AutoencoderKL, images: Tensor) -> None:
     post.weight *= scale.view(1, -1, 1, 1)
 
 
-def train_dit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps: int = 10_000, copies: int = 16) -> None:
-    """A DiT-XS/2 on latents of the scans, each in `copies` slightly jittered forms: 1,618 alone are soon known by heart."""
-    random = torch.Generator().manual_seed(3)
-    torch.manual_seed(3)
+@dataclass(frozen=True)
+class Latents:
+    """Posteriors that the transformers are trained on, (M, 4, 8, 8) of M images and scaled, and labels (M,)."""
+
+    mean: Tensor
+    std: Tensor
+    answers: Tensor
+
+    def batch(self, size: int, null_label: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents (size, 4, 8, 8) and labels (size,), some of which are dropped."""
+        pick = torch.randint(len(self.answers), (size,), generator=random)
+        x0 = self.mean[pick] + self.std[pick] * torch.randn(self.mean[pick].shape, generator=random)
+        dropped = torch.rand(len(pick), generator=random) < LABEL_DROPOUT
+        return x0, torch.where(dropped, null_label, self.answers[pick])
+
+
+@torch.inference_mode()
+def encode(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, copies: int, random: torch.Generator) -> Latents:
+    """The scans that are not held out, each in `copies` slightly jittered forms: 1,618 alone are soon known by heart."""
     vae = AutoencoderKL.from_pretrained(out / "vae")
     known = images[~held_out].float() / 127.5 - 1
-    with torch.inference_mode():
-        jittered = torch.cat([known, *(jitter(known, 5, 0.04, 2, random) for _ in range(copies - 1))])
-        posteriors = [vae.encode(batch).latent_dist for batch in jittered.split(128)]
-        mean = torch.cat([p.mean for p in posteriors]) * LATENT_SCALE
-        std = torch.cat([p.std for p in posteriors]) * LATENT_SCALE
-    answers = labels[~held_out].repeat(copies)
+    jittered = torch.cat([known, *(jitter(known, 5, 0.04, 2, random) for _ in range(copies - 1))])
+    posteriors = [vae.encode(batch).latent_dist for batch in jittered.split(128)]
+    mean, std = (torch.cat(parts) * LATENT_SCALE for parts in zip(*((p.mean, p.std) for p in posteriors), strict=True))
+    return Latents(mean, std, labels[~held_out].repeat(copies))
 
+
+def train_dit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps: int = 10_000, copies: int = 16) -> None:
+    """A DiT-XS/2 on latents of the scans."""
+    random = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    latents = encode(images, labels, held_out, out, copies, random)
     network = DiT_models["DiT-XS/2"](input_size=IMAGE_SIZE // 8, num_classes=NUM_CLASSES)
     ema = deepcopy(network).eval()
     schedule = Schedule.create(str(NUM_TRAIN_TIMESTEPS))
 
     def loss() -> Tensor:
-        pick = torch.randint(len(answers), (128,), generator=random)
-        x0 = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=random)
-        dropped = torch.rand(len(pick), generator=random) < LABEL_DROPOUT
-        y = torch.where(dropped, network.null_label, answers[pick])
-        step = torch.randint(len(schedule), (len(pick),), generator=random)
+        x0, y = latents.batch(128, network.null_label, random)
+        step = torch.randint(len(schedule), (len(x0),), generator=random)
         noise = torch.randn(x0.shape, generator=random)
         return hybrid_loss(lambda x, t: network(x, t, y), x0, step, noise, schedule).mean()
 
     train(network, loss, steps, rate=1e-3, ema=ema)
-    save_file(ema.state_dict(), out / "dit.safetensors")
-    (out / "dit.safetensors.classes.json").write_text(json.dumps([str(digit) for digit in range(NUM_CLASSES)]) + "\n")
+    save_transformer(ema, out / "dit.safetensors")
+
+
+def train_sit(images: Tensor, labels: Tensor, held_out: Tensor, out: Path, steps: int = 8500, copies: int = 16) -> None:
+    """A SiT-XS/2 on the latents that the DiT is trained on, from the same seed; it has no half of the output for a variance."""
+    random = torch.Generator().manual_seed(3)
+    latents = encode(images, labels, held_out, out, copies, random)
+    torch.manual_seed(3)  # after the autoencoder, which draws weights of its own before it reads them
+    network = SiT_models["SiT-XS/2"](input_size=IMAGE_SIZE // 8, num_classes=NUM_CLASSES, learn_sigma=False)
+    ema = deepcopy(network).eval()
+
+    def loss() -> Tensor:
+        x0, y = latents.batch(64, network.null_label, random)
+        t = torch.rand(len(x0), generator=random)
+        noise = torch.randn(x0.shape, generator=random)
+        return velocity_loss(lambda x, t: network(x, t, y), x0, t, noise).mean()
+
+    train(network, loss, steps, rate=1e-3, ema=ema, flat=0.75)
+    save_transformer(ema, out / "sit.safetensors", SAID)
+
+
+def save_transformer(ema: torch.nn.Module, path: Path, said: dict[str, str] | None = None) -> None:
+    """The weights, in the same file what is `said` of them, and beside it the names of the classes."""
+    save_file(ema.state_dict(), path, metadata=said)
+    path.with_name(f"{path.name}.classes.json").write_text(json.dumps([str(digit) for digit in range(NUM_CLASSES)]) + "\n")
 
 
 def write_reference_statistics(images: Tensor, labels: Tensor, held_out: Tensor, out: Path) -> None:
@@ -235,9 +287,10 @@ def check(stages: Sequence[str], out: Path) -> None:
     """Raise UserError for what training would only end in."""
     if reason := unwritable(nearest(out)):
         raise UserError(f"--out {out}: {nearest(out)} cannot be written ({reason})")
-    before = stages[: stages.index("dit")] if "dit" in stages else stages
-    if "dit" in stages and "vae" not in before and not (out / "vae" / "config.json").is_file():
-        raise UserError(f"--stages dit: {out} has no vae, whose latents the DiT is trained on; give --stages vae dit")
+    for stage in ("dit", "sit"):
+        before = stages[: stages.index(stage)] if stage in stages else ["vae"]
+        if "vae" not in before and not (out / "vae" / "config.json").is_file():
+            raise UserError(f"--stages {stage}: {out} has no vae, whose latents it is trained on; give --stages vae {stage}")
 
 
 def main() -> None:
@@ -254,8 +307,10 @@ def main() -> None:
             write_reference_statistics(images, labels, held_out, args.out)
         elif stage == "vae":
             train_autoencoder(images, held_out, args.out)
-        else:
+        elif stage == "dit":
             train_dit(images, labels, held_out, args.out)
+        else:
+            train_sit(images, labels, held_out, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The hybrid loss: its gradients, its zero, and its values where they can be written down."""
+"""The losses: their gradients, their zeros, and their values where they can be written down."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from fiducial.diffusion.losses import VLB_WEIGHT, gaussian_kl, hybrid_loss
+from fiducial.diffusion.losses import VLB_WEIGHT, gaussian_kl, hybrid_loss, velocity_loss
 from fiducial.diffusion.schedule import Schedule
 
 SHAPE = (4, 2, 3, 3)
@@ -105,6 +105,53 @@ def test_network_sees_the_diffused_image_at_the_original_timestep():
     abar = SCHEDULE.alphas_cumprod[STEPS].view(4, 1, 1, 1)
     assert t.tolist() == [999, 444, 111, 0]
     assert torch.allclose(x, abar**0.5 * X0 + (1 - abar) ** 0.5 * NOISE, atol=1e-6)
+
+
+TIMES = torch.tensor([0.0, 0.25, 0.9, 1.0], dtype=torch.float64)  # SiT's: noise first
+
+
+def test_velocity_is_asked_for_on_the_straight_path_from_noise_to_the_image():
+    seen = []
+
+    def model(x, t):
+        seen.append((x, t))
+        return X0 - NOISE + 0.3
+
+    assert velocity_loss(model, X0, TIMES, NOISE).tolist() == pytest.approx([0.09] * 4, rel=1e-12)
+    ((x, t),) = seen
+    assert t.tolist() == TIMES.tolist()
+    for row, share in enumerate(TIMES.tolist()):
+        assert torch.allclose(x[row], share * X0[row] + (1 - share) * NOISE[row], rtol=1e-12)
+
+
+def of_gaussian_data(velocity, count=200_000):
+    """The loss at three times, of images that are one number from N(MEAN, SPREAD**2), where the network says `velocity`."""
+    random = torch.Generator().manual_seed(5)
+    x0, noise = torch.randn(2, 3 * count, 1, 1, 1, dtype=torch.float64, generator=random)
+    t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64).repeat_interleave(count)
+    loss = velocity_loss(lambda x, t: velocity(x, t.view(-1, 1, 1, 1)), MEAN + SPREAD * x0, t, noise)
+    return loss.view(3, count).mean(1).tolist()
+
+
+MEAN, SPREAD = 0.7, 0.5
+
+
+def expected_velocity(x, t):
+    """E[x_0 - noise | x_t] of such data, which no other guess beats."""
+    variance = t**2 * SPREAD**2 + (1 - t) ** 2
+    return MEAN + (t * SPREAD**2 - (1 - t)) / variance * (x - t * MEAN)
+
+
+def test_the_best_velocity_of_gaussian_data_costs_what_is_left_unknown():
+    """Var(x_0 - noise | x_t) = SPREAD^2 / Var(x_t), and the loss is least there."""
+    left = [SPREAD**2 / (t**2 * SPREAD**2 + (1 - t) ** 2) for t in (0.2, 0.5, 0.8)]
+    assert of_gaussian_data(expected_velocity) == pytest.approx(left, rel=0.02)
+    for wrong in (
+        lambda x, t: expected_velocity(x, 1 - t),
+        lambda x, t: -expected_velocity(x, t),
+        lambda x, t: 1.2 * expected_velocity(x, t),
+    ):
+        assert sum(of_gaussian_data(wrong)) > 1.03 * sum(left)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,8 +19,11 @@ from fiducial.sampling.identity import fingerprint
 from scripts.stand_ins import write_inception
 
 PINS = Path(__file__).with_name("pins.json")
-PRESETS = ("digits", "dit-xl-2-256", "dit-xl-2-512")
-SAMPLERS = ("ddpm", "ddim", "dpm-solver++")
+PRESETS = ("digits", "digits-flow", "dit-xl-2-256", "dit-xl-2-512")
+RUNS = {  # by name: options beside the sizes
+    **{sampler: ("--preset", "digits", "--sampler", sampler) for sampler in ("ddpm", "ddim", "dpm-solver++")},
+    "digits-flow": ("--preset", "digits-flow"),
+}
 # Instructions that every processor has, so that sums are the same on each.
 PORTABLE = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "1"}
 CANARY = """
@@ -41,13 +44,13 @@ def canary() -> str:
     return done.stdout.strip()
 
 
-def draw(folder: Path, sampler: str, *more: str) -> Path:
-    """A small exact run of the digits."""
-    size = ("--num-fid-samples", "12", "--per-proc-batch-size", "4", "--num-sampling-steps", "5", "--sampler", sampler)
-    where = ("--device", "cpu", "--sample-dir", folder, "--run-name", sampler)
-    done = run_command("sample_ddp.py", "--preset", "digits", "--exact", *size, *where, *more, **PORTABLE)
+def draw(folder: Path, name: str, *more: str) -> Path:
+    """A small exact run of the digits, one of `RUNS`."""
+    size = ("--num-fid-samples", "12", "--per-proc-batch-size", "4", "--num-sampling-steps", "5")
+    where = ("--device", "cpu", "--sample-dir", folder, "--run-name", name)
+    done = run_command("sample_ddp.py", *RUNS[name], "--exact", *size, *where, *more, **PORTABLE)
     assert done.returncode == 0, done.stderr
-    return folder / sampler
+    return folder / name
 
 
 def of_run(run: Path) -> dict:
@@ -137,9 +140,9 @@ def test_the_identity_of_a_preset_is_pinned(preset, pins):
     assert fingerprint(config.identity()) == pins["presets"][preset]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_bytes_of_an_exact_run_are_pinned(sampler, pins, tmp_path):
-    found, pinned = of_run(draw(tmp_path, sampler)), pins["runs"][sampler]
+@pytest.mark.parametrize("name", RUNS)
+def test_the_bytes_of_an_exact_run_are_pinned(name, pins, tmp_path):
+    found, pinned = of_run(draw(tmp_path, name)), pins["runs"][name]
     assert found["fingerprint"] == fingerprint(found["identity"])
     if canary() != pins["canary"]:  # another kind of processor: the same images, but for the last bits of sums
         assert differences(found.pop("means"), pinned.pop("means")) == []
@@ -166,7 +169,7 @@ def write(folder: Path) -> None:
     found = {
         "canary": canary(),
         "presets": {name: fingerprint(sample_ddp.parse(["--preset", name])[0].identity()) for name in PRESETS},
-        "runs": {sampler: of_run(draw(folder, sampler)) for sampler in SAMPLERS},
+        "runs": {name: of_run(draw(folder, name)) for name in RUNS},
         "digits": of_digits(folder),
         "inception": of_inception(folder, weights),
         "online": of_online(folder / "online"),

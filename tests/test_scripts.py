@@ -135,7 +135,10 @@ def test_a_benchmark_that_cannot_be_run_is_one_sentence():
         ("train_demo.py", ["--out", "{file}"], "--out {file}: {file} cannot be written (Not a directory)"),
         ("train_demo.py", ["--out", "{folder}", "--stages", "dit"], "--stages dit: {folder} has no vae"),
         ("train_demo.py", ["--out", "{folder}", "--stages", "dit", "vae"], "--stages dit: {folder} has no vae"),
+        ("train_demo.py", ["--out", "{folder}", "--stages", "sit"], "--stages sit: {folder} has no vae"),
         ("measure_demo.py", ["--grid", "{folder}/grid.jpg"], "--grid {folder}/grid.jpg: what is written there is .png"),
+        ("measure_demo.py", ["--preset", "digits-flow", "--sampler", "ddpn"], "--sampler ddpn: no such sampler"),
+        ("measure_demo.py", ["--preset", "dit-xl-2-256"], "argument --preset: invalid choice: 'dit-xl-2-256'"),
         ("measure_demo.py", ["--grid", "{folder}/no/grid.png"], "--grid {folder}/no/grid.png: it is a folder, or its folder"),
     ],
 )

@@ -54,7 +54,8 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     what.add_argument(
         "--preset",
         choices=PRESETS,
-        help="digits: the embedded model with its VAE, classes and settings; dit-xl-2-256, -512: as DiT's published numbers",
+        help="digits: the embedded model with its VAE, classes and settings, digits-flow the same as a SiT; dit-xl-2-256, -512: "
+        "as DiT's published numbers",
     )
     what.add_argument(
         "--model",

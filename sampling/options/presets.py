@@ -17,6 +17,20 @@ PRESETS = {
         "sampler": "ddpm",
         "num_sampling_steps": "50",
     },
+    # The same data and autoencoder, by a SiT.
+    "digits-flow": {
+        "model": "SiT-XS/2",
+        "ckpt": ASSETS / "digits" / "sit.safetensors",
+        "vae": str(ASSETS / "digits" / "vae"),
+        "image_size": 64,
+        "num_classes": 10,
+        "cfg_channels": 4,
+        "cfg_scale": 1.5,
+        "num_fid_samples": 1000,
+        "per_proc_batch_size": 50,
+        "sampler": "flow-heun",
+        "num_sampling_steps": "20",
+    },
     # As DiT's published numbers were drawn, but for the labels, which DiT draws at random as well, by another generator.
     **{
         f"dit-xl-2-{size}": {
