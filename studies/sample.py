@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import Group
+from fiducial.models.decoders.rounding import NONE
 from fiducial.sampling.commands import draw
 from fiducial.sampling.options.config import SamplingConfig
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    draw.main(lambda *given: AfterDrawing(prepare_evaluation(*given)))
+    draw.main(lambda config, *given: AfterDrawing(prepare_evaluation(config, *given), config.rounding != NONE))
 
 
 class AfterDrawing:
     """The evaluation of what was drawn, as `draw.Evaluating` says."""
 
-    def __init__(self, evaluation: "Evaluation"):
-        self._evaluation = evaluation
+    def __init__(self, evaluation: "Evaluation", rounded: bool = True):
+        self._evaluation, self._rounded = evaluation, rounded
 
     def of_images(self, npz: Path) -> None:
         evaluate(self._evaluation, npz)
@@ -31,7 +32,7 @@ class AfterDrawing:
     def evaluator(self) -> "Evaluator":
         from fiducial.evaluation import Evaluator
 
-        self._evaluator = Evaluator(evaluation=self._evaluation)
+        self._evaluator = Evaluator(evaluation=self._evaluation, rounded=self._rounded)
         return self._evaluator
 
     def of_features(self, folder: Path, about: dict) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fiducial import UserError
 from fiducial.diffusion.samplers import SAMPLERS, own_options
+from fiducial.models.decoders import rounding
 from fiducial.sampling.identity import FINGERPRINT_LETTERS
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
@@ -115,6 +116,7 @@ class SamplingConfig:
         _check_guidance(self)
         self._check_sampler()
         _check_speed(self)
+        _check_rounding(self)
         if self.labels == "null" and self.cfg_scale != 1.0 and self.generator is None:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -238,6 +240,11 @@ def generator_settings(config: SamplingConfig) -> dict[str, str]:
             raise UserError(f"--generator-options {config.generator_options}: {name} is given twice")
         settings[name] = value
     return settings
+
+
+def _check_rounding(config: SamplingConfig) -> None:
+    if config.rounding not in rounding.ROUNDING.values():
+        raise UserError(f"--rounding {config.rounding}: no such rule; choose from {', '.join(rounding.ROUNDING)}")
 
 
 def _check_speed(config: SamplingConfig) -> None:

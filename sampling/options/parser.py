@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fiducial import Parser, UserError
 from fiducial.diffusion.samplers import own_options
+from fiducial.models.decoders import rounding
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
 from fiducial.sampling.options.presets import PRESETS
@@ -110,7 +111,12 @@ def add_shape(what: argparse._ArgumentGroup, default: dict) -> None:
         help="the training folder, whose subfolders are the classes, or their names as JSON (class_to_idx, a list) or text, "
         "one a line (default: what the checkpoint or CKPT.classes.json says; ImageNet's for 1000 classes)",
     )
-    what.add_argument("--rounding", choices=["dit", "repa"], help="pixels to uint8; repa's is half a level darker (default dit)")
+    what.add_argument(
+        "--rounding",
+        metavar="RULE",
+        help="pixels to uint8: half-up (DiT's), truncate (half a level darker: ADM's, REPA's, RAE's), half-even (JiT's, MAR's, "
+        "diffusers'), or none: the evaluation gets floats, with --evaluate-online alone (default half-up)",
+    )
 
 
 def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
@@ -302,12 +308,20 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
             raise UserError("--tf32 and --precision: give only one of them")
         settings["precision"] = "tf32" if tf32 else "fp32"
     own = {name: settings.pop(name) for name in own_options() if name in settings}
+    if "rounding" in settings:
+        settings["rounding"] = rounding.recorded(settings["rounding"]) or settings["rounding"]
     config = SamplingConfig(**settings, own=own)
     config.validate()
     if "per_proc_batch_size" not in given:
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
+    check_evaluation(config, options, defaults)
+    return config, argparse.Namespace(**options)
+
+
+def check_evaluation(config: SamplingConfig, options: dict, defaults: dict) -> None:
+    """Raise UserError for options of an evaluation that do not go with each other or with the run."""
     for name in ("weights", "inception_weights", "dinov2_weights", "protocol", "train"):
         if options[name] != defaults[name] and options["ref"] is None:
             raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
@@ -316,4 +330,5 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     if options["evaluate_online"] and (options["ref"] is None or options["dry_run"]):
         reason = "needs --ref" if options["ref"] is None else "--dry-run is for runs that keep their images, which take no less"
         raise UserError(f"--evaluate-online: {reason}")
-    return config, argparse.Namespace(**options)
+    if config.rounding == rounding.NONE and not options["evaluate_online"]:
+        raise UserError("--rounding none: files of images hold no floats; add --evaluate-online and --ref, or choose another")
