@@ -32,6 +32,8 @@ EVERY = {
     "vae": ("mse", "mse"),
     "image-size": ("64", "64"),
     "num-classes": ("17", "17"),
+    "latent-stats": ("'mean=0:1,std=1:2'", "mean=0:1,std=1:2"),
+    "latent-multiplier": ("0.5", "0.5"),
     "rounding": ("repa", "repa"),
     "num-fid-samples": ("7", "7"),
     "labels": ("[7, 7, 3-5]", "7,7,3-5"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fiducial.models.decoders import autoencoder, pixels
+from fiducial.models.decoders.affine import Affine
 
 
 class Decoder(Protocol):
@@ -20,6 +21,7 @@ class Decoder(Protocol):
     latent_channels: int
     factor: int  # image pixels a latent pixel, both ways
     sha256: str  # of its weights
+    affine: Affine  # from the diffusion model's latents to its own: by its configuration, until another is put in the place
 
     def identity(self) -> dict[str, str | float]:
         """Everything that images depend on, by its names in a run's identity; UserError if the weights are not whole."""

@@ -31,6 +31,8 @@ OF_NETWORKS = (
         "weights_key",
         "model",
         "vae",
+        "latent_stats",
+        "latent_multiplier",
         "cfg_scale",
         "cfg_channels",
         "sampler",
@@ -58,6 +60,8 @@ class SamplingConfig:
     weights_key: str | None = None  # None: the EMA where it has one
     model: str | None = None
     vae: str = "ema"
+    latent_stats: str | None = None  # None: what the checkpoint says, or the codec's configuration
+    latent_multiplier: float | None = None  # of what they say; None: 1
     sample_dir: Path = Path("samples")
     cache_dir: Path | None = None  # of what is downloaded
     run_name: str | None = None
@@ -116,7 +120,7 @@ class SamplingConfig:
         _check_guidance(self)
         self._check_sampler()
         _check_speed(self)
-        _check_rounding(self)
+        _check_pixels(self)
         if self.labels == "null" and self.cfg_scale != 1.0 and self.generator is None:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -242,7 +246,13 @@ def generator_settings(config: SamplingConfig) -> dict[str, str]:
     return settings
 
 
-def _check_rounding(config: SamplingConfig) -> None:
+def _check_pixels(config: SamplingConfig) -> None:
+    multiplier = config.latent_multiplier
+    if multiplier is not None and (config.latent_stats is None or not 0 < abs(multiplier) < float("inf")):
+        reason = (
+            "only used with --latent-stats, which is missing" if config.latent_stats is None else "must be a finite number but 0"
+        )
+        raise UserError(f"--latent-multiplier {multiplier}: {reason}")
     if config.rounding not in rounding.ROUNDING.values():
         raise UserError(f"--rounding {config.rounding}: no such rule; choose from {', '.join(rounding.ROUNDING)}")
 

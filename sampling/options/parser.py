@@ -87,11 +87,7 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
         "and another epsilon in a norm than the network that published weights, also those in diffusers' form, were trained "
         "with; choose it for what was trained in diffusers itself (default official)",
     )
-    what.add_argument(
-        "--vae",
-        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, or pixels for a network that has no "
-        f"latents (default {default['vae']})",
-    )
+    add_codec(what, default)
     add_shape(what, default)
 
 
@@ -110,6 +106,27 @@ def add_shape(what: argparse._ArgumentGroup, default: dict) -> None:
         metavar="FILE_OR_FOLDER",
         help="the training folder, whose subfolders are the classes, or their names as JSON (class_to_idx, a list) or text, "
         "one a line (default: what the checkpoint or CKPT.classes.json says; ImageNet's for 1000 classes)",
+    )
+
+
+def add_codec(what: argparse._ArgumentGroup, default: dict) -> None:
+    what.add_argument(
+        "--vae",
+        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, or pixels for a network that has no "
+        f"latents (default {default['vae']})",
+    )
+    what.add_argument(
+        "--latent-stats",
+        metavar="FILE",
+        help="by what the latents that the model was trained on were normalised, for each channel or element: mean and std (or "
+        "var), or scale and shift, in a .pt, .safetensors, .npz or .json, or as mean=0.1:0.2,std=1.5:2 or scale=0.13025 "
+        "(default: what --ckpt holds, or the configuration of --vae)",
+    )
+    what.add_argument(
+        "--latent-multiplier",
+        type=float,
+        metavar="X",
+        help="by which the model's latents are larger than --latent-stats make them",
     )
     what.add_argument(
         "--rounding",
