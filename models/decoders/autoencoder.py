@@ -187,7 +187,7 @@ class Autoencoder(nn.Module):
         Raises:
             UserError: if they do not fit the configuration.
         """
-        vae = from_folder(self.folder, self.kind).to(device)
+        vae = self.network().to(device)
         for module in vae.decoder.modules():
             if isinstance(module, nn.SiLU):  # of what the layer before has made, which nothing else reads
                 module.inplace = True
@@ -199,6 +199,10 @@ class Autoencoder(nn.Module):
             vae.enable_tiling()
         self.vae = vae
         return self
+
+    def network(self) -> nn.Module:
+        """Diffusers' network with the weights; UserError if they are not its own."""
+        return from_folder(self.folder, self.kind)
 
     def _halve(self, vae: nn.Module, dtype: torch.dtype, merge: bool) -> None:
         """Have all but the last layer in half precision."""

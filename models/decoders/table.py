@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fiducial.models.decoders import autoencoder, pixels
+from fiducial.models.decoders import autoencoder, ldm, pixels, vit
 from fiducial.models.decoders.affine import Affine
 
 
@@ -65,6 +65,8 @@ DECODERS: dict[str, DecoderSpec] = {
     spec.name: spec
     for spec in (
         DecoderSpec(pixels.NAME, lambda source: source == pixels.NAME, lambda *_: Path(pixels.NAME), pixels.Pixels),
+        DecoderSpec("vit", vit.holds, lambda source, _: Path(source), vit.ViTDecoder),
+        DecoderSpec("ldm", lambda source: Path(source).is_file(), lambda source, _: Path(source), ldm.LDMAutoencoder),
         DecoderSpec("autoencoder", lambda _: True, autoencoder.resolve, autoencoder.Autoencoder),
     )
 }

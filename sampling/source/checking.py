@@ -307,7 +307,7 @@ def verdict_path(source: LatentDiffusion) -> Path:
         on |= {"gpu": gpu, "driver": driver_version(), "cudnn": torch.backends.cudnn.version()}
     about_run = {
         "network": [config.model, config.network, config.num_classes, source.shape],
-        "codec": config.vae,
+        "codec": [config.vae, config.latent_stats, config.latent_multiplier] if config.latent_stats else config.vae,
         "block": config.per_proc_batch_size,
         "sampler": [config.sampler, config.num_sampling_steps],
         "guidance": [config.cfg_scale != 1.0, config.cfg_channels],

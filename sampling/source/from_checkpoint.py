@@ -147,6 +147,11 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     if own := statistics_of(config, held):
         own.check(latent, f"--latent-stats {config.latent_stats}" if config.latent_stats else f"{config.ckpt}")
         of_codec |= {STATISTICS: own.sha256}
+    elif getattr(codec, "needs_statistics", False):
+        raise UserError(
+            f"--vae {config.vae}: the file does not say by what latents are normalised; give --latent-stats, scale=1 where by "
+            "nothing"
+        )
     has_null = has_null_label(config, found)
     shape = {"num_classes": config.num_classes, "latent": latent}
     shapes.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=codec.factor)
@@ -180,6 +185,8 @@ def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decod
     Raises:
         UserError: if it makes none of that size, or the network or the guidance is for others.
     """
+    if (only := getattr(codec, "only_size", config.image_size)) != config.image_size:
+        raise UserError(f"--image-size {config.image_size}: --vae {config.vae} decodes images of {only} alone")
     if config.image_size % codec.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {codec.factor}, the VAE's reduction")
     if config.cfg_scale != 1.0 and config.cfg_channels > (channels := codec.latent_channels):
