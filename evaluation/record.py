@@ -66,9 +66,8 @@ def record(
         curve=scores.curve,
         classes=scores.classes,
         memorisation=memorised and with_pictures(memorised, images, training),
-        run=find_run(images.path, own.pixels_sha256),
         training=_described_training(training, memorised) if memorised else None,
-    )
+    ).drawn_by(find_run(images.path, own.pixels_sha256))
 
 
 def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str, Number]:

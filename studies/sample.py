@@ -1,7 +1,6 @@
 """The command that draws images and evaluates them: `sample_ddp.py` in a checkout, `fiducial sample` anywhere."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ class AfterDrawing:
         names, evaluator = names_in(about), self._evaluator
         evaluator.name, evaluator.class_names = str(folder), names.names if names else ()
         if result := evaluator.compute():
-            result = replace(result, run=as_run(about))
+            result = result.drawn_by(as_run(about))
             beside = (folder.with_name(folder.name + ending) for ending in (".json", ".html"))
             report.write(result, *beside, self._evaluation.said)
 

@@ -4,12 +4,12 @@ import argparse
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
-from fiducial import Parser, UserError
+from fiducial import Parser, UserError, say
 from fiducial.diffusion.samplers import own_options
 from fiducial.models.decoders import rounding
+from fiducial.sampling.options import presets
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
-from fiducial.sampling.options.presets import PRESETS
 
 DESCRIPTION = """Draws images from a class-conditional DiT on every GPU (or CPU process) there is, and packs them into one npz.
 
@@ -50,8 +50,9 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     )
     what.add_argument(
         "--preset",
-        choices=PRESETS,
-        help="digits: the embedded model with its VAE, classes and settings; dit-xl-2-256, -512: as DiT's published numbers",
+        metavar="NAME",
+        help="digits: the embedded model with its VAE, classes and settings; dit-xl-2-256, -512: as DiT's published numbers; "
+        "list prints all, each with its published row, which the evaluation sets beside what is measured",
     )
     what.add_argument(
         "--model",
@@ -314,10 +315,13 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "evaluate_online": False,
     }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
-    preset = given.pop("preset", None)
+    options["preset"] = preset = given.pop("preset", None)
+    if preset == presets.LIST:
+        say(*presets.lines())
+        raise SystemExit(0)
     if preset and "generator" in given:
         raise UserError(f"--preset {preset}: not with --generator, which draws by its own means; leave it out")
-    settings = PRESETS.get(preset, {}) | given
+    settings = presets.settings_of(preset) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
         settings["cfg_scale"] = 1.0
     if (tf32 := settings.pop("tf32", None)) is not None:
