@@ -114,7 +114,7 @@ def _of_making(row: Row, run: Run, samples: dict, settings: dict, extractor: str
 
 
 def _of_options(row: Row, run: Run) -> list[str]:
-    """What the preset stands for and the run is not: cfg, sampler, steps and the like."""
+    """Options that the preset stands for and the run has otherwise: cfg, sampler, steps and the like."""
     found = []
     for name in ("model", *(one for one in row.settings if one not in SETTLED)):
         theirs = row.settings.get(name)

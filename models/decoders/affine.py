@@ -142,7 +142,7 @@ def _read_text(given: str, multiplier: float) -> Affine:
 
 
 def _content(path: Path) -> Mapping:
-    """What a file holds by name; no code of it runs."""
+    """The content of a file by name; no code of it runs."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".json":

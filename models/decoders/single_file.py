@@ -44,7 +44,7 @@ def _read(path: Path, *_: int) -> State:
 
 
 class SingleFile(nn.Module):
-    """What codecs of one file share. A kind of it builds its network in `load`, from `state`.
+    """The common part of codecs of one file. A kind of it builds its network in `load`, from `state`.
 
     Args:
         path: of the file.
