@@ -312,6 +312,7 @@ def test_a_manifest_without_options_is_refused(tiny_checkpoint, tmp_path):
 
 def test_all_that_a_configuration_has_is_recorded(tiny_checkpoint, tmp_path):
     (names := tmp_path / "names.json").write_text(json.dumps([f"kind {number}" for number in range(10)]))
-    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, class_names=names, cache_dir=tmp_path))
+    given = {"class_names": names, "cache_dir": tmp_path, "latent_stats": "scale=0.5", "latent_multiplier": 0.5}
+    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, **given))
     own = {field.name for field in fields(SamplingConfig)} - {"generator", "generator_options", "own"}
     assert own | set(own_options()) <= set(json.loads(path.read_text())["options"])
