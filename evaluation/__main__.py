@@ -11,7 +11,7 @@ python -m evaluation compare samples/RUN samples/OTHER samples/THIRD --html comp
 python -m evaluation fetch adm-imagenet-256 dinov2
 python -m evaluation prune --older-than 30d --keep 20GB
 
-References published by ADM are downloaded by name:
+Published references are downloaded by name:
 {references}
 FIDUCIAL_MIRROR=http://host/folder has downloads come from there, under the paths that they have on their own hosts.
 """

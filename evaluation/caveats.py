@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fiducial.evaluation.data.images import Images
+from fiducial.evaluation.data.images import Images, are_floats
 from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Reference
 from fiducial.evaluation.data.remarks import SAMPLES, missing, remarks
 from fiducial.evaluation.features import DEFAULT, EXTRACTORS, differs_from_adm
@@ -73,6 +73,8 @@ def warnings(images: Images, reference: Reference | None, extractor: Extractor, 
     found += remarks(images, SAMPLES) + remarks(reference and reference.images, "reference images")
     if images.resize:
         found.append(f"The samples are not as they are in their files: {images.resize}.")
+    if are_floats(images):
+        found.append("The images were evaluated as floats, not rounded to 256 levels; numbers of files are of other images.")
     if reference and reference.provenance.not_read:
         not_read = reference.provenance.not_read
         found.append(f"When {reference.path.name} was made, files that look like images were not read: {not_read}.")

@@ -26,11 +26,12 @@ class Collection:
     """Features, hashes, indices and labels of images, in parts as they came.
 
     `size` is the images' height and width, None before there are any; `levels` those of all pixels, as long as they are those of
-    a cast; of states that were added they are unknown, so all. `thumbnails` are by the order in which images came.
+    a cast; of states that were added they are unknown, so all. `thumbnails` are by the order in which images came. `rounded` is
+    whether pixels are uint8, and not float32 levels of 0 to 255.
     """
 
-    def __init__(self, extractor: Extractor):
-        self.extractor = extractor
+    def __init__(self, extractor: Extractor, rounded: bool = True):
+        self.extractor, self.rounded = extractor, rounded
         self.size: tuple[int, int] | None = None
         self.levels: set[int] = set()
         self.parts: dict[str, list[np.ndarray]] = {"features": [], "spatial": [], "pixels": [], "indices": [], "labels": []}
@@ -41,6 +42,11 @@ class Collection:
     def count(self) -> int:
         """How many images there are."""
         return sum(map(len, self.parts["indices"]))
+
+    @property
+    def _made_by(self) -> str:
+        """Name and hash of the extractor, and of what, in a state."""
+        return f"{self.extractor.name} {self.extractor.weights_sha256}{'' if self.rounded else ' of floats'}"
 
     def array(self, name: str) -> np.ndarray:
         """All parts of that name as one."""
@@ -64,11 +70,12 @@ class Collection:
         Raises:
             UserError: if features are not finite, or all levels so far, of images enough, are those of a cast.
         """
-        self._look_at(pixels)
+        levels = pixels if self.rounded else np.rint(pixels).astype(np.uint8)
+        self._look_at(levels)
         features, spatial = self.extractor.run(pixels)
         if not (features.isfinite().all() and (spatial is None or spatial.isfinite().all())):
             raise UserError("the features of an image are not finite; are the extractor's weights whole?")
-        self._keep_some(pixels, labels, shown)
+        self._keep_some(levels, labels, shown)
         self.size = pixels.shape[1:3]
         hashes = b"".join(sha256(image).digest() for image in pixels)
         parts = {
@@ -116,7 +123,7 @@ class Collection:
             "size": torch.tensor(self.size or (0, 0)),
             "kept": torch.tensor(list(self.thumbnails), dtype=torch.int64),
             "thumbnails": torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
-            "extractor": f"{self.extractor.name} {self.extractor.weights_sha256}",
+            "extractor": self._made_by,
         }
 
     def add_state(self, state: dict[str, Tensor | str]) -> None:
@@ -144,8 +151,8 @@ class Collection:
             theirs, (height, width) = str(state["extractor"]), (int(side) for side in arrays["size"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"this is no state of an evaluator ({error})") from error
-        if theirs != f"{self.extractor.name} {self.extractor.weights_sha256}":
-            raise ValueError(f"the state was made with the extractor {theirs}, and this is {self.extractor.name}")
+        if theirs != self._made_by:
+            raise ValueError(f"the state was made with the extractor {theirs}, and this is {self._made_by}")
         check_state(arrays, {name: self._empty(name) for name in self.parts}, height, width)
         return arrays
 
@@ -222,6 +229,19 @@ def as_pixels(images: Tensor | np.ndarray) -> np.ndarray:
             what = f"{images.dtype} {images.shape}{on_array(images.shape, images).replace('save', 'give')}"
         raise ValueError(f"images expected as a uint8 tensor (N, 3, H, W) or array (N, H, W, 3); got {what}")
     return np.ascontiguousarray(images)
+
+
+def as_levels(images: Tensor | np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) float32 in C order, of a tensor (N, 3, H, W) or an array (N, H, W, 3) of floats from 0 to 255."""
+    array = images
+    if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
+        array = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim != 4 or array.shape[3] != 3:
+        what = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor | np.ndarray) else type(images).__name__
+        raise ValueError(f"images expected as a tensor (N, 3, H, W) or array (N, H, W, 3) of floats; got {what}")
+    if array.size and not (array.min() >= 0 and array.max() <= 255):  # nor is NaN
+        raise ValueError(f"levels expected from 0 to 255; got {array.min():.4g} to {array.max():.4g}")
+    return np.ascontiguousarray(array, np.float32)
 
 
 def as_numbers(numbers: Tensor | np.ndarray | None, count: int, what: str) -> np.ndarray:

@@ -224,7 +224,7 @@ def choose(
     """
     extractor, needed = check_protocol(ref, extractor, settings), settings.needs_reference
     with naming_the_crop(ref, image_size, extractor):
-        reference = find_reference(ref, group, settings.cache_dir, image_size, crop) if ref is not None else None
+        reference = find_reference(ref, group, settings.cache_dir, image_size, crop, extractor) if ref is not None else None
         spec = choose_extractor(reference, extractor, settings)
         metrics, left_out = choose_metrics(reference, spec, settings)
         images = reference.images if reference and needed else None

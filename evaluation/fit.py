@@ -25,8 +25,10 @@ def check_protocol(ref: str | None, extractor: str | None, settings: Settings) -
     if own and extractor not in (None, own):
         raise UserError(f"--extractor {extractor}: --protocol {settings.protocol} is of {own}")
     wanted = own or extractor
-    if ref in PUBLISHED and not Path(ref).exists() and differs_from_adm(wanted):
-        raise UserError(f"--ref {ref}: was made with {DEFAULT}, and {wanted} is wanted; python -m evaluation ref makes one")
+    published = PUBLISHED.get(ref) if ref and not Path(ref).exists() else None
+    if published and differs_from_adm(wanted) and wanted not in published.extractors:
+        made_with = " and ".join(published.extractors)
+        raise UserError(f"--ref {ref}: was made with {made_with}, and {wanted} is wanted; python -m evaluation ref makes one")
     return wanted
 
 

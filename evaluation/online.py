@@ -21,7 +21,7 @@ from torch import Tensor
 
 import fiducial
 from fiducial import Group, UserError
-from fiducial.evaluation.collection import NONE, Collection, as_numbers, as_pixels, bytes_of_image, names_by_label
+from fiducial.evaluation.collection import NONE, Collection, as_levels, as_numbers, as_pixels, bytes_of_image, names_by_label
 from fiducial.evaluation.data.images import Seen
 from fiducial.evaluation.evaluate import Evaluation
 from fiducial.evaluation.features.extraction import gathered, temporary_cache
@@ -45,6 +45,7 @@ class Evaluator:
         settings: protocol, metrics and the cache, which all ranks see; see `fiducial.evaluation.Settings`.
         metrics: in the place of those of `settings`, such as ("fid", "precision").
         device: auto, cuda or cpu, where `group` is left out.
+        rounded: images are uint8; if not, `update` takes floats from 0 to 255, and the result says that no file held them.
         extractor: a name in `EXTRACTORS`; None for the protocol's, or the one that the reference was made with.
         weights: files by the name of whose weights they are, such as {"inception": "FILE"}; published ones are downloaded.
         name: what the result calls the samples.
@@ -71,6 +72,7 @@ class Evaluator:
         class_names: Sequence[str] | Mapping[str, int] = (),
         metrics: Sequence[str] | str | None = None,
         device: str = "auto",
+        rounded: bool = True,
     ):
         if evaluation is None:
             _require_kinds(settings=(settings, Settings), weights=(weights, Mapping))
@@ -80,7 +82,7 @@ class Evaluator:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         evaluation.settings.check_cache()
         self.evaluation, self.name, self.class_names = evaluation, name, names_by_label(class_names)
-        self._shown: frozenset[int] | None = None
+        self.rounded, self._shown = rounded, None
         self.reset()
 
     @property
@@ -96,7 +98,7 @@ class Evaluator:
     def expect(self, labels: np.ndarray) -> None:
         """Tell the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
         rows = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS).rows
-        self._shown = frozenset(index for _, row in rows for index in row)
+        self._shown: frozenset[int] | None = frozenset(index for _, row in rows for index in row)
 
     def fresh(self) -> "Evaluator":
         """Another one with the same reference and extractor, which has seen nothing."""
@@ -106,7 +108,7 @@ class Evaluator:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._seen = Collection(self.evaluation.extractor)
+        self._seen = Collection(self.evaluation.extractor, self.rounded)
 
     @property
     def count(self) -> int:
@@ -121,7 +123,7 @@ class Evaluator:
         indices: Tensor | np.ndarray | None = None,
         labels: Tensor | np.ndarray | None = None,
     ) -> "Evaluator":
-        """Take a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array.
+        """Take a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array; floats where they are not rounded.
 
         Args:
             indices: each image's place among those of all ranks, which IS and hashes depend on; without any, the ranks' images
@@ -132,7 +134,8 @@ class Evaluator:
             ValueError: if images, indices or labels are not that, or of another size than before.
             UserError: if the extractor does not take this size, gives what is not finite, or levels look cast from 0 to 1.
         """
-        pixels, seen, evaluation = as_pixels(images), self._seen, self.evaluation
+        seen, evaluation = self._seen, self.evaluation
+        pixels = as_pixels(images) if seen.rounded else as_levels(images)
         count, (height, width) = len(pixels), pixels.shape[1:3]
         seen.check_size(height, width)
         indices, labels = as_numbers(indices, count, "indices"), as_numbers(labels, count, "labels")
@@ -155,7 +158,7 @@ class Evaluator:
         Raises:
             ValueError: if it is not a state, or of another extractor; then all is as it was.
         """
-        loaded = Collection(self.evaluation.extractor)
+        loaded = Collection(self.evaluation.extractor, self.rounded)
         loaded.add_state(state)
         self._seen = loaded
 
@@ -175,15 +178,21 @@ class Evaluator:
             UserError: if they are too few, two have one index, only some ranks gave indices, or labels, or levels look cast.
         """
         evaluation, group, seen = self.evaluation, self.evaluation.group, self._seen
-        own, indices, labels = numbered(group, seen)
-        require_levels(group, seen)
-        size = size_of_all(group, seen.size)
-        images = Seen(Path(self.name), len(indices), *size, None if labels[0] == NONE else labels, tuple(self.class_names))
+        images, own, indices, labels = _images_of_all(self, seen, group)
         evaluation.check(images)
-        grid = grid_of_all(group, seen, own, indices, labels, size)
+        grid = grid_of_all(group, seen, own, indices, labels, (images.height, images.width))
         with temporary_cache(evaluation.settings.folder, group) as cache:
             found = gathered(len(indices), seen.rows(np.searchsorted(indices, own)), evaluation.extractor, group, cache)
             return evaluation.result_of(images, found, cache, grid)
+
+
+def _images_of_all(evaluator: Evaluator, seen: Collection, group: Group) -> tuple[Seen, np.ndarray, np.ndarray, np.ndarray]:
+    """The images of all ranks; the indices of this rank's; the indices and labels of all."""
+    own, indices, labels = numbered(group, seen)
+    require_levels(group, seen)
+    size, classes = size_of_all(group, seen.size), None if labels[0] == NONE else labels
+    name, names = Path(evaluator.name), tuple(evaluator.class_names)
+    return Seen(name, len(indices), *size, classes, names, rounded=seen.rounded), own, indices, labels
 
 
 def _require_kinds(**arguments: tuple[object, type]) -> None:

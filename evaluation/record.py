@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from fiducial import printable
 from fiducial.evaluation.caveats import deviations, spread_of_labels
-from fiducial.evaluation.data.images import Images, Seen
+from fiducial.evaluation.data.images import Images, Seen, are_floats
 from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.data.runs import ClassNames, find_run
 from fiducial.evaluation.features.extraction import Features
@@ -21,6 +21,7 @@ from fiducial.evaluation.score import Scores
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
 GRID_ROWS, GRID_COLUMNS = 10, 10
+FLOATS = "the images were floats, not rounded to the 256 levels that files have"
 WEIGHTS = {True: "as published", False: "not the published file", None: "the published file's hash is not known here"}
 
 
@@ -43,7 +44,7 @@ def record(
     own, reference, extractor, settings = inputs.own, inputs.reference, inputs.extractor, inputs.settings
     memorised = scores.memorised
     return Result(
-        metrics=_numbers(images.count, inputs, scores),
+        metrics=_numbers(images, inputs, scores),
         warnings=tuple(warnings),
         left_out=left_out,
         samples=_described_samples(images, own),
@@ -65,19 +66,19 @@ def record(
         curve=scores.curve,
         classes=scores.classes,
         memorisation=memorised and with_pictures(memorised, images, training),
-        run=find_run(images.path, own.pixels_sha256),
         training=_described_training(training, memorised) if memorised else None,
-    )
+    ).drawn_by(find_run(images.path, own.pixels_sha256))
 
 
-def _numbers(count: int, inputs: Inputs, scores: Scores) -> dict[str, Number]:
+def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str, Number]:
     """All numbers by their keys, with what they are."""
+    of_images = (FLOATS,) if are_floats(images) else ()
     reference, extractor, settings, found = inputs.reference, inputs.extractor, inputs.settings, {}
     for name, estimate in scores.values.items():
         key, label = called(name, extractor)
         of_training = METRICS[name].needs is Need.TRAINING
         others = scores.memorised.training_n if of_training else reference and reference.count_for(name)
-        n, reference_n = METRICS[name].uses(count, others)
+        n, reference_n = METRICS[name].uses(images.count, others)
         found[key] = Number(
             name=name,
             label=label,
@@ -86,7 +87,7 @@ def _numbers(count: int, inputs: Inputs, scores: Scores) -> dict[str, Number]:
             reference_n=reference_n,
             protocol=settings.protocol,
             definition=settings.rules.definition(name, extractor.name),
-            deviations=tuple(deviations(name, None if of_training else reference, extractor, settings)),
+            deviations=(*of_images, *deviations(name, None if of_training else reference, extractor, settings)),
         )
     return found
 
@@ -123,6 +124,7 @@ def _described_samples(images: Images | Seen, own: Features) -> dict:
         "count": images.count,
         "image_size": [images.height, images.width],
         "resize": images.resize,
+        **({"rounding": "none"} if are_floats(images) else {}),
         "not_read": images.not_read,
         "labels": spread_of_labels(images.labels),
         "content_sha256": own.content_sha256,

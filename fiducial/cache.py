@@ -31,7 +31,10 @@ KINDS = {FEATURES: "is computed anew when it is needed", KERNELS: "is compiled a
 KEY, COMPILED = re.compile(r"[0-9a-f]{32}"), re.compile(r"compiled-[0-9a-f]{16}")
 OURS = '"format": "fiducial-features-'  # in the mark of an entry of features: a folder that somebody calls so is theirs
 # Files that are downloaded; whatever else is in their folders is somebody's own.
-DOWNLOADED = re.compile(r"DiT-XL-2-\d+x\d+\.pt|weights-inception-[\w-]+\.pth|dinov2_\w+\.pth|adm-[\w-]+\.npz")
+DOWNLOADED = re.compile(
+    r"DiT-XL-2-\d+x\d+\.pt|weights-inception-[\w-]+\.pth|dinov2_\w+\.pth|"
+    r"(adm|imf)-[\w-]+\.npz|jit_in\d+_stats\.npz|edm2-[\w-]+\.pkl"
+)
 MARK_BYTES = 1 << 20
 
 _held: dict[tuple[int, int], tuple[int, Path]] = {}  # open files of this process and their names, by device and inode

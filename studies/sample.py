@@ -1,12 +1,12 @@
 """The command that draws images and evaluates them: `sample_ddp.py` in a checkout, `fiducial sample` anywhere."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import Group
+from fiducial.models.decoders.rounding import NONE
 from fiducial.sampling.commands import draw
 from fiducial.sampling.options.config import SamplingConfig
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    draw.main(lambda *given: AfterDrawing(prepare_evaluation(*given)))
+    draw.main(lambda config, *given: AfterDrawing(prepare_evaluation(config, *given), config.rounding != NONE))
 
 
 class AfterDrawing:
     """The evaluation of what was drawn, as `draw.Evaluating` says."""
 
-    def __init__(self, evaluation: "Evaluation"):
-        self._evaluation = evaluation
+    def __init__(self, evaluation: "Evaluation", rounded: bool = True):
+        self._evaluation, self._rounded = evaluation, rounded
 
     def of_images(self, npz: Path) -> None:
         evaluate(self._evaluation, npz)
@@ -31,7 +31,7 @@ class AfterDrawing:
     def evaluator(self) -> "Evaluator":
         from fiducial.evaluation import Evaluator
 
-        self._evaluator = Evaluator(evaluation=self._evaluation)
+        self._evaluator = Evaluator(evaluation=self._evaluation, rounded=self._rounded)
         return self._evaluator
 
     def of_features(self, folder: Path, about: dict) -> None:
@@ -42,7 +42,7 @@ class AfterDrawing:
         names, evaluator = names_in(about), self._evaluator
         evaluator.name, evaluator.class_names = str(folder), names.names if names else ()
         if result := evaluator.compute():
-            result = replace(result, run=as_run(about))
+            result = result.drawn_by(as_run(about))
             beside = (folder.with_name(folder.name + ending) for ending in (".json", ".html"))
             report.write(result, *beside, self._evaluation.said)
 

@@ -81,8 +81,8 @@ def really_out_of_memory():
 
 def other_pixels():
     """Images differ in a bit from what the same command drew before."""
-    original = networks.to_uint8
-    networks.to_uint8 = lambda *arguments: original(*arguments) ^ 1
+    original = networks.to_pixels
+    networks.to_pixels = lambda *arguments: original(*arguments) ^ 1
 
 
 def other_weights():

@@ -311,7 +311,7 @@ def test_the_class_of_older_folders_is_the_same_network(written, network, tmp_pa
     ("changes", "said"),
     [
         ({"_class_name": "AutoencoderDC"}, "describes a AutoencoderDC, expected an AutoencoderKL or AutoencoderTiny"),
-        ({"latents_mean": [0.0] * 4}, "has latents_mean"),
+        ({"latents_mean": [0.0] * 4}, "latents_mean and latents_std are not"),
         ({"scaling_factor": 0}, "scaling_factor 0"),
         ({"scaling_factor": "1"}, "scaling_factor '1'"),
         ({"shift_factor": float("nan")}, "shift_factor nan"),

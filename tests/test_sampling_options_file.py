@@ -31,6 +31,8 @@ EVERY = {
     "vae": ("mse", "mse"),
     "image-size": ("64", "64"),
     "num-classes": ("17", "17"),
+    "latent-stats": ("'mean=0:1,std=1:2'", "mean=0:1,std=1:2"),
+    "latent-multiplier": ("0.5", "0.5"),
     "rounding": ("repa", "repa"),
     "num-fid-samples": ("7", "7"),
     "labels": ("[7, 7, 3-5]", "7,7,3-5"),
@@ -331,7 +333,8 @@ def test_a_manifest_without_options_is_refused(tiny_checkpoint, tmp_path):
 
 def test_all_that_a_configuration_has_is_recorded(tiny_checkpoint, tmp_path):
     (names := tmp_path / "names.json").write_text(json.dumps([f"kind {number}" for number in range(10)]))
-    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, class_names=names, cache_dir=tmp_path))
+    given = {"class_names": names, "cache_dir": tmp_path, "latent_stats": "scale=0.5", "latent_multiplier": 0.5}
+    path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, **given))
     own = {field.name for field in fields(SamplingConfig)} - {"generator", "generator_options", "own"}
     of_flows = {"path", "prediction", "grid", "least_time", "noise_scale", "guidance_ckpt", "guidance_model"}  # not given here
     assert (own - of_flows) | {"eta"} <= set(json.loads(path.read_text())["options"])

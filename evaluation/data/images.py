@@ -201,7 +201,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Seen:
-    """Images that are gone, as far as a result speaks of them, like `Images`."""
+    """Images that are gone, as far as a result speaks of them, like `Images`. `rounded` is whether they were uint8."""
 
     path: Path
     count: int
@@ -212,9 +212,15 @@ class Seen:
     resize: str | None = None
     not_read: str | None = None
     no_labels: str | None = None
+    rounded: bool = True
 
     def content_sha256(self) -> None:
         """There was no file."""
+
+
+def are_floats(images: Images | Seen) -> bool:
+    """Whether they were not rounded to levels, as those in files are."""
+    return isinstance(images, Seen) and not images.rounded
 
 
 def _sha256_of(files: list[tuple[str, Path]], most: int | None = None) -> str:

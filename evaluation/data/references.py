@@ -1,4 +1,6 @@
-"""References: statistics (and a few images or features) read from ADM's, pytorch-fid's or our own npz, or images as they are."""
+"""References: statistics (and a few images or features) read from ADM's, pytorch-fid's or our own npz, from EDM2's pickles, or
+images as they are.
+"""
 
 import json
 import os
@@ -9,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import Group, UserError, decode_json, file_sha256, one_line, write_whole
+from fiducial.evaluation.data import pickled
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.images import Images
 from fiducial.evaluation.data.npz import read_any_header, read_array
 from fiducial.evaluation.data.numbering import OWN, Numbering
 from fiducial.evaluation.data.opening import open_images
-from fiducial.evaluation.data.published import PUBLISHED, fetch
+from fiducial.evaluation.data.published import PUBLISHED, Published, fetch
 from fiducial.evaluation.metrics import METRICS, OF_REFERENCE, Need
 from fiducial.evaluation.metrics.gaussians import factor
 from fiducial.wings import ASSETS
@@ -26,7 +29,9 @@ LARGEST = 1e30
 LONGEST_TEXT = 1 << 26  # bytes, four a character
 ADM_KIND = "ADM's statistics and images"
 WITHOUT_PROVENANCE = "statistics without provenance"
-STATISTICS = {"mu.npy", "sigma.npy"}
+STATISTICS = ({"mu.npy", "sigma.npy"}, {"ref_mu.npy", "ref_sigma.npy"})  # the second as JAX's codes of MeanFlow and iMF call them
+PICKLED = {"inception": "fid", "dinov2": "fd_dinov2"}  # under what names EDM2's have statistics, by extractor
+PICKLES = (".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,19 @@ class Reference:
 
 
 def find_reference(
-    name: str, group: Group, cache_dir: Path | None = None, image_size: int | None = None, crop: int | None = None
+    name: str,
+    group: Group,
+    cache_dir: Path | None = None,
+    image_size: int | None = None,
+    crop: int | None = None,
+    extractor: str | None = None,
 ) -> Reference:
     """The reference that `--ref` names: `digits` is the embedded one, a name in `PUBLISHED` is fetched, else it is a path.
 
     Args:
         image_size: of the samples that it is for, so that a published file of another size is not fetched.
         crop: to which its files of images are cropped, if it is such.
+        extractor: whose statistics are wanted of a file that has several; None for Inception's.
 
     Raises:
         UserError: if nothing is there, or it cannot be fetched, or is for another size of images.
@@ -142,14 +153,21 @@ def find_reference(
         raise UserError(f"--ref {name}: is of {published.image_size} pixels, and the samples are of {image_size}; {remedy}")
     if published:
         path = group.once_per_node(["reference", name, cache_dir], lambda: str(fetch(name, cache_dir)), main_first=True)
-        return replace(open_reference(Path(path)), url=published.url)
+        return _as_published(open_reference(Path(path), extractor=extractor), published)
     path = DIGITS if name == "digits" else Path(name)
     if not name or not path.exists():
         raise UserError(f"--ref {name}: no such file or folder, nor one of {', '.join(PUBLISHED)}")
-    return open_reference(path, crop)
+    return open_reference(path, crop, extractor)
 
 
-def open_reference(path: Path, crop: int | None = None) -> Reference:
+def _as_published(found: Reference, published: Published) -> Reference:
+    """A reference with what is known of where it is published, unless it says that itself."""
+    provenance = replace(found.provenance, count=published.count, image_size=published.image_size, source=published.source)
+    own = {"kind": published.kind, "provenance": provenance} if published.kind else {}
+    return replace(found, url=published.url, **own)
+
+
+def open_reference(path: Path, crop: int | None = None, extractor: str | None = None) -> Reference:
     """Read what `path` holds: statistics and provenance, images (not yet their pixels), or both.
 
     ADM's files carry the statistics of the whole training set beside 10,000 of its images; both are kept apart.
@@ -157,12 +175,14 @@ def open_reference(path: Path, crop: int | None = None) -> Reference:
     Raises:
         UserError: if it is damaged, not finite, or its parts do not fit each other.
     """
+    if path.suffix in PICKLES and path.is_file():
+        return _open_pickle(path, extractor)
     names = _members(path)
-    if not names >= STATISTICS:
+    if not (called := _statistics_in(names)):
         return Reference(path, None, "images", images=open_images(path, crop))
     try:
         with zipfile.ZipFile(path) as archive:
-            mu, sigma = _read_statistics(archive, "mu", "sigma")
+            mu, sigma = _read_statistics(archive, *called)
             spatial = (None, None)
             if {"mu_s.npy", "sigma_s.npy"} <= names:
                 spatial = _read_statistics(archive, "mu_s", "sigma_s")
@@ -181,7 +201,34 @@ def open_reference(path: Path, crop: int | None = None) -> Reference:
 
 def holds_statistics(path: Path) -> bool:
     """Whether `path` is an npz with `mu` and `sigma`, not just images."""
-    return _members(path) >= STATISTICS
+    return path.suffix in PICKLES or _statistics_in(_members(path)) is not None
+
+
+def _statistics_in(names: set[str]) -> tuple[str, str] | None:
+    """The names of mean and covariance among those in an archive."""
+    found = next((pair for pair in STATISTICS if names >= pair), None)
+    return found and tuple(name.removesuffix(".npy") for name in sorted(found))
+
+
+def _open_pickle(path: Path, extractor: str | None) -> Reference:
+    """A pickle of EDM2's kind: mean and covariance of each extractor, or of one alone.
+
+    Raises:
+        UserError: if it is none.
+    """
+    content = pickled.read(path)
+    wanted = extractor or next((name for name, called in PICKLED.items() if called in content), "inception")
+    found = content.get(PICKLED.get(wanted), content)
+    if not (isinstance(found, dict) and all(isinstance(found.get(name), np.ndarray) for name in ("mu", "sigma"))):
+        there = ", ".join(name for name, called in PICKLED.items() if called in content) or "no extractor"
+        raise UserError(f"{path} has no mu and sigma of {wanted}; it has those of {there}")
+    try:
+        mu, sigma = _checked(found["mu"], found["sigma"], "mu", "sigma")
+    except ValueError as error:
+        raise UserError(f"{path} is a damaged reference ({one_line(error)})") from error
+    made_with = wanted if found is not content else None
+    kind = "EDM2's statistics" if made_with else WITHOUT_PROVENANCE
+    return Reference(path, file_sha256(path), kind, mu, sigma, provenance=Provenance(made_with))
 
 
 def _members(path: Path) -> set[str]:
@@ -203,6 +250,11 @@ def _read_statistics(archive: zipfile.ZipFile, mean: str, covariance: str) -> tu
     """
     limit = MAX_DIMENSION**2 * 8
     mu, sigma = (read_array(archive, f"{name}.npy", limit) for name in (mean, covariance))
+    return _checked(mu, sigma, mean, covariance)
+
+
+def _checked(mu: np.ndarray, sigma: np.ndarray, mean: str, covariance: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same as float64; raises ValueError if they are no mean and covariance, or not finite. They are called so."""
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         raise ValueError(f"{mean} is {mu.dtype} and {covariance} {sigma.dtype}, not real numbers")
     if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):

@@ -1,8 +1,9 @@
 """The run that drew samples, by the manifest beside them: class names, configuration, time."""
 
 import json
+import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from fiducial import decode_json, read_json
@@ -27,15 +28,36 @@ class ClassNames:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A published row: its numbers as texts, by the names of metrics, and how they came about. `settings` are the options that
+    its preset stands for, `from_memory` the metrics whose numbers were not read in the source.
+    """
+
+    name: str
+    source: str
+    numbers: dict[str, str]
+    from_memory: list[str]
+    labels: str
+    reference: str
+    rounding: str
+    evaluator: str
+    count: int
+    settings: dict[str, str | int | float | bool | list | None]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Run:
     """A run as its samples' numbers depend on it: `identity` is all that determines its images, `seed` among it.
 
-    `sessions` say how many images were drawn in how many seconds, on how many processes of which device.
+    `sessions` say how many images were drawn in how many seconds, on how many processes of which device; `published` is the row
+    that it was drawn after, where its preset has one.
     """
 
     fingerprint: str
     identity: dict[str, str | int | float | bool | list | None]
     sessions: tuple[dict[str, str | int | float], ...]
+    published: Row | None = None
 
 
 def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
@@ -122,7 +144,21 @@ def as_run(manifest: dict) -> Run | None:
             for session in manifest["sessions"]
             if session.get("images_drawn") and session.get("seconds")
         ]
-        return Run(fingerprint, identity, tuple(sessions))
+        return Run(fingerprint, identity, tuple(sessions), _row_in(manifest))
+    except NOT_AS_EXPECTED:
+        return None
+
+
+def _row_in(manifest: dict) -> Row | None:
+    """The published row that a manifest has; None if it is not whole."""
+    try:
+        given = manifest["published"]
+        row = Row(**{own.name: given[own.name] for own in fields(Row)})
+        texts = (row.name, row.source, row.labels, row.reference, row.rounding, row.evaluator, *row.notes, *row.from_memory)
+        plain = all(isinstance(one, str | int | float | bool | list | None) for one in row.settings.values())
+        finite = all(_is_text(name) and _is_text(number) and math.isfinite(float(number)) for name, number in row.numbers.items())
+        is_whole = all(map(_is_text, texts)) and plain and finite and type(row.count) is int
+        return row if is_whole and len(json.dumps(given)) < 1 << 14 else None
     except NOT_AS_EXPECTED:
         return None
 

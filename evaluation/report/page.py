@@ -14,6 +14,7 @@ from fiducial.evaluation.report.document import INTERVALS, document, figure_html
 from fiducial.evaluation.report.plots import Bar, bars_figure, curve_figure, pair_figure, svg
 from fiducial.evaluation.results.grid import Grid, thumbnail
 from fiducial.evaluation.results.parts import Memorisation, Number
+from fiducial.evaluation.results.published import Against, in_words
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.results.wording import between, counted, number
 
@@ -33,6 +34,7 @@ def report_page(result: Result) -> str:
         _numbers_html(result.metrics.values(), everywhere),
         f'<p class="remarks">{"<br>".join(map(html.escape, lines))}</p>',
         _plots_html(result),
+        _published_html(result.published),
         f"<h2>Samples</h2>{grid_html(result.grid, result.class_names)}{names_html(result.class_names)}",
         _memorised_html(result.memorisation),
         _classes_html(result),
@@ -56,6 +58,23 @@ def _numbers_html(metrics: Iterable[Number], everywhere: list[str]) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in ("metric", "value", "95 % interval", "N", "reference", "what it is"))
     return f'<table class="numbers"><thead><tr>{head}</tr></thead>{rows}</table>'
+
+
+def _published_html(found: Against | None) -> str:
+    """Measured beside published, and what was made otherwise."""
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><th>{html.escape(one.label)}</th>" + "".join(f"<td>{html.escape(text)}</td>" for text in in_words(one)) + "</tr>"
+        for one in found.lines
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("metric", "measured", "published", "difference", "verdict"))
+    table = (
+        f'<table class="facts"><thead><tr>{head}</tr></thead>{rows}</table>' if rows else "<p>No number of it is compared.</p>"
+    )
+    said = [f"Row {found.name}, of {found.source}. Both are taken for draws of the same model, with the error of this one."]
+    said += [f"Differs: {text}." for text in found.deviations] + [f"Note: {text}." for text in found.notes]
+    return f'<h2>Beside the published row</h2>{table}<p class="remarks">{"<br>".join(map(html.escape, said))}</p>'
 
 
 def _plots_html(result: Result) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from fiducial import printable
 from fiducial.evaluation.report.delivery import warnings_left
 from fiducial.evaluation.results.compare import Comparison, Difference, Row
+from fiducial.evaluation.results.published import Against, in_words
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.results.wording import between, counted, signed
 
@@ -21,8 +22,20 @@ def result_table(result: Result, said: Collection[str] = ()) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows]
+    below = published_lines(result.published) if result.published else []
     notes = [f"left out: {why}" for why in result.left_out.values()] + warnings_left(result.warnings, said)
-    return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *notes]))
+    return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *below, *notes]))
+
+
+def published_lines(found: Against) -> list[str]:
+    """Measured beside published, and what was made otherwise."""
+    lines = [f"beside the published row {found.name} ({found.source}):"]
+    rows = [in_words(one) for one in found.lines]
+    wide = max((len(one.label) for one in found.lines), default=0)
+    for one, (measured, published, difference, verdict) in zip(found.lines, rows, strict=True):
+        lines.append(f"  {one.label:<{wide}}  {measured} beside {published}: {difference}, {verdict}")
+    lines += ["  no number of it is compared"] if not rows else []
+    return lines + [f"  differs: {text}" for text in found.deviations] + [f"  note: {text}" for text in found.notes]
 
 
 def comparison_table(comparison: Comparison) -> str:

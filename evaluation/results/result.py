@@ -1,16 +1,17 @@
 """The typed result, and its form in JSON."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from fiducial import about
 from fiducial.evaluation.data.runs import ClassNames, Run
 from fiducial.evaluation.results.form import decode
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.parts import ClassScore, Curve, Memorisation, Number
+from fiducial.evaluation.results.published import Against, against
 
 RESULT_FORMAT = "fiducial-result-3"
-ORDER = ("curve", "classes", "memorisation", "run", "class_names")  # in which parts of their own come last in JSON
+ORDER = ("curve", "classes", "memorisation", "run", "published", "class_names")  # in which parts of their own come last in JSON
 OWN_FORM = ("metrics", *ORDER)  # fields that do not stand in JSON as they are
 LEFT_OUT = ("grid",)  # and those that do not stand there
 
@@ -19,7 +20,8 @@ LEFT_OUT = ("grid",)  # and those that do not stand there
 class Result:
     """All metrics of one evaluation with everything they depend on.
 
-    `training` says which images AuthPct is over, `fiducial` by which version, commit and command the result was made.
+    `training` says which images AuthPct is over, `fiducial` by which version, commit and command the result was made,
+    `published` sets its numbers beside those of the row that its run was drawn after.
     """
 
     metrics: dict[str, Number]
@@ -37,8 +39,14 @@ class Result:
     classes: list[ClassScore] = field(default_factory=list)
     memorisation: Memorisation | None = None
     run: Run | None = None
+    published: Against | None = None
     training: dict | None = None
     fiducial: dict[str, str | None] = field(default_factory=about)
+
+    def drawn_by(self, run: Run | None) -> "Result":
+        """The same as of samples that this run has drawn, beside its published row."""
+        made = (self.metrics, self.reference, self.samples, self.extractor["name"], self.settings)
+        return replace(self, run=run, published=against(run, *made))
 
     def __getitem__(self, name: str) -> Number:
         """A metric by its plain name, such as `result["fid"]`, whatever the extractor; or by its key, such as "fid-digits".

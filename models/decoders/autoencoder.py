@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fiducial import QUOTED, UserError, file_sha256, quoted
 from fiducial.models.checkpoints import hub
 from fiducial.models.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILES, read_json, read_safetensors
+from fiducial.models.decoders.affine import Affine, from_parts
 
 if TYPE_CHECKING:
     from diffusers.models.upsampling import Upsample2D
@@ -54,11 +55,9 @@ def read_config(folder: Path) -> dict:
             raise UserError(f"{path} describes a {str(kind)[:QUOTED]}, expected an {' or '.join(CLASSES)}")
         if not isinstance(channels := config["latent_channels"], int) or not 1 <= channels < LARGEST:
             raise ValueError(f"latent_channels {quoted(channels)}")
-        reduction(config), normalisation(config)
+        reduction(config), normalisation(config), of_channels(config)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of an autoencoder ({error!r})") from error
-    if given := [name for name in ("latents_mean", "latents_std") if config.get(name) is not None]:
-        raise UserError(f"{path} has {given[0]}, which scales each channel by itself; only one scale for all is supported")
     return config
 
 
@@ -98,6 +97,23 @@ def normalisation(config: Mapping) -> tuple[float, float]:
     return float(scale), float(shift)
 
 
+def of_channels(config: Mapping) -> Affine:
+    """The map of the latents by the configuration: that of `normalisation`, or each channel's own where it has `latents_mean` and
+    `latents_std`, (z - mean) / std * scale as diffusers' pipelines have it.
+
+    Raises:
+        ValueError: if only one of them is there, or they are not a positive number for each channel.
+    """
+    scale, shift = normalisation(config)
+    given = {name: config.get(f"latents_{name}") for name in ("mean", "std")}
+    if not any(value is not None for value in given.values()):
+        return Affine(scale, shift)
+    channels = config["latent_channels"]
+    if not all(isinstance(value, list) and len(value) == channels for value in given.values()):
+        raise ValueError(f"latents_mean and latents_std are not {channels} numbers each")
+    return from_parts({name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}, scale)
+
+
 def merge_doubling(upsampler: "Upsample2D") -> None:
     """Make one transposed convolution of an upsampler's two steps, each pixel repeated twice both ways and a 3 x 3 convolution.
 
@@ -129,6 +145,7 @@ class Autoencoder(nn.Module):
         self.kind, self.latent_channels = self._config["_class_name"], self._config["latent_channels"]
         self.factor = reduction(self._config)
         self.scale, self.shift = normalisation(self._config)
+        self.affine = of_channels(self._config)
         self.vae: nn.Module | None = None
 
     @cached_property
@@ -170,7 +187,7 @@ class Autoencoder(nn.Module):
         Raises:
             UserError: if they do not fit the configuration.
         """
-        vae = from_folder(self.folder, self.kind).to(device)
+        vae = self.network().to(device)
         for module in vae.decoder.modules():
             if isinstance(module, nn.SiLU):  # of what the layer before has made, which nothing else reads
                 module.inplace = True
@@ -182,6 +199,10 @@ class Autoencoder(nn.Module):
             vae.enable_tiling()
         self.vae = vae
         return self
+
+    def network(self) -> nn.Module:
+        """Diffusers' network with the weights; UserError if they are not its own."""
+        return from_folder(self.folder, self.kind)
 
     def _halve(self, vae: nn.Module, dtype: torch.dtype, merge: bool) -> None:
         """Have all but the last layer in half precision."""
@@ -199,7 +220,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images (N, 3, H, W) of latents (N, C, h, w), as `Decoder`."""
-        return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.to(latents.dtype)
+        return self.vae.decode(self.affine.undo(latents).to(self.vae.dtype)).sample.to(latents.dtype)
 
 
 def from_folder(folder: Path, kind: str) -> nn.Module:

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fiducial.models.decoders.affine import Affine
+
 NAME = "pixels"
 
 
@@ -15,7 +17,7 @@ class Pixels(nn.Module):
 
     def __init__(self, folder: Path = Path(NAME)):
         super().__init__()
-        self.folder = folder
+        self.folder, self.affine = folder, Affine()
 
     def identity(self) -> dict[str, str | float]:
         return {"vae_sha256": NAME, "vae_config_sha256": NAME, "latent_scale": 1.0}
@@ -24,4 +26,4 @@ class Pixels(nn.Module):
         return self
 
     def forward(self, latents: Tensor) -> Tensor:
-        return latents
+        return self.affine.undo(latents)

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fiducial.models.decoders import autoencoder, pixels
+from fiducial.models.decoders import autoencoder, ldm, pixels, vit
+from fiducial.models.decoders.affine import Affine
 
 
 class Decoder(Protocol):
@@ -20,6 +21,7 @@ class Decoder(Protocol):
     latent_channels: int
     factor: int  # image pixels a latent pixel, both ways
     sha256: str  # of its weights
+    affine: Affine  # from the diffusion model's latents to its own: by its configuration, until another is put in the place
 
     def identity(self) -> dict[str, str | float]:
         """Everything that images depend on, by its names in a run's identity; UserError if the weights are not whole."""
@@ -63,6 +65,8 @@ DECODERS: dict[str, DecoderSpec] = {
     spec.name: spec
     for spec in (
         DecoderSpec(pixels.NAME, lambda source: source == pixels.NAME, lambda *_: Path(pixels.NAME), pixels.Pixels),
+        DecoderSpec("vit", vit.holds, lambda source, _: Path(source), vit.ViTDecoder),
+        DecoderSpec("ldm", lambda source: Path(source).is_file(), lambda source, _: Path(source), ldm.LDMAutoencoder),
         DecoderSpec("autoencoder", lambda _: True, autoencoder.resolve, autoencoder.Autoencoder),
     )
 }

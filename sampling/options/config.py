@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fiducial import UserError
 from fiducial.diffusion.samplers import SAMPLERS, own_options
+from fiducial.models.decoders import rounding
 from fiducial.sampling.identity import FINGERPRINT_LETTERS
 from fiducial.sampling.options.choices import check_guidance, check_sampler, rare
 from fiducial.sampling.options.class_names import has_names
@@ -31,6 +32,8 @@ OF_NETWORKS = (
         "weights_key",
         "model",
         "vae",
+        "latent_stats",
+        "latent_multiplier",
         "cfg_scale",
         "cfg_channels",
         "sampler",
@@ -60,6 +63,8 @@ class SamplingConfig:
     weights_key: str | None = None  # None: the EMA where it has one
     model: str | None = None
     vae: str = "ema"
+    latent_stats: str | None = None  # None: what the checkpoint says, or the codec's configuration
+    latent_multiplier: float | None = None  # of what they say; None: 1
     sample_dir: Path = Path("samples")
     cache_dir: Path | None = None  # of what is downloaded
     run_name: str | None = None
@@ -131,6 +136,7 @@ class SamplingConfig:
             check_sampler(self)
             self.count_steps()
         _check_speed(self)
+        _check_pixels(self)
         if self.labels == "null" and self.cfg_scale != 1.0 and self.generator is None:
             raise UserError(
                 f"--cfg-scale {self.cfg_scale}: --labels null is unconditional, with nothing to guide; use --cfg-scale 1.0"
@@ -241,6 +247,17 @@ def generator_settings(config: SamplingConfig) -> dict[str, str]:
             raise UserError(f"--generator-options {config.generator_options}: {name} is given twice")
         settings[name] = value
     return settings
+
+
+def _check_pixels(config: SamplingConfig) -> None:
+    multiplier = config.latent_multiplier
+    if multiplier is not None and (config.latent_stats is None or not 0 < abs(multiplier) < float("inf")):
+        reason = (
+            "only used with --latent-stats, which is missing" if config.latent_stats is None else "must be a finite number but 0"
+        )
+        raise UserError(f"--latent-multiplier {multiplier}: {reason}")
+    if config.rounding not in rounding.ROUNDING.values():
+        raise UserError(f"--rounding {config.rounding}: no such rule; choose from {', '.join(rounding.ROUNDING)}")
 
 
 def _check_speed(config: SamplingConfig) -> None:

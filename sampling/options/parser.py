@@ -4,15 +4,16 @@ import argparse
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
-from fiducial import Parser, UserError
+from fiducial import Parser, UserError, say
 from fiducial.diffusion.guidance import SCHEDULES
 from fiducial.diffusion.paths import PATHS
 from fiducial.diffusion.prediction import MEAN_VELOCITY, PREDICTIONS
 from fiducial.diffusion.samplers import Choice, own_options
+from fiducial.models.decoders import rounding
+from fiducial.sampling.options import presets
 from fiducial.sampling.options.choices import ENDS, STATES
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
-from fiducial.sampling.options.presets import PRESETS
 
 DESCRIPTION = """Draws images from a class-conditional DiT on every GPU (or CPU process) there is, and packs them into one npz.
 
@@ -53,9 +54,10 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     )
     what.add_argument(
         "--preset",
-        choices=PRESETS,
+        metavar="NAME",
         help="digits: the embedded model with its VAE, classes and settings, digits-flow the same as a SiT; dit-xl-2-256, -512: "
-        "as DiT's published numbers",
+        "as DiT's published numbers; list prints all, each with its published row, which the evaluation sets beside what is "
+        "measured",
     )
     what.add_argument(
         "--model",
@@ -91,11 +93,7 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
         "and another epsilon in a norm than the network that published weights, also those in diffusers' form, were trained "
         "with; choose it for what was trained in diffusers itself (default official)",
     )
-    what.add_argument(
-        "--vae",
-        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, or pixels for a network that has no "
-        f"latents (default {default['vae']})",
-    )
+    add_codec(what, default)
     add_shape(what, default)
 
 
@@ -115,7 +113,33 @@ def add_shape(what: argparse._ArgumentGroup, default: dict) -> None:
         help="the training folder, whose subfolders are the classes, or their names as JSON (class_to_idx, a list) or text, "
         "one a line (default: what the checkpoint or CKPT.classes.json says; ImageNet's for 1000 classes)",
     )
-    what.add_argument("--rounding", choices=["dit", "repa"], help="pixels to uint8; repa's is half a level darker (default dit)")
+
+
+def add_codec(what: argparse._ArgumentGroup, default: dict) -> None:
+    what.add_argument(
+        "--vae",
+        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, or pixels for a network that has no "
+        f"latents (default {default['vae']})",
+    )
+    what.add_argument(
+        "--latent-stats",
+        metavar="FILE",
+        help="by what the latents that the model was trained on were normalised, for each channel or element: mean and std (or "
+        "var), or scale and shift, in a .pt, .safetensors, .npz or .json, or as mean=0.1:0.2,std=1.5:2 or scale=0.13025 "
+        "(default: what --ckpt holds, or the configuration of --vae)",
+    )
+    what.add_argument(
+        "--latent-multiplier",
+        type=float,
+        metavar="X",
+        help="by which the model's latents are larger than --latent-stats make them",
+    )
+    what.add_argument(
+        "--rounding",
+        metavar="RULE",
+        help="pixels to uint8: half-up (DiT's), truncate (half a level darker: ADM's, REPA's, RAE's), half-even (JiT's, MAR's, "
+        "diffusers'), or none: the evaluation gets floats, with --evaluate-online alone (default half-up)",
+    )
 
 
 def add_how(how: argparse._ArgumentGroup, default: dict) -> None:
@@ -344,10 +368,13 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "evaluate_online": False,
     }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
-    preset = given.pop("preset", None)
+    options["preset"] = preset = given.pop("preset", None)
+    if preset == presets.LIST:
+        say(*presets.lines())
+        raise SystemExit(0)
     if preset and "generator" in given:
         raise UserError(f"--preset {preset}: not with --generator, which draws by its own means; leave it out")
-    settings = PRESETS.get(preset, {}) | given
+    settings = presets.settings_of(preset) | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
         settings["cfg_scale"] = 1.0
     if (tf32 := settings.pop("tf32", None)) is not None:
@@ -355,12 +382,20 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
             raise UserError("--tf32 and --precision: give only one of them")
         settings["precision"] = "tf32" if tf32 else "fp32"
     own = {name: settings.pop(name) for name in own_options() if name in settings}
+    if "rounding" in settings:
+        settings["rounding"] = rounding.recorded(settings["rounding"]) or settings["rounding"]
     config = SamplingConfig(**settings, own=own)
     config.validate()
     if "per_proc_batch_size" not in given:
         config = replace(config, per_proc_batch_size=min(config.per_proc_batch_size, config.num_fid_samples))
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
+    check_evaluation(config, options, defaults)
+    return config, argparse.Namespace(**options)
+
+
+def check_evaluation(config: SamplingConfig, options: dict, defaults: dict) -> None:
+    """Raise UserError for options of an evaluation that do not go with each other or with the run."""
     for name in ("weights", "inception_weights", "dinov2_weights", "protocol", "train"):
         if options[name] != defaults[name] and options["ref"] is None:
             raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
@@ -369,4 +404,5 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     if options["evaluate_online"] and (options["ref"] is None or options["dry_run"]):
         reason = "needs --ref" if options["ref"] is None else "--dry-run is for runs that keep their images, which take no less"
         raise UserError(f"--evaluate-online: {reason}")
-    return config, argparse.Namespace(**options)
+    if config.rounding == rounding.NONE and not options["evaluate_online"]:
+        raise UserError("--rounding none: files of images hold no floats; add --evaluate-online and --ref, or choose another")

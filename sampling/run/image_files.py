@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fiducial import Group, UserError, check_lengths, open_new, open_to_write
+from fiducial.models.decoders.rounding import NONE
 from fiducial.sampling.plan import Plan
 from fiducial.sampling.run.checks import SHORTER, check_records, tell_of_siblings
 from fiducial.sampling.run.progress import progress
@@ -36,6 +37,8 @@ class ImageFiles:
         check_lengths(SHORTER, archive.part_path(folder), longest_path(folder))
 
     def look(self, folder: Path, manifest: Manifest | None, run: ResolvedRun) -> np.ndarray:
+        if run.identity.values.get("rounding") == NONE:
+            raise UserError("--rounding none: files of images hold no floats; keep features alone, or choose another rule")
         if manifest is None and run.config.run_name is None:
             tell_of_siblings(folder, run.identity)
         count, mark = run.config.num_fid_samples, manifest.mark if manifest else 0

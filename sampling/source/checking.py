@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -35,12 +36,10 @@ from fiducial import (
 from fiducial.cache import VERIFIED
 from fiducial.devices import driver_version
 from fiducial.diffusion.samplers import SAMPLERS
-from fiducial.models.checkpoints import checkpoint
 from fiducial.models.networks.dit import DiT
 from fiducial.precision import TF32_OVERRIDE, tf32_is_forced
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
-from fiducial.sampling.options.choices import rare
 from fiducial.sampling.source import verification
 from fiducial.sampling.source.failures import is_out_of_memory
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
@@ -108,10 +107,10 @@ class FirstImages:
 
 
 class Check:
-    """The check of one run. `group` are its ranks."""
+    """The check of one run of this identity. `group` are its ranks."""
 
-    def __init__(self, group: Group):
-        self._group = group
+    def __init__(self, group: Group, identity: Mapping[str, object] = MappingProxyType({})):
+        self._group, self._identity = group, identity
         self._expected: Evaluations | None = None  # of rank 0's reference, where other ranks will ask for them
 
     def on_main(self, source: LatentDiffusion, missing: int) -> None:
@@ -132,7 +131,7 @@ class Check:
                 f"{TF32_OVERRIDE}=1 leaves no float32 to verify {in_words(how)} against; unset it, or give --check off"
             )
         whole = (config.check == "full" or missing >= WHOLE_FROM) and not SAMPLERS[config.sampler].is_joint
-        verdict = None if config.check == "full" else recalled(source, whole)
+        verdict = None if config.check == "full" else recalled(verdict_path(source, self._identity), whole)
         if found := verdict:
             said = "found before on this device"
         else:
@@ -149,7 +148,7 @@ class Check:
         if reason := found.why_not(BOUNDS[how.precision]):
             raise unfit(how, f"{reason} ({said})", "not verified", **record(how, found))
         if verdict is None:
-            keep(source, whole, found)
+            keep(verdict_path(source, self._identity), whole, found)
         source.networks.note(event="verified", **record(how, found))
         say(f"verified {in_words(how)} against fp32: {found.line()} ({said})")
 
@@ -315,19 +314,16 @@ def device_name(device: torch.device) -> str:
     return f"the GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "the processor"
 
 
-def verdict_path(source: LatentDiffusion) -> Path:
-    """The file of the verdict on such a source on this device."""
+def verdict_path(source: LatentDiffusion, identity: Mapping[str, object]) -> Path:
+    """The file of the verdict on a source, of a run of this identity, on this device."""
     config, device = source.config, source.device
     on = {"cpu": [platform.machine(), cpu_flags()], "torch": torch.__version__, "fiducial": about().get("version")}
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         on |= {"gpu": [socket.gethostname(), gpu.name, str(getattr(gpu, "uuid", ""))]}
         on |= {"driver": driver_version(), "cudnn": torch.backends.cudnn.version()}
-    given = config.identity() | source.flow.recorded(config) | rare(config)
     about_run = {
-        "run": {name: value for name, value in given.items() if name not in EITHER_WAY},
-        "weights": [checkpoint.sha256(config.ckpt), source.networks.decoder.identity()],
-        "shape": source.shape,
+        "run": {name: value for name, value in identity.items() if name not in EITHER_WAY},
         "offload": config.offload,
         "numerics": asdict(source.how),
         "bounds": asdict(BOUNDS[source.how.precision]),
@@ -336,18 +332,17 @@ def verdict_path(source: LatentDiffusion) -> Path:
     return default_cache() / VERIFIED / f"{key}.json"
 
 
-def recalled(source: LatentDiffusion, whole: bool) -> Errors | None:
+def recalled(path: Path, whole: bool) -> Errors | None:
     """The errors that were found before, with those of a whole block if they are wanted."""
     with suppress(OSError, ValueError, TypeError, UserError):
-        kept: Mapping = read_json(verdict_path(source), LARGEST)
+        kept: Mapping = read_json(path, LARGEST)
         if kept["whole"] or not whole:
             return Errors(**kept["errors"])
     return None
 
 
-def keep(source: LatentDiffusion, whole: bool, found: Errors) -> None:
+def keep(path: Path, whole: bool, found: Errors) -> None:
     """Write a verdict down, where that can be."""
-    path = verdict_path(source)
     with suppress(OSError, UserError):
         make_folder(path.parent)
         write_whole(path, lambda beside: beside.write_text(json.dumps({"whole": whole, "errors": asdict(found)})))

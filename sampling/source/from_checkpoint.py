@@ -24,7 +24,7 @@ from fiducial.sampling.source.compilation import compiling
 from fiducial.sampling.source.flow import Flow, check_flow
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.networks import Networks
-from fiducial.sampling.source.node_files import NodeFiles, find_vae
+from fiducial.sampling.source.node_files import STATISTICS, NodeFiles, find_vae, statistics_of, told_by_checkpoint
 from fiducial.sampling.source.numerics import RESOLVED, Numerics
 from fiducial.sampling.source.protocol import ResolvedRun
 
@@ -39,10 +39,10 @@ def is_asked_for(_: SamplingConfig) -> bool:
 def open_source(config: SamplingConfig, identity: Identity, facts: Mapping[str, object], group: Group) -> LatentDiffusion:
     """On every rank."""
     how = Numerics(**{name: identity.values[name] for name in RESOLVED})
-    files = NodeFiles(config, identity, group)
+    files = NodeFiles(config, identity, group, facts.get("latent_stats"))
     numbered = replace(config, labels=identity.labels, guidance_model=identity.values.get("guidance_model"))
     networks = Networks(numbered, group.device, how, LatentShape(**facts["latent"]), files.codec)
-    return LatentDiffusion(networks, files.meet, partial(compiling, group), share(group), Check(group))
+    return LatentDiffusion(networks, files.meet, partial(compiling, group), share(group), Check(group, identity.values))
 
 
 def check_options(config: SamplingConfig, is_told: bool = True) -> None:
@@ -72,6 +72,8 @@ def check_given(config: SamplingConfig, group: Group) -> None:
             or folder that is no checkpoint of that model and so many classes.
     """
     check_options(config)
+    if group.is_main:
+        statistics_of(config)
     if config.ckpt is None:
         catalogue.choose(config.model, config.image_size, config.num_classes)
         if config.weights_key not in (None, checkpoint.PLAIN):
@@ -139,6 +141,15 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     checkpoint.require_family(found, config.ckpt, config.model)
     codec = decoder_of(config.vae).open(find_vae(config))
     of_codec, latent = codec.identity(), latent_of(config, found, codec)
+    held = None if config.latent_stats else told_by_checkpoint(found)
+    if own := statistics_of(config, held):
+        own.check(latent, f"--latent-stats {config.latent_stats}" if config.latent_stats else f"{config.ckpt}")
+        of_codec |= {STATISTICS: own.sha256}
+    elif getattr(codec, "needs_statistics", False):
+        raise UserError(
+            f"--vae {config.vae}: the file does not say by what latents are normalised; give --latent-stats, scale=1 where by "
+            "nothing"
+        )
     has_null = has_null_label(config, found)
     shape = {"num_classes": config.num_classes, "latent": latent}
     shapes.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=codec.factor)
@@ -162,9 +173,10 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     }
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
     settled = {"weights_key": found.kind}
+    facts = {"latent": asdict(latent), **({"latent_stats": held} if held else {})}
     identity, *others = (Identity(fixed | asdict(one)) for one in how)
     uncompiled = tuple(Identity(fixed | asdict(one)) for one in not_here)
-    return ResolvedRun(config, identity, names, {"latent": asdict(latent)}, paths, settled, tuple(others), uncompiled)
+    return ResolvedRun(config, identity, names, facts, paths, settled, tuple(others), uncompiled)
 
 
 def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decoder) -> LatentShape:
@@ -173,6 +185,8 @@ def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decod
     Raises:
         UserError: if it makes none of that size, or the network or the guidance is for others.
     """
+    if (only := getattr(codec, "only_size", config.image_size)) != config.image_size:
+        raise UserError(f"--image-size {config.image_size}: --vae {config.vae} decodes images of {only} alone")
     if config.image_size % codec.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {codec.factor}, the VAE's reduction")
     if config.cfg_scale != 1.0 and config.cfg_channels > (channels := codec.latent_channels):

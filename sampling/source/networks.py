@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fiducial.models import probe
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.decoders.rounding import to_uint8
+from fiducial.models.decoders.rounding import to_pixels
 from fiducial.models.decoders.table import Decoder
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
@@ -153,7 +153,8 @@ class Networks:
             memory.release(self.device)
 
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, H, W, 3) uint8 and, (N,) bool, which of them were finite before that. Nothing waits for the device."""
+        """Images (N, H, W, 3) uint8, or float32 levels by `--rounding none`; (N,) bool, which were finite before that. Nothing
+        waits for the device."""
         return self._decode(self.decoder, latents)
 
     def decode_in_fp32(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +168,7 @@ class Networks:
     def _decode(self, decoder: Decoder, latents: Tensor) -> tuple[Tensor, Tensor]:
         with self.at_work(decoder, "vae"):
             images = decoder(latents)
-            return to_uint8(images, self.config.rounding), images.isfinite().flatten(1).all(1)
+            return to_pixels(images, self.config.rounding), images.isfinite().flatten(1).all(1)
 
 
 def prepared(network: DiT, how: Numerics) -> DiT:

@@ -1,21 +1,33 @@
 """A run's files on a node: every node makes sure that its own are those that rank 0 has read."""
 
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from fiducial import Group, UserError
 from fiducial.models.checkpoints import checkpoint
+from fiducial.models.checkpoints.checkpoint import Checkpoint
+from fiducial.models.decoders import affine
+from fiducial.models.decoders.affine import Affine
 from fiducial.models.decoders.table import Decoder, decoder_of
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.options.config import SamplingConfig
 
+STATISTICS = "latent_stats_sha256"  # in an identity, where they are not those of the codec's configuration
+
 
 class NodeFiles:
-    """The checkpoint and the codec of a run, on the node of this rank."""
+    """The checkpoint and the codec of a run, on the node of this rank.
 
-    def __init__(self, config: SamplingConfig, identity: Identity, group: Group):
-        self._config, self._identity, self._group = config, identity, group
+    Args:
+        told: the statistics of latents that the checkpoint holds, as `told` gives them.
+    """
+
+    def __init__(self, config: SamplingConfig, identity: Identity, group: Group, told: Mapping | None = None):
+        self._config, self._identity, self._group, self._told = config, identity, group, told
         self._folder: Path | None = None
 
     def meet(self) -> None:
@@ -26,7 +38,9 @@ class NodeFiles:
     def codec(self) -> Decoder:
         """Of this node, not loaded."""
         self._folder = self._find()
-        return decoder_of(self._config.vae).open(self._folder)
+        codec = decoder_of(self._config.vae).open(self._folder)
+        codec.affine = statistics_of(self._config, self._told) or codec.affine
+        return codec
 
     def _find(self) -> Path:
         """The codec's folder; on all ranks but 0, after a look at the files."""
@@ -52,6 +66,27 @@ class NodeFiles:
         for path, (name, sha256) in zip(paths, found.items(), strict=True):
             if sha256 != self._identity.values[name]:
                 raise UserError(f"{path} on {socket.gethostname()} is missing or another file than on the first node")
+        own = statistics_of(self._config, self._told)
+        if (own and own.sha256) != self._identity.values.get(STATISTICS):
+            said = f"--latent-stats {self._config.latent_stats} on {socket.gethostname()}"
+            raise UserError(f"{said} is another file than on the first node")
+
+
+def statistics_of(config: SamplingConfig, told: Mapping | None = None) -> Affine | None:
+    """The map of latents that stands in for that of the codec's configuration; None where there is none.
+
+    Raises:
+        UserError: if `--latent-stats` says none.
+    """
+    if config.latent_stats is not None:
+        return affine.read(config.latent_stats, config.latent_multiplier or 1.0)
+    return affine.from_parts({name: torch.tensor(values) for name, values in told.items()}) if told else None
+
+
+def told_by_checkpoint(found: Checkpoint) -> dict[str, list] | None:
+    """The statistics of its latents that a checkpoint holds, as JSON; None where it holds none."""
+    held = getattr(found, "statistics", None)
+    return held and {"scale": held.scale.flatten().tolist(), "shift": held.bias.flatten().tolist()}
 
 
 def find_vae(config: SamplingConfig) -> Path:

@@ -92,6 +92,7 @@ class Manifest:
     class_names: Names | None = None
     options: dict | None = None
     probe: dict | None = None
+    published: dict | None = None  # the row of its preset, as `options.rows` tells it
     rest: dict = field(default_factory=dict)
 
     @classmethod
@@ -129,6 +130,7 @@ class Manifest:
             "class_names": self.class_names and _told(self.class_names),
             "options": self.options,
             "probe": self.probe,
+            "published": self.published,
         }
         return {name: value for name, value in known.items() if value is not None or name in of_files} | self.rest
 

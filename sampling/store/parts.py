@@ -53,6 +53,7 @@ OF_EVERY_RUN = {
     "class_names.names": LIST,
     "class_names.names[]": TEXT,
     "options?": OBJECT,
+    "published?": OBJECT,
     "probe?": OBJECT,
     "probe.correlation_at_999?": NUMBER_OR_NULL,
     "probe.size_at_999?": NUMBER_OR_NULL,
