@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fiducial import UserError
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NETWORKS, USUAL, NetworkSpec, asked
+from fiducial.models.networks.table import NETWORKS, USUAL, NetworkSpec, asked, kin
 
 PURE_NOISE, HALFWAY = 999, 500  # of a thousand, of a network that predicts noise; another is asked at its own end
 LATENTS = 4  # each of another class, one at a time, so that it takes no more memory than drawing one image
@@ -120,8 +120,9 @@ def require(found: Response, path: Path, spec: NetworkSpec, respond_as: Callable
 
 
 def looks_like(besides: NetworkSpec | None, respond_as: Callable[[NetworkSpec], Response]) -> str | None:
-    """The first family, but for one, as which a network answers as it should; None if there is none that can be told."""
-    others = (spec for spec in NETWORKS.values() if spec is not besides and spec.predicts in JUDGES)
+    """The first family whose weights look the same, but for one, as which a network answers as it should; None if there is none
+    that can be told."""
+    others = (spec for spec in kin(besides) if spec.predicts in JUDGES)
     return next((spec.name for spec in others if not wrong(respond_as(spec))), None)
 
 
@@ -150,7 +151,7 @@ def wrong_for_noise(found: Response) -> str | None:
     if found.correlation < LEAST_CORRELATION:
         return (
             f"this network does not predict noise {at}: correlation {found.correlation:.2f}, about 1 expected; a SiT or REPA "
-            "checkpoint has the same keys and predicts velocity; --model SiT-... draws from a SiT"
+            "checkpoint has the same keys and predicts velocity; --model SiT-... or REPA-... draws from it"
         )
     if found.size > MOST_SIZE:
         return (
@@ -173,8 +174,9 @@ def wrong_for_velocity(found: Response) -> str | None:
         )
     if found.halfway < 0:  # at its ends a network answers so whichever way its clock runs
         return (
-            "this network's clock runs the other way, as a REPA's does, which is not drawn from here: halfway between image and "
-            f"noise it leads from pure noise to an image's place and not away (correlation {found.halfway:.2f}, above 0 expected)"
+            f"this network's clock runs the other way than a {found.family}'s, as SiT's and REPA's do of each other: halfway "
+            "between image and noise it leads from pure noise to an image's place and not away (correlation "
+            f"{found.halfway:.2f}, above 0 expected)"
         )
     return None
 
