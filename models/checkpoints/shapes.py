@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,7 +76,10 @@ def check_shape(
     Raises:
         UserError: naming the file, what was expected, what was found, and the options that make it fit.
     """
-    found, expected = named(describe(state, path, family_of(expected.get("model")))), named(expected)
+    described = describe(state, path, family_of(expected.get("model")))
+    if "latent" in expected and takes_any_size(described["model"]):
+        described["latent"] = replace(described["latent"], size=expected["latent"].size)
+    found, expected = named(described), named(expected)
     found["num_classes"] += not has_null
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
@@ -83,6 +87,12 @@ def check_shape(
         remedy = _remedy({name: found[name] for name in wrong}, factor)
         no_null = _without_null_label(found["num_classes"] + 1, expected.get("num_classes"))
         raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
+
+
+def takes_any_size(model: str) -> bool:
+    """Whether a model takes latents of any size, and its weights do not tell of which it was trained on."""
+    layout = NETWORKS[family_of(model)].layout
+    return layout is not None and layout.any_size
 
 
 def named(shape: Mapping[str, object]) -> dict[str, str | int]:

@@ -193,6 +193,7 @@ def options_for(
         unsaid: the file does not tell the family.
     """
     from fiducial.models.checkpoints.diffusers_form import has_own_embedders
+    from fiducial.models.networks.table import NETWORKS, family_of
 
     options = {"ckpt": found.path} | ({"vae": vae.folder} if vae else {})
     if unsaid:
@@ -201,8 +202,12 @@ def options_for(
         options["weights-key"] = weights_key
     if not has_null:
         options["cfg-scale"] = 1.0
-    if vae is not None and vae.latent_channels < USUAL_GUIDED:
-        options["cfg-channels"] = vae.latent_channels
+    spec, channels = NETWORKS[family_of(shape["model"])], shape["latent"].channels
+    guided = min(spec.guided or channels, vae.latent_channels if vae else channels)
+    if spec.guidance == "trained":
+        options["cfg-scale"] = 1.0
+    elif spec.guidance == "outside" and guided != USUAL_GUIDED:
+        options["cfg-channels"] = guided
     return options | ({"network": "diffusers"} if has_own_embedders(found.state) else {})
 
 

@@ -113,6 +113,11 @@ def told_by(keys: Iterable[str]) -> NetworkSpec | None:
     return next((spec for spec in layouts if spec.layout.is_told_by(keys)), None)
 
 
+def is_guided_outside(model: str, cfg_scale: float) -> bool:
+    """Whether a model's predictions are guided away from others of them: it needs a null label then, or another network."""
+    return cfg_scale != 1.0 and spec_of(model).guidance == "outside"
+
+
 def alike(model: str) -> list[str]:
     """The models of other families whose weights have the same names and shapes."""
     family = family_of(model)

@@ -13,7 +13,7 @@ from fiducial.models.checkpoints import candidates, catalogue, checkpoint, label
 from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import Decoder, decoder_of
 from fiducial.models.latent import LatentShape
-from fiducial.models.networks.table import spec_of
+from fiducial.models.networks.table import NETWORKS, spec_of
 from fiducial.ranks.cores import share
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
@@ -53,6 +53,11 @@ def check_options(config: SamplingConfig, is_told: bool = True) -> None:
     """
     config = with_sampler(config)
     config.validate()
+    if config.model is not None and spec_of(config.model).guidance == "trained" and config.cfg_scale != 1.0:
+        raise UserError(
+            f"--cfg-scale {config.cfg_scale}: {config.model} was trained to predict what is guided, and is not guided once more; "
+            "give --cfg-scale 1.0"
+        )
     if config.model is not None and (path := spec_of(config.model).path) not in SAMPLERS[config.sampler].solves:
         able = [name for name, sampler in SAMPLERS.items() if path in sampler.solves]
         raise UserError(
@@ -124,6 +129,8 @@ def told_by_files(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
     shapes.require_known(found, config.ckpt)
     factor = decoder_of(config.vae).open(vae).factor
     size = found["latent"].size * factor
+    if config.image_size is not None and shapes.takes_any_size(found["model"]):
+        size = config.image_size
     if config.image_size not in (None, size):
         raise UserError(
             f"--image-size {config.image_size}: {config.ckpt} is of {size}, with {found['latent'].size} latent pixels of which "
@@ -190,8 +197,9 @@ def has_null_label(config: SamplingConfig, found: checkpoint.Checkpoint) -> bool
     Raises:
         UserError: if the checkpoint has none and the run needs one, or it says so itself of what the options take for one.
     """
-    shapes.describe(found.state, config.ckpt)  # or what it lacks is said
-    unguided = config.cfg_scale == 1.0 and config.labels != "null"
+    family = checkpoint.family_in(found, config.model)
+    shapes.describe(found.state, config.ckpt, family)  # or what it lacks is said
+    unguided = (config.cfg_scale == 1.0 or NETWORKS[family].guidance != "outside") and config.labels != "null"
     num_classes = config.num_classes or label_table.classes_of(found)[0]
     return label_table.has_null_label(found, config.ckpt, num_classes, unguided)
 

@@ -63,6 +63,8 @@ class LatentDiffusion:
         self.pieces = Blocks(size, device, self.how.cuda_tuning, lambda **event: networks.note(**event), decoded)
         low, high = config.guidance_interval
         self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
+        if networks.spec.guidance != "outside":  # the network is told how to guide itself, or does so untold
+            self.guidance = Guidance()
         self._sampler = SAMPLERS[config.sampler]
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
         self._is_loaded = self.is_compiled = False
@@ -160,8 +162,10 @@ class LatentDiffusion:
         config, network = self.config, network or self.networks.network
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self.device)
-        null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
-        return guided(asked(network, self.networks.spec, shared_timestep=not config.exact), null, y, self.guidance)
+        null = torch.full_like(y, network.null_label) if self.guidance.scale != 1.0 else None
+        told = config.cfg_scale, *config.guidance_interval
+        asking = asked(network, self.networks.spec, shared_timestep=not config.exact, told=told)
+        return guided(asking, null, y, self.guidance)
 
     def denoiser(self, model: Raw) -> Denoiser:
         """The denoiser that a sampler takes, of a network of this family."""

@@ -13,7 +13,7 @@ from fiducial.models.decoders.rounding import to_uint8
 from fiducial.models.decoders.table import Decoder
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NetworkSpec, spec_of
+from fiducial.models.networks.table import NetworkSpec, is_guided_outside, spec_of
 from fiducial.precision import plain_float32
 from fiducial.sampling import memory
 from fiducial.sampling.options.config import SamplingConfig
@@ -78,7 +78,8 @@ class Networks:
             UserError: if it is not what a network of its family makes of it.
         """
         config = self.config
-        with_null = network.null_label is not None and (config.cfg_scale != 1.0 or config.labels == "null")
+        is_guided = is_guided_outside(config.model, config.cfg_scale)
+        with_null = network.null_label is not None and (is_guided or config.labels == "null")
 
         def respond(network: DiT, spec: NetworkSpec) -> probe.Response:
             with self.at_work(network, "model"):
