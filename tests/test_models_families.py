@@ -12,6 +12,7 @@ from test_models_main import command
 
 from fiducial import UserError
 from fiducial.models.checkpoints import checkpoint, label_table, shapes
+from fiducial.models.commands import conversion
 from fiducial.models.networks import ddt, imf, jit, lightningdit, meanflow, parts, rae, repa
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, asked, models, spec_of, told_by
 
@@ -370,6 +371,8 @@ def test_what_only_training_needs_of_an_imf_is_left_out(tmp_path):
 @pytest.mark.parametrize("family", FILES)
 def test_another_model_is_refused_by_name(family, tmp_path):
     path = write(smallest(family).state_dict(), tmp_path)
+    with pytest.raises(UserError, match=f"is of {family}'s kind; only a DiT's weights can be converted"):
+        conversion.convert(path, tmp_path / "new.safetensors", "safetensors")
     found = checkpoint.read(path)
     with pytest.raises(UserError, match=f"of {family}'s kind, .* leave --model out, or give a {family}'s"):
         checkpoint.require_family(found, path, "DiT-XS/2")

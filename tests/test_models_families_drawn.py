@@ -17,8 +17,10 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.diffusion.prediction import PREDICTIONS
 from fiducial.models import probe
+from fiducial.models.latent import LatentShape
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, kin, spec_of
 from fiducial.sampling.noise import standard_normal
+from fiducial.sampling.source.from_checkpoint import tell_of_guidance
 
 CPU = torch.device("cpu")
 STEPS, SEED, LABEL, NULL, SCALE = 4, 7, 3, 10, 2.5
@@ -92,6 +94,23 @@ def test_an_image_is_that_of_an_integration_of_the_second_writing(family, tmp_pa
     assert (drawn != expected).mean() < 0.01
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["identity"]["model"] == MODELS[family]
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "said"),
+    [
+        ("REPA", 3, "warning: --cfg-channels 3: REPA's published numbers guide all 4; give --cfg-channels 4 for them"),
+        ("LightningDiT", 4, "warning: --cfg-channels 4: LightningDiT's published numbers guide the first 3 of 4; give"),
+        ("REPA", 4, ""),
+        ("LightningDiT", 3, ""),
+    ],
+)
+def test_other_channels_than_the_published_are_said(family, given, said, capsys):
+    config = sample_ddp.parse(["--model", MODELS[family], "--cfg-channels", str(given)])[0]
+    tell_of_guidance(config, LatentShape(4, 8))
+    error = capsys.readouterr().err
+    assert said in error
+    assert bool(said) is bool(error)
 
 
 def test_which_average_was_drawn_is_recorded(tmp_path):

@@ -61,9 +61,9 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     what.add_argument(
         "--ckpt",
         type=Path,
-        help="weights of a network of one of these families: official .pt, a training checkpoint (its EMA), .safetensors, a "
-        "folder of a DiTTransformer2DModel or DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the published ones, "
-        "downloaded once)",
+        help="weights of a network of one of these families: official .pt, a training checkpoint (its EMA), .safetensors; a "
+        "folder of a DiTTransformer2DModel or DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the "
+        "published ones, downloaded once)",
     )
     what.add_argument(
         "--generator",

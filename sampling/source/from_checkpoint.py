@@ -13,7 +13,7 @@ from fiducial.models.checkpoints import candidates, catalogue, checkpoint, label
 from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import Decoder, decoder_of
 from fiducial.models.latent import LatentShape
-from fiducial.models.networks.table import NETWORKS, spec_of
+from fiducial.models.networks.table import NETWORKS, is_guided_outside, spec_of
 from fiducial.ranks.cores import share
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
@@ -153,6 +153,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     shapes.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=codec.factor)
     shapes.require_network(found.state, config.ckpt, config.network)
     tell_of_weights(config, found, has_null)
+    tell_of_guidance(config, latent)
     names = names_of(config, found)
     config = replace(config, labels=classes.numbered(config.labels, names))
     config.validate()
@@ -221,6 +222,18 @@ def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_nu
         warn(
             f"warning: --num-classes {config.num_classes}: all rows of the label table are classes then, and none is the null "
             f"label's; if it was trained with one, give --num-classes {config.num_classes - 1}"
+        )
+
+
+def tell_of_guidance(config: SamplingConfig, latent: LatentShape) -> None:
+    """Say if a run guides other channels than its family's published numbers do, where those are not DiT's and SiT's three."""
+    spec = spec_of(config.model)
+    usual = min(spec.guided or latent.channels, latent.channels)
+    if spec.layout and is_guided_outside(config.model, config.cfg_scale) and config.cfg_channels != usual:
+        which = "all" if usual == latent.channels else f"the first {usual} of"
+        warn(
+            f"warning: --cfg-channels {config.cfg_channels}: {spec.name}'s published numbers guide {which} {latent.channels}; "
+            f"give --cfg-channels {usual} for them"
         )
 
 
