@@ -14,7 +14,7 @@ from fiducial.diffusion.prediction import PREDICTIONS, Denoiser, Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import asked
+from fiducial.models.networks.table import is_guided_outside
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream, noise_threads
@@ -61,10 +61,7 @@ class LatentDiffusion:
         self.ready, self.loading = self.how.precision, "weights and compiling" if self.how.compile else "weights"
         decoded, size = decoded_at_once(config, device), config.per_proc_batch_size
         self.pieces = Blocks(size, device, self.how.cuda_tuning, lambda **event: networks.note(**event), decoded)
-        low, high = config.guidance_interval
-        self.guidance = Guidance(config.cfg_scale, config.cfg_channels, low, high)
-        if networks.spec.guidance != "outside":  # the network is told how to guide itself, or does so untold
-            self.guidance = Guidance()
+        self.guidance = guidance_of(config)
         self._sampler = SAMPLERS[config.sampler]
         self._grid = self._sampler.grid(config.num_sampling_steps, device)
         self._is_loaded = self.is_compiled = False
@@ -163,9 +160,7 @@ class LatentDiffusion:
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self.device)
         null = torch.full_like(y, network.null_label) if self.guidance.scale != 1.0 else None
-        told = config.cfg_scale, *config.guidance_interval
-        asking = asked(network, self.networks.spec, shared_timestep=not config.exact, told=told)
-        return guided(asking, null, y, self.guidance)
+        return guided(self.networks.asked(network), null, y, self.guidance)
 
     def denoiser(self, model: Raw) -> Denoiser:
         """The denoiser that a sampler takes, of a network of this family."""
@@ -186,6 +181,14 @@ class LatentDiffusion:
             return predict(x, t)
 
         return self._sampler.draw(self.denoiser(model), next(noise), self._grid, noise, **self.config.sampler_options())
+
+
+def guidance_of(config: SamplingConfig) -> Guidance:
+    """The guidance of a run's predictions: none where its network is told how to guide itself, or does so untold."""
+    if not is_guided_outside(config.model, config.cfg_scale):
+        return Guidance()
+    low, high = config.guidance_interval
+    return Guidance(config.cfg_scale, config.cfg_channels, low, high)
 
 
 def evaluate_each_shape(source: LatentDiffusion) -> None:

@@ -13,7 +13,7 @@ from fiducial.models.decoders.rounding import to_uint8
 from fiducial.models.decoders.table import Decoder
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NetworkSpec, is_guided_outside, spec_of
+from fiducial.models.networks.table import NetworkSpec, asked, is_guided_outside, spec_of
 from fiducial.precision import plain_float32
 from fiducial.sampling import memory
 from fiducial.sampling.options.config import SamplingConfig
@@ -70,6 +70,11 @@ class Networks:
         if how.attention == "products":
             network.attend_by_products()
         return network if how.dtype == torch.float32 else network.to_half(how.dtype)
+
+    def asked(self, network: DiT) -> Callable[..., Tensor]:
+        """A network on the clock of the samplers, as `table.asked`; told the run's guidance, if it is one that is."""
+        told = self.config.cfg_scale, *self.config.guidance_interval
+        return asked(network, self.spec, shared_timestep=not self.config.exact, told=told)
 
     def _probe(self, network: DiT) -> probe.Response:
         """The network's answer to pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
