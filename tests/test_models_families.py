@@ -362,6 +362,12 @@ def test_the_raw_weights_of_a_ddt_are_drawn_by_name(tmp_path):
     assert "not an EMA" in raw.weights
 
 
+def test_an_image_size_that_weights_do_not_tell_is_not_contradicted(tmp_path):
+    for family, doubts in (("DDT", 0), ("MeanFlow", 1)):
+        found = checkpoint.read(write({"ema": smallest(family).state_dict(), "args": {"image_size": 512}}, tmp_path))
+        assert len(label_table.contradictions(found, found.path, 64)) == doubts
+
+
 def test_what_only_training_needs_of_an_imf_is_left_out(tmp_path):
     found = checkpoint.read(write(imf_file(smallest("iMF").state_dict()), tmp_path))
     assert found.unused == ("v_heads.", "v_final_layer.")
