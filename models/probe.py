@@ -3,7 +3,8 @@
 At the last timestep of DiT's chain x_t = alpha x_0 + sigma noise is noise but for alpha = 0.006, so a network that predicts noise
 returns its input. One that predicts velocity returns its input less an image, whatever its clock: with an image of root mean
 square s the correlation is 1 / sqrt(1 + s^2). Halfway, alpha is 0.28 there, and 0.5 or more on the chains of others.
-A SiT's noise is at 0 on its own clock, where the image it takes away is the mean of its class.
+A SiT's noise is at 0 on its own clock, where the image it takes away is the mean of its class. A mean velocity is asked over no
+time, where it is the velocity. A network that predicts the image returns that mean, in which nothing is of the noise.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fiducial import UserError
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NETWORKS, USUAL, NetworkSpec, asked
+from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, USUAL, NetworkSpec, asked, kin
 
 PURE_NOISE, HALFWAY = 999, 500  # of a thousand, of a network that predicts noise; another is asked at its own end
 LATENTS = 4  # each of another class, one at a time, so that it takes no more memory than drawing one image
@@ -29,7 +30,11 @@ USUAL_SIZE = 0.8, 1.25  # the digits in the end 1.00015
 LEAST_HALFWAY = 0.95
 # Of velocity, towards noise: 1 / sqrt(1 + s^2) with s up to 1.7, of the mean of a class in latents that are scaled to 1.
 LEAST_OF_VELOCITY, MOST_OF_VELOCITY = 0.5, 2.0
+MOST_OF_IMAGE = 0.5  # correlation of an image with the noise that it was made of; what returns its input has 1
 ON_PURPOSE = "--no-probe draws from it all the same"
+
+
+OF_IMAGE = "image_"  # before the names of an image's numbers in a manifest
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,11 @@ class Response:
         if NETWORKS[self.family].predicts not in JUDGES:
             return {}
         end = round(1000 * NETWORKS[self.family].noise_end)
+        of = OF_IMAGE if NETWORKS[self.family].predicts == "x0" else ""
         named = {
-            f"correlation_at_{end}": self.correlation,
-            f"size_at_{end}": self.size,
-            f"correlation_at_{HALFWAY}": self.halfway,
+            f"{of}correlation_at_{end}": self.correlation,
+            f"{of}size_at_{end}": self.size,
+            f"{of}correlation_at_{HALFWAY}": self.halfway,
         }
         return {name: round(value, 5) if math.isfinite(value) else None for name, value in named.items()}
 
@@ -87,7 +93,8 @@ def respond(
         spec: as a network of which family it is asked.
     """
     random = torch.Generator().manual_seed(SEED)
-    noise = torch.randn(LATENTS, network.in_channels, input_size, input_size, generator=random).to(device)
+    noise = spec.noise_scale(input_size) * torch.randn(LATENTS, network.in_channels, input_size, input_size, generator=random)
+    noise = noise.to(device)
     labels = torch.linspace(0, num_classes - 1, LATENTS).long().to(device)
 
     predict = asked(network, spec)
@@ -120,8 +127,9 @@ def require(found: Response, path: Path, spec: NetworkSpec, respond_as: Callable
 
 
 def looks_like(besides: NetworkSpec | None, respond_as: Callable[[NetworkSpec], Response]) -> str | None:
-    """The first family, but for one, as which a network answers as it should; None if there is none that can be told."""
-    others = (spec for spec in NETWORKS.values() if spec is not besides and spec.predicts in JUDGES)
+    """The first family whose weights look the same, but for one, as which a network answers as it should; None if there is none
+    that can be told."""
+    others = (spec for spec in kin(besides) if spec.predicts in JUDGES)
     return next((spec.name for spec in others if not wrong(respond_as(spec))), None)
 
 
@@ -150,7 +158,7 @@ def wrong_for_noise(found: Response) -> str | None:
     if found.correlation < LEAST_CORRELATION:
         return (
             f"this network does not predict noise {at}: correlation {found.correlation:.2f}, about 1 expected; a SiT or REPA "
-            "checkpoint has the same keys and predicts velocity; --model SiT-... draws from a SiT"
+            "checkpoint has the same keys and predicts velocity; --model SiT-... or REPA-... draws from it"
         )
     if found.size > MOST_SIZE:
         return (
@@ -168,19 +176,43 @@ def wrong_for_velocity(found: Response) -> str | None:
     if found.correlation < LEAST_OF_VELOCITY or found.size > MOST_OF_VELOCITY:
         return (
             f"this network does not predict velocity {at}: of pure noise it makes {found.size:.3g} times its size with a "
-            f"correlation of {found.correlation:.2f}, about 1 expected of both but for the mean of the data; a DiT has the same "
-            "keys"
+            f"correlation of {found.correlation:.2f}, about 1 expected of both but for the mean of the data"
+            + ("; a DiT has the same keys" if NETWORKS[found.family].is_alike else "")
         )
     if found.halfway < 0:  # at its ends a network answers so whichever way its clock runs
         return (
-            "this network's clock runs the other way, as a REPA's does, which is not drawn from here: halfway between image and "
-            f"noise it leads from pure noise to an image's place and not away (correlation {found.halfway:.2f}, above 0 expected)"
+            f"this network's clock runs the other way than a {found.family}'s, as SiT's and REPA's do of each other: halfway "
+            "between image and noise it leads from pure noise to an image's place and not away (correlation "
+            f"{found.halfway:.2f}, above 0 expected)"
         )
     return None
 
 
-# By what a network predicts. An image or a score of pure noise may be of any size, so those are not judged.
-JUDGES = {"noise": wrong_for_noise, "velocity": wrong_for_velocity}
+def wrong_for_image(found: Response) -> str | None:
+    """Why a network that responds so does not predict the image on its family's clock; None if it does. The mean of the data may
+    be of any size, down to none."""
+    at = "where its clock says noise"
+    if abs(found.correlation) > MOST_OF_IMAGE:
+        return (
+            f"this network does not predict the image {at}: of pure noise it returns {found.size:.3g} times its size with a "
+            f"correlation of {found.correlation:.2f}, about 0 expected of the mean of the data; it may predict noise or "
+            "velocity, or its clock run the other way"
+        )
+    if found.size > MOST_SIZE:
+        return (
+            f"this network does not predict the image {at}: of pure noise it makes {found.size:.3g} times its size, less than 1 "
+            "expected of the mean of the data; its weights are damaged or scaled"
+        )
+    return None
+
+
+# By what a network predicts. A score of pure noise may be of any size, so that is not judged.
+JUDGES = {
+    "noise": wrong_for_noise,
+    "velocity": wrong_for_velocity,
+    MEAN_VELOCITY: wrong_for_velocity,
+    "x0": wrong_for_image,
+}
 
 
 def doubt_of(recorded: dict[str, float]) -> str | None:
@@ -194,6 +226,9 @@ def in_words(recorded: dict[str, float] | None) -> str:
     if not recorded:
         return "the network was not asked whether it predicts noise (--no-probe)"
     correlation, size, halfway = recorded.values()
+    if any(name.startswith(OF_IMAGE) for name in recorded):
+        told = f"correlation {correlation:.3f} of pure noise, about 0 expected, and size {size:.3f}"
+        return f"the network predicts the image: {told}"
     if f"size_at_{PURE_NOISE}" not in recorded:
         return f"the network predicts velocity: correlation {correlation:.3f} and size {size:.3f} of pure noise, about 1 expected"
     return (

@@ -229,7 +229,7 @@ MISMATCHES = {
     "missing layers": (without("fc1.bias", "fc2.bias"), ["lacks 12 of the keys", "blocks.0.mlp.fc1.bias"]),
     "no label table": (without(LABELS), ["not a DiT checkpoint", LABELS]),
     "no position embedding": (without(POSITIONS), ["not a DiT checkpoint", POSITIONS]),
-    "surplus key": (replaced(blocks__0__attn__q_norm__weight=torch.ones(32)), ["surplus 1", "blocks.0.attn.q_norm.weight"]),
+    "surplus key": (replaced(blocks__0__attn__bias_table=torch.ones(32)), ["surplus 1", "blocks.0.attn.bias_table"]),
     "surplus key that is no string": (lambda state: {7: torch.ones(2)} | state, []),
     "wrong label table": (
         replaced(y_embedder__embedding_table__weight=torch.ones(11, 96)),

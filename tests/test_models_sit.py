@@ -24,7 +24,7 @@ from fiducial.diffusion.prediction import from_velocity
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import DiT_models, probe
 from fiducial.models.checkpoints import checkpoint
-from fiducial.models.networks.table import NETWORKS
+from fiducial.models.networks.table import NETWORKS, kin
 from fiducial.sampling.forecast import forecast
 from fiducial.sampling.noise import standard_normal
 
@@ -138,7 +138,7 @@ def test_a_file_that_says_so_is_drawn_as_a_sit_and_another_only_by_name(tmp_path
     at = told.index("--model")
     draw_here(*told[:at], *told[at + 2 :], "--model", "SiT-XS/8", "--run-name", "told")
     bare = options(saved(tmp_path), tmp_path, **small)
-    by_name = "; if it is a SiT, give --model SiT-XS/8"
+    by_name = "; if it is a SiT, give --model SiT-XS/8 or a REPA, give --model REPA-XS/8"
     unnamed = ["--ckpt", tmp_path / "sit.pt", "--vae", DIGITS / "vae", "--sample-dir", tmp_path, "--sampler"]
     with pytest.raises(UserError, match=rf"--sampler euler: does not solve what DiT-XS/8 was .*, heun{by_name}$"):
         draw_here(*unnamed, "euler")
@@ -160,17 +160,20 @@ def without_preset(folder, **beside):
     return "--ckpt", saved(folder, **beside), "--vae", DIGITS / "vae", *sizes, "--sample-dir", folder
 
 
-@pytest.mark.parametrize(("family", "sampler"), [(spec.name, spec.sampler) for spec in NETWORKS.values()])
+@pytest.mark.parametrize(("family", "sampler"), [(spec.name, spec.sampler) for spec in kin(None)])
 def test_without_a_sampler_that_of_the_network_is_taken_and_recorded(family, sampler, tmp_path):
     """The name of the folder, which has the fingerprint, is that of a run whose sampler was typed."""
-    given = without_preset(tmp_path, args=TRAINED if family == "SiT" else argparse.Namespace(num_classes=10))
+    of_repa = argparse.Namespace(path_type="linear", prediction="v", num_classes=10)
+    trained = {"SiT": TRAINED, "REPA": of_repa}.get(family, argparse.Namespace(num_classes=10))
+    given = without_preset(tmp_path, args=trained)
     manifests = []
     for more in (("--model", f"{family}-XS/8", "--sampler", sampler), ("--model", f"{family}-XS/8"), ()):
         npz = draw_here(*given, *more)
         manifests.append(json.loads((npz.with_suffix("") / "manifest.json").read_text()))
     assert len(list(tmp_path.glob("*.npz"))) == 1
     assert {one[part]["sampler"] for one in manifests for part in ("identity", "options")} == {sampler}
-    assert f"{sampler} for a {family}" in " ".join(sample_ddp.build_parser().format_help().split())
+    named = family if family in ("DiT", "SiT") else "SiT"  # whose sampler it is too
+    assert f"{sampler} for a {named}" in " ".join(sample_ddp.build_parser().format_help().split())
 
 
 def test_a_dry_run_says_the_sampler_of_a_sit_and_steps_are_checked_by_it(tmp_path, capsys):
@@ -236,12 +239,12 @@ class Stub:
         return velocity if self._family == "REPA" else -velocity
 
 
-@pytest.mark.parametrize("family", NETWORKS)
+@pytest.mark.parametrize("family", [spec.name for spec in kin(None)])
 @pytest.mark.parametrize("size", [0.0, 0.5, 1.0, 1.5])
 def test_a_family_is_known_by_its_answers(family, size):
     image = size * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     stub = Stub(family, image)
-    answers = {name: probe.respond(stub, 10, 8, CPU, False, spec) for name, spec in NETWORKS.items()}
+    answers = {name: probe.respond(stub, 10, 8, CPU, False, spec) for name, spec in NETWORKS.items() if spec.is_alike}
     assert probe.wrong(answers[family]) is None or (family, size) == ("DiT", 1.5)
     if family == "SiT":
         assert answers["SiT"].correlation == pytest.approx(1 / math.sqrt(1 + size**2), abs=0.06)
@@ -256,13 +259,16 @@ def test_a_velocity_on_a_clock_that_runs_the_other_way_is_told():
     image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     found = probe.respond(Stub("REPA", 0.3 * image), 10, 8, CPU, False, NETWORKS["SiT"])
     assert found.correlation > 0.99
-    assert "clock runs the other way, as a REPA's does" in probe.wrong(found)
+    assert "clock runs the other way than a SiT's, as SiT's and REPA's do of each other" in probe.wrong(found)
+    assert probe.wrong(probe.respond(Stub("REPA", 0.3 * image), 10, 8, CPU, False, NETWORKS["REPA"])) is None
+    asked = probe.respond(Stub("SiT", 0.3 * image), 10, 8, CPU, False, NETWORKS["REPA"])
+    assert "clock runs the other way than a REPA's" in probe.wrong(asked)
 
 
 def test_a_family_whose_answer_to_pure_noise_says_nothing_is_not_judged_as_velocity(monkeypatch):
     """The image that a network makes of pure noise is of any size, and like no noise."""
-    spec = replace(NETWORKS["SiT"], name="JiT", predicts="x0")
-    monkeypatch.setitem(probe.NETWORKS, "JiT", spec)
+    spec = replace(NETWORKS["SiT"], name="other", predicts="score")
+    monkeypatch.setitem(probe.NETWORKS, "other", spec)
     image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     stub = Stub("JiT", image)
     found = probe.respond(stub, 10, 8, CPU, False, spec)

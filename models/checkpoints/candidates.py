@@ -14,11 +14,14 @@ from torch import Tensor
 
 from fiducial import UserError, quoted
 from fiducial.models.checkpoints.diffusers_form import EMBEDDERS, ENDS, IN_BLOCKS, POSITIONS, State, depth_of
+from fiducial.models.networks.table import NETWORKS, told_by
 
 PLAIN = "plain"  # weights that have no name in their file
 USUAL = ("ema", "model", "state_dict")  # the names that are looked for first
 WRAPPERS = ("module", "_orig_mod")  # prefixes of DistributedDataParallel and torch.compile, which name nothing
-MARK = "x_embedder.proj.weight"  # only a DiT has it
+MARK = "x_embedder.proj.weight"  # only a DiT has it, or one of its kind
+MARKS = tuple({MARK: None} | {spec.layout.mark: None for spec in NETWORKS.values() if spec.layout})
+PREFERRED = ("model_ema1",)  # of several averages, the one of a family's published numbers: JiT's
 # `schema`, `cinema` and `exp_avg`, which is Adam's, are none.
 AVERAGED = re.compile(
     r"(?<!sch)(?<!cin)emas?(?![a-z])|(?<![a-z])ema(?=model|net|param|state|weight)|(?<![a-z])swa(?![a-z])"
@@ -94,8 +97,8 @@ class Found:
                 reason = f"; {self.unusable[key]}" if key in self.unusable else ""
                 raise UserError(f"--weights-key {quoted(key)}: {path} holds {only}{reason}")
             return key, self._whole(found, path)
-        first, *others = sorted(self.networks, key=lambda one: one.rank)
-        if others and others[0].rank == first.rank:
+        first, *others = sorted(self.networks, key=lambda one: (one.rank, one.key not in PREFERRED))
+        if first.key not in PREFERRED and others and others[0].rank == first.rank:
             raise UserError(f"{path} holds several networks, {names}; say by --weights-key which one to draw from")
         if self.unusable and not first.is_average:
             name, reason = next(iter(self.unusable.items()))
@@ -111,7 +114,7 @@ class Found:
             UserError: if they lack what another network of the same width has.
         """
         for other in self.networks:
-            if other.state.keys() & {MARK} and other.state[MARK].shape == chosen.state[MARK].shape and not lacking(other.state):
+            if width_of(other.state) == width_of(chosen.state) is not None and not lacking(other.state):
                 missing = sorted(wanted(other.state) - chosen.state.keys())
                 if missing:
                     raise UserError(
@@ -177,6 +180,7 @@ def _walk(content: dict, path: Path) -> Iterator[tuple[tuple[str, ...], State]]:
         if tensors := {name: value for name, value in outer.items() if isinstance(value, Tensor)}:
             yield where, _unwrapped(tensors) if all(isinstance(name, str) for name in outer) else _numbered(tensors.values())
         for name, value in outer.items():
+            name = str(name) if isinstance(name, float) else name  # a decay, by which some call an average
             if not isinstance(name, str) or len(name) > LONGEST_NAME:
                 continue
             if isinstance(value, dict) and len(where) < DEEPEST:
@@ -201,13 +205,16 @@ def _numbered(values: Iterable[Tensor]) -> State:
 
 def _split(tensors: State) -> Iterator[tuple[tuple[str, ...], State, bool]]:
     """The networks in one dictionary, each with the prefix of its keys, which is taken off, and if it is an AveragedModel's."""
-    prefixes = [key.removesuffix(MARK) for key in tensors if key == MARK or key.endswith("." + MARK)]
+    marked = ((key, mark) for key in tensors for mark in MARKS if key == mark or key.endswith("." + mark))
+    prefixes = [key.removesuffix(mark) for key, mark in marked]
     for prefix in prefixes if len(prefixes) <= MOST_NETWORKS else ():
         others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         own = {key: value for key, value in tensors.items() if key.startswith(prefix) and not key.startswith(others)}
         parts = tuple(part for part in prefix.split(".") if part and part not in WRAPPERS)
         is_counted = prefix.endswith("module.") and prefix.removesuffix("module.") + COUNT in tensors
-        yield parts, {key.removeprefix(prefix): value for key, value in own.items()}, is_counted
+        state = {key.removeprefix(prefix): value for key, value in own.items()}
+        told = told_by(state)
+        yield parts, told.layout.renamed(state) if told else state, is_counted
 
 
 def _flattened(tensors: State) -> Iterator[tuple[tuple[str, ...], State]]:
@@ -227,8 +234,16 @@ def lacking(state: State) -> set[str]:
     return wanted(state) - state.keys()
 
 
+def width_of(state: State) -> tuple[int, ...] | None:
+    """The shape of the weights by which a network is found; None where there are none."""
+    return next((tuple(state[mark].shape) for mark in MARKS if mark in state), None)
+
+
 def wanted(state: State) -> set[str]:
-    """The keys of a DiT of as many blocks."""
+    """The keys of a DiT of as many blocks, or of what names tell the weights to be."""
+    told = told_by(state)
+    if told and not told.is_alike:
+        return told.layout.keys(state)
     blocks = (f"blocks.{number}.{part}" for number in range(depth_of(state)) for part in IN_BLOCKS)
     modules = (*EMBEDDERS, *ENDS, *blocks)
     kinds = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | {POSITIONS}
@@ -254,7 +269,7 @@ def _keyed(networks: list[Candidate]) -> list[Candidate]:
 
 def _with_positions(one: Candidate, raw: Candidate | None) -> Candidate:
     """An average with the position embedding of the raw weights where it has none, as that is not trained."""
-    if raw is None or not one.is_average or lacking(one.state) != {POSITIONS} or one.state[MARK].shape != raw.state[MARK].shape:
+    if raw is None or not one.is_average or lacking(one.state) != {POSITIONS} or width_of(one.state) != width_of(raw.state):
         return one
     return replace(one, state={POSITIONS: raw.state[POSITIONS]} | one.state)
 

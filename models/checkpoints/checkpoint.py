@@ -24,9 +24,11 @@ from fiducial.models.checkpoints.said import Said, number, options_of
 from fiducial.models.checkpoints.said import read as read_said
 from fiducial.models.checkpoints.shapes import describe, learns_sigma, without_weights
 from fiducial.models.checkpoints.unpickling import require_stored, unpickle
-from fiducial.models.latent import LatentShape
+from fiducial.models.latent import LatentShape, LatentStatistics
+from fiducial.models.networks import repa
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NETWORKS, USUAL, family_of, models
+from fiducial.models.networks.parts import Transformer
+from fiducial.models.networks.table import NETWORKS, USUAL, family_of, models, told_by
 
 STEPS = ("train_steps", "steps", "step", "global_step")
 LARGEST_HEADER = 1 << 22  # bytes of a safetensors file's; XL's has 60 kB
@@ -67,7 +69,7 @@ class Checkpoint:
     state: State
     kind: str  # what these weights are called in their file; `plain` if they have no name
     form: str
-    family: str  # of the network: DiT, SiT, REPA
+    family: str  # of the network, of NETWORKS, or one of these with what cannot be drawn
     step: int | None = None
     trained_classes: int | None = None  # as the file says, where its label table does not belie it
     said: Said = field(default_factory=Said)
@@ -78,6 +80,8 @@ class Checkpoint:
     folder: str = ""  # the name of the folder that these are in, where there is another of an EMA, or of raw weights, beside it
     folders: tuple[str, ...] = ()  # the names of those
     is_usual: bool = True  # the weights that a run takes whose identity names none
+    unused: tuple[str, ...] = ()  # beginnings of names of tensors that are left out, because only training needs them
+    statistics: LatentStatistics | None = None  # of its latents, where it holds them, as REPA-E's do
     class_to_idx: object | None = None  # the class mapping that it carries, unchecked; in safetensors' metadata, as JSON
 
     @property
@@ -85,7 +89,7 @@ class Checkpoint:
         """The latents that its network takes; UserError if it is none of a DiT's kind."""
         return describe(self.state, self.path)["latent"]
 
-    def load(self, model: str, num_classes: int, device: torch.device, network: str = "official") -> DiT:
+    def load(self, model: str, num_classes: int, device: torch.device, network: str = "official") -> DiT | Transformer:
         """The network of weights that were checked (see `shapes.check`), copied to `device` as float32, in evaluation mode.
 
         Args:
@@ -265,20 +269,25 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
     require_stored(state, path)
     step = next((content[name] for name in STEPS if name in content), None)
     table = state.get("y_embedder.embedding_table.weight")
+    family = _family(state, beside)
+    is_told, statistics = told_by(state) is not None, repa.statistics(state)
+    state, unused = _without_unused(state)
     return Checkpoint(
         path,
         state,
         kind,
         "safetensors" if is_safetensors else "state dict" if kind == PLAIN else "training checkpoint",
-        _family(state, beside),
+        family,
         step=number(step),
         trained_classes=said.classes(None if table is None or not table.dim() else len(table)),
         said=said,
-        says_family="args" in content,
+        says_family=is_told or "args" in content,
         networks=tuple(one.key for one in found.networks),
         averages=tuple(one.key for one in found.networks if one.is_average),
         empty=found.empty,
         is_usual=kind == usual,
+        unused=unused,
+        statistics=statistics,
         class_to_idx=mapping,
     )
 
@@ -298,12 +307,18 @@ def _unwrapped(state: object, path: Path) -> State:
 
 def _family(state: State, content: dict) -> str:
     """Whose kind of network this is, as far as the file tells: SiT's weights alone look as DiT's do."""
-    if any(key.startswith("projectors.") for key in state):
-        return "REPA"
     said = [(name, value) for name, value in options_of(content) if isinstance(value, str)]
-    if ("prediction", "v") in said:  # which SiT calls velocity
-        return "REPA"
-    return next((family for spec in NETWORKS.values() if (family := spec.recognise(said))), USUAL)
+    if told := told_by(state):
+        return told.recognise(said) or told.name
+    return next((family for spec in reversed(NETWORKS.values()) if (family := spec.recognise(said))), USUAL)
+
+
+def _without_unused(state: State) -> tuple[State, tuple[str, ...]]:
+    """The weights without those that only training needs, and the beginnings of their names."""
+    told = told_by(state)
+    beginnings = told.layout.unused if told else ()
+    found = tuple(name for name in beginnings if any(key.startswith(name) for key in state))
+    return {key: value for key, value in state.items() if not key.startswith(found)} if found else state, found
 
 
 def family_in(found: Checkpoint, model: str | None) -> str:
@@ -314,19 +329,14 @@ def family_in(found: Checkpoint, model: str | None) -> str:
 def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
     """Raise UserError if a checkpoint is known to be of a network that cannot be drawn, or of another family than `model`."""
     if found.family not in NETWORKS:
-        known = next((name for name in NETWORKS if found.family.startswith(f"{name} ")), None)
-        raise UserError(
-            f"{path} is a {found.family}, which no sampler here takes"
-            if known
-            else f"{path} is a training checkpoint of {found.family}'s kind, which predicts velocity in a way that the samplers "
-            f"here do not take; give a checkpoint of a {' or '.join(NETWORKS)}"
-        )
+        raise UserError(f"{path} is a {found.family}, which no sampler here takes")
     wanted = family_in(found, model)
     if wanted != found.family and (found.family != USUAL or found.says_family):
-        predicts = NETWORKS[found.family].predicts
+        own, other = NETWORKS[found.family].predicts, NETWORKS[wanted].predicts
+        unlike = f"predicts {own} and not {other}" if own != other else "is fed another time or has other names"
         raise UserError(
-            f"{path} is a training checkpoint of {found.family}'s kind, which predicts {predicts} and not "
-            f"{NETWORKS[wanted].predicts} as a {wanted}; leave --model out, or give a {found.family}'s"
+            f"{path} is a training checkpoint of {found.family}'s kind, which {unlike} as a {wanted}; leave --model out, or "
+            f"give a {found.family}'s"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fiducial import UserError
 from fiducial.models.checkpoints.checkpoint import Checkpoint
-from fiducial.models.checkpoints.shapes import describe
+from fiducial.models.checkpoints.shapes import describe, takes_any_size
 from fiducial.models.networks.table import NETWORKS, USUAL
 
 TABLE = "y_embedder.embedding_table.weight"
@@ -24,7 +24,8 @@ def contradictions(found: Checkpoint, path: Path, image_size: int) -> list[str]:
     """Contradictions, in words, between what a described checkpoint says of its training and its weights, which draw such
     images."""
     shape = describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
-    return found.said.contradictions(len(found.state[TABLE]), shape["model"], (image_size, shape["latent"].size))
+    sizes = found.said.image_sizes if takes_any_size(shape["model"]) else (image_size, shape["latent"].size)
+    return found.said.contradictions(len(found.state[TABLE]), shape["model"], sizes)
 
 
 def has_null_label(found: Checkpoint, path: Path, num_classes: int, unguided: bool) -> bool:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from fiducial.models.checkpoints.diffusers_form import State, has_own_embedders,
 from fiducial.models.checkpoints.hub import CONFIG_FILE
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DIT_SIZES, DiT
-from fiducial.models.networks.table import NETWORKS, USUAL, alike, family_of, models, spec_of
+from fiducial.models.networks.parts import Transformer
+from fiducial.models.networks.table import NETWORKS, USUAL, NetworkSpec, alike, family_of, models, spec_of, told_by
 
 
 def check(
@@ -48,11 +50,13 @@ def check(
 
 def without_weights(
     state: State, model: str, num_classes: int, latent: LatentShape, learn_sigma: bool, network: str = "official"
-) -> DiT:
+) -> DiT | Transformer:
     """The network that `state` is for, on the meta device; it has a null label if the table has a row more than classes."""
     has_null = len(state["y_embedder.embedding_table.weight"]) != num_classes
     shape = {"input_size": latent.size, "in_channels": latent.channels, "num_classes": num_classes}
     with torch.device("meta"):
+        if layout := spec_of(model).layout:
+            return spec_of(model).build[model](**shape, **layout.shape(state).options, has_null=has_null)
         return spec_of(model).build[model](
             **shape, learn_sigma=learn_sigma, network=network, own_embedders=has_own_embedders(state), has_null=has_null
         )
@@ -72,7 +76,10 @@ def check_shape(
     Raises:
         UserError: naming the file, what was expected, what was found, and the options that make it fit.
     """
-    found, expected = named(describe(state, path, family_of(expected.get("model")))), named(expected)
+    described = describe(state, path, family_of(expected.get("model")))
+    if "latent" in expected and takes_any_size(described["model"]):
+        described["latent"] = replace(described["latent"], size=expected["latent"].size)
+    found, expected = named(described), named(expected)
     found["num_classes"] += not has_null
     if wrong := [name for name in expected if expected[name] != found[name]]:
         said = ", ".join(f"{name} {expected[name]}" for name in wrong)
@@ -80,6 +87,12 @@ def check_shape(
         remedy = _remedy({name: found[name] for name in wrong}, factor)
         no_null = _without_null_label(found["num_classes"] + 1, expected.get("num_classes"))
         raise UserError(f"{path}: expected {said}; found {seen}{remedy}{no_null}")
+
+
+def takes_any_size(model: str) -> bool:
+    """Whether a model takes latents of any size, and its weights do not tell of which it was trained on."""
+    layout = NETWORKS[family_of(model)].layout
+    return layout is not None and layout.any_size
 
 
 def named(shape: Mapping[str, object]) -> dict[str, str | int]:
@@ -125,6 +138,8 @@ def _without_null_label(rows: int, num_classes: int | None) -> str:
 
 def learns_sigma(state: State) -> bool:
     """Whether the network whose `describe` succeeded also puts out the variance."""
+    if told := told_by(state):
+        return bool(told.layout.shape(state).options.get("learn_sigma"))
     patches = state["x_embedder.proj.weight"][0].numel()
     bias = state.get("final_layer.linear.bias")
     return bias is None or bias.numel() != patches
@@ -134,11 +149,14 @@ def describe(state: State, path: Path, family: str = USUAL) -> dict[str, object]
     """The network that some weights are of: `model`, `num_classes`, `latent`, a `LatentShape`.
 
     Args:
-        family: of `NETWORKS`, which weights alone do not tell.
+        family: of `NETWORKS`, where weights alone do not tell it.
 
     Raises:
-        UserError: if they are not of a DiT.
+        UserError: if they are not of a DiT, or of what their names tell.
     """
+    spec = told_by(state) or NETWORKS.get(family, NETWORKS[USUAL])
+    if spec.layout:
+        return _described(state, path, spec)
     for key, dimensions in (("x_embedder.proj.weight", 4), ("y_embedder.embedding_table.weight", 2), ("pos_embed", 3)):
         if key not in state or state[key].dim() != dimensions:
             if any(name.startswith("transformer_blocks.") for name in state):
@@ -162,3 +180,16 @@ def describe(state: State, path: Path, family: str = USUAL) -> dict[str, object]
         "num_classes": rows - 1,
         "latent": LatentShape(channels, math.isqrt(tokens) * patch),
     }
+
+
+def _described(state: State, path: Path, spec: NetworkSpec) -> dict[str, object]:
+    """`describe` of a family whose files have names of their own."""
+    try:
+        found = spec.layout.shape(state)
+    except KeyError as error:
+        lacks = f"it has no {error.args[0]} among its {len(state)} keys"
+        raise UserError(f"{path} is not a {spec.name} checkpoint: {lacks}") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path} is not a {spec.name} checkpoint: its tensors are not of that network's dimensions") from error
+    latent = LatentShape(found.channels, found.side)
+    return {"model": f"{spec.name}-{found.size}/{found.patch}", "num_classes": found.rows - 1, "latent": latent}

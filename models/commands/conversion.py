@@ -70,8 +70,11 @@ def convert(source: Path, out: Path, to: str, weights_key: str | None = None) ->
 
     from fiducial.models.checkpoints import checkpoint, diffusers_form, label_table, shapes
     from fiducial.models.networks.dit import DiT_models
+    from fiducial.models.networks.table import told_by
 
     whole = checkpoint.read(source, weights_key)
+    if told_by(whole.state):
+        raise UserError(f"{source} is of {whole.family}'s kind; only a DiT's weights can be converted")
     checkpoint.require_family(whole, source, "DiT-")
     state, kind = whole.state, whole.kind
     found = shapes.describe(state, source)

@@ -87,7 +87,7 @@ def is_autoencoder(folder: Path) -> bool:
 def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dict[str, str | int | bool | None]:
     from fiducial.models.checkpoints import checkpoint, label_table, shapes
     from fiducial.models.decoders import autoencoder, pixels
-    from fiducial.models.networks.table import NETWORKS, USUAL, family_of
+    from fiducial.models.networks.table import NETWORKS, USUAL, family_of, kin
 
     found = checkpoint.read(path, weights_key)
     shape = shapes.describe(found.state, path, found.family if found.family in NETWORKS else USUAL)
@@ -100,7 +100,7 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     is_open = found.family == USUAL and not found.says_family
     told, refused, probed_as = {}, why_not(found, shape, has_null, vae), None
     if probed:
-        families = list(NETWORKS) if is_open else [found.family]
+        families = [spec.name for spec in kin(None)] if is_open else [found.family]
         able = [one for one in as_families(shape, families) if not why_not(found, one, has_null, vae)]
         told, reason, as_one = ask_each(found, able)
         if as_one:
@@ -119,6 +119,8 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         "weights": found.weights,
         "beside": found.beside or None,
         "said": "; ".join(label_table.contradictions(found, path, size)) or None,
+        "unused": ", ".join(f"{name}*" for name in found.unused) or None,
+        "latents": "of scale and bias by channel, which it holds" if found.statistics else None,
         "step": found.step,
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),
@@ -147,10 +149,10 @@ def autoencoder_beside(path: Path) -> tuple["Autoencoder | None", str | None]:
 
 def family_in_words(is_asked: bool, probed_as: str | None) -> str:
     """The family of a network whose file does not tell it."""
-    from fiducial.models.networks.table import NETWORKS
+    from fiducial.models.networks.table import NETWORKS, kin
 
     if not is_asked:
-        return f"{', or '.join(NETWORKS)}, as the file does not tell; --probe does"
+        return f"{', or '.join(spec.name for spec in kin(None))}, as the file does not tell; --probe does"
     if probed_as is None:
         return "none that was trained to predict noise, though its keys are a DiT's"
     return f"{probed_as}, as it predicts {NETWORKS[probed_as].predicts}"
@@ -191,6 +193,7 @@ def options_for(
         unsaid: the file does not tell the family.
     """
     from fiducial.models.checkpoints.diffusers_form import has_own_embedders
+    from fiducial.models.networks.table import NETWORKS, family_of
 
     options = {"ckpt": found.path} | ({"vae": vae.folder} if vae else {})
     if unsaid:
@@ -199,8 +202,12 @@ def options_for(
         options["weights-key"] = weights_key
     if not has_null:
         options["cfg-scale"] = 1.0
-    if vae is not None and vae.latent_channels < USUAL_GUIDED:
-        options["cfg-channels"] = vae.latent_channels
+    spec, channels = NETWORKS[family_of(shape["model"])], shape["latent"].channels
+    guided = min(spec.guided or channels, vae.latent_channels if vae else channels)
+    if spec.guidance == "trained":
+        options["cfg-scale"] = 1.0
+    elif spec.guidance == "outside" and guided != USUAL_GUIDED:
+        options["cfg-channels"] = guided
     return options | ({"network": "diffusers"} if has_own_embedders(found.state) else {})
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fiducial import UserError
-from fiducial.models.networks import dit, sit
+from fiducial.models.networks import ddt, dit, imf, jit, lightningdit, meanflow, rae, repa, sit
+from fiducial.models.networks.parts import Layout
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,23 @@ class NetworkSpec:
     recognise: Callable[[Iterable[tuple[str, str]]], str | None]
     sampler: str  # unless another is asked for: that of its published numbers, or the closest to it that there is
     needs_variance: bool = False  # its samplers take one beside what it predicts
+    layout: Layout | None = None  # None: its weights have a DiT's names and shapes
+    is_alike: bool = False  # bare weights do not tell it from a DiT
+    guided: int | None = None  # the first so many channels are, in its published numbers; None: all
+    guidance: str = "outside"  # of two predictions; or "trained", into the weights; or "told" to the network, with its interval
     noise_scale: Callable[[int], float] = lambda _: 1.0  # standard deviation of its noise by the size of images
     least_time: float = 0.0  # by which x - image is at least divided, where that is its velocity
+
+
+MEAN_VELOCITY = "average velocity"
+
+
+def _told(
+    build: Mapping[str, Callable[..., nn.Module]], predicts: str, clock: Callable[[float], float], layout: Layout, **more: object
+) -> NetworkSpec:
+    """The row of a flow on the straight path whose weights have names that no other family's have."""
+    name = next(iter(build)).rpartition("-")[0]
+    return NetworkSpec(name, build, predicts, "linear", clock, 1.0, lambda _: None, "euler", layout=layout, **more)
 
 
 NETWORKS: dict[str, NetworkSpec] = {
@@ -41,8 +57,28 @@ NETWORKS: dict[str, NetworkSpec] = {
             recognise=lambda _: None,  # what is not said to be another is a DiT
             sampler="ddpm",
             needs_variance=True,
+            is_alike=True,
+            guided=3,
         ),
-        NetworkSpec("SiT", sit.SiT_models, "velocity", "linear", sit.clock, 1.0, sit.recognise, "euler"),
+        NetworkSpec("SiT", sit.SiT_models, "velocity", "linear", sit.clock, 1.0, sit.recognise, "euler", is_alike=True, guided=3),
+        NetworkSpec(
+            "REPA",
+            repa.REPA_models,
+            "velocity",
+            "linear",
+            repa.clock,
+            1.0,
+            repa.recognise,
+            "euler",
+            layout=repa.LAYOUT,
+            is_alike=True,
+        ),
+        _told(lightningdit.LightningDiT_models, "velocity", sit.clock, lightningdit.LAYOUT, guided=3),
+        _told(jit.JiT_models, "x0", sit.clock, jit.LAYOUT, noise_scale=jit.noise_scale, least_time=jit.LEAST_TIME),
+        _told(ddt.DDT_models, "velocity", sit.clock, ddt.LAYOUT),
+        _told(rae.RAE_models, "velocity", repa.clock, rae.LAYOUT),
+        _told(meanflow.MeanFlow_models, MEAN_VELOCITY, repa.clock, meanflow.LAYOUT, guidance="trained"),
+        _told(imf.IMF_models, MEAN_VELOCITY, repa.clock, imf.LAYOUT, guidance="told"),
     )
 }
 USUAL = "DiT"
@@ -70,25 +106,54 @@ def spec_of(model: str) -> NetworkSpec:
     return found
 
 
+def told_by(keys: Iterable[str]) -> NetworkSpec | None:
+    """The row of the family that names of weights tell, before or after `Layout.renamed`; None where they may be of several."""
+    keys = set(keys)
+    layouts = (spec for spec in reversed(NETWORKS.values()) if spec.layout)
+    return next((spec for spec in layouts if spec.layout.is_told_by(keys)), None)
+
+
+def is_guided_outside(model: str, cfg_scale: float) -> bool:
+    """Whether a model's predictions are guided away from others of them: it needs a null label then, or another network."""
+    return cfg_scale != 1.0 and spec_of(model).guidance == "outside"
+
+
 def alike(model: str) -> list[str]:
     """The models of other families whose weights have the same names and shapes."""
-    size = model.removeprefix(family_of(model))
-    return [f"{name}{size}" for name, spec in NETWORKS.items() if f"{name}{size}" in spec.build and f"{name}{size}" != model]
+    family = family_of(model)
+    others = kin(NETWORKS[family]) if family in NETWORKS else []
+    found = [f"{other.name}{model.removeprefix(family)}" for other in others]
+    return [name for name, other in zip(found, others, strict=True) if name in other.build]
 
 
-def asked(network: nn.Module, spec: NetworkSpec, shared_timestep: bool = False) -> Callable[[Tensor, float, Tensor], Tensor]:
+def kin(spec: NetworkSpec | None) -> list[NetworkSpec]:
+    """The rows of other families whose weights look as those of this one; of None, of all whose weights look as a DiT's."""
+    if spec is not None and not spec.is_alike:
+        return []
+    return [other for other in NETWORKS.values() if other.is_alike and other is not spec]
+
+
+def asked(
+    network: nn.Module, spec: NetworkSpec, shared_timestep: bool = False, told: tuple[float, float, float] | None = None
+) -> Callable[..., Tensor]:
     """A network on the clock of the samplers: (x (N, C, H, W), t from 0, the image, to 1, noise; labels (N,)) -> output.
 
-    A velocity is turned so that it leads towards noise; a variance beside anything but noise is left out.
+    A velocity is turned so that it leads towards noise; a variance beside anything but noise is left out. Of a network that
+    predicts the mean velocity, the time to which a step leads is the keyword `r`; without it, r = t.
 
     Args:
         shared_timestep: embed the timestep once, not once a row; the same but for the last bits of a smaller matrix product.
+        told: strength, low and high end of guidance, to a network that is told them.
     """
-    is_backwards = spec.predicts == "velocity" and spec.clock(1.0) < spec.clock(0.0)
+    is_backwards = "velocity" in spec.predicts and spec.clock(1.0) < spec.clock(0.0)
 
-    def ask(x: Tensor, t: float, labels: Tensor) -> Tensor:
-        timestep = torch.full((1 if shared_timestep else len(x),), spec.clock(t), device=x.device)
-        out = network(x, timestep, labels)
+    def ask(x: Tensor, t: float, labels: Tensor, r: float | None = None) -> Tensor:
+        def number(value: float) -> Tensor:
+            return torch.full((1 if shared_timestep else len(x),), value, device=x.device)
+
+        more = [spec.clock(t if r is None else r)] if spec.predicts == MEAN_VELOCITY else []
+        more += list(told or ()) if spec.guidance == "told" else []
+        out = network(x, number(spec.clock(t)), labels, *map(number, more))
         if spec.predicts != "noise":
             out = out[:, : x.shape[1]]
         return -out if is_backwards else out

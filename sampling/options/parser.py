@@ -61,15 +61,16 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
     )
     what.add_argument(
         "--model",
-        help="DiT- or SiT- with XL, L, B or S and /2, /4 or /8, such as SiT-XL/2 (default: what --ckpt says, where bare weights "
-        f"are a DiT's; without it {default['model']})",
+        help="DiT-, SiT-, REPA- or MeanFlow- with XL, L, B or S and /2, /4 or /8, such as SiT-XL/2, and the sizes of "
+        "LightningDiT-, JiT-, DDT-, RAE- and iMF- (docs/your-model.md) (default: what --ckpt says, where bare weights are a "
+        f"DiT's; without it {default['model']})",
     )
     what.add_argument(
         "--ckpt",
         type=Path,
-        help="weights of a DiT or SiT: official .pt, a training checkpoint (its EMA), .safetensors, a folder of a "
-        "DiTTransformer2DModel or DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the published ones, "
-        "downloaded once)",
+        help="weights of a network of one of these families: official .pt, a training checkpoint (its EMA), .safetensors; a "
+        "folder of a DiTTransformer2DModel or DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the "
+        "published ones, downloaded once)",
     )
     what.add_argument(
         "--generator",

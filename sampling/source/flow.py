@@ -90,7 +90,7 @@ class Flow:
         """A network that is asked in float32, as always, and answers in the precision of the latents."""
         if not self.in_float64:
             return network
-        return lambda x, *given: network(x.float(), *given).to(x.dtype)
+        return lambda x, *given, **beside: network(x.float(), *given, **beside).to(x.dtype)
 
 
 def asked_for(config: SamplingConfig) -> Spacing | None:

@@ -12,7 +12,7 @@ from fiducial.models.checkpoints import candidates, catalogue, checkpoint, label
 from fiducial.models.decoders import autoencoder
 from fiducial.models.decoders.table import Decoder, decoder_of
 from fiducial.models.latent import LatentShape
-from fiducial.models.networks.table import spec_of
+from fiducial.models.networks.table import NETWORKS, is_guided_outside, spec_of
 from fiducial.ranks.cores import share
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
@@ -53,6 +53,11 @@ def check_options(config: SamplingConfig, is_told: bool = True) -> None:
     """
     config = with_sampler(config)
     config.validate()
+    if config.model is not None and spec_of(config.model).guidance == "trained" and config.cfg_scale != 1.0:
+        raise UserError(
+            f"--cfg-scale {config.cfg_scale}: {config.model} was trained to predict what is guided, and is not guided once more; "
+            "give --cfg-scale 1.0"
+        )
     if config.model is not None:
         check_flow(config, "" if is_told else shapes.if_another(config.model))
 
@@ -124,6 +129,8 @@ def told_by_files(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
     shapes.require_known(found, config.ckpt)
     factor = decoder_of(config.vae).open(vae).factor
     size = found["latent"].size * factor
+    if config.image_size is not None and shapes.takes_any_size(found["model"]):
+        size = config.image_size
     if config.image_size not in (None, size):
         raise UserError(
             f"--image-size {config.image_size}: {config.ckpt} is of {size}, with {found['latent'].size} latent pixels of which "
@@ -155,6 +162,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     shapes.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=codec.factor)
     shapes.require_network(found.state, config.ckpt, config.network)
     tell_of_weights(config, found, has_null)
+    tell_of_guidance(config, latent)
     names = names_of(config, found)
     config = replace(config, labels=classes.numbered(config.labels, names))
     config.validate()
@@ -204,8 +212,10 @@ def has_null_label(config: SamplingConfig, found: checkpoint.Checkpoint) -> bool
     Raises:
         UserError: if the checkpoint has none and the run needs one, or it says so itself of what the options take for one.
     """
-    shapes.describe(found.state, config.ckpt)  # or what it lacks is said
-    unguided = (config.cfg_scale == 1.0 or config.guidance_ckpt is not None) and config.labels != "null"
+    family = checkpoint.family_in(found, config.model)
+    shapes.describe(found.state, config.ckpt, family)  # or what it lacks is said
+    is_unguided = config.cfg_scale == 1.0 or config.guidance_ckpt is not None or NETWORKS[family].guidance != "outside"
+    unguided = is_unguided and config.labels != "null"
     num_classes = config.num_classes or label_table.classes_of(found)[0]
     return label_table.has_null_label(found, config.ckpt, num_classes, unguided)
 
@@ -227,6 +237,18 @@ def tell_of_weights(config: SamplingConfig, found: checkpoint.Checkpoint, has_nu
         warn(
             f"warning: --num-classes {config.num_classes}: all rows of the label table are classes then, and none is the null "
             f"label's; if it was trained with one, give --num-classes {config.num_classes - 1}"
+        )
+
+
+def tell_of_guidance(config: SamplingConfig, latent: LatentShape) -> None:
+    """Say if a run guides other channels than its family's published numbers do, where those are not DiT's and SiT's three."""
+    spec = spec_of(config.model)
+    usual = min(spec.guided or latent.channels, latent.channels)
+    if spec.layout and is_guided_outside(config.model, config.cfg_scale) and config.cfg_channels != usual:
+        which = "all" if usual == latent.channels else f"the first {usual} of"
+        warn(
+            f"warning: --cfg-channels {config.cfg_channels}: {spec.name}'s published numbers guide {which} {latent.channels}; "
+            f"give --cfg-channels {usual} for them"
         )
 
 

@@ -15,7 +15,7 @@ from fiducial.diffusion.prediction import Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import asked
+from fiducial.models.networks.table import is_guided_outside
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream, noise_threads
@@ -168,12 +168,11 @@ class LatentDiffusion:
         config, network = self.config, network or self.networks.network
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self.device)
-        shared = not config.exact
-        asking = self.flow.asked(asked(network, self.networks.spec, shared_timestep=shared))
+        asking = self.flow.asked(self.networks.asked(network))
         if weak := self.networks.weak_beside(network):
-            beside = self.flow.asked(asked(weak, spec_beside(config, self.networks.spec), shared_timestep=shared))
+            beside = self.flow.asked(self.networks.asked(weak, spec_beside(config, self.networks.spec)))
             return guided(asking, beside, y, self.guidance)
-        null = torch.full_like(y, network.null_label) if config.cfg_scale != 1.0 else None
+        null = torch.full_like(y, network.null_label) if self.guidance.scale != 1.0 else None
         return guided(asking, null, y, self.guidance)
 
     @torch.inference_mode()
@@ -194,7 +193,9 @@ class LatentDiffusion:
 
 
 def guidance_of(config: SamplingConfig) -> Guidance:
-    """The guidance that the options come to."""
+    """The guidance that the options come to: none where the network is told how to guide itself, or does so untold."""
+    if not is_guided_outside(config.model, config.cfg_scale):
+        return Guidance()
     low, high = config.guidance_interval
     ends, by_time = ENDS[config.guidance_ends], {"schedule": config.cfg_schedule, "power": config.cfg_power}
     return Guidance(config.cfg_scale, config.cfg_channels, low, high, *ends, **by_time)

@@ -13,7 +13,7 @@ from fiducial.models.decoders.rounding import to_pixels
 from fiducial.models.decoders.table import Decoder
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.dit import DiT
-from fiducial.models.networks.table import NetworkSpec
+from fiducial.models.networks.table import NetworkSpec, asked, is_guided_outside
 from fiducial.precision import plain_float32
 from fiducial.sampling import memory
 from fiducial.sampling.options.config import SamplingConfig
@@ -89,6 +89,12 @@ class Networks:
         found = checkpoint.read(config.ckpt, config.weights_key)
         return prepared(found.load(config.model, config.num_classes, self._place("model"), config.network), how)
 
+    def asked(self, network: DiT, spec: NetworkSpec | None = None) -> Callable[..., Tensor]:
+        """A network, of this family or another, on the clock of the samplers, as `table.asked`; told the run's guidance, if it is
+        one that is."""
+        told = self.config.cfg_scale, *self.config.guidance_interval
+        return asked(network, spec or self.spec, shared_timestep=not self.config.exact, told=told)
+
     def _probe(self, network: DiT) -> probe.Response:
         """The network's answer to pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
 
@@ -96,7 +102,7 @@ class Networks:
             UserError: if it is not what a network of its family makes of it.
         """
         config = self.config
-        guided_by_null = config.cfg_scale != 1.0 and config.guidance_ckpt is None
+        guided_by_null = is_guided_outside(config.model, config.cfg_scale) and config.guidance_ckpt is None
         with_null = network.null_label is not None and (guided_by_null or config.labels == "null")
 
         def respond(network: DiT, spec: NetworkSpec) -> probe.Response:
