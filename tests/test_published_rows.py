@@ -10,6 +10,7 @@ from conftest import DIGITS, PLAIN
 
 import sample_ddp
 from fiducial import UserError
+from fiducial.diffusion.samplers import own_options
 from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.evaluation.data.runs import Row, Run, as_run
 from fiducial.evaluation.results.parts import Number
@@ -20,10 +21,8 @@ from fiducial.models.decoders.rounding import ROUNDING
 from fiducial.sampling.options import presets
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.parser import parse
-from fiducial.sampling.options.presets import DRAWN, PRESETS, ROWS
+from fiducial.sampling.options.presets import ROWS
 
-# What families that are not drawn yet have beside the fields of a configuration.
-OF_FLOWS = {"grid", "state", "guidance_ends", "diffusion_form", "diffusion_norm", "last_step", "atol", "rtol"}
 # Facts as their sources have them, by hand once more: FID, scale, labels, reference, rounding, steps.
 FACTS = {
     "dit-xl-2-256": ("2.27", 1.5, "random", "adm-imagenet-256", "dit", "250"),
@@ -70,22 +69,19 @@ def test_every_row_states_all_of_it(name):
     assert row.rounding in ROUNDING.values()
     assert all(math.isfinite(float(number)) for number in row.numbers.values())
     assert set(row.from_memory) <= set(row.numbers)
-    assert set(row.options) <= {field.name for field in fields(SamplingConfig)} | OF_FLOWS
+    assert set(row.options) <= {field.name for field in fields(SamplingConfig)} | set(own_options())
     assert row.options["model"].startswith(f"{row.family}-")
     told = json.loads(json.dumps(row.told()))
     assert as_run({"identity": {}, "fingerprint": "f", "sessions": [], "published": told}).published == row_of(name)
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_preset_is_drawn_as_its_row_says_or_refused(name):
-    if ROWS[name].family not in DRAWN:
-        with pytest.raises(UserError, match=f"--preset {name}: .* cannot be drawn by this version; --preset list says"):
-            parse(["--preset", name])
-        return
+def test_a_preset_is_drawn_as_its_row_says(name):
     config, options = parse(["--preset", name])
     assert options.preset == name
     for option, value in ROWS[name].options.items():
-        assert getattr(config, option) == value, option
+        found = config.own[option] if option in own_options() else getattr(config, option)
+        assert found == value, option
 
 
 def test_the_list_has_all_of_them(capsys):
@@ -96,7 +92,6 @@ def test_the_list_has_all_of_them(capsys):
     for name, row in ROWS.items():
         line = next(line for line in out.splitlines() if line.startswith(f"{name}: "))
         assert f"FID {row.numbers['fid']}" in line
-        assert ("not drawn by this version" in line) == (name not in PRESETS)
     assert "from memory, not read in the source: sFID, precision, recall" in out
 
 

@@ -37,11 +37,16 @@ MEAN_VELOCITY = "average velocity"
 
 
 def _told(
-    build: Mapping[str, Callable[..., nn.Module]], predicts: str, clock: Callable[[float], float], layout: Layout, **more: object
+    build: Mapping[str, Callable[..., nn.Module]],
+    predicts: str,
+    clock: Callable[[float], float],
+    layout: Layout,
+    sampler: str = "euler",
+    **more: object,
 ) -> NetworkSpec:
     """The row of a flow on the straight path whose weights have names that no other family's have."""
     name = next(iter(build)).rpartition("-")[0]
-    return NetworkSpec(name, build, predicts, "linear", clock, 1.0, lambda _: None, "euler", layout=layout, **more)
+    return NetworkSpec(name, build, predicts, "linear", clock, 1.0, lambda _: None, sampler, layout=layout, **more)
 
 
 NETWORKS: dict[str, NetworkSpec] = {
@@ -74,11 +79,11 @@ NETWORKS: dict[str, NetworkSpec] = {
             is_alike=True,
         ),
         _told(lightningdit.LightningDiT_models, "velocity", sit.clock, lightningdit.LAYOUT, guided=3),
-        _told(jit.JiT_models, "x0", sit.clock, jit.LAYOUT, noise_scale=jit.noise_scale, least_time=jit.LEAST_TIME),
+        _told(jit.JiT_models, "x0", sit.clock, jit.LAYOUT, "flow-heun", noise_scale=jit.noise_scale, least_time=jit.LEAST_TIME),
         _told(ddt.DDT_models, "velocity", sit.clock, ddt.LAYOUT),
         _told(rae.RAE_models, "velocity", repa.clock, rae.LAYOUT),
-        _told(meanflow.MeanFlow_models, MEAN_VELOCITY, repa.clock, meanflow.LAYOUT, guidance="trained"),
-        _told(imf.IMF_models, MEAN_VELOCITY, repa.clock, imf.LAYOUT, guidance="told"),
+        _told(meanflow.MeanFlow_models, MEAN_VELOCITY, repa.clock, meanflow.LAYOUT, "jump", guidance="trained"),
+        _told(imf.IMF_models, MEAN_VELOCITY, repa.clock, imf.LAYOUT, "jump", guidance="told"),
     )
 }
 USUAL = "DiT"

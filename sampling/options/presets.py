@@ -10,8 +10,6 @@ from fiducial.sampling.options.rows_of_flows import FLOWS
 from fiducial.wings import ASSETS
 
 LIST = "list"  # in the place of a name: print all
-# The families whose rows can be drawn: network, sampler and options of theirs are there. Others are listed, and refused.
-DRAWN = ("DiT",)
 ROWS: dict[str, Row] = {row.name: row for row in (*DIT, *FLOWS)}
 DIGITS = {
     "model": "DiT-XS/2",
@@ -36,17 +34,15 @@ DIGITS_FLOW = DIGITS | {
 # Defaults that a preset puts in the place of the general ones. What the user says on the command line wins. Labels of a row that
 # are random are by another generator here.
 PRESETS: dict[str, dict[str, Any]] = {"digits": DIGITS, "digits-flow": DIGITS_FLOW}
-PRESETS |= {name: row.options for name, row in ROWS.items() if row.family in DRAWN}
+PRESETS |= {name: row.options for name, row in ROWS.items()}
 
 
 def settings_of(name: str | None) -> dict[str, Any]:
     """The options that a preset stands for; none without a name.
 
     Raises:
-        UserError: if there is no such preset, or its family cannot be drawn.
+        UserError: if there is no such preset.
     """
-    if name in ROWS and name not in PRESETS:
-        raise UserError(f"--preset {name}: {ROWS[name].family} cannot be drawn by this version; --preset {LIST} says what can")
     if name is not None and name not in PRESETS:
         raise UserError(f"--preset {name}: no such preset; --preset {LIST} prints all")
     return dict(PRESETS.get(name, {}))
@@ -63,7 +59,7 @@ def lines() -> Iterator[str]:
     yield "digits-flow: the same by a flow; no published row"
     for row in ROWS.values():
         numbers = ", ".join(f"{ORDER[name]} {number}" for name, number in row.numbers.items())
-        yield f"{row.name}: {numbers}" + ("" if row.family in DRAWN else " (listed alone: not drawn by this version)")
+        yield f"{row.name}: {numbers}"
         chosen = vars(row.choices)
         yield "    " + "; ".join(f"{name} {said}" for name, said in chosen.items())
         rounding = next(name for name, recorded in ROUNDING.items() if recorded == row.rounding)
