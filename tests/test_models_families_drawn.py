@@ -20,7 +20,7 @@ from fiducial.models import probe
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, kin, spec_of
 from fiducial.sampling.noise import standard_normal
-from fiducial.sampling.source.from_checkpoint import tell_of_guidance
+from fiducial.sampling.source.from_checkpoint import check_options, tell_of_guidance
 
 CPU = torch.device("cpu")
 STEPS, SEED, LABEL, NULL, SCALE = 4, 7, 3, 10, 2.5
@@ -65,7 +65,7 @@ def arguments(family, folder, state, *more):
     given = ("--ckpt", write(state, folder), *codec, *sizes, "--cfg-channels", channels, "--global-seed", SEED, "--labels", LABEL)
     model = ("--model", MODELS[family]) if NETWORKS[family].is_alike else ()
     where = ("--sample-dir", folder, "--run-name", "run", "--no-probe", *PLAIN)
-    return [*map(str, (*given, *model, *where, *more))]
+    return [*map(str, (*given, *model, "--sampler", "euler", *where, *more))]
 
 
 def draw(given):
@@ -129,6 +129,15 @@ def test_a_network_that_was_trained_to_be_guided_is_not_guided_again(tmp_path):
     with pytest.raises(UserError, match=r"--cfg-scale 1\.5: MeanFlow-XS/4 was trained .* give --cfg-scale 1"):
         draw(arguments("MeanFlow", tmp_path, network("MeanFlow").state_dict(), "--cfg-scale", 1.5))
     assert not list(tmp_path.glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    "more", [("--guidance-ends", "open"), ("--cfg-schedule", "linear"), ("--guidance-ckpt", "other.pt")], ids=" ".join
+)
+def test_a_network_that_is_told_its_guidance_takes_no_other(more):
+    config, _ = sample_ddp.parse(["--model", MODELS["iMF"], "--ckpt", "x.pt", "--cfg-scale", "8", *more])
+    with pytest.raises(UserError, match=f"{' '.join(more)}: iMF-XS/2 is told scale and interval, and guides itself by them"):
+        check_options(config)
 
 
 def test_a_ddt_is_drawn_at_the_size_that_is_asked_for(tmp_path):

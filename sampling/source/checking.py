@@ -78,9 +78,9 @@ class FirstImages:
         grids = (source.flow.grid(config, source.device, str(count), sampler) for count in (FEW, FEW + 1))
         grid = next(grid for grid in grids if len(grid) >= FEW)
 
-        def model(x: Tensor, t: float) -> Tensor:
+        def model(x: Tensor, t: float, **beside: float) -> Tensor:
             life.sign()
-            out = self._predict(x, t)
+            out = self._predict(x, t, **beside)
             look(x, t, out)
             return out
 

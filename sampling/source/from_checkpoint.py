@@ -53,13 +53,24 @@ def check_options(config: SamplingConfig, is_told: bool = True) -> None:
     """
     config = with_sampler(config)
     config.validate()
-    if config.model is not None and spec_of(config.model).guidance == "trained" and config.cfg_scale != 1.0:
+    if config.model is not None:
+        check_own_guidance(config)
+        check_flow(config, "" if is_told else shapes.if_another(config.model))
+
+
+def check_own_guidance(config: SamplingConfig) -> None:
+    """Raise UserError for guidance of two predictions where a network has its own."""
+    kind = spec_of(config.model).guidance
+    if kind == "trained" and config.cfg_scale != 1.0:
         raise UserError(
             f"--cfg-scale {config.cfg_scale}: {config.model} was trained to predict what is guided, and is not guided once more; "
             "give --cfg-scale 1.0"
         )
-    if config.model is not None:
-        check_flow(config, "" if is_told else shapes.if_another(config.model))
+    if kind == "told":
+        for name, usual in (("guidance_ends", "closed"), ("cfg_schedule", "constant"), ("guidance_ckpt", None)):
+            if (value := getattr(config, name)) != usual:
+                said = f"--{name.replace('_', '-')} {value}"
+                raise UserError(f"{said}: {config.model} is told scale and interval, and guides itself by them; leave it out")
 
 
 def with_sampler(config: SamplingConfig) -> SamplingConfig:
