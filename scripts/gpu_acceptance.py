@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COUNT, STEPS = 50_000, 250  # of a published row
 PATIENCE = 5  # times the limits, where speed is no matter
 OUTCOME = re.compile(r"::(.+?) (PASSED|FAILED|ERROR|SKIPPED)")  # a test's, as pytest says it
-FEW = {"per_proc_batch_size": 2, "num_sampling_steps": "20", "compile": False}  # for --small, of what is verified
+FEW = {"per_proc_batch_size": 2, "num_sampling_steps": "10", "compile": False}  # for --small, of what is verified
 Row = dict[str, object]
 
 

@@ -37,7 +37,6 @@ CASES = {  # model, codec, sampler and its options
     "MeanFlow": ("MeanFlow-XS/4", "autoencoder", ("jump", "2")),
     "iMF": ("iMF-XS/2", "autoencoder", ("jump", "1")),
 }
-QUICK = ("RAE",)  # also where long tests are left out
 FACTORS = {"autoencoder": 8, "ldm": 8, "vit": 2, "pixels": 1}
 
 
@@ -86,7 +85,8 @@ def test_no_row_is_left_out():
     assert {sampler for sampler, *_ in ways} == set(SAMPLERS)
 
 
-@pytest.mark.parametrize("case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES])
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
 def test_any_ranks_killed_or_not_end_in_the_same_bytes(case, tmp_path):
     given = arguments(case, tmp_path / "files")
     one, several = tmp_path / "one", tmp_path / "several"

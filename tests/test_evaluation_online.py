@@ -121,7 +121,8 @@ def test_ranks_score_together_what_one_would(ranks, samples, tmp_path):
     assert found["settings"]["world_size"] == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_inception_and_its_spatial_features(ranks, inception_weights, tmp_path):
     (tmp_path / "script.py").write_text(ON_RANKS)
     np.savez(tmp_path / "a.npz", arr_0=pictures(20, 5), arr_1=np.arange(20) % 3)

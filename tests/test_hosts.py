@@ -118,6 +118,7 @@ def test_a_host_that_is_cut_off_ends_the_job_and_a_restart_finishes_it(hosts, ti
     assert (tmp_path / "run.npz").read_bytes() == (tmp_path / "undisturbed" / "run.npz").read_bytes()
 
 
+@pytest.mark.long
 def test_a_folder_that_is_not_shared_is_one_sentence(hosts, tiny_checkpoint, tmp_path):
     """The second host has a disk of its own where the run is to go."""
     (runs := tmp_path / "runs").mkdir()

@@ -75,7 +75,7 @@ def test_the_number_is_that_of_a_run_with_images_and_no_image_is_written(ordinar
     assert found["samples"]["content_sha256"] is None
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_ranks_score_together(ranks, ordinary, tiny_checkpoint, tmp_path):
     done = run_command("sample_ddp.py", *options(tiny_checkpoint, tmp_path), *ONLINE, ranks=ranks)
     assert done.returncode == 0, done.stderr

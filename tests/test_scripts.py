@@ -69,6 +69,7 @@ def test_the_benchmark_of_drawing_measures_every_contestant(only, tmp_path):
         assert 0 < measured.get("relative error", 0.01) < 0.1
 
 
+@pytest.mark.long
 def test_stand_ins_are_written_with_commands_that_take_them(tmp_path):
     """The help says what it does; a mistake is one sentence, and nothing is written."""
     told = run_command("scripts/stand_ins.py", "--help")

@@ -24,7 +24,10 @@ def state_in(path: Path) -> State:
         UserError: if it is damaged, or holds no tensors by name.
     """
     found = path.stat()
-    return _read(path, found.st_size, found.st_mtime_ns)
+    try:
+        return _read(path, found.st_size, found.st_mtime_ns)
+    except UserError as error:
+        raise UserError(f"--vae: {error}") from error
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +41,7 @@ def _read(path: Path, *_: int) -> State:
         content = content[nest]
     state = {name: value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
     if not state:
-        raise UserError(f"--vae {path}: holds no tensors by name, neither bare nor under {', '.join(NESTS)}")
+        raise UserError(f"{path} holds no tensors by name, neither bare nor under {', '.join(NESTS)}")
     require_stored(state, path)
     return state
 

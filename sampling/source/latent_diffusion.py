@@ -160,8 +160,7 @@ class LatentDiffusion:
     def _noise(self, pieces: list[range]) -> NoiseStream:
         config = self.config
         draws = self._sampler.noises(len(self._grid), **config.sampler_options())
-        threads = noise_threads(self.device, self._cores)
-        return NoiseStream(config.global_seed, pieces, self.shape, draws, self.device, threads)
+        return NoiseStream(config.global_seed, pieces, self.shape, draws, self.device, noise_threads(self.device, self._cores))
 
     def guided(self, piece: range, network: DiT | None = None) -> Raw:
         """The network that is loaded, or another, for the labels of `piece`, guided."""

@@ -34,12 +34,7 @@ class Networks:
     """
 
     def __init__(
-        self,
-        config: SamplingConfig,
-        device: torch.device,
-        how: Numerics,
-        latent: LatentShape,
-        open_codec: Callable[[], Decoder],
+        self, config: SamplingConfig, device: torch.device, how: Numerics, latent: LatentShape, open_codec: Callable[[], Decoder]
     ):
         self.config, self.device, self.how, self.latent, self._open_codec = config, device, how, latent, open_codec
         self.untold: list[dict] = []  # what was out of the ordinary before somebody took note of it
