@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from fiducial.diffusion.paths import Path, Point
@@ -120,8 +119,3 @@ def named(times: tuple[float, ...]) -> str:
     whole = hashlib.sha256(json.dumps(times).encode()).hexdigest()[:16]
     last = times[-2] - times[-1]
     return f"{len(times) - 1} steps from {times[0]:g} to {times[-1]:g}, the last of {last:.6g}; sha256 {whole}"
-
-
-def ends_included(path: Path) -> Callable[..., Places]:
-    """A builder of N equally spaced places from 1 to 0, N - 1 steps apart."""
-    return lambda text, _device=None: PLACES.places(path, int(text))

@@ -31,10 +31,6 @@ def difference(network, second, side, *more):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def agree(network, second, side, *more):
-    assert difference(network, second, side, *more) < TOLERANCE
-
-
 def keys_of(build, **options):
     """The names of a network's weights."""
     with torch.device("meta"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import randomised
 
-from fiducial.diffusion.grids import STEPS, ends_included
+from fiducial.diffusion.grids import PLACES, STEPS
 from fiducial.diffusion.guidance import SCHEDULES, Guidance, Inner, guided
 from fiducial.diffusion.paths import linear
 from fiducial.diffusion.prediction import Prediction, from_velocity
@@ -133,7 +133,7 @@ def test_guidance_never_waits_for_the_device(cfg_scale):
 def test_a_place_of_a_grid_is_the_number_that_a_person_types():
     """So that an end of an interval that is closed holds the place there: 0.3, and not 0.30000000000000004."""
     for count in range(2, 252):
-        for point in ends_included(linear)(str(count)).points:
+        for point in PLACES.places(linear, count).points:
             assert point.t == float(f"{point.t:.2f}") or abs(point.t - float(f"{point.t:.2f}")) > 1e-9
 
 

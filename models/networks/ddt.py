@@ -78,12 +78,8 @@ class DDT(parts.Transformer):
         has_null: bool = True,
         encoders: int = 22,
     ):
-        super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        self.in_channels = self.out_channels = in_channels
-        self.patch_size, self.encoders, self.head_dim = patch_size, encoders, hidden_size // num_heads
-        self.null_label = num_classes if has_null else None
+        super().__init__(input_size, patch_size, in_channels, num_classes, has_null)
+        self.encoders, self.head_dim = encoders, hidden_size // num_heads
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.s_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)

@@ -104,12 +104,8 @@ class IMF(parts.Transformer):
         has_null: bool = True,
         own: int = 8,
     ):
-        super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        self.in_channels = self.out_channels = in_channels
-        self.patch_size, self.head_dim = patch_size, hidden_size // num_heads
-        self.null_label = num_classes if has_null else None
+        super().__init__(input_size, patch_size, in_channels, num_classes, has_null)
+        self.head_dim = hidden_size // num_heads
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         for name in EMBEDDERS:
             setattr(self, name, TimestepEmbedder(hidden_size, frequency_shift=0))

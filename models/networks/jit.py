@@ -66,12 +66,8 @@ class JiT(parts.Transformer):
         start: int = 4,
         context: int = CONTEXT,
     ):
-        super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        self.in_channels = self.out_channels = in_channels
-        self.patch_size, self.start, self.side = patch_size, start, input_size // patch_size
-        self.null_label = num_classes if has_null else None
+        super().__init__(input_size, patch_size, in_channels, num_classes, has_null)
+        self.start, self.side = start, input_size // patch_size
         self.head_dim = hidden_size // num_heads
         self.x_embedder = Bottleneck(patch_size, in_channels, bottleneck, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size, frequency_shift=0)

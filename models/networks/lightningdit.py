@@ -51,11 +51,7 @@ class LightningDiT(parts.Transformer):
         wo_shift: bool = False,
         learn_sigma: bool = False,
     ):
-        super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-        self.in_channels, self.out_channels, self.patch_size = in_channels, in_channels * (1 + learn_sigma), patch_size
-        self.null_label = num_classes if has_null else None
+        super().__init__(input_size, patch_size, in_channels, num_classes, has_null, outputs=1 + learn_sigma)
         side = input_size // patch_size
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size, frequency_shift=0)

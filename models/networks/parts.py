@@ -35,16 +35,22 @@ class Shape:
 
 
 class Transformer(nn.Module):
-    """The base of networks of patches: what samplers ask of any, as of a `DiT`.
+    """The base of networks of patches: what samplers ask of any, as of a `DiT`. A subclass has `blocks`.
 
-    A subclass has `in_channels`, `out_channels`, `patch_size`, `blocks`, and `null_label`, which is None without one.
+    Args:
+        input_size: height and width of the latent.
+        outputs: channels that it puts out for each that goes in.
+        has_null: the label table has a row more than there are classes, `null_label`; else that is None.
     """
 
-    in_channels: int
-    out_channels: int
-    patch_size: int
-    null_label: int | None
     blocks: Iterable["Block"]
+
+    def __init__(self, input_size: int, patch_size: int, in_channels: int, num_classes: int, has_null: bool, outputs: int = 1):
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
+        self.in_channels, self.out_channels, self.patch_size = in_channels, in_channels * outputs, patch_size
+        self.null_label = num_classes if has_null else None
 
     def to_half(self, dtype: torch.dtype) -> "Transformer":
         """Let the blocks multiply in bfloat16 or float16, as `DiT.to_half` does."""

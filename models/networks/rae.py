@@ -65,10 +65,8 @@ class DiTDH(parts.Transformer):
         has_null: bool = True,
         qk_norm: bool = False,
     ):
-        super().__init__()
-        self.in_channels = self.out_channels = in_channels
-        self.patch_size, self.encoders = 1, depth
-        self.null_label = num_classes if has_null else None
+        super().__init__(input_size, 1, in_channels, num_classes, has_null)
+        self.encoders = depth
         self.x_embedder = PatchEmbed(1, in_channels, head_size)
         self.s_embedder = PatchEmbed(1, in_channels, hidden_size)
         self.s_projector = nn.Linear(hidden_size, head_size) if hidden_size != head_size else nn.Identity()
@@ -103,11 +101,6 @@ def build(size: str, **options: object) -> DiTDH:
 
 
 RAE_models: dict[str, Callable[..., DiTDH]] = {f"RAE-{size}/1": partial(build, size) for size in reversed(SIZES)}
-
-
-def clock(t: float) -> float:
-    """The time that it is fed at one from 0, the image, to 1, noise."""
-    return t
 
 
 def is_told_by(keys: Iterable[str]) -> bool:
