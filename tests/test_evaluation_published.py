@@ -115,7 +115,7 @@ def raw(shape: tuple, data: bytes) -> bytes:
     [
         (raw((1 << 40,), bytes(24)), "cannot reshape array"),
         (raw((1 << 20, 1 << 20), bytes(24)), "cannot reshape array"),
-        (b"", "Ran out of input"),
+        (b"", "pickle exhausted before seeing STOP"),
         (b"\x80\x04nothing", "not a whole pickle of arrays"),
         (pickle.dumps({"a": np.zeros(8)})[:-20], "not a whole pickle of arrays"),
         (pickle.dumps(np.zeros(3)), "no pickle of arrays by their names"),
@@ -125,6 +125,10 @@ def raw(shape: tuple, data: bytes) -> bytes:
         (pickle.dumps({"a": np.array(["x"])}), "it holds an array of 'U1'"),
         (pickle.dumps({"a": np.zeros(2, np.complex128)}), "it holds an array of 'c16'"),
         (b"\x80\x04\x8a\x08" + (1 << 50).to_bytes(8, "little") + b".", "no pickle of arrays by their names"),
+        (b"\x80\x02}r" + (1 << 26).to_bytes(4, "little") + b".", "it numbers what it holds beyond its own size"),
+        (b"}p67108864\n.", "it numbers what it holds beyond its own size"),
+        (b"\x80\x02cnumpy\ndtype\nN}U\x07numbersK\x01s\x86b.", "it would change what makes an array"),
+        (b"\x80\x02cnumpy.core.multiarray\nscalar\nN}U\x0c__defaults__Ns\x86b.", "it would change what makes an array"),
         (b"\x80\x05\x96" + (1 << 50).to_bytes(8, "little") + b"x.", "not a whole pickle of arrays"),
     ],
 )

@@ -2,7 +2,9 @@
 own functions would make of it is made here, of numbers alone, and nothing else has a name.
 """
 
+import io
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -70,11 +72,33 @@ NAMES: dict[str, Callable] = {
 }
 
 
+class Maker:
+    """One of `NAMES` as a file gets it: to be called, and not to be changed."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable):
+        self._make = make
+
+    def __call__(self, *given: object) -> object:
+        return self._make(*given)
+
+    def __setstate__(self, _: object) -> None:
+        raise Refused("it would change what makes an array")
+
+
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable:
+    def find_class(self, module: str, name: str) -> Maker:
         if (found := NAMES.get(f"{module}.{name}")) is None:
             raise Refused(f"it holds {f'{module}.{name}'[:80]}, which could run code")
-        return found
+        return Maker(found)
+
+
+def _check(data: bytes) -> None:
+    """Raise Refused for a place among what is kept that no pickle of this size has: all places before it would be made."""
+    for instruction, argument, _ in pickletools.genops(data):
+        if instruction.name in ("PUT", "LONG_BINPUT") and argument > len(data):
+            raise Refused("it numbers what it holds beyond its own size")
 
 
 def read(path: Path) -> dict[str, object]:
@@ -85,7 +109,8 @@ def read(path: Path) -> dict[str, object]:
     """
     try:
         with open_regular(path, MOST_BYTES) as file:
-            content = _plain(_Unpickler(file).load())
+            _check(data := file.read())
+        content = _plain(_Unpickler(io.BytesIO(data)).load())
     except Refused as error:
         raise UserError(f"{path} was not unpickled: {one_line(error)}; arrays alone are read") from error
     except Exception as error:  # a damaged pickle can raise anything

@@ -19,6 +19,7 @@ ENDS = {"closed": (False, False), "open": (True, True), "open-low": (True, False
 STATES = ("float32", "float64")
 OF_FLOWS = ("path", "prediction", "grid", "state", "least_time", "noise_scale")
 USUAL = {"state": "float32", "guidance_ends": "closed", "cfg_schedule": "constant"}
+OF_GUIDANCE = ("guidance_interval", "guidance_ends", "cfg_schedule", "cfg_power", "guidance_ckpt", "guidance_model")
 
 
 class Choices(Protocol):
@@ -46,6 +47,23 @@ def rare(config: Choices) -> dict[str, str | float]:
     """Those of these that are not as usual, as they stand in an identity."""
     found = {name: getattr(config, name) for name, usual in USUAL.items() if getattr(config, name) != usual}
     return found | ({"cfg_power": config.cfg_power} if config.cfg_schedule == "power-cosine" else {})
+
+
+def overruled(said: "Mapping[str, object]") -> set[str]:
+    """The options that have no meaning beside what a person said, so that those of a preset or a file give way to it.
+
+    Args:
+        said: by the names of fields, what was said and nothing else.
+    """
+    names: set[str] = set()
+    if said.get("labels") == "null" and "cfg_scale" not in said:
+        names |= {"cfg_scale", *OF_GUIDANCE}
+    if said.get("cfg_scale") == 1.0:
+        names |= set(OF_GUIDANCE)
+    if (row := SAMPLERS.get(str(said.get("sampler")))) is not None:
+        names |= set(own_options()) - set(row.options)
+        names |= set(OF_FLOWS) if CHAIN in row.solves else set()
+    return names - set(said)
 
 
 def check_sampler(config: Choices) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from fiducial import UserError, decode_json, read_text
 from fiducial.sampling.identity import Identity
+from fiducial.sampling.options.choices import overruled
 from fiducial.sampling.options.config import OF_NETWORKS, SamplingConfig
 from fiducial.sampling.plan import LONGEST_SPEC
 from fiducial.sampling.store.manifest import MANIFEST_BYTES, MANIFEST_FORMAT, MANIFEST_KIND, load
@@ -51,6 +52,7 @@ def given_options(parser: argparse.ArgumentParser, arguments: list[str] | None) 
     except UserError as error:
         raise UserError(f"--config {path}: {error}") from error
     settled = {name for option in given if given[option] or option == "tf32" for name in SETTLED_BY.get(option, ())}
+    settled |= overruled(given)
     return {name: value for name, value in from_file.items() if name not in settled} | given
 
 

@@ -11,7 +11,7 @@ from fiducial.diffusion.prediction import MEAN_VELOCITY, PREDICTIONS
 from fiducial.diffusion.samplers import Choice, own_options
 from fiducial.models.decoders import rounding
 from fiducial.sampling.options import presets
-from fiducial.sampling.options.choices import ENDS, STATES
+from fiducial.sampling.options.choices import ENDS, STATES, overruled
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
 
@@ -375,7 +375,8 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         raise SystemExit(0)
     if preset and "generator" in given:
         raise UserError(f"--preset {preset}: not with --generator, which draws by its own means; leave it out")
-    settings = presets.settings_of(preset) | given
+    beneath = overruled(given)
+    settings = {name: value for name, value in presets.settings_of(preset).items() if name not in beneath} | given
     if settings.get("labels") == "null" and "cfg_scale" not in given:
         settings["cfg_scale"] = 1.0
     if (tf32 := settings.pop("tf32", None)) is not None:
