@@ -22,6 +22,8 @@ from fiducial.sampling.options import presets
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.parser import parse
 from fiducial.sampling.options.presets import ROWS
+from fiducial.sampling.run import deviations
+from fiducial.sampling.source.from_checkpoint import with_sampler
 
 # Facts as their sources have them, by hand once more: FID, scale, labels, reference, rounding, steps.
 FACTS = {
@@ -71,8 +73,7 @@ def test_every_row_states_all_of_it(name):
     assert set(row.from_memory) <= set(row.numbers)
     assert set(row.options) <= {field.name for field in fields(SamplingConfig)} | set(own_options())
     assert row.options["model"].startswith(f"{row.family}-")
-    told = json.loads(json.dumps(row.told()))
-    assert as_run({"identity": {}, "fingerprint": "f", "sessions": [], "published": told}).published == row_of(name)
+    assert row_of(name).differing == []
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -101,13 +102,15 @@ def test_no_such_preset():
 
 
 def run_of(row: Row, **changes: object) -> Run:
-    """The run of exactly that row, or with other options."""
-    identity = {**row.settings, "labels": row.labels, "rounding": row.rounding}
-    return Run("f" * 64, identity | changes, (), row)
+    """A run by that row, with labels or rounding of its own."""
+    return Run("f" * 64, {"labels": row.labels, "rounding": row.rounding} | changes, (), row)
 
 
-def row_of(name: str, **changes: object) -> Row:
-    return replace(Row(**json.loads(json.dumps(ROWS[name].told()))), **changes)
+def row_of(name: str, *said: str, **changes: object) -> Row:
+    """The row of a preset as the manifest of a run has it that was drawn with these options beside."""
+    config = with_sampler(parse(["--preset", name, *said])[0])
+    told = json.loads(json.dumps(deviations.told(name, config)))
+    return replace(as_run({"identity": {}, "fingerprint": "f", "sessions": [], "published": told}).published, **changes)
 
 
 def fid(value: float, error: float | None = 0.02, n: int = 50_000) -> dict[str, Number]:
@@ -153,13 +156,39 @@ def test_a_run_as_the_row_deviates_in_nothing():
         ({}, {"ref": "jit_in256_stats"}, "this row is against adm-imagenet-256; yours is against jit_in256_stats"),
         ({}, {"ref": "own.npz"}, "this row is against adm-imagenet-256; yours is against own.npz"),
         ({"rounding": "repa"}, {}, "this row's pixels are rounded by the rule: half up; yours: truncated"),
-        ({"num_sampling_steps": "50"}, {}, "this row has --num-sampling-steps 250; yours has 50"),
-        ({"cfg_scale": 1.25}, {}, "this row has --cfg-scale 1.5; yours has 1.25"),
         ({}, {"protocol": "torch-fidelity"}, "this row was evaluated by adm; yours by --protocol torch-fidelity"),
     ],
 )
 def test_what_deviates_is_a_sentence(changes, how, said):
     assert beside(run_of(row_of("dit-xl-2-256"), **changes), fid(2.3), **how).deviations == (said,)
+
+
+@pytest.mark.parametrize(
+    ("preset", "said", "expected"),
+    [
+        ("dit-xl-2-256", "--num-sampling-steps 50", ["--num-sampling-steps 250; yours has 50"]),
+        ("dit-xl-2-256", "--cfg-scale 1.25 --vae mse", ["--vae ema; yours has mse", "--cfg-scale 1.5; yours has 1.25"]),
+        ("dit-xl-2-256", "--guidance-interval 0,0.7", ["--guidance-interval 0.0,1.0; yours has 0.0,0.7"]),
+        ("dit-xl-2-256", "--cfg-channels 4", ["--cfg-channels 3; yours has 4"]),
+        ("dit-xl-2-256", "--cfg-schedule linear", ["--cfg-schedule constant; yours has linear"]),
+        ("dit-xl-2-256", "--guidance-ckpt w.pt", ["no --guidance-ckpt; yours has --guidance-ckpt w.pt"]),
+        ("dit-xl-2-256", "--sampler ddim --eta 0.5", ["--sampler ddpm; yours has ddim", "no --eta; yours has --eta 0.5"]),
+        ("repa-xl-2-256", "--grid places", ["--grid places,tail=0.04; yours has places"]),
+        ("repa-xl-2-256", "--state float32", ["--state float64; yours has float32"]),
+        ("repa-xl-2-256", "--diffusion-form sigma", ["--diffusion-form linear; yours has sigma"]),
+        ("repa-xl-2-256", "--path gvp", ["--path linear; yours has gvp"]),
+        ("jit-b-16-256", "--weights-key model", ["--weights-key model_ema1; yours has model"]),
+        ("jit-b-16-256", "--guidance-ends closed", ["--guidance-ends open; yours has closed"]),
+        ("jit-b-16-256", "--least-time 0.01", ["--least-time 0.05; yours has 0.01"]),
+        ("jit-b-16-256", "--least-time 0.05 --noise-scale 1", []),  # what its row says by itself
+        ("imf-b-2-256", "--latent-stats scale=1", ["--latent-stats mean=0.865:-0.278:0.216:0.374,std=4.855:; yours has scale=1"]),
+        ("imf-b-2-256", "--cfg-channels 3", []),  # it is told, and guides itself
+    ],
+)
+def test_every_choice_that_was_made_otherwise_is_a_sentence(preset, said, expected):
+    row = row_of(preset, *said.split())
+    found = beside(run_of(row), fid(2.3), ref=row.reference, protocol=row.evaluator).deviations
+    assert list(found) == [f"this row has {one}" for one in expected]
 
 
 def test_labels_and_reference_are_said_together():
@@ -183,7 +212,7 @@ def test_a_number_from_memory_is_marked():
     assert {line.label: line.from_memory for line in found.lines} == {"sFID": True, "FID": False}
 
 
-WHOLE = ROWS["dit-xl-2-256"].told()
+WHOLE = ROWS["dit-xl-2-256"].told() | {"differing": []}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +229,9 @@ WHOLE = ROWS["dit-xl-2-256"].told()
         {"notes": [1]},
         {"notes": ["x" * 201]},
         {"labels": "\ud800"},
+        {"differing": [["grid", "places"]]},
+        {"differing": [[3, "places", "steps"]]},
+        {"differing": "abc"},
     ],
 )
 def test_a_row_that_was_changed_by_hand_is_none(changes):
@@ -225,7 +257,9 @@ def test_a_run_keeps_its_row_and_the_report_sets_it_beside(tiny_checkpoint, tmp_
     found = draw(*given, "--run-name", "files")
     out = capsys.readouterr().out
     manifest = json.loads((tmp_path / "files" / "manifest.json").read_text())
-    assert (manifest["options"]["preset"], manifest["published"]) == ("dit-xl-2-256", WHOLE)
+    differing = manifest["published"]["differing"]
+    assert (manifest["options"]["preset"], manifest["published"] | {"differing": []}) == ("dit-xl-2-256", WHOLE)
+    assert ["num_sampling_steps", "250", "3"] in differing
     assert "published" not in manifest["identity"]
     assert found["published"]["name"] == "dit-xl-2-256"
     assert "this row has --num-sampling-steps 250; yours has 3" in found["published"]["deviations"]

@@ -30,7 +30,8 @@ class ClassNames:
 @dataclass(frozen=True)
 class Row:
     """A published row: its numbers as texts, by the names of metrics, and how they came about. `settings` are the options that
-    its preset stands for, `from_memory` the metrics whose numbers were not read in the source.
+    its preset stands for, `from_memory` the metrics whose numbers were not read in the source, and `differing` the options that
+    the run has otherwise: name, the row's value and the run's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     count: int
     settings: dict[str, str | int | float | bool | list | None]
     notes: list[str]
+    differing: list[list[str | int | float | bool | list | None]]
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _row_in(manifest: dict) -> Row | None:
         texts = (row.name, row.source, row.labels, row.reference, row.rounding, row.evaluator, *row.notes, *row.from_memory)
         plain = all(isinstance(one, str | int | float | bool | list | None) for one in row.settings.values())
         finite = all(_is_text(name) and _is_text(number) and math.isfinite(float(number)) for name, number in row.numbers.items())
-        is_whole = all(map(_is_text, texts)) and plain and finite and type(row.count) is int
+        differing = all(len(one) == 3 and _is_text(one[0]) and isinstance(one, list) for one in row.differing)
+        is_whole = all(map(_is_text, texts)) and plain and finite and differing and type(row.count) is int
         return row if is_whole and len(json.dumps(given)) < 1 << 14 else None
     except NOT_AS_EXPECTED:
         return None

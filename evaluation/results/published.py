@@ -13,7 +13,6 @@ from fiducial.evaluation.results.wording import number, signed
 
 WITHIN, BEYOND, OPEN = "within both intervals", "beyond both intervals", "not compared"
 ROUNDINGS = {"dit": "half up", "repa": "truncated", "half-even": "half to even", "none": "none"}
-SETTLED = ("labels", "rounding", "image_size", "num_classes", "num_fid_samples", "model", "vae", "ckpt")  # said otherwise
 SHOWN = 40  # characters of a value
 
 
@@ -58,7 +57,7 @@ def against(
     deviations = [
         *_of_labels(row, run, reference),
         *_of_making(row, run, samples, settings, extractor),
-        *_of_options(row, run),
+        *map(_of_option, row.differing),
     ]
     return Against(row.name, row.source, lines, tuple(deviations), tuple(row.notes))
 
@@ -113,15 +112,16 @@ def _of_making(row: Row, run: Run, samples: dict, settings: dict, extractor: str
     return found
 
 
-def _of_options(row: Row, run: Run) -> list[str]:
-    """Options that the preset stands for and the run has otherwise: cfg, sampler, steps and the like."""
-    found = []
-    for name in ("model", *(one for one in row.settings if one not in SETTLED)):
-        theirs = row.settings.get(name)
-        if name in run.identity and run.identity[name] != theirs and theirs is not None:
-            ours = str(run.identity[name])[:SHOWN]
-            found.append(f"this row has --{name.replace('_', '-')} {str(theirs)[:SHOWN]}; yours has {ours}")
-    return found
+def _of_option(differing: list) -> str:
+    """An option that the row's preset has and the run has otherwise: cfg, sampler, steps and the like."""
+    name, theirs, ours = differing
+    said = f"--{str(name).replace('_', '-')}"
+    has, yours = (f"no {said}" if one is None else f"{said} {_shown(one)}" for one in (theirs, ours))
+    return f"this row has {has}; yours has {yours.removeprefix(f'{said} ') if theirs is not None else yours}"
+
+
+def _shown(value: object) -> str:
+    return (",".join(map(str, value)) if isinstance(value, list) else str(value))[:SHOWN]
 
 
 def in_words(line: Line) -> tuple[str, str, str, str]:

@@ -13,7 +13,7 @@ import torch
 from fiducial import Group, UserError, about, make_folder, say, warn
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.file import recorded
-from fiducial.sampling.options.presets import told
+from fiducial.sampling.run import deviations
 from fiducial.sampling.run.checks import check_folder, check_kind, check_names, tell_of_block_size
 from fiducial.sampling.run.hardware import Ranks
 from fiducial.sampling.run.sinks import Sink
@@ -170,7 +170,11 @@ def prepare(
         manifest.paths = run.paths
         if run.names:
             manifest.class_names = Names(**run.names.recorded())
-        manifest.published = told(options.get("preset")) or manifest.published
+        manifest.grid = run.facts.get("grid")
+        weights, unusual = run.settled.get("weights_key"), run.identity.values.get("weights_key")
+        manifest.published = deviations.told(options.get("preset"), run.config, weights, unusual) or manifest.published
+        if manifest.published is None and options.get("preset") is None and (note := deviations.tell_of_rows(run.config)):
+            say(note)
         manifest.options = recorded(run.config, run.identity, {**run.settled, **options})
         manifest.sessions.append(describe_session(group, ranks, int(done.sum()), sink.with_png))
         manifests.write(folder, manifest)

@@ -63,6 +63,11 @@ class Flow:
             found["places"] = named(spacing.times(config.count_steps()))
         return found
 
+    def times(self, config: SamplingConfig) -> list[float] | None:
+        """Where the run's sampler stops, from 1, noise, to 0, the image; None on the chain."""
+        spacing = spacing_of(config)
+        return None if self.spec.path == CHAIN or spacing is None else list(spacing.times(config.count_steps()))
+
     def grid(
         self, config: SamplingConfig, device: torch.device, steps: str | None = None, sampler: Sampler | None = None
     ) -> Grid:

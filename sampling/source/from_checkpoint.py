@@ -159,6 +159,8 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     checkpoint.require_family(found, config.ckpt, config.model)
     codec = decoder_of(config.vae).open(find_vae(config))
     of_codec, latent = codec.identity(), latent_of(config, found, codec)
+    if spec_of(config.model).guidance != "outside":  # then no channels are guided here, and their number is no choice
+        config = replace(config, cfg_channels=latent.channels)
     held = None if config.latent_stats else told_by_checkpoint(found)
     if own := statistics_of(config, held):
         own.check(latent, f"--latent-stats {config.latent_stats}" if config.latent_stats else f"{config.ckpt}")
@@ -192,7 +194,8 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     }
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
     settled = {"weights_key": found.kind}
-    facts = {"latent": asdict(latent), **({"latent_stats": held} if held else {})}
+    times = Flow.of(config).times(config)
+    facts = {"latent": asdict(latent), **({"latent_stats": held} if held else {}), **({"grid": times} if times else {})}
     identity, *others = (Identity(fixed | asdict(one)) for one in how)
     uncompiled = tuple(Identity(fixed | asdict(one)) for one in not_here)
     return ResolvedRun(config, identity, names, facts, paths, settled, tuple(others), uncompiled)
@@ -208,7 +211,7 @@ def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decod
         raise UserError(f"--image-size {config.image_size}: --vae {config.vae} decodes images of {only} alone")
     if config.image_size % codec.factor:
         raise UserError(f"--image-size {config.image_size}: must be a multiple of {codec.factor}, the VAE's reduction")
-    if config.cfg_scale != 1.0 and config.cfg_channels > (channels := codec.latent_channels):
+    if is_guided_outside(config.model, config.cfg_scale) and config.cfg_channels > (channels := codec.latent_channels):
         raise UserError(
             f"--cfg-channels {config.cfg_channels}: the VAE {config.vae} has {channels} latent channels; give --cfg-channels "
             f"{channels}, which guides all, or fewer"

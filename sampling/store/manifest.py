@@ -92,6 +92,7 @@ class Manifest:
     class_names: Names | None = None
     options: dict | None = None
     probe: dict | None = None
+    grid: list[float] | None = None  # where its sampler stops on its path, from 1, noise, to 0, the image
     published: dict | None = None  # the row of its preset, as `options.rows` tells it
     rest: dict = field(default_factory=dict)
 
@@ -130,6 +131,7 @@ class Manifest:
             "class_names": self.class_names and _told(self.class_names),
             "options": self.options,
             "probe": self.probe,
+            "grid": self.grid,
             "published": self.published,
         }
         return {name: value for name, value in known.items() if value is not None or name in of_files} | self.rest

@@ -53,6 +53,8 @@ OF_EVERY_RUN = {
     "class_names.names": LIST,
     "class_names.names[]": TEXT,
     "options?": OBJECT,
+    "grid?": LIST,
+    "grid[]": NUMBER,
     "published?": OBJECT,
     "probe?": OBJECT,
     "probe.correlation_at_999?": NUMBER_OR_NULL,
