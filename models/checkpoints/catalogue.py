@@ -23,7 +23,7 @@ USUAL_VAE = "ema"
 
 @dataclass(frozen=True)
 class Published:
-    """What a row is drawn from, and the name of the reference (see `python -m evaluation`) that its numbers are given against.
+    """Files of a published row, and the name of the reference (see `python -m evaluation`) that its numbers are given against.
 
     `vae` is as `--vae` says it, or a place. `is_bare`: the file holds one network's weights and no others.
     """
