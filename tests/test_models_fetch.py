@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import DIGITS, draw_files, run_command
+from conftest import DIGITS, ROOT, draw_files, run_command
 
 import fiducial
 import sample_ddp
@@ -112,6 +112,18 @@ def test_files_that_are_not_here_are_named_before_anything_is_loaded(given, said
     assert "\n" not in str(error.value)
 
 
+def test_the_tables_of_the_page_are_those_of_the_catalogue():
+    page = (ROOT / "docs" / "drawing.md").read_text()
+    rows = []
+    for name, published in catalogue.CATALOGUE.items():
+        cells = {"vae": published.vae} | {option: f"`{place.name}`" for option, place in published.places().items()}
+        wanted = (cells.get(option, "") for option in ("ckpt", "vae", "latent_stats", "guidance_ckpt"))
+        rows.append(f"| `{name}` | {' | '.join(wanted)} |")
+    places = [f"| `{name}` | {place.said} |" for name, place in catalogue.PLACES.items()]
+    assert "\n".join(rows) in page
+    assert "\n".join(places) in page
+
+
 def test_a_model_alone_is_drawn_from_its_only_published_file(tmp_path):
     config = parse(["--model", "SiT-XL/2", "--cache-dir", str(tmp_path)])[0]
     there = in_cache(catalogue.PLACES["sit-xl-2-256"], tmp_path)
@@ -210,7 +222,7 @@ def test_a_run_without_a_checkpoint_is_that_of_the_published_file(mirror, tiny_c
     tiny = catalogue.Published(Url("tiny", "https://weights.invalid/tiny.safetensors?a=b/c"), "DiT-XS/8", 64, 10, "none")
     monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": tiny})
     monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
-    mirror.content["/tiny.safetensors?a=b/c"] = tiny_checkpoint.read_bytes()
+    mirror.content["/tiny.safetensors"] = tiny_checkpoint.read_bytes()
     small = ["--model", "DiT-XS/8", "--image-size", "64", "--num-classes", "10", "--vae", str(DIGITS / "vae")]
     small += [
         "--num-fid-samples",

@@ -29,7 +29,7 @@ class Wanted:
 
 
 def wanted(config: SamplingConfig) -> list[Wanted]:
-    """What a run takes from where others have published it; what is given as a path of one's own is not among it.
+    """The files that a run takes from where others have published them, those given as paths of one's own left out.
 
     Raises:
         UserError: if an option names no such file, or nothing is published of the model where no checkpoint is given.
