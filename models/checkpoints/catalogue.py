@@ -106,7 +106,7 @@ def _jit(size: str) -> Published:
 
 def _ddt(size: int) -> Published:
     page = f"https://huggingface.co/MCG-NJU/DDT-XL-22en6de-R{size}"
-    weights = Page(f"ddt-xl-2-{size}", page, f"ddt-xl-2-{size}.ckpt", "its .ckpt")
+    weights = Page(f"ddt-xl-2-{size}", page, f"ddt-xl-2-{size}.ckpt", "the .ckpt", "its name there is not known to us")
     return Published(weights, "DDT-XL/2", size, 1000, ADM_256 if size == 256 else ADM_512, is_bare=False)
 
 

@@ -102,24 +102,25 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Page(InCache):
-    """A file that no program can fetch from where its makers have it; whoever fetches it may put it into the cache."""
+    """A file that only a person can fetch from where its makers have it, and then put into the cache."""
 
     name: str
     page: str
     kept: str
-    file: str | None = None  # what it is called there; None: not known to us
+    file: str | None = None  # what it is called there; None: its place is not known to us
+    why: str = "no program can fetch it"  # that it takes a person
 
     @property
     def said(self) -> str:
         if self.file is None:
             return f"a place that is not known to us; see {self.page}"
-        return f"{self.page} ({self.file}), by hand, as no program can fetch it"
+        return f"{self.page} ({self.file}), by hand, as {self.why}"
 
     def find(self, option: str, cache_dir: Path | None) -> Path:
         if self.is_there(cache_dir):
             return self.path(cache_dir)
         where = f"{self.page} may say where" if self.file is None else f"fetch {self.file} by hand from {self.page}"
-        reason = "where its makers have it is not known to us" if self.file is None else "no program can fetch it"
+        reason = "where its makers have it is not known to us" if self.file is None else self.why
         raise UserError(
             f"{option} is missing: {self.name} is a published file, but {reason}; {where}, and put it at "
             f"{self.path(cache_dir)}, or give it as {option}"
