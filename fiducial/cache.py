@@ -32,7 +32,7 @@ KEY, COMPILED = re.compile(r"[0-9a-f]{32}"), re.compile(r"compiled-[0-9a-f]{16}"
 OURS = '"format": "fiducial-features-'  # in the mark of an entry of features: a folder that somebody calls so is theirs
 # Files that are downloaded; whatever else is in their folders is somebody's own.
 DOWNLOADED = re.compile(
-    r"DiT-XL-2-\d+x\d+\.pt|weights-inception-[\w-]+\.pth|dinov2_\w+\.pth|"
+    r"DiT-XL-2-\d+x\d+\.pt|SiT-XL-2-256\.pt|repa-last\.pt|weights-inception-[\w-]+\.pth|dinov2_\w+\.pth|"
     r"(adm|imf)-[\w-]+\.npz|jit_in\d+_stats\.npz|edm2-[\w-]+\.pkl"
 )
 MARK_BYTES = 1 << 20

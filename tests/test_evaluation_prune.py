@@ -17,7 +17,8 @@ from fiducial.evaluation.data.published import PUBLISHED, kept_at
 from fiducial.evaluation.evaluate import Evaluation
 from fiducial.evaluation.features import WEIGHTS
 from fiducial.evaluation.settings import Settings
-from fiducial.models.checkpoints.catalogue import CATALOGUE
+from fiducial.models.checkpoints.catalogue import PLACES
+from fiducial.models.checkpoints.places import Page, Url
 from fiducial.sampling.commands import doctor
 
 DAY = 86400
@@ -171,11 +172,13 @@ def test_whoever_comes_while_an_entry_goes_finds_none(filled):
 
 
 def test_downloads_are_told_from_a_persons_own_files(tmp_path):
-    kept = [published.path(tmp_path) for published in CATALOGUE.values()]
+    kept = [place.path(tmp_path) for place in PLACES.values() if isinstance(place, Url)]
     kept += [weights.kept_at(tmp_path) for weights in WEIGHTS.values()]
     kept += [kept_at(name, tmp_path) for name in PUBLISHED]
     assert all(cache.DOWNLOADED.fullmatch(path.name) for path in kept)
-    assert not cache.DOWNLOADED.fullmatch("0400000.pt")
+    by_hand = [place.path(tmp_path) for place in PLACES.values() if isinstance(place, Page)]  # nothing downloads them anew
+    assert len(kept) > 2
+    assert not any(cache.DOWNLOADED.fullmatch(name) for name in ("0400000.pt", "last.pt", *(path.name for path in by_hand)))
 
 
 def test_doctor_gives_the_sizes(filled):

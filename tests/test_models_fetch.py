@@ -4,32 +4,136 @@ import io
 import json
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import DIGITS, draw_files, run_command
+from conftest import DIGITS, ROOT, draw_files, run_command
 
 import fiducial
 import sample_ddp
 from fiducial import UserError
 from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.models.checkpoints import catalogue, hub
+from fiducial.models.checkpoints.places import HubFile, Page, Place, Url
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.options.presets import PRESETS
+from fiducial.sampling.options.parser import parse
+from fiducial.sampling.options.presets import PRESETS, ROWS
 from fiducial.sampling.source.from_checkpoint import with_sampler
+from fiducial.sampling.source.table import source_of
 
 CHECKPOINT = "/DiT/models/DiT-XL-2-256x256.pt"
 REFERENCE = "/diffusion/jul-2021/ref_batches/imagenet/256/VIRTUAL_imagenet256_labeled.npz"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
+def config_of(preset: str, **changes: object) -> SamplingConfig:
+    """As the command line gives it."""
+    given = [text for name, value in changes.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    return parse(["--preset", preset, *given])[0]
+
+
 def test_what_the_catalogue_names_is_known_elsewhere():
+    assert catalogue.CATALOGUE.keys() == ROWS.keys()
     for name, published in catalogue.CATALOGUE.items():
-        preset = SamplingConfig(**PRESETS[name])
-        assert (preset.model, preset.image_size, preset.num_classes) == (published.model, published.image_size, 1000)
-        assert PUBLISHED[published.reference].image_size == published.image_size
-        assert catalogue.choose(preset.model, preset.image_size, preset.num_classes) is published
-        assert preset == with_sampler(SamplingConfig(image_size=published.image_size))  # the published settings are the defaults
+        row, preset = ROWS[name], config_of(name)
+        assert published.shape == (preset.model, preset.image_size, 1000)
+        assert published.reference == row.reference
+        assert PUBLISHED[row.reference].image_size == published.image_size if row.reference in PUBLISHED else " " in row.reference
+        assert preset.vae == row.options.get("vae", f"published:{getattr(published.vae, 'name', '')}")
+        found = catalogue.place_of(preset.ckpt) or catalogue.choose(*published.shape).checkpoint
+        assert found == published.checkpoint
+    for size in (256, 512):  # the published settings are the defaults
+        assert SamplingConfig(**PRESETS[f"dit-xl-2-{size}"]) == with_sampler(SamplingConfig(image_size=size))
+
+
+@pytest.mark.parametrize("preset", ROWS)
+def test_a_dry_run_says_where_each_file_is(preset, tmp_path, capsys):
+    """On an empty cache it ends in an error; a file that is there is said to be."""
+    config, places = config_of(preset, cache_dir=tmp_path), catalogue.CATALOGUE[preset].places()
+    with pytest.raises(UserError, match=r"published, but not here, and a dry run downloads nothing; .* fetch PRESET"):
+        source_of(config).require_here(config)
+    lines = dict(line.removeprefix("file      ").split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    wanted = {f"--{name.replace('_', '-')}": (place.said, place.path(tmp_path)) for name, place in places.items()}
+    if config.vae in ("ema", "mse"):
+        repository = f"stabilityai/sd-vae-ft-{config.vae}"
+        kept = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        wanted["--vae"] = (f"https://huggingface.co/{repository}", kept)
+    assert lines == {option: f"not here; from {said}; to {path}" for option, (said, path) in wanted.items()}
+    assert all(str(path).startswith(f"{tmp_path}/") and "https://" in said for said, path in wanted.values())
+    there = in_cache(catalogue.CATALOGUE[preset].checkpoint, tmp_path)
+    with suppress(UserError):
+        source_of(config).require_here(config)
+    assert f"--ckpt: is here, {there}\n" in capsys.readouterr().out
+    assert isinstance(places["ckpt"], Page) or places["ckpt"].find("--ckpt", tmp_path) == there
+
+
+def in_cache(place: Place, cache: Path) -> Path:
+    """An empty file where the cache has the published one."""
+    path = place.path(cache)
+    if isinstance(place, HubFile):
+        in_hub_cache(cache / "hub", place.repository)
+        path = path / "snapshots" / "0123abcd" / place.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--model", "REPA-XL/2"], "several weights of REPA-XL/2 at 256 are published; give --preset repa-xl-2-256 or repa-e-sd"),
+        (["--model", "RAE-XL/1"], "--vae ema: the published weights of RAE-XL/1 go with --vae published:rae-decoder-dinov2-b"),
+        (["--model", "JiT-B/16", "--vae", "pixels"], "fetch jit-b-16/checkpoint-last.pth by hand from https://www.dropbox.com/"),
+        (
+            ["--preset", "meanflow-xl-2-256"],
+            "its makers have it is not known to us; https://github.com/Gsunshine/meanflow may say",
+        ),
+        (["--preset", "repa-xl-2-256"], "st=apcc645o&dl=0, or give it as --ckpt"),
+        (
+            ["--preset", "rae-xl-256"],
+            "blob/main/decoders/dinov2/wReg_base/ViTXL_n08/model.pt where there is internet and give it",
+        ),
+        (["--ckpt", "published:sit-xl-2"], "published:sit-xl-2: no such published file; the closest is published:sit-xl-2-256"),
+        (["--ckpt", "hf:model.pt"], "hf:model.pt: must be hf:OWNER/NAME/FILE"),
+        (["--ckpt", "hf:owner/name/../model.pt"], "must be hf:OWNER/NAME/FILE"),
+        (["--ckpt", "hf:owner/name/a/model.pt"], "--ckpt: a/model.pt of owner/name is neither in the local hub cache nor"),
+    ],
+)
+def test_files_that_are_not_here_are_named_before_anything_is_loaded(given, said, tmp_path, monkeypatch, alone):
+    monkeypatch.setenv("FIDUCIAL_OFFLINE", "1")
+    in_hub_cache(tmp_path / "hub", "stabilityai/sd-vae-ft-ema")
+    vae = [] if {"--vae", "--preset"} & set(given) or "RAE" in given[-1] else ["--vae", str(DIGITS / "vae")]
+    vae = ["--vae", str(DIGITS / "vae")] if "repa-xl-2-256" in given else vae
+    config = parse([*given, *vae, "--cache-dir", str(tmp_path)])[0]
+    with pytest.raises(UserError) as error:
+        source_of(config).fetch(config, alone)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_tables_of_the_page_are_those_of_the_catalogue():
+    page = (ROOT / "docs" / "drawing.md").read_text()
+    rows = []
+    for name, published in catalogue.CATALOGUE.items():
+        cells = {"vae": published.vae} | {option: f"`{place.name}`" for option, place in published.places().items()}
+        wanted = (cells.get(option, "") for option in ("ckpt", "vae", "latent_stats", "guidance_ckpt"))
+        rows.append(f"| `{name}` | {' | '.join(wanted)} |")
+    places = [f"| `{name}` | {place.said} |" for name, place in catalogue.PLACES.items()]
+    assert "\n".join(rows) in page
+    assert "\n".join(places) in page
+
+
+def test_a_model_alone_is_drawn_from_its_only_published_file(tmp_path):
+    config = parse(["--model", "SiT-XL/2", "--cache-dir", str(tmp_path)])[0]
+    there = in_cache(catalogue.PLACES["sit-xl-2-256"], tmp_path)
+    assert there.name == "SiT-XL-2-256.pt"
+    assert catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, tmp_path) == there
+    for ckpt in (None, there, Path("published:sit-xl-2-256")):
+        assert catalogue.unlike_published(ckpt, "SiT-XL/2", 256, 1000, tmp_path) is None
+    said = catalogue.unlike_published(tmp_path / "own.pt", "REPA-XL/2", 256, 1000, tmp_path)
+    assert "another than the published repa-last.pt or repa-e-sdvae-80-epochs, of which" in said
+    assert parse(["--preset", "repa-xl-2-256", "--ckpt", "own.pt"])[0].ckpt == Path("own.pt")
 
 
 def in_hub_cache(folder: Path, repository: str, **files: Path) -> Path:
@@ -115,7 +219,7 @@ def test_two_ranks_without_a_checkpoint_fetch_it_once(body, mirror, cache, tmp_p
 
 def test_a_run_without_a_checkpoint_is_that_of_the_published_file(mirror, tiny_checkpoint, tmp_path, monkeypatch):
     """A small network stands in for DiT-XL/2. The same images come of the file given by --ckpt, in the same run."""
-    tiny = catalogue.Published("https://weights.invalid/tiny.safetensors", "DiT-XS/8", 64, 10, "none")
+    tiny = catalogue.Published(Url("tiny", "https://weights.invalid/tiny.safetensors?a=b/c"), "DiT-XS/8", 64, 10, "none")
     monkeypatch.setattr(catalogue, "CATALOGUE", {"tiny": tiny})
     monkeypatch.setenv("FIDUCIAL_MIRROR", mirror.url)
     mirror.content["/tiny.safetensors"] = tiny_checkpoint.read_bytes()

@@ -43,6 +43,58 @@ def lacking(folder: Path, name: str) -> str:
     return f"its {name} cannot be read ({reason})" if reason else f"it has no {name}"
 
 
+def kept_at(repository: str, cache_dir: Path | None) -> Path:
+    """The folder in which the hub's client keeps a repository, there or not."""
+    return cache_folder(cache_dir) / f"models--{repository.replace('/', '--')}"
+
+
+def cached(repository: str, name: str, cache_dir: Path | None = None, revision: str | None = None) -> Path | None:
+    """The local path of a file of a repository, if the cache has it; None otherwise. Asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, cache_dir=cache_folder(cache_dir), revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def is_here(repository: str, cache_dir: Path | None) -> bool:
+    """Whether the cache has a model of diffusers' whole, at the top of its repository."""
+    config = cached(repository, CONFIG_FILE, cache_dir)
+    return config is not None and is_whole(config.parent)
+
+
+def file(repository: str, name: str, option: str, cache_dir: Path | None = None, revision: str | None = None) -> Path:
+    """The local path of one file of a repository, which is downloaded if the cache does not have it.
+
+    Args:
+        name: its path in the repository.
+        option: which asks for it, for the error.
+
+    Raises:
+        UserError: if the hub does not give it.
+    """
+    if found := cached(repository, name, cache_dir, revision):
+        return found
+    if os.environ.get(OFFLINE):
+        raise UserError(_unavailable(option, repository, cache_dir, None, name))
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision, cache_dir=cache_folder(cache_dir)))
+    except Exception as error:  # the hub's client raises its own, requests', httpx' and OS errors alike
+        raise UserError(_unavailable(option, repository, cache_dir, error, name)) from error
+
+
+def _unavailable(option: str, repository: str, cache_dir: Path | None, error: Exception | None, name: str = "") -> str:
+    """That a file of a repository, or without a name a model in it, cannot be had."""
+    reason = "nothing is downloaded now" if os.environ.get(OFFLINE) or error is None else one_line(error)
+    what, where = (f"{name} of {repository}", f"{repository}/blob/main/{name}") if name else (repository, repository)
+    return (
+        f"{option}: {what} is neither in the local hub cache nor could it be downloaded ({reason.rstrip('.')}); "
+        f"fetch https://huggingface.co/{where} where there is internet and give {'it' if name else 'its folder'}, or copy "
+        f"{kept_at(repository, cache_dir)} from there"
+    )
+
+
 def snapshot(
     repository: str, option: str, cache_dir: Path | None = None, folders: tuple[str, ...] = ("",), older: bool = False
 ) -> Path:
@@ -65,13 +117,8 @@ def snapshot(
             found = Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=kept))
             if any(is_whole(found / folder) for folder in folders):
                 return found
-    except Exception as error:  # the hub's client raises its own, requests', httpx' and OS errors alike
-        reason = "nothing is downloaded now" if os.environ.get(OFFLINE) else one_line(error)
-        place = kept / f"models--{repository.replace('/', '--')}"
-        raise UserError(
-            f"{option}: {repository} is neither in the local hub cache nor could it be downloaded ({reason.rstrip('.')}); "
-            f"fetch https://huggingface.co/{repository} where there is internet and give its folder, or copy {place} from there"
-        ) from error
+    except Exception as error:  # as of `file`
+        raise UserError(_unavailable(option, repository, cache_dir, error)) from error
     raise UserError(
         f"{option}: {found}, which is what is here of {repository}, has no {CONFIG_FILE} with all of its {WEIGHTS}.safetensors; "
         "give the same command where there is internet"

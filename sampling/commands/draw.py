@@ -41,6 +41,8 @@ def main(prepare: Prepare) -> None:
         numerics.ready_torch()  # before an evaluation makes tensors
         with fiducial.init(options.device) as group:
             spec = source_of(config)
+            if options.dry_run and group.is_main:
+                spec.require_here(config)
             spec.check_given(config, group)
             if config.untold():
                 config = spec.fetch(config, group)

@@ -69,8 +69,9 @@ def add_what(what: argparse._ArgumentGroup, default: dict) -> None:
         "--ckpt",
         type=Path,
         help="weights of a network of one of these families: official .pt, a training checkpoint (its EMA), .safetensors; a "
-        "folder of a DiTTransformer2DModel or DiTPipeline, or the hub id of one (default for DiT-XL/2 at 256 and 512: the "
-        "published ones, downloaded once)",
+        "folder of a DiTTransformer2DModel or DiTPipeline, or the hub id of one; published:NAME, a file that --preset list "
+        "tells of; hf:OWNER/NAME/FILE, a file of the hub (default: the published ones, where one file is of that model, "
+        "downloaded once)",
     )
     what.add_argument(
         "--generator",
@@ -119,14 +120,15 @@ def add_shape(what: argparse._ArgumentGroup, default: dict) -> None:
 def add_codec(what: argparse._ArgumentGroup, default: dict) -> None:
     what.add_argument(
         "--vae",
-        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, or pixels for a network that has no "
-        f"latents (default {default['vae']})",
+        help="ema, mse, a local diffusers folder (AutoencoderKL, AutoencoderTiny), a hub id, a file (also as for --ckpt), or "
+        f"pixels for a network that has no latents (default {default['vae']})",
     )
     what.add_argument(
         "--latent-stats",
         metavar="FILE",
         help="by what the latents that the model was trained on were normalised, for each channel or element: mean and std (or "
-        "var), or scale and shift, in a .pt, .safetensors, .npz or .json, or as mean=0.1:0.2,std=1.5:2 or scale=0.13025 "
+        "var), or scale and shift, in a .pt, .safetensors, .npz or .json (also as for --ckpt), or as mean=0.1:0.2,std=1.5:2 or "
+        "scale=0.13025 "
         "(default: what --ckpt holds, or the configuration of --vae)",
     )
     what.add_argument(
@@ -198,7 +200,8 @@ def add_guidance(how: argparse._ArgumentGroup) -> None:
         "--guidance-ckpt",
         type=Path,
         metavar="CKPT",
-        help="guide away from this network's prediction for the same label (autoguidance), not from that for the null label",
+        help="guide away from this network's prediction for the same label (autoguidance), not from that for the null label; "
+        "given as for --ckpt",
     )
     how.add_argument("--guidance-model", metavar="MODEL", help="its --model (default: what it says, where it can; else --model)")
 
@@ -316,7 +319,7 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         action="store_true",
         help="check everything, say what would be drawn and where, draw one block on each rank and say what time and memory that "
         "took; write nothing but compiled kernels and verdicts in the cache, and download nothing, so what is needed has to be "
-        "there (python -m models fetch brings it)",
+        "there (it says what is not, and whence python -m models fetch brings it)",
     )
     where.add_argument(
         "--ref",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fiducial import UserError
+from fiducial.models.checkpoints.catalogue import CATALOGUE
 from fiducial.models.decoders.rounding import ROUNDING
 from fiducial.sampling.options.rows import DIT, ORDER, Row
 from fiducial.sampling.options.rows_of_flows import FLOWS
@@ -32,9 +33,9 @@ DIGITS_FLOW = DIGITS | {
     "num_sampling_steps": "20",
 }
 # Defaults that a preset puts in the place of the general ones. What the user says on the command line wins. Labels of a row that
-# are random are by another generator here.
+# are random are by another generator here. A row's files are those of the catalogue.
 PRESETS: dict[str, dict[str, Any]] = {"digits": DIGITS, "digits-flow": DIGITS_FLOW}
-PRESETS |= {name: row.options for name, row in ROWS.items()}
+PRESETS |= {name: row.options | CATALOGUE[name].options() for name, row in ROWS.items()}
 
 
 def settings_of(name: str | None) -> dict[str, Any]:
@@ -69,4 +70,10 @@ def lines() -> Iterator[str]:
         )
         if row.from_memory:
             yield f"    from memory, not read in the source: {', '.join(ORDER[name] for name in row.from_memory)}"
+        yield "    files: " + "; ".join(f"--{name.replace('_', '-')} from {said}" for name, said in files_of(row.name).items())
         yield from (f"    note: {note}" for note in row.notes)
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Where the files of a row are, in words, by the options that take them."""
+    return {option: place.said for option, place in CATALOGUE[name].places().items()}

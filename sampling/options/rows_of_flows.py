@@ -95,7 +95,7 @@ def _repa(
 
 REPA_README, REPA_E_README = "REPA's README, arXiv 2410.06940", "REPA-E's README, arXiv 2504.10483"
 EMA = {"vae": "ema"}
-E2E = "E2E-VAVAE f16d32, latents by the BatchNorm of the checkpoint"
+E2E = "E2E-VAVAE f16d32, latents by channel (e2e-vavae-400k-latents-stats.pt)"
 REPA = (
     _repa("repa-xl-2-256", "REPA-XL/2", 1.8, 0.7, {"fid": "1.42"}, SD_EMA, EMA, source=REPA_README),
     _repa("repa-xl-2-256-cfg-1.0", "REPA-XL/2", 1.0, 1.0, {"fid": "5.90"}, SD_EMA, EMA, source=REPA_README),
@@ -130,7 +130,6 @@ def _lightningdit(name: str, epochs: int, scale: float, high: float, fid: str) -
         },
         {"fid": fid},
         f"LightningDiT's README, {epochs} epochs, arXiv 2501.01423",
-        notes=("give --vae and --latent-stats, the files of VA-VAE",),
     )
 
 
@@ -207,7 +206,7 @@ def _ddt(size: int, scale: float, fid: str) -> Row:
 DDT = (_ddt(256, 2.0, "1.26"), _ddt(512, 3.0, "1.28"))
 
 
-def _rae(name: str, scale: float, fid: str, guidance: str, notes: tuple[str, ...]) -> Row:
+def _rae(name: str, scale: float, fid: str, guidance: str) -> Row:
     return Row(
         name,
         "RAE",
@@ -232,18 +231,17 @@ def _rae(name: str, scale: float, fid: str, guidance: str, notes: tuple[str, ...
         "RAE's abstract, arXiv 2510.11690",
         labels=BALANCED,
         rounding=TRUNCATE,
-        notes=("give --vae and --latent-stats, the files of its decoder; float32 is advised", *notes),
+        notes=("float32 is advised",),
     )
 
 
 RAE = (
-    _rae("rae-xl-256-cfg-1.0", 1.0, "1.51", "none", ()),
+    _rae("rae-xl-256-cfg-1.0", 1.0, "1.51", "none"),
     _rae(
         "rae-xl-256",
         1.42,
         "1.13",
         "away from DiT^DH-S of 14 epochs by 1.42, on all channels",
-        ("give DiT^DH-S as --guidance-ckpt",),
     ),
 )
 

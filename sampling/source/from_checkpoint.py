@@ -18,7 +18,7 @@ from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.options import class_names as classes
 from fiducial.sampling.options.config import SamplingConfig
-from fiducial.sampling.source import numerics, weak
+from fiducial.sampling.source import numerics, wanted_files, weak
 from fiducial.sampling.source.checking import Check
 from fiducial.sampling.source.compilation import compiling
 from fiducial.sampling.source.flow import Flow, check_flow
@@ -89,10 +89,13 @@ def check_given(config: SamplingConfig, group: Group) -> None:
     """
     check_options(config)
     if group.is_main:
-        statistics_of(config)
+        wanted_files.require_fetchable(config)
+        if catalogue.place_of(config.latent_stats) is None:
+            statistics_of(config)
     if config.ckpt is None:
-        catalogue.choose(config.model, config.image_size, config.num_classes)
-        if config.weights_key not in (None, checkpoint.PLAIN):
+        published = catalogue.choose(config.model, config.image_size, config.num_classes)
+        catalogue.check_codec(*published.shape, config.vae)
+        if published.is_bare and config.weights_key not in (None, checkpoint.PLAIN):
             raise UserError(f"--weights-key {config.weights_key}: published weights are alone in their file; leave it out")
     elif group.is_main and catalogue.is_path(config.ckpt):
         found = checkpoint.read(config.ckpt, config.weights_key)
@@ -100,21 +103,22 @@ def check_given(config: SamplingConfig, group: Group) -> None:
         given = {"model": config.model, "num_classes": config.num_classes}
         given = {name: value for name, value in given.items() if value is not None}
         shapes.check_shape(found.state, config.ckpt, given, has_null_label(config, found))
-    if group.is_main and config.guidance_ckpt is not None and config.model is not None:
+    guidance = config.guidance_ckpt
+    if group.is_main and guidance is not None and catalogue.is_path(guidance) and config.model is not None:
         weak.model_of(config)
     if group.is_main and config.class_names:
         read_names(config.class_names, f"--class-names {config.class_names}")
 
 
 def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
-    """The configuration with a local path as `ckpt`, and with what that says where nothing was given; it and the VAE are
-    downloaded if need be, by rank 0 and then by the first rank of each node that does not see them."""
+    """The configuration with local paths, and with what the checkpoint says where nothing was given; it, the VAE and the like
+    are downloaded if need be, by rank 0 and then by the first rank of each node that does not see them."""
 
     def find() -> str:
         return str(catalogue.find(config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir))
 
     check_given(config, group)
-    given = config.ckpt
+    given, config = config.ckpt, wanted_files.found_beside(config, group)
     asked = ["vae-files", config.vae, config.cache_dir]
     folder = Path(group.once_per_node(asked, lambda: str(find_vae(config)), main_first=True))
     wanted = ["checkpoint", config.ckpt, config.model, config.image_size, config.num_classes, config.cache_dir]
@@ -126,6 +130,14 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
     if unlike and group.is_main:
         warn(f"warning: {unlike}")
     return config
+
+
+def require_here(config: SamplingConfig) -> None:
+    """Say of published files of a run whether they are here; UserError if one of them is not, or options are mistaken."""
+    check_options(config)
+    if config.ckpt is None:
+        catalogue.check_codec(config.model, config.image_size, config.num_classes, config.vae)
+    wanted_files.require_here(config)
 
 
 def told_by_files(config: SamplingConfig, vae: Path) -> dict[str, str | int]:

@@ -243,6 +243,10 @@ def check_given(config: SamplingConfig, _: Group) -> None:
     require_arguments(find_function(config.generator), config)
 
 
+def require_here(_: SamplingConfig) -> None:
+    """It takes no published files."""
+
+
 def fetch(config: SamplingConfig, _: Group) -> SamplingConfig:
     """Nothing is downloaded for it."""
     config.validate()

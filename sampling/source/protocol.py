@@ -102,6 +102,13 @@ class SourceSpec(Protocol):
     def check_given(self, config: SamplingConfig, group: Group) -> None:
         """Raise UserError for what can be told to be wrong before anything is downloaded. On all ranks."""
 
+    def require_here(self, config: SamplingConfig) -> None:
+        """Say of published files of a run whether they are here, for a dry run, which downloads none; on rank 0 only.
+
+        Raises:
+            UserError: if one of them is not.
+        """
+
     def fetch(self, config: SamplingConfig, group: Group) -> SamplingConfig:
         """The configuration with local files, downloaded if need be, and what these say where nothing was given. On all ranks."""
 
