@@ -99,7 +99,8 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     # Weights alone look the same for both, unless the arguments of their training are beside them.
     is_open = found.family == USUAL and not found.says_family
     told, refused, probed_as = {}, why_not(found, shape, has_null, vae), None
-    if probed:
+    unusual = NETWORKS[found.family].unusual(found.trained) if found.family in NETWORKS else {}
+    if probed and not unusual:  # else nobody knows what it makes of pure noise
         families = [spec.name for spec in kin(None)] if is_open else [found.family]
         able = [one for one in as_families(shape, families) if not why_not(found, one, has_null, vae)]
         told, reason, as_one = ask_each(found, able)
@@ -121,6 +122,7 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         "said": "; ".join(label_table.contradictions(found, path, size)) or None,
         "unused": ", ".join(f"{name}*" for name in found.unused) or None,
         "latents": "of scale and bias by channel, which it holds" if found.statistics else None,
+        "trained": ", ".join(f"{name} {value}" for name, value in unusual.items()) or None,
         "step": found.step,
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),
@@ -202,6 +204,8 @@ def options_for(
         options["weights-key"] = weights_key
     if not has_null:
         options["cfg-scale"] = 1.0
+    if found.trained.get("prediction") in ("noise", "score"):  # which tell no image of pure noise
+        options["grid"] = "places,start=0.999"
     spec, channels = NETWORKS[family_of(shape["model"])], shape["latent"].channels
     guided = min(spec.guided or channels, vae.latent_channels if vae else channels)
     if spec.guidance == "trained":
