@@ -26,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "inspect",
         help="what a checkpoint or autoencoder is, and what samples it",
-        description="Says what a checkpoint (file or diffusers folder) or an autoencoder (diffusers folder) is. The command that "
+        description="Says what a checkpoint (file or diffusers folder), an autoencoder (diffusers folder, or a file such as "
+        "--vae takes) or a file of latents' statistics is. The command that "
         "it gives takes the autoencoder in the folder vae beside the checkpoint, as in a DiTPipeline's, else Stable Diffusion's.",
         allow_abbrev=False,
     )
@@ -68,9 +69,16 @@ def inspect(path: Path, probed: bool = False, weights_key: str | None = None) ->
         weights_key: which weights of a checkpoint; None: the EMA, where it has one.
 
     Raises:
-        UserError: if it is neither a checkpoint nor an autoencoder, or damaged.
+        UserError: if it is neither a checkpoint nor an autoencoder nor statistics of latents, or damaged.
     """
-    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path, probed, weights_key)
+    if is_autoencoder(path):
+        return inspect_autoencoder(path)
+    if path.is_file() and weights_key is None and not probed:
+        from fiducial.models.commands import single_files
+
+        if found := single_files.inspect(path):
+            return found
+    return inspect_checkpoint(path, probed, weights_key)
 
 
 def is_autoencoder(folder: Path) -> bool:
