@@ -27,6 +27,7 @@ CASES = {  # model, codec, sampler and its options
     "DiT unipc": ("DiT-XS/4", "autoencoder", ("unipc", "8")),
     "DiT heun": ("DiT-XS/4", "autoencoder", ("heun", "10")),
     "SiT": ("SiT-XS/4", "ldm", ("dopri5", "8", *STATISTICS)),
+    "SiT sde-heun": ("SiT-XS/4", "autoencoder", ("sde-heun", "5")),
     "SiT GVP": ("SiT-XS/4", "autoencoder", ("flow-dpm-solver++", "8", "--path", "gvp", "--no-probe", *FLOWING)),
     "REPA": ("REPA-XS/4", "autoencoder", ("euler-maruyama", "8", "--diffusion-form", "linear", "--state", "float64")),
     "REPA heun": ("REPA-XS/4", "autoencoder", ("repa-heun", "5", "--guidance-interval", "0,0.7")),

@@ -105,8 +105,16 @@ def noises(count=COUNT, seed=1):
 
 
 # Steps with which a solver's own error is small beside that of 10,000 latents.
-ENOUGH = {"euler": 150, "flow-heun": 50, "repa-heun": 50, "flow-dpm-solver++": 80, "dopri5": 2, "euler-maruyama": 100}
-OPTIONS = {"euler-maruyama": {"diffusion_form": "linear"}}  # for the rest as usual
+ENOUGH = {
+    "euler": 150,
+    "flow-heun": 50,
+    "repa-heun": 50,
+    "flow-dpm-solver++": 80,
+    "dopri5": 2,
+    "euler-maruyama": 100,
+    "sde-heun": 60,
+}
+OPTIONS = {name: {"diffusion_form": "linear"} for name in ("euler-maruyama", "sde-heun")}  # for the rest as usual
 
 
 def drawn(name, path, predicts="velocity", text=None, network=None, **options):
@@ -129,7 +137,7 @@ def off(found, data=DATA):
 
 def spacing_of(name, path, predicts):
     """The usual one, or that which begins and ends far enough from where a prediction tells nothing."""
-    tail = "tail=0.01" if name == "euler-maruyama" else "end=0.001" if name == "dopri5" else ""
+    tail = "tail=0.01" if name in OPTIONS else "end=0.001" if name == "dopri5" else ""
     start = "start=0.999" if predicts in ("noise", "score") and path is not PATHS["vp"] else ""
     return ",".join(filter(None, ("places" if tail else "steps", start, tail)))
 
@@ -330,6 +338,10 @@ def test_a_solver_without_jumps_asks_a_mean_velocity_at_the_place_itself():
         ("euler-maruyama", "places,start=0.999,tail=0.04", "gvp", "velocity", {"diffusion_form": "sbdm"}, None),
         ("euler-maruyama", "places,tail=0.04", "gvp", "velocity", {"last_step": "none"}, "has a tail"),
         ("euler-maruyama", "places", "gvp", "velocity", {"last_step": "none"}, None),
+        ("sde-heun", "places,tail=0.04", "gvp", "velocity", {}, None),
+        ("sde-heun", "places", "gvp", "velocity", {"last_step": "none"}, "ends at the image itself"),
+        ("sde-heun", "places,end=0.04", "gvp", "velocity", {"last_step": "none"}, None),
+        ("sde-heun", "places,tail=0.04", "gvp", "velocity", {"last_step": "none"}, "has a tail"),
     ],
 )
 def test_places_that_a_solver_cannot_be_asked_at_are_told(name, text, path, predicts, options, said):

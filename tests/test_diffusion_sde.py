@@ -1,7 +1,7 @@
 """Euler-Maruyama as SiT and REPA write it, on their own clocks and with their own scores; and the marginals of a Gaussian."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from fiducial.diffusion.prediction import from_velocity
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.diffusion.samplers.euler_maruyama import FORMS, LAST_STEPS
 
-ROW = SAMPLERS["euler-maruyama"]
+ROW, HEUN = SAMPLERS["euler-maruyama"], SAMPLERS["sde-heun"]
 STEPS = 12
 BETAS = 0.1, 20.0
 
@@ -44,7 +44,7 @@ def sits_diffusion(form, norm, path, t):
     }[form]()
 
 
-def by_sit(name, form, norm, last_step, start, change=None):
+def by_sit(name, form, norm, last_step, start, change=None, heun=False):
     """Its integration; `change` spoils one thing."""
     x, noise, size = latents(50), noises(50), 0.0 if last_step == "none" else 0.04
     stop = 1 if last_step == "none" else 1 - size
@@ -59,10 +59,16 @@ def by_sit(name, form, norm, last_step, start, change=None):
         return path, v, score, v + sits_diffusion(form, norm, path, t) * score
 
     for t, then in pairwise(times):
-        path, *_, drift = parts(x, t)
+        path = sits_path(name, t)
         w = sits_diffusion(form, norm, path, t)
         if change == "half the noise":
             w /= 4
+        if heun:
+            x = x + math.sqrt(2 * w) * math.sqrt(then - t) * next(noise)
+            drift = parts(x, t)[-1]
+            x = x + (then - t) / 2 * (drift + parts(x + (then - t) * drift, then)[-1])
+            continue
+        drift = parts(x, t)[-1]
         x = x + (then - t) * drift + math.sqrt(2 * w) * math.sqrt(then - t) * next(noise)
     if last_step == "none":
         return x
@@ -72,13 +78,13 @@ def by_sit(name, form, norm, last_step, start, change=None):
     return {"mean": x + drift * size, "tweedie": x / alpha + sigma**2 / alpha * score, "euler": x + v * size}[last_step]
 
 
-def ours(name, form, norm, last_step, start):
+def ours(name, form, norm, last_step, start, row=ROW):
     text = f"places,start={1 - start}" + ("" if last_step == "none" else ",tail=0.04")
     places = read_spacing(text).places(PATHS[name], STEPS)
-    count, noise = ROW.noises(len(places), last_step=last_step), noises(50)
+    count, noise = row.noises(len(places), last_step=last_step), noises(50)
     given = iter([next(noise) for _ in range(count)])
     options = {"diffusion_form": form, "diffusion_norm": norm, "last_step": last_step}
-    found = ROW.draw(from_velocity(outputs("velocity", PATHS[name])), latents(50), places, given, **options)
+    found = row.draw(from_velocity(outputs("velocity", PATHS[name])), latents(50), places, given, **options)
     assert next(given, None) is None
     return found
 
@@ -90,6 +96,19 @@ def test_it_is_sits(path, form, last_step):
     start = 0.001 if form == "sbdm" else 0.0
     right = by_sit(path, form, 1.3, last_step, start)
     assert torch.allclose(ours(path, form, 1.3, last_step, start), right, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler"])
+@pytest.mark.parametrize(("path", "form"), [("linear", "sigma"), ("gvp", "sbdm"), ("vp", "linear")])
+def test_its_heun_is_sits(path, form, last_step):
+    start = 0.001 if form == "sbdm" else 0.0
+    found = ours(path, form, 1.3, last_step, start, HEUN)
+    assert torch.allclose(found, by_sit(path, form, 1.3, last_step, start, heun=True), rtol=1e-6, atol=1e-8)
+    others = [by_sit(path, form, 1.3, last_step, start)]
+    others += [
+        by_sit(path, form, norm, last_step, start, change, heun=True) for norm, change in ((1.0, None), (1.3, "half the noise"))
+    ]
+    assert min((found - other).abs().max().item() for other in others) > 1e-3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,18 +158,20 @@ def distance(x, data, point):
     )
 
 
-def marginal(path, form, text, norm=1.0, last_step="none", steps=150, network=None):
+def marginal(path, form, text, norm=1.0, last_step="none", steps=150, network=None, row=ROW):
     options = {"diffusion_form": form, "diffusion_norm": norm, "last_step": last_step}
     places = read_spacing(text).places(PATHS[path], steps)
-    found = ROW.draw(from_velocity(network or outputs("velocity", PATHS[path])), latents(), places, noises(), **options)
+    found = row.draw(from_velocity(network or outputs("velocity", PATHS[path])), latents(), places, noises(), **options)
     return list(found.flatten(1).T)
 
 
-@pytest.mark.parametrize("form", ["linear", "sigma", "decreasing"])
-@pytest.mark.parametrize("path", ["linear", "gvp"])
-def test_on_its_way_it_has_the_exact_marginals(path, form):
+WAYS = [(*both, ROW) for both in product(("linear", "gvp"), ("linear", "sigma", "decreasing"))]
+
+
+@pytest.mark.parametrize(("path", "form", "row"), [*WAYS, ("linear", "linear", HEUN), ("gvp", "sigma", HEUN)])
+def test_on_its_way_it_has_the_exact_marginals(path, form, row):
     """Whatever the diffusion; where SiT's and REPA's last step begins. REPA's is `linear`."""
-    for x, data in zip(marginal(path, form, "places,end=0.04"), DATA, strict=True):
+    for x, data in zip(marginal(path, form, "places,end=0.04", row=row), DATA, strict=True):
         assert distance(x, data, PATHS[path](0.04)) < MOST
 
 

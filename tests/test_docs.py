@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DIGITS, ROOT, run_command
+from pickled_networks import write_code, write_network
 from safetensors.torch import load_file
 from test_custom_classes import write_checkpoint
 from test_models_fetch import in_hub_cache
@@ -38,6 +39,8 @@ INSTEAD = {
     "/shared/fiducial": "{folder}/shared",
     "--image-size 256": "--image-size 64",
     "--protocol dino": "--protocol adm",
+    "sha256=HASH": "sha256=$(cat HASH)",
+    "steps=250,vae=ema,size=32": "steps=2,vae=vae,size=8",
     "fetch dinov2": "fetch dinov2 --cache-dir {folder}/shared",
 }
 MORE = {
@@ -54,7 +57,9 @@ STUBS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
     "scontrol": "echo localhost",
 }
-LONG = dict.fromkeys(("evaluating", "protocol", "quickstart", "slurm", "your-model"), pytest.mark.long)  # the README has of each
+LONG = dict.fromkeys(
+    ("evaluating", "generators", "protocol", "quickstart", "slurm", "your-model"), pytest.mark.long
+)  # the README has of each
 NAMED = re.compile(r"# (\w+\.py)\b")  # how a module begins that the page's commands use
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -106,6 +111,8 @@ def stand_ins(tmp_path_factory) -> Path:
     for path in fetched:  # `fetch` asks no more than that they are there
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    code = write_code(folder / "edm2")
+    (folder / "HASH").write_text(write_network(folder / "edm2-img64-s.pkl", code, "edm2", img_resolution=64, label_dim=1000))
     (folder / "run.yaml").write_text("preset: digits\ncfg-scale: 1.375\ncfg-channels: 4\n")
     shutil.copytree(folder / "train", folder / "ImageNet" / "train")
     done = run_command(
@@ -120,7 +127,7 @@ def place(stand_ins, tmp_path) -> Path:
     """A checkout to run in, with the stand-ins in it, and an environment."""
     place = tmp_path / "checkout"
     shutil.copytree(stand_ins, place)
-    for name in ("assets", "diffusion", "fiducial", "evaluation", "models", "sampling", "scripts", "sample_ddp.py"):
+    for name in ("assets", "diffusion", "examples", "fiducial", "evaluation", "models", "sampling", "scripts", "sample_ddp.py"):
         (place / name).symlink_to(ROOT / name)
     (place / ".venv" / "bin").mkdir(parents=True)
     (place / ".venv" / "bin" / "activate").touch()

@@ -144,6 +144,16 @@ def test_inspect_gives_the_command_of_a_sit(state, tmp_path):
     assert found["command"].endswith("--ckpt %s" % (tmp_path / "a.pt"))
 
 
+def test_inspect_says_how_a_sit_was_trained_and_draws_it_so(state, tmp_path):
+    args = argparse.Namespace(path_type="GVP", prediction="score")
+    torch.save(training_checkpoint(state, args=args), tmp_path / "a.pt")
+    found = inspected(tmp_path / "a.pt")
+    assert (found["family"], found["trained"], found["refused"]) == ("SiT", "path gvp, prediction score", None)
+    assert found["command"].endswith("--grid places,start=0.999")
+    torch.save(sit(state), tmp_path / "a.pt")
+    assert inspected(tmp_path / "a.pt")["trained"] is None
+
+
 def without_variance(_state):
     return randomised(DiT_models["DiT-XS/8"](input_size=8, num_classes=10, learn_sigma=False)).state_dict()
 
@@ -158,7 +168,11 @@ def circle():
 
 
 UNSAMPLED = {
-    "SiT on another path": (lambda s: sit(s, "GVP"), "is a SiT with path_type GVP, which no sampler here takes", {"step": 7}),
+    "SiT on another path": (
+        lambda s: sit(s, "Cosine"),
+        "is a SiT with path_type Cosine, which no sampler here takes",
+        {"step": 7},
+    ),
     "no variance": (without_variance, "was trained without a variance", {"learn_sigma": False}),
     "16 channels": (of_many_channels, "--vae ema: has 4 latent channels, but", {"in_channels": 16}),
     "a key is missing": (lambda s: {k: v for k, v in s.items() if k != "blocks.2.attn.proj.bias"}, "lacks 1", {}),

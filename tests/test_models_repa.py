@@ -111,10 +111,15 @@ def test_bare_weights_are_a_repa_by_name_alone(tmp_path):
 
 
 def test_another_path_or_family_is_refused(tmp_path):
-    other = argparse.Namespace(**vars(TRAINED) | {"path_type": "cosine"})
-    path = write({"ema": small().state_dict() | PROJECTORS, "args": other}, tmp_path)
-    with pytest.raises(UserError, match="is a REPA with path_type cosine, which no sampler here takes"):
-        checkpoint.require_family(checkpoint.read(path), path, None)
+    others = [argparse.Namespace(**vars(TRAINED) | {"path_type": name}) for name in ("cosine", "GVP")]
+    paths = []
+    for number, other in enumerate(others):
+        (tmp_path / str(number)).mkdir()
+        paths.append(write({"ema": small().state_dict() | PROJECTORS, "args": other}, tmp_path / str(number)))
+    assert checkpoint.read(paths[0]).trained == {"path": "gvp"}
+    assert checkpoint.read(paths[0]).family == "REPA"
+    with pytest.raises(UserError, match="is a REPA with path_type GVP, which no sampler here takes"):
+        checkpoint.require_family(checkpoint.read(paths[1]), paths[1], None)
     path = write({"ema": small().state_dict(), "args": TRAINED}, tmp_path)
     with pytest.raises(UserError, match=r"of REPA's kind, which is fed another time .* as a SiT; leave --model out"):
         checkpoint.require_family(checkpoint.read(path), path, "SiT-XS/2")

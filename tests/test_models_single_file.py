@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 
 import fiducial
 from fiducial import UserError
+from fiducial.models import DiT_models
+from fiducial.models.commands.inspection import inspect
 from fiducial.models.decoders.affine import Affine
 from fiducial.models.decoders.autoencoder import Autoencoder
 from fiducial.models.decoders.ldm import LDMAutoencoder
@@ -393,3 +395,53 @@ def test_diffusers_autoencoders_are_decoded_as_their_pipelines_do(name, tmp_path
 def test_a_vit_is_not_taken_for_an_autoencoder(tmp_path):
     torch.save(dict(vit_weights()), tmp_path / "vit.pt")
     assert isinstance(decoder_of(str(tmp_path / "vit.pt")).open(tmp_path / "vit.pt"), ViTDecoder)
+
+
+KNOWN_FILES = {  # content of a file, and what is said of it
+    "ldm": (
+        lambda: {"state_dict": dict(ldm_weights(*SMALL))},
+        {
+            "family": "AutoencoderKL in latent-diffusion's form",
+            "latent_channels": 4,
+            "factor": 2,
+            "missing": None,
+            "refused": None,
+        },
+    ),
+    "a weight that is missing": (
+        lambda: {name: value for name, value in ldm_weights(*SMALL).items() if name != "decoder.mid.block_1.conv1.bias"},
+        {"missing": "1: decoder.mid_block.resnets.0.conv1.bias", "unexpected": None, "option": "--vae {path}"},
+    ),
+    "a weight too many": (
+        lambda: dict(ldm_weights(*SMALL)) | {"decoder.other": torch.zeros(2)},
+        {"missing": None, "unexpected": "1: decoder.other", "refused": "weights are not as its own others want them"},
+    ),
+    "vit": (
+        lambda: dict(vit_weights(4, 8)),
+        {"family": "RAE's decoder, a ViT-MAE's", "latents": "4 x 8 x 8", "image_size": 16, "missing": None, "unexpected": None},
+    ),
+    "statistics by channel": (
+        lambda: {"mean": torch.ones(1, 3, 1, 1), "std": torch.tensor([0.5, 1, 2]).view(1, 3, 1, 1)},
+        {"family": "statistics of latents, of each channel", "latents": "3 channels", "scale": "0.5 to 2", "shift": "1 to 1"},
+    ),
+    "statistics by element": (
+        lambda: {"mean": torch.zeros(3, 2, 2), "var": torch.ones(3, 2, 2)},
+        {"family": "statistics of latents, of each element", "latents": "3 x 2 x 2", "option": "--latent-stats {path}"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_FILES)
+def test_inspect_says_what_files_beside_a_checkpoint_are(name, tmp_path):
+    make, wanted = KNOWN_FILES[name]
+    torch.save(make(), path := tmp_path / "file.pt")
+    found = inspect(path)
+    said = {key: value.format(path=path) if isinstance(value, str) else value for key, value in wanted.items()}
+    assert {key: found[key] for key in said} == said
+    assert found["sha256"] == fiducial.file_sha256(path)
+
+
+def test_inspect_takes_a_network_with_its_codec_for_a_checkpoint(tmp_path):
+    network = DiT_models["DiT-XS/8"](input_size=8, num_classes=10)
+    torch.save({"ema": network.state_dict(), "vae": dict(ldm_weights(*SMALL))}, path := tmp_path / "both.pt")
+    assert inspect(path)["model"] == "DiT-XS/8"

@@ -185,12 +185,50 @@ def test_a_dry_run_says_the_sampler_of_a_sit_and_steps_are_checked_by_it(tmp_pat
     assert not list(tmp_path.glob("*.npz"))
 
 
+def trained(**other):
+    """Arguments of its training, some of them others."""
+    return argparse.Namespace(**vars(TRAINED) | other)
+
+
+@pytest.mark.parametrize(
+    ("said", "path", "prediction", "grid"),
+    [
+        ({"path_type": "GVP"}, "gvp", None, "places"),
+        ({"path_type": "VP"}, "vp", None, "places"),
+        ({"path_type": "GVP", "prediction": "score"}, "gvp", "score", "places,start=0.999"),
+        ({"prediction": "noise"}, None, "noise", "places,start=0.999"),
+    ],
+)
+def test_path_and_prediction_of_its_training_are_drawn_with_and_recorded(said, path, prediction, grid, tmp_path):
+    """As where they are typed for weights that do not say them; and otherwise than without."""
+    told = {name: value for name, value in (("path", path), ("prediction", prediction)) if value}
+    typed = [text for name, value in told.items() for text in (f"--{name}", value)]
+    where = {name: tmp_path / name for name in ("told", "typed", "usual")}
+    for folder in where.values():
+        folder.mkdir()
+    common = ("--model", "SiT-XS/8", "--grid", grid)
+    npz = draw_here(*without_preset(where["told"], args=trained(**said)), "--grid", grid)
+    other = draw_here(*without_preset(where["typed"]), *common, *typed)
+    identity = json.loads((npz.with_suffix("") / "manifest.json").read_text())["identity"]
+    assert {name: identity.get(name) for name in ("path", "prediction")} == {"path": path, "prediction": prediction}
+    assert npz.read_bytes() == other.read_bytes()
+    usual = draw_here(*without_preset(where["usual"], args=TRAINED), *("--grid", "places,start=0.999"))
+    assert npz.read_bytes() != usual.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("beside", "more", "said"),
     [
         ({"args": TRAINED}, {"model": "DiT-XS/8"}, "of SiT's kind, which predicts velocity and not noise as a DiT"),
-        ({"args": argparse.Namespace(**vars(TRAINED) | {"path_type": "GVP"})}, SIT, "is a SiT with path_type GVP, which no"),
-        ({"args": argparse.Namespace(**vars(TRAINED) | {"prediction": "score"})}, SIT, "is a SiT with prediction score"),
+        ({"args": trained(path_type="Cosine")}, SIT, "is a SiT with path_type Cosine, which no"),
+        ({"args": trained(prediction="x0")}, SIT, "is a SiT with prediction x0"),
+        (
+            {"args": trained(path_type="GVP")},
+            SIT | {"path": "linear"},
+            "--path linear: .* says of its training gvp; leave --path",
+        ),
+        ({"args": TRAINED}, SIT | {"prediction": "x0"}, "--prediction x0: .* says of its training velocity; leave --prediction"),
+        ({"args": trained(prediction="score")}, SIT, "begins at pure noise, of which a score tells no image"),
         ({"args": argparse.Namespace(path_type="linear", prediction="v")}, SIT, "of REPA's kind"),
         ({}, SIT | {"sampler": "ddpm"}, "--sampler ddpm: does not solve what SiT-XS/8 was trained on; choose from euler"),
         ({}, SIT | {"sampler": "heun"}, "--sampler heun: does not solve"),

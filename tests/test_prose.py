@@ -11,7 +11,7 @@ from fiducial.wings import WINGS
 
 LONGEST_CLASS, LONGEST_FUNCTION = 150, 60  # lines
 WIDTH = 130  # of a line of code too
-FILES = [path for folder in ("fiducial", *WINGS, "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [path for folder in ("fiducial", *WINGS, "scripts", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Verbs that tell of a function in the third person, where an imperative or the name of what is returned belongs.
 TOLD = {

@@ -34,6 +34,8 @@ FACTS = {
     "sit-xl-2-256-ode": ("2.15", 1.5, "random", "adm-imagenet-256", "dit", "250"),
     "repa-xl-2-256": ("1.42", 1.8, "random", "adm-imagenet-256", "repa", "250"),
     "repa-e-vavae": ("1.26", 2.5, "random", "adm-imagenet-256", "repa", "250"),
+    "repa-e-vavae-balanced": ("1.12", 2.4, "balanced", "adm-imagenet-256", "repa", "250"),
+    "repa-e-vavae-balanced-cfg-1.0": ("1.69", 1.0, "balanced", "adm-imagenet-256", "repa", "250"),
     "lightningdit-xl-1-256-800-epochs": ("1.35", 6.7, "random", "adm-imagenet-256", "dit", "250"),
     "lightningdit-xl-1-256-64-epochs": ("2.11", 10.0, "random", "adm-imagenet-256", "dit", "250"),
     "jit-b-16-256": ("3.66", 3.0, "balanced", "jit_in256_stats", "half-even", "50"),

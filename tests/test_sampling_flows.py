@@ -157,7 +157,7 @@ REFUSED = [
         "sbdm is infinite; give --grid places,start=0.999,tail=0.04",
     ),
     ({"sampler": "euler-maruyama", "own": {"diffusion_form": "x"}}, "--diffusion-form x: must be one of sigma, constant"),
-    ({"own": {"last_step": "tweedie"}}, "--last-step tweedie: only --sampler euler-maruyama has it, not euler"),
+    ({"own": {"last_step": "tweedie"}}, "--last-step tweedie: only --sampler euler-maruyama or sde-heun has it, not euler"),
     ({"sampler": "dopri5", "own": {"rtol": 0.0}}, "--rtol 0.0: must be between 1e-12 and 1"),
     (
         {"sampler": "jump"},

@@ -183,6 +183,20 @@ def test_it_is_evaluated_online(module, tmp_path):
     assert json.loads((tmp_path / "run-online.json").read_text())["run"]["identity"]["generator"] == "own_images:draw"
 
 
+def test_floats_are_evaluated_as_they_are_and_the_result_says_so(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(module)
+    words = [str(text) for text in command(tmp_path, "draw", "--rounding", "none", "--ref", "digits", "--evaluate-online")]
+    monkeypatch.setattr(sys, "argv", words)
+    sample_ddp.main()
+    result = json.loads((tmp_path / "run-online.json").read_text())
+    assert result["run"]["identity"]["rounding"] == result["samples"]["rounding"] == "none"
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(sys, "argv", [str(text) for text in command(tmp_path / "files", "draw", "--rounding", "none")])
+    with pytest.raises(SystemExit):
+        sample_ddp.main()
+    assert "--rounding none: files of images hold no floats" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -263,6 +277,11 @@ def test_pixels_are_rounded_to_the_nearest_level():
     whole = np.rint(255 * levels).transpose(0, 2, 3, 1)
     above = np.clip(levels + np.float32(0.6 / 255), 0, 1)
     assert (as_pixels(above, range(2), 16, 2) == np.minimum(whole + 1, 255)).all()
+    floats = as_pixels(above, range(2), 16, 2, rounded=False)
+    assert np.allclose(floats, 255 * above.transpose(0, 2, 3, 1), rtol=0, atol=1e-4)
+    assert floats.dtype == np.float32
+    with pytest.raises(ValueError, match="gave uint8, of which --rounding none has no floats"):
+        as_pixels(whole.astype(np.uint8), range(2), 16, 2, rounded=False)
     with pytest.raises(ValueError, match=r"\(x \+ 1\) / 2 makes them so"):
         as_pixels(2 * levels - 1, range(2), 16, 2)
 

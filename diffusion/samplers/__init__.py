@@ -20,7 +20,7 @@ from fiducial.diffusion.samplers.chain import (
 from fiducial.diffusion.samplers.dopri5 import DOPRI5, sample_dopri5
 from fiducial.diffusion.samplers.dpm_solver import FLOW_DPM_SOLVER, sample_flow_dpm_solver
 from fiducial.diffusion.samplers.euler import EULER, sample_euler
-from fiducial.diffusion.samplers.euler_maruyama import EULER_MARUYAMA, sample_euler_maruyama
+from fiducial.diffusion.samplers.euler_maruyama import EULER_MARUYAMA, SDE_HEUN, sample_euler_maruyama, sample_sde_heun
 from fiducial.diffusion.samplers.heun import FLOW_HEUN, REPA_HEUN, sample_flow_heun, sample_repa_heun
 from fiducial.diffusion.samplers.jump import JUMP, sample_jump
 from fiducial.diffusion.samplers.row import Choice, Option, Sampler
@@ -35,6 +35,7 @@ SAMPLERS: dict[str, Sampler] = {
     "flow-heun": FLOW_HEUN,
     "repa-heun": REPA_HEUN,
     "euler-maruyama": EULER_MARUYAMA,
+    "sde-heun": SDE_HEUN,
     "dopri5": DOPRI5,
     "flow-dpm-solver++": FLOW_DPM_SOLVER,
     "jump": JUMP,
@@ -63,5 +64,6 @@ __all__ = [
     "sample_heun",
     "sample_jump",
     "sample_repa_heun",
+    "sample_sde_heun",
     "sample_unipc",
 ]

@@ -6,6 +6,7 @@ Pickles are read with `weights_only=True`, and everything is memory-mapped: a ch
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -82,6 +83,7 @@ class Checkpoint:
     is_usual: bool = True  # the weights that a run takes whose identity names none
     unused: tuple[str, ...] = ()  # beginnings of names of tensors that are left out, because only training needs them
     statistics: LatentStatistics | None = None  # of its latents, where it holds them, as REPA-E's do
+    trained: Mapping[str, str] = field(default_factory=dict)  # path and prediction, as the file says
     class_to_idx: object | None = None  # the class mapping that it carries, unchecked; in safetensors' metadata, as JSON
 
     @property
@@ -269,7 +271,8 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
     require_stored(state, path)
     step = next((content[name] for name in STEPS if name in content), None)
     table = state.get("y_embedder.embedding_table.weight")
-    family = _family(state, beside)
+    told = [(name, value) for name, value in options_of(beside) if isinstance(value, str)]
+    family = _family(state, told)
     is_told, statistics = told_by(state) is not None, repa.statistics(state)
     state, unused = _without_unused(state)
     return Checkpoint(
@@ -288,6 +291,7 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
         is_usual=kind == usual,
         unused=unused,
         statistics=statistics,
+        trained=NETWORKS[family].told(told) if family in NETWORKS else {},
         class_to_idx=mapping,
     )
 
@@ -305,9 +309,8 @@ def _unwrapped(state: object, path: Path) -> State:
     return state
 
 
-def _family(state: State, content: dict) -> str:
-    """Whose kind of network this is, as far as the file tells: SiT's weights alone look as DiT's do."""
-    said = [(name, value) for name, value in options_of(content) if isinstance(value, str)]
+def _family(state: State, said: list[tuple[str, str]]) -> str:
+    """Whose kind of network this is, as far as names and arguments of its training tell: SiT's weights alone look as DiT's do."""
     if told := told_by(state):
         return told.recognise(said) or told.name
     return next((family for spec in reversed(NETWORKS.values()) if (family := spec.recognise(said))), USUAL)

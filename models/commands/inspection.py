@@ -26,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "inspect",
         help="what a checkpoint or autoencoder is, and what samples it",
-        description="Says what a checkpoint (file or diffusers folder) or an autoencoder (diffusers folder) is. The command that "
+        description="Says what a checkpoint (file or diffusers folder), an autoencoder (diffusers folder, or a file such as "
+        "--vae takes) or a file of latents' statistics is. The command that "
         "it gives takes the autoencoder in the folder vae beside the checkpoint, as in a DiTPipeline's, else Stable Diffusion's.",
         allow_abbrev=False,
     )
@@ -68,9 +69,16 @@ def inspect(path: Path, probed: bool = False, weights_key: str | None = None) ->
         weights_key: which weights of a checkpoint; None: the EMA, where it has one.
 
     Raises:
-        UserError: if it is neither a checkpoint nor an autoencoder, or damaged.
+        UserError: if it is neither a checkpoint nor an autoencoder nor statistics of latents, or damaged.
     """
-    return inspect_autoencoder(path) if is_autoencoder(path) else inspect_checkpoint(path, probed, weights_key)
+    if is_autoencoder(path):
+        return inspect_autoencoder(path)
+    if path.is_file() and weights_key is None and not probed:
+        from fiducial.models.commands import single_files
+
+        if found := single_files.inspect(path):
+            return found
+    return inspect_checkpoint(path, probed, weights_key)
 
 
 def is_autoencoder(folder: Path) -> bool:
@@ -99,7 +107,8 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
     # Weights alone look the same for both, unless the arguments of their training are beside them.
     is_open = found.family == USUAL and not found.says_family
     told, refused, probed_as = {}, why_not(found, shape, has_null, vae), None
-    if probed:
+    unusual = NETWORKS[found.family].unusual(found.trained) if found.family in NETWORKS else {}
+    if probed and not unusual:  # else nobody knows what it makes of pure noise
         families = [spec.name for spec in kin(None)] if is_open else [found.family]
         able = [one for one in as_families(shape, families) if not why_not(found, one, has_null, vae)]
         told, reason, as_one = ask_each(found, able)
@@ -121,6 +130,7 @@ def inspect_checkpoint(path: Path, probed: bool, weights_key: str | None) -> dic
         "said": "; ".join(label_table.contradictions(found, path, size)) or None,
         "unused": ", ".join(f"{name}*" for name in found.unused) or None,
         "latents": "of scale and bias by channel, which it holds" if found.statistics else None,
+        "trained": ", ".join(f"{name} {value}" for name, value in unusual.items()) or None,
         "step": found.step,
         "dtype": dtypes(found.state.values()),
         "parameters": sum(value.numel() for value in found.state.values()),
@@ -202,6 +212,8 @@ def options_for(
         options["weights-key"] = weights_key
     if not has_null:
         options["cfg-scale"] = 1.0
+    if found.trained.get("prediction") in ("noise", "score"):  # which tell no image of pure noise
+        options["grid"] = "places,start=0.999"
     spec, channels = NETWORKS[family_of(shape["model"])], shape["latent"].channels
     guided = min(spec.guided or channels, vae.latent_channels if vae else channels)
     if spec.guidance == "trained":

@@ -97,11 +97,11 @@ class LDMAutoencoder(SingleFile, Autoencoder):
         self.vae = None
 
     def network(self) -> nn.Module:
-        """Diffusers' network with the weights, without an encoder.
+        """Diffusers' network with the weights, without an encoder; UserError if they are not its own."""
+        return self.filled()
 
-        Raises:
-            UserError: if they are not its own.
-        """
+    def parts(self) -> tuple[nn.Module, State]:
+        """See `SingleFile.parts`."""
         from diffusers import AutoencoderKL
 
         levels = len(self._own["block_out_channels"])
@@ -109,7 +109,7 @@ class LDMAutoencoder(SingleFile, Autoencoder):
         with torch.device("meta"):
             vae = AutoencoderKL(**self._own, **others)
         vae.encoder = nn.Identity()
-        return self.fill(vae, renamed(decoder_in(self.folder), levels))
+        return vae, renamed(decoder_in(self.folder), levels)
 
 
 def decoder_in(path: Path) -> State:

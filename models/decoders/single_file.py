@@ -47,7 +47,7 @@ def _read(path: Path, *_: int) -> State:
 
 
 class SingleFile(nn.Module):
-    """The common part of codecs of one file. A kind of it builds its network in `load`, from `state`.
+    """The common part of codecs of one file. A kind of it says in `parts` what its network is.
 
     Args:
         path: of the file.
@@ -71,17 +71,37 @@ class SingleFile(nn.Module):
         network = json.dumps(self._shape, sort_keys=True)
         return {"vae_sha256": self.sha256, "vae_config_sha256": hashlib.sha256(network.encode()).hexdigest()}
 
-    def fill(self, network: nn.Module, state: State) -> nn.Module:
-        """The network with copies of these weights as float32, in evaluation mode.
+    def parts(self) -> tuple[nn.Module, State]:
+        """Its network, on no device, and the weights of the file under that one's names."""
+        raise NotImplementedError
+
+    def unlike(self) -> dict[str, list[str]]:
+        """The names of weights that are missing, that no network here has, and of another shape than in it."""
+        network, state = self.parts()
+        wanted = shapes_of(network.state_dict())
+        given = shapes_of(state)
+        return {
+            "missing": sorted(wanted.keys() - given.keys()),
+            "unexpected": sorted(given.keys() - wanted.keys()),
+            "of_another_shape": sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name]),
+        }
+
+    def filled(self) -> nn.Module:
+        """The network with copies of the file's weights as float32, in evaluation mode.
 
         Raises:
             UserError: if names or shapes are not its own.
         """
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        given = {name: tuple(value.shape) for name, value in state.items()}
-        if unlike := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
+        network, state = self.parts()
+        given = shapes_of(state)
+        if unlike := sorted(name for names in self.unlike().values() for name in names):
             name = unlike[0]
             there = f"has the shape {list(given[name])}" if name in given else "is missing"
             raise UserError(f"--vae {self.folder}: {len(unlike)} weights are not as its own others want them; {name} {there}")
         network.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
         return network.eval().requires_grad_(False)
+
+
+def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
+    """The shapes of weights by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}

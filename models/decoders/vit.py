@@ -85,14 +85,17 @@ class ViTDecoder(SingleFile):
         self.only_size = self.factor * math.isqrt(self._sizes["tokens"])  # of images
         self.vit: Network | None = None
 
+    def parts(self) -> tuple[nn.Module, State]:
+        """See `SingleFile.parts`."""
+        with torch.device("meta"):
+            return Network(**self._sizes), dict(state_in(self.folder))
+
     def load(
         self, device: torch.device, dtype: torch.dtype = torch.float32, slicing: bool = False, tiling: bool = False, **_: bool
     ) -> "ViTDecoder":
         if tiling:
             raise UserError("--vae-tiling: RAE's decoder looks at all of an image at once; leave it out")
-        with torch.device("meta"):
-            network = Network(**self._sizes)
-        self.vit, self._slicing = self.fill(network, dict(state_in(self.folder))).to(device, dtype), slicing
+        self.vit, self._slicing = self.filled().to(device, dtype), slicing
         self.vit.decoder_norm.float(), self.vit.decoder_pred.float()  # in bfloat16 a pixel's last bit is half a grey level
         return self
 

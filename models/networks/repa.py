@@ -19,7 +19,7 @@ PATCH_SIZES = (1, 2, 4, 8)
 PROJECTORS, STATISTICS = "projectors.", "bn."
 LEGACY = "decoder_blocks."  # the blocks after those whose last is projected, in older files
 NORM = "blocks.0.attn.q_norm.weight"
-TRAINED = {"path_type": "linear"}  # as its training script calls what is drawn here
+TRAINED = {"path_type": {"linear": "linear", "cosine": "gvp"}}  # as `sit.TRAINED`
 PREDICTION = ("prediction", "v")  # as that of no SiT is called
 
 
@@ -84,7 +84,7 @@ def recognise(said: Iterable[tuple[str, str]]) -> str | None:
     said = list(said)
     if PREDICTION not in said:
         return None
-    odd = next((f"{name} {value}" for name, value in said if TRAINED.get(name, value) != value), None)
+    odd = next((f"{name} {value}" for name, value in said if value not in TRAINED.get(name, (value,))), None)
     return f"REPA with {odd}" if odd else "REPA"
 
 

@@ -1,5 +1,6 @@
 """SiT (Ma et al., arXiv 2401.08740): DiT's network under DiT's names, trained to predict velocity between noise at 0 and the
-image at 1, on the straight path. A variance beside it, in releases with `learn_sigma`, is not used.
+image at 1, on the straight path, or what else the arguments in its file say. A variance beside it, in releases with
+`learn_sigma`, is not used.
 """
 
 import re
@@ -8,7 +9,11 @@ from collections.abc import Callable, Iterable
 from fiducial.models.networks.dit import DiT, DiT_models
 
 SiT_models: dict[str, Callable[..., DiT]] = {f"SiT{name.removeprefix('DiT')}": build for name, build in DiT_models.items()}
-TRAINED = {"path_type": "Linear", "prediction": "velocity"}  # as its training script calls what is drawn here
+# What its training script calls what can be drawn here, and what that is called here.
+TRAINED = {
+    "path_type": {"Linear": "linear", "GVP": "gvp", "VP": "vp"},
+    "prediction": {"velocity": "velocity", "score": "score", "noise": "noise"},
+}
 NAME_OF = ("model", "model_name", "arch", "network", "name")  # as what a network is called is called
 NAME = re.compile(r"SiT-[A-Z]{1,2}/[0-9]{1,2}")
 PREDICTIONS = ("velocity", "v", "v_prediction")  # a DiT's may be called, too, and is of noise
@@ -28,5 +33,5 @@ def recognise(said: Iterable[tuple[str, str]]) -> str | None:
     )
     if not is_sit:
         return None
-    odd = next((f"{name} {value}" for name, value in said if TRAINED.get(name, value) != value), None)
+    odd = next((f"{name} {value}" for name, value in said if value not in TRAINED.get(name, (value,))), None)
     return f"SiT with {odd}" if odd else "SiT"

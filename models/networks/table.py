@@ -1,7 +1,7 @@
 """NETWORKS: what a checkpoint, a solver and a probe have to know of each family of networks, one row a family."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,26 @@ class NetworkSpec:
     guidance: str = "outside"  # of two predictions; or "trained", into the weights; or "told" to the network, with its interval
     noise_scale: Callable[[int], float] = lambda _: 1.0  # standard deviation of its noise by the size of images
     least_time: float = 0.0  # by which x - image is at least divided, where that is its velocity
+    trained: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # arguments of its training, of `TOLD`, as `sit.TRAINED`
+
+    def told(self, said: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """The path and the prediction, as `path` and `predicts` are called, that arguments of its training say."""
+        found: dict[str, str] = {}
+        for name, value in said:
+            if value in self.trained.get(name, ()):
+                found.setdefault(TOLD[name], self.trained[name][value])
+        return found
+
+    def unusual(self, told: Mapping[str, str]) -> dict[str, str]:
+        """Those of `told` that are not so of the family's published networks."""
+        usual = {"path": self.path, "prediction": self.predicts}
+        return {name: value for name, value in told.items() if value != usual[name]}
 
 
 MEAN_VELOCITY = "average velocity"
+TOLD = {"path_type": "path", "prediction": "prediction"}  # what is chosen by arguments of a training, as a run's option of it
 
 
 def _told(
@@ -65,7 +82,19 @@ NETWORKS: dict[str, NetworkSpec] = {
             is_alike=True,
             guided=3,
         ),
-        NetworkSpec("SiT", sit.SiT_models, "velocity", "linear", sit.clock, 1.0, sit.recognise, "euler", is_alike=True, guided=3),
+        NetworkSpec(
+            "SiT",
+            sit.SiT_models,
+            "velocity",
+            "linear",
+            sit.clock,
+            1.0,
+            sit.recognise,
+            "euler",
+            is_alike=True,
+            guided=3,
+            trained=sit.TRAINED,
+        ),
         NetworkSpec(
             "REPA",
             repa.REPA_models,
@@ -77,6 +106,7 @@ NETWORKS: dict[str, NetworkSpec] = {
             "euler",
             layout=repa.LAYOUT,
             is_alike=True,
+            trained=repa.TRAINED,
         ),
         _told(lightningdit.LightningDiT_models, "velocity", sit.clock, lightningdit.LAYOUT, guided=3),
         _told(jit.JiT_models, "x0", sit.clock, jit.LAYOUT, "flow-heun", noise_scale=jit.noise_scale, least_time=jit.LEAST_TIME),

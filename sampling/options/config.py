@@ -225,6 +225,7 @@ def _check_generator(config: SamplingConfig) -> None:
         raise UserError(f"--generator {config.generator!r}: give a module and a function in it, such as package.module:function")
     generator_settings(config)
     free = {"cfg_scale"} if config.labels == "null" else set()
+    free |= {"rounding"} if config.rounding == rounding.NONE else set()  # its floats go to the evaluation as they are
     given = [one.name for one in fields(config) if one.name in OF_NETWORKS and getattr(config, one.name) != one.default]
     given += [name for name, value in config.own.items() if value != own_options()[name].default]
     for name in given:

@@ -96,12 +96,19 @@ def _repa(
 REPA_README, REPA_E_README = "REPA's README, arXiv 2410.06940", "REPA-E's README, arXiv 2504.10483"
 EMA = {"vae": "ema"}
 E2E = "E2E-VAVAE f16d32, latents by channel (e2e-vavae-400k-latents-stats.pt)"
+ANEW = {  # its authors drew their released weights once more
+    "source": "REPA-E's README of 2025-10-21, arXiv 2504.10483",
+    "labels": BALANCED,
+    "notes": ("the weights of the row repa-e-vavae, whose 1.26 and 1.83 are of an earlier README, with random labels",),
+}
 REPA = (
     _repa("repa-xl-2-256", "REPA-XL/2", 1.8, 0.7, {"fid": "1.42"}, SD_EMA, EMA, source=REPA_README),
     _repa("repa-xl-2-256-cfg-1.0", "REPA-XL/2", 1.0, 1.0, {"fid": "5.90"}, SD_EMA, EMA, source=REPA_README),
     _repa("repa-e-sdvae-80-epochs", "REPA-XL/2", 2.2, 0.65, {"fid": "1.67"}, "E2E-SD-VAE f8d4", {}, source=REPA_E_README),
     _repa("repa-e-vavae", "REPA-XL/1", 2.5, 0.75, {"fid": "1.26"}, E2E, {}, source=REPA_E_README),
     _repa("repa-e-vavae-cfg-1.0", "REPA-XL/1", 1.0, 1.0, {"fid": "1.83"}, E2E, {}, source=REPA_E_README),
+    _repa("repa-e-vavae-balanced", "REPA-XL/1", 2.4, 0.73, {"fid": "1.12"}, E2E, {}, **ANEW),
+    _repa("repa-e-vavae-balanced-cfg-1.0", "REPA-XL/1", 1.0, 1.0, {"fid": "1.69"}, E2E, {}, **ANEW),
 )
 
 

@@ -100,6 +100,8 @@ def check_given(config: SamplingConfig, group: Group) -> None:
     elif group.is_main and catalogue.is_path(config.ckpt):
         found = checkpoint.read(config.ckpt, config.weights_key)
         checkpoint.require_family(found, config.ckpt, config.model)
+        config = replace(config, **trained(config, found))
+        check_options(config, config.model is not None or found.says_family)
         given = {"model": config.model, "num_classes": config.num_classes}
         given = {name: value for name, value in given.items() if value is not None}
         shapes.check_shape(found.state, config.ckpt, given, has_null_label(config, found))
@@ -126,6 +128,7 @@ def fetch(config: SamplingConfig, group: Group) -> SamplingConfig:
     if config.untold():
         config = replace(config, **group.once(lambda: told_by_files(config, folder)))
     config = with_sampler(config)
+    config = replace(config, **group.once(lambda: trained(config, checkpoint.read(config.ckpt, config.weights_key))))
     unlike = catalogue.unlike_published(given, config.model, config.image_size, config.num_classes, config.cache_dir)
     if unlike and group.is_main:
         warn(f"warning: {unlike}")
@@ -161,8 +164,21 @@ def told_by_files(config: SamplingConfig, vae: Path) -> dict[str, str | int]:
         )
     num_classes = config.num_classes or label_table.classes_of(whole)[0]
     own = {"model": found["model"], "image_size": size, "num_classes": num_classes}
-    check_options(replace(config, **own), is_told=config.model is not None or whole.says_family)
+    told = trained(replace(config, **own), whole)
+    check_options(replace(config, **own, **told), is_told=config.model is not None or whole.says_family)
     return own
+
+
+def trained(config: SamplingConfig, found: checkpoint.Checkpoint) -> dict[str, str]:
+    """The path and the prediction with which a file says that its network was trained, where these are not its family's own.
+
+    Raises:
+        UserError: if another was given.
+    """
+    for name, value in found.trained.items():
+        if (given := getattr(config, name)) not in (None, value):
+            raise UserError(f"--{name} {given}: {config.ckpt} says of its training {value}; leave --{name} out")
+    return NETWORKS[checkpoint.family_in(found, config.model)].unusual(found.trained)
 
 
 def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fiducial import Group, Stopped, UserError, file_sha256
 from fiducial.classes import ClassNames, names_alone
+from fiducial.models.decoders.rounding import NONE
 from fiducial.sampling import plan
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION, standard_normal
@@ -118,7 +119,7 @@ class Generator:
                 f"{raised(error)} ({place_in(error, module_file(self._config.generator))})"
             ) from error
         try:
-            return as_pixels(given, indices, self._size, count)
+            return as_pixels(given, indices, self._size, count, rounded=self._config.rounding != NONE)
         except ValueError as error:
             raise UserError(f"--generator {self._config.generator}: {error}") from error
 
@@ -137,10 +138,11 @@ def place_in(error: BaseException, file: Path) -> str:
     return f"{last.filename}, line {last.lineno}"
 
 
-def as_pixels(given: object, indices: range, size: int, count: int) -> np.ndarray:
+def as_pixels(given: object, indices: range, size: int, count: int, rounded: bool = True) -> np.ndarray:
     """(n, size, size, 3) uint8 of what a generator gave: uint8, or floats in [0, 1], as (n, H, W, 3) or (n, 3, H, W).
 
-    Floats become round(255 x), half to even. Images from index `count` on, which only fill up a block, may hold anything.
+    Floats become round(255 x), half to even; not `rounded`, float32 levels 255 x, and uint8 is refused. Images from index `count`
+    on, which only fill up a block, may hold anything.
 
     Raises:
         ValueError: in one sentence, if it is anything else.
@@ -155,6 +157,8 @@ def as_pixels(given: object, indices: range, size: int, count: int) -> np.ndarra
             f"gave shape {tuple(images.shape)} for {len(indices)} labels, not {whole} or {turned}; --image-size is {size}"
         )
     images = images.transpose(0, 2, 3, 1) if images.shape == turned else images
+    if images.dtype == np.uint8 and not rounded:
+        raise ValueError("gave uint8, of which --rounding none has no floats; give floats in [0, 1], or leave it out")
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     if images.dtype.kind != "f":
@@ -168,7 +172,8 @@ def as_pixels(given: object, indices: range, size: int, count: int) -> np.ndarra
             "; (x + 1) / 2 makes them so of [-1, 1]" if -1 <= low < 0 and high <= 1 else "; x.clip(0, 1) cuts off what is beyond"
         )
         raise ValueError(f"gave values from {low:.4g} to {high:.4g}; give floats in [0, 1], or uint8{remedy}")
-    return np.rint(255 * images.astype(np.float32)).astype(np.uint8)
+    levels = 255 * images.astype(np.float32)
+    return np.rint(levels).astype(np.uint8) if rounded else np.ascontiguousarray(levels)
 
 
 def seed_everything(seed: int, start: int) -> None:
@@ -266,6 +271,7 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
         "generator_options": ",".join(sorted("=".join(pair) for pair in generator_settings(config).items())),
         "per_proc_batch_size": config.per_proc_batch_size,
         "noise": NOISE_VERSION,
+        **({"rounding": NONE} if config.rounding == NONE else {}),
         **({"device_type": group.device.type} if config.exact else {}),
     }
     return ResolvedRun(numbered, Identity(identity), names, {}, {"generator": str(file)})

@@ -32,6 +32,13 @@ def model_of(config: SamplingConfig) -> str:
             f"--guidance-ckpt {path}: a {weak.name} predicts {weak.predicts} on the path {weak.path}, and {config.model} "
             f"{strong.predicts} on {strong.path}; give a network that predicts the same"
         )
+    for name, usual in (("path", strong.path), ("prediction", strong.predicts)):
+        drawn = getattr(config, name) or usual
+        if (said := found.trained.get(name, drawn)) != drawn:
+            raise UserError(
+                f"--guidance-ckpt {path}: says of its training {said}, and {config.model} is drawn with {name} {drawn}; give a "
+                "network that predicts the same"
+            )
     return model
 
 
