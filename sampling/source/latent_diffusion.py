@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fiducial import Group, Stopped, one_line, warn
-from fiducial.diffusion.guidance import Guidance, guided
+from fiducial.diffusion.guidance import Guidance, Inner, guided
 from fiducial.diffusion.prediction import Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
@@ -19,7 +19,7 @@ from fiducial.models.networks.table import is_guided_outside
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream, noise_threads
-from fiducial.sampling.options.choices import ENDS, rare
+from fiducial.sampling.options.choices import ENDS, INNER_HEAD, rare
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks, Steps
@@ -171,6 +171,9 @@ class LatentDiffusion:
         if weak := self.networks.weak_beside(network):
             beside = self.flow.asked(self.networks.asked(weak, spec_beside(config, self.networks.spec)))
             return guided(asking, beside, y, self.guidance)
+        if config.guidance_by == INNER_HEAD:
+            both = self.flow.asked(self.networks.asked(network, with_inner=True))
+            return guided(asking, Inner(lambda *given, **beside: both(*given, **beside).chunk(2, dim=1)), y, self.guidance)
         null = torch.full_like(y, network.null_label) if self.guidance.scale != 1.0 else None
         return guided(asking, null, y, self.guidance)
 
