@@ -87,8 +87,8 @@ def statistics_of(config: SamplingConfig, told: Mapping | None = None) -> Affine
 
 
 def output_of(config: SamplingConfig, codec: Decoder) -> str | None:
-    """The scale of a ViT decoder's numbers, of `rounding.OUTPUTS`: as `--vae-output` says, or as the network's family has it; None
-    of other codecs, whose images have one scale.
+    """The scale of a ViT decoder's numbers, of `rounding.OUTPUTS`: as `--vae-output` says, or as the network's family has it;
+    None of other codecs, whose images have one scale.
 
     Raises:
         UserError: if `--vae-output` is given for one of those.
