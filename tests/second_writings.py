@@ -265,6 +265,60 @@ def of_rae(state, x, t, label, heads, encoders, qk_norm=False):
     return assembled(weights.linear("final_layer.linear", y), 1, len(x))
 
 
+def by_four_matrices(weights, x, heads, angles):
+    """RAEv2's attention: queries, keys and values apart."""
+    head_dim = x.shape[-1] // heads
+    q, k, v = (weights.linear(name, x) for name in "qkv")
+    found = []
+    for head in range(heads):
+        part = slice(head * head_dim, (head + 1) * head_dim)
+        one, other = rms(q[:, part], weights.get("q_norm.weight")), rms(k[:, part], weights.get("k_norm.weight"))
+        found.append(softmax_attention(turned(one, angles), turned(other, angles), v[:, part]))
+    return weights.linear("proj", torch.cat(found, dim=-1))
+
+
+def of_raev2(state, x, t, label, heads, encoders, inner=None):
+    """By the names of its files; with `inner`, what its inner head after that block puts out comes behind."""
+    weights = Weights(state)
+    angles = 2 * math.pi * t * weights.get("t_embedder.W")
+    hidden = silu(weights.linear("t_embedder.mlp.0", torch.cat([torch.sin(angles), torch.cos(angles)])))
+    time = weights.linear("t_embedder.mlp.2", hidden)
+    image = by_convolution(weights, "s_embedder.proj", x.double())
+    of_class = weights.get("ctx_embedder.embedding_table.weight")[label] + weights.get("ctx_embedder.learnable_tokens")
+    s = torch.cat([image, weights.get("t_embedder.learnable_tokens") + time, of_class])
+    side = math.isqrt(len(image))
+    turn = row_and_column_angles(side, s.shape[-1] // heads[0])
+    turn = torch.cat([turn, torch.zeros(len(s) - len(image), turn.shape[1], dtype=torch.float64)])
+
+    def mlp(block, y):
+        return block.linear("mlp.w3", silu(block.linear("mlp.w1", y)) * block.linear("mlp.w2", y))
+
+    def last(name, tokens, c):
+        shift, scale = weights.linear(f"{name}.adaln_modulation.1", silu(c)).chunk(2, dim=-1)
+        y = rms(tokens, weights.get(f"{name}.norm.weight")) * (1 + scale) + shift
+        return assembled(weights.linear(f"{name}.linear", y), 1, len(x))
+
+    for number in range(encoders):
+        block = weights.under(f"blocks.{number}")
+        s = s + by_four_matrices(block.under("attn"), rms(s, block.get("norm1.weight")), heads[0], turn)
+        s = s + mlp(block, rms(s, block.get("norm2.weight")))
+        if number + 1 == inner:
+            early = silu(time + s[: len(image)])
+    s = silu(time + s[: len(image)])
+    s = weights.linear("s_projector", s) if weights.has("s_projector.weight") else s
+    tokens = by_convolution(weights, "x_embedder.proj", x.double())
+    turn = row_and_column_angles(side, tokens.shape[-1] // heads[1])
+    for number in range(encoders, len({key.split(".")[1] for key in state if key.startswith("blocks.")})):
+        block = weights.under(f"blocks.{number}")
+        found = block.linear("adaln_modulation.1", silu(s)).chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = found
+        y = rms(tokens, block.get("norm1.weight")) * (1 + scale1) + shift1
+        tokens = tokens + gate1 * by_four_matrices(block.under("attn"), y, heads[1], turn)
+        tokens = tokens + gate2 * mlp(block, rms(tokens, block.get("norm2.weight")) * (1 + scale2) + shift2)
+    out = last("final_layer", tokens, s)
+    return out if inner is None else torch.cat([out, last("base_final_layer", early, early)])
+
+
 def flax_linear(weights, name, x):
     return weights.linear(f"{name}._flax_linear", x)
 

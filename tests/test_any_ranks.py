@@ -20,6 +20,7 @@ from fiducial.models.networks.table import NETWORKS, spec_of
 BLOCK = 2
 FLOWING = ("--grid", "places,start=0.98,end=0.02")
 STATISTICS = ("--latent-stats", "mean=0.1:0:0:0,std=1:2:1:1")
+INNER = ("--guidance-by", "inner-head", "--guidance-interval", "0.1,1", "--rounding", "truncate")
 CASES = {  # model, codec, sampler and its options
     "DiT": ("DiT-XS/4", "autoencoder", ("ddpm", "8")),
     "DiT ddim": ("DiT-XS/4", "autoencoder", ("ddim", "8", "--eta", "0.5")),
@@ -35,6 +36,7 @@ CASES = {  # model, codec, sampler and its options
     "JiT": ("JiT-XS/8", "pixels", ("flow-heun", "5", "--rounding", "half-even")),
     "DDT": ("DDT-XS/2", "autoencoder", ("euler", "8", "--grid", "places,tail=0.04", "--guidance-ends", "open")),
     "RAE": ("RAE-XS/1", "vit", ("euler", "8", "--rounding", "truncate", *STATISTICS)),
+    "RAEv2": ("RAEv2-XS/1", "vit", ("euler", "8", "--grid", "steps,shift=8", *INNER, *STATISTICS)),
     "MeanFlow": ("MeanFlow-XS/4", "autoencoder", ("jump", "2")),
     "iMF": ("iMF-XS/2", "autoencoder", ("jump", "1")),
 }

@@ -221,6 +221,17 @@ def by_guidance(**options):
     return from_velocity(guided(gaussian_velocity, labels + CLASSES, labels, Guidance(SCALE, **options)))
 
 
+def by_inner_head(scale=SCALE, is_swapped=False):
+    """Of a network whose inner head has the mean that there is without a label."""
+    labels = torch.zeros(10_000, dtype=torch.int64)
+
+    def both(x, t, y):
+        heads = gaussian_velocity(x, t, y), gaussian_velocity(x, t, y + CLASSES)
+        return heads[::-1] if is_swapped else heads
+
+    return from_velocity(guided(gaussian_velocity, Inner(both), labels, Guidance(scale)))
+
+
 def misses(predict, channels):
     """Standard errors of mean and variance in the worst channel, where the first `channels` are to be guided."""
     mean, variance = moments_of(predict)
@@ -235,6 +246,10 @@ def test_guided_gaussians_have_the_guided_mean_in_the_guided_channels(given, cha
     assert misses(by_guidance(channels=given), channels) < 4.5
 
 
+def test_gaussians_guided_by_an_inner_head_have_the_guided_mean():
+    assert misses(by_inner_head(), 4) < 4.5
+
+
 def guided_image_beside_unguided_noise(x, point):
     labels = torch.zeros(len(x), dtype=torch.int64)
     strong, weak = (from_velocity(lambda x, t, y=y: gaussian_velocity(x, t, y))(x, point) for y in (labels, labels + CLASSES))
@@ -246,6 +261,9 @@ WRONG = {
     "guidance on x0 instead of velocity": lambda: guided_image_beside_unguided_noise,
     "an interval that ends early": lambda: by_guidance(channels=4, high=0.9, open_high=True),
     "an interval that begins late": lambda: by_guidance(channels=4, low=0.1),
+    "inner and outer head swapped": lambda: by_inner_head(is_swapped=True),
+    "the whole scale beside the full prediction": lambda: by_inner_head(SCALE + 1),
+    "an inner head that has no part": lambda: by_inner_head(1.0),
     "a schedule": lambda: by_guidance(channels=4, schedule="linear"),
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import pytest
 import second_writings as second
@@ -9,11 +10,12 @@ import torch
 from families import TOLERANCE, difference, keys_of, lively, write
 from safetensors.torch import save_file
 from test_models_main import command
+from torch.nn.functional import silu
 
 from fiducial import UserError
 from fiducial.models.checkpoints import checkpoint, label_table, shapes
 from fiducial.models.commands import conversion
-from fiducial.models.networks import ddt, imf, jit, lightningdit, meanflow, parts, rae, repa
+from fiducial.models.networks import ddt, imf, jit, lightningdit, meanflow, parts, rae, raev2, repa
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, asked, models, spec_of, told_by
 
 CPU = torch.device("cpu")
@@ -58,6 +60,26 @@ def rae_case(**options):
     return network, lambda x, t, y: second.of_rae(network.state_dict(), x, t, y, heads, 3, head.get("qk_norm", False)), 4
 
 
+def raev2_files(state):
+    """RAEv2's weights under the names of its files."""
+
+    def name(key):
+        key = re.sub("^y_embedder", "ctx_embedder", key).replace("adaLN", "adaln")
+        return re.sub(r"^((base_)?final_layer\.norm)_final", r"\1", key)
+
+    return {name(key): value for key, value in state.items()}
+
+
+def raev2_case(**options):
+    head = {"head_size": 48, "head_depth": 2, "head_heads": 3, "inner": 2} | options
+    network = raev2.RAEv2(input_size=4, in_channels=7, **SMALL, **head)
+
+    def once_more(x, t, y):
+        return second.of_raev2(raev2_files(network.state_dict()), x, t, y, (4, head["head_heads"]), 3, head["inner"])
+
+    return network, once_more, 4, *([True] if head["inner"] else [])
+
+
 def meanflow_case(**options):
     network = meanflow.MeanFlow(input_size=6, **SMALL, **options)
     norm = options.get("qk_norm", False)
@@ -82,6 +104,8 @@ CASES = {
     "DDT": ddt_case,
     "RAE": rae_case,
     "RAE, normalised, one width": lambda: rae_case(qk_norm=True, head_size=32, head_heads=4),
+    "RAEv2": raev2_case,
+    "RAEv2, no inner head, one width": lambda: raev2_case(inner=None, head_size=32, head_heads=4),
     "MeanFlow": meanflow_case,
     "MeanFlow, normalised": lambda: meanflow_case(qk_norm=True),
     "iMF": imf_case,
@@ -109,19 +133,25 @@ def columns_first(head_dim, side, _device=None):
 
 def swapped(self, x):
     a, b = self.w12(x).chunk(2, dim=-1)
-    return self.w3(a * torch.nn.functional.silu(b))
+    return self.w3(a * silu(b))
 
 
 def without_eps(self, x):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3) * self.weight
 
 
+def all_turned(self):
+    return tuple(torch.cat([one[:16], one[1:2].expand(len(one) - 16, -1)]) for one in (self.freqs_cos, self.freqs_sin))
+
+
 WRONG = {
-    "the other rotation": (("LightningDiT", "JiT", "DDT", "RAE", "iMF"), parts, "turned", halves_turned),
-    "columns before rows": (("LightningDiT", "JiT", "RAE"), parts, "grid_rotation", columns_first),
+    "the other rotation": (("LightningDiT", "JiT", "DDT", "RAE", "RAEv2", "iMF"), parts, "turned", halves_turned),
+    "columns before rows": (("LightningDiT", "JiT", "RAE", "RAEv2"), parts, "grid_rotation", columns_first),
     "rows before columns": (("DDT",), ddt, "interleaved_rotation", parts.grid_rotation),
     "halves of the MLP swapped": (("LightningDiT", "JiT", "RAE"), parts.SwiGLU, "forward", swapped),
-    "another epsilon": (("LightningDiT", "JiT", "DDT", "RAE", "iMF"), parts.RMSNorm, "forward", without_eps),
+    "another epsilon": (("LightningDiT", "JiT", "DDT", "RAE", "RAEv2", "iMF"), parts.RMSNorm, "forward", without_eps),
+    "parts of the MLP swapped": (("RAEv2",), raev2.GatedMLP, "forward", lambda self, x: self.w3(self.w1(x) * silu(self.w2(x)))),
+    "tokens behind the image that are turned": (("RAEv2",), parts.RotaryTable, "forward", all_turned),
     "DiT's period": (("DDT",), ddt, "MAX_PERIOD", 10_000.0),
     "places by number": (("DDT",), ddt, "EXTENT", 2.0),
     "a class that is turned": (("JiT",), parts, "behind", lambda n, by: tuple(torch.cat([one[-1:]] * n + [one]) for one in by)),
@@ -157,16 +187,16 @@ def test_what_a_sampler_says_reaches_the_network():
 
     x, labels = torch.ones(2, 3, 2, 2), torch.tensor([4, 5])
     outs = {}
-    for name in ("SiT", "JiT", "DDT", "LightningDiT", "RAE", "MeanFlow", "iMF"):
+    for name in ("SiT", "JiT", "DDT", "LightningDiT", "RAE", "RAEv2", "MeanFlow", "iMF"):
         ask = asked(network(name), NETWORKS[name], told=(7.5, 0.125, 0.75))
         outs[name] = ask(x, 0.75, labels, **({"r": 0.25} if NETWORKS[name].predicts == MEAN_VELOCITY else {}))
     for name in ("SiT", "JiT", "DDT", "LightningDiT"):
         assert seen[name] == [[0.25, 0.25], [4, 5]]
         assert torch.equal(outs[name], x if name == "JiT" else -x)
-    assert seen["RAE"] == [[0.75, 0.75], [4, 5]]
+    assert seen["RAEv2"] == seen["RAE"] == [[0.75, 0.75], [4, 5]]
     assert seen["MeanFlow"] == [[0.75, 0.75], [4, 5], [0.25, 0.25]]
     assert seen["iMF"] == [[0.75, 0.75], [4, 5], [0.25, 0.25], [7.5, 7.5], [0.125, 0.125], [0.75, 0.75]]
-    assert all(torch.equal(outs[name], x) for name in ("RAE", "MeanFlow", "iMF"))
+    assert all(torch.equal(outs[name], x) for name in ("RAE", "RAEv2", "MeanFlow", "iMF"))
 
 
 # In millions, of the papers' tables; of DDT and LightningDiT, XL's.
@@ -208,6 +238,7 @@ def both(*layers):
 
 TIMES = both("t_embedder.mlp.0", "t_embedder.mlp.2") | {"y_embedder.embedding_table.weight"}
 MODERN = {"norm1.weight", "norm2.weight"} | both("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3", "adaLN_modulation.1")
+APART = {"norm1.weight", "norm2.weight"} | both("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.w1", "mlp.w2", "mlp.w3")
 QK = ["attn.q_norm.weight", "attn.k_norm.weight"]
 LAST = both("final_layer.linear", "final_layer.adaLN_modulation.1") | {"final_layer.norm_final.weight"}
 GATED = both("attn.proj", "adaLN_modulation.0") | {
@@ -241,6 +272,13 @@ NAMES = {
     | {"pos_embed", "t_embedder.W"}
     | {f"{which}_feat_rope.freqs_{kind}" for which in ("enc", "dec") for kind in ("cos", "sin")}
     | of_blocks(5, *MODERN),
+    "RAEv2": both("t_embedder.mlp.0", "t_embedder.mlp.2", "x_embedder.proj", "s_embedder.proj", "s_projector")
+    | {"t_embedder.W", "t_embedder.learnable_tokens", "ctx_embedder.learnable_tokens", "ctx_embedder.embedding_table.weight"}
+    | {f"{which}_rope.freqs_{kind}" for which in ("enc", "dec") for kind in ("cos", "sin")}
+    | of_blocks(5, *APART, *QK)
+    | {f"blocks.{number}.adaln_modulation.1.{kind}" for number in (3, 4) for kind in ("weight", "bias")}
+    | both(*(f"{which}final_layer.{part}" for which in ("", "base_") for part in ("linear", "adaln_modulation.1")))
+    | {"final_layer.norm.weight", "base_final_layer.norm.weight"},
     "iMF": both("x_embedder.proj", *TOLD, "u_final_layer.linear._flax_linear")
     | {"y_embedder.embedding_table._flax_embedding.weight", "u_final_layer.norm.weight"}
     | {"class_tokens", "omega_tokens", "t_min_tokens", "t_max_tokens", "time_tokens"}
@@ -252,7 +290,7 @@ NAMES = {
 @pytest.mark.parametrize("family", NAMES)
 def test_names_are_those_of_its_files(family):
     found = set(CASES[family]()[0].state_dict())
-    assert (set(in_files(dict.fromkeys(found, 0))) if family == "iMF" else found) == NAMES[family]
+    assert set(IN_FILES.get(family, dict)(dict.fromkeys(found, 0))) == NAMES[family]
 
 
 def test_a_meanflow_has_a_sits_names_and_another_embedder():
@@ -266,6 +304,9 @@ def under(prefix, state):
 
 def other(state):
     return {key: value + 1 for key, value in state.items()}
+
+
+IN_FILES = {"iMF": in_files, "RAEv2": raev2_files}
 
 
 def jit_file(state):
@@ -283,12 +324,14 @@ def imf_file(state):
     return under("net.", in_files(state) | more)
 
 
+REPA_OF = {"repa_projector.weight": torch.ones(2, 2), "repa_projector.bias": torch.ones(2)}
 # Its smallest size, the size of latents, its file, and the name of the weights that are drawn.
 FILES = {
     "LightningDiT": ("LightningDiT-XS/1", 8, lambda s: {"model": other(s), "ema": under("module.", s), "opt": {}}, "ema"),
     "JiT": ("JiT-XS/8", 16, jit_file, "model_ema1"),
     "DDT": ("DDT-XS/2", 8, ddt_file, "state_dict.ema_denoiser"),
     "RAE": ("RAE-XS/1", 4, lambda state: {"ema": state, "model": other(state)}, "ema"),
+    "RAEv2": ("RAEv2-XS/1", 4, lambda s: {"step": 4, "model": raev2_files(other(s)), "ema": raev2_files(s) | REPA_OF}, "ema"),
     "MeanFlow": ("MeanFlow-XS/2", 8, lambda state: {"model": other(state), "ema": state, "steps": 7}, "ema"),
     "iMF": ("iMF-XS/2", 8, imf_file, "plain"),
 }
@@ -325,7 +368,7 @@ def test_its_files_are_read(family, tmp_path):
 def test_inspect_names_the_family(family, tmp_path):
     path = tmp_path / "bare.safetensors"
     state = smallest(family).state_dict()
-    save_file(in_files(state) if family == "iMF" else state, path)
+    save_file(IN_FILES.get(family, dict)(state), path)
     _, out = command("inspect", path, "--json")
     told = json.loads(out)
     assert (told["family"], told["model"], told["num_classes"]) == (family, FILES[family][0], 10)

@@ -11,6 +11,7 @@ import torch
 from conftest import DIGITS, PLAIN, draw_files
 from diffusers import AutoencoderKL
 from families import lively, write
+from test_models_families import raev2_files
 
 import fiducial
 import sample_ddp
@@ -31,6 +32,7 @@ MODELS = {
     "JiT": "JiT-XS/8",
     "DDT": "DDT-XS/2",
     "RAE": "RAE-XS/1",
+    "RAEv2": "RAEv2-XS/1",
     "MeanFlow": "MeanFlow-XS/4",
     "iMF": "iMF-XS/2",
 }
@@ -41,6 +43,7 @@ VELOCITIES = {
     "JiT": lambda s, x, t, y: (x - second.of_jit(s, x, 1 - t, y, HEADS, 2)) / t,
     "DDT": lambda s, x, t, y: -second.of_ddt(s, x, 1 - t, y, HEADS, 4, 2),
     "RAE": lambda s, x, t, y: second.of_rae(s, x, t, y, (HEADS, 4), 5),
+    "RAEv2": lambda s, x, t, y: (x - second.of_raev2(raev2_files(s), x, t, y, (HEADS, 4), 5)) / max(t, 0.05),
     "MeanFlow": lambda s, x, t, y: second.of_sit(s, x, t, y, HEADS, gap=0.0),
 }
 DRAWN = [family for family in VELOCITIES if NETWORKS[family].predicts in PREDICTIONS]

@@ -43,6 +43,7 @@ FACTS = {
     "jit-h-16-256": ("1.86", 2.2, "balanced", "jit_in256_stats", "half-even", "50"),
     "ddt-xl-2-256": ("1.26", 2.0, "balanced", "adm-imagenet-256", "dit", "250"),
     "rae-xl-256-cfg-1.0": ("1.51", 1.0, "balanced", "adm-imagenet-256", "repa", "50"),
+    "raev2-xl-256": ("1.06", 1.78, "balanced", "jit_in256_stats", "repa", "100"),
     "meanflow-xl-2-256": ("3.43", 1.0, "random", "MeanFlow's own statistics of ImageNet", "dit", "1"),
     "imf-xl-2-256": ("1.72", 8.0, "balanced", "imf-imagenet-256", "dit", "1"),
 }

@@ -62,6 +62,7 @@ EVERY = {
     "network": ("diffusers", "diffusers"),
     "weights-key": ("model", "model"),
     "check": ("full", "full"),
+    "guidance-by": ("inner-head", "inner-head"),
 }
 OF_FLOWS = {
     "sampler": ("euler-maruyama", "euler-maruyama"),
@@ -80,6 +81,7 @@ OF_FLOWS = {
     "cfg-schedule": ("power-cosine", "power-cosine"),
     "cfg-power": ("3", "3"),
     "guidance-ckpt": ("weak.pt", "weak.pt"),
+    "vae-output": ("unit", "unit"),
     "guidance-model": ("SiT-S/2", "SiT-S/2"),
 }
 FLAGS = ("compile", "no-probe", "no-vae-slicing", "vae-tiling", "cuda-tuning", "no-png", "evaluate-online")
@@ -336,5 +338,6 @@ def test_all_that_a_configuration_has_is_recorded(tiny_checkpoint, tmp_path):
     given = {"class_names": names, "cache_dir": tmp_path, "latent_stats": "scale=0.5", "latent_multiplier": 0.5}
     path = run(*options(tiny_checkpoint, tmp_path, num_fid_samples=5, **given))
     own = {field.name for field in fields(SamplingConfig)} - {"generator", "generator_options", "own"}
-    of_flows = {"path", "prediction", "grid", "least_time", "noise_scale", "guidance_ckpt", "guidance_model"}  # not given here
+    of_flows = {"path", "prediction", "grid", "least_time", "noise_scale"}  # not given here, as are these
+    of_flows |= {"guidance_ckpt", "guidance_model", "vae_output"}
     assert (own - of_flows) | {"eta"} <= set(json.loads(path.read_text())["options"])

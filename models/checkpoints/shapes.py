@@ -126,6 +126,13 @@ def require_network(state: State, path: Path, network: str) -> None:
         )
 
 
+def require_inner(state: State, path: Path, said: str) -> None:
+    """Raise UserError if the network whose `describe` succeeded has no inner head; `said` begins the sentence."""
+    told = told_by(state)
+    if told is None or told.layout.shape(state).options.get("inner") is None:
+        raise UserError(f"{said}: {path} was trained without an inner head; leave it out")
+
+
 def _without_null_label(rows: int, num_classes: int | None) -> str:
     """A hint where a label table has exactly one row a class."""
     if rows != num_classes:

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
 # The rules by the names that options have, and that a run's identity records.
 NONE = "none"
 ROUNDING = {"half-up": "dit", "truncate": "repa", "half-even": "half-even", NONE: NONE}
+# What the numbers that a ViT decoder puts out are: pixels less ImageNet's mean, by its deviation; or from 0, black, to 1, white.
+OUTPUTS = IMAGENET, UNIT = "imagenet", "unit"
 # Pixels in [-1, 1] to levels before truncation: factor and offset. `dit` is 255 y rounded half up, for y in [0, 1]; `repa`
 # truncates 255 y, which is half a level darker, as ADM's own sampler does.
 TRUNCATED = {"dit": (127.5, 128.0), "repa": (127.5, 127.5)}

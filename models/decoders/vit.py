@@ -1,6 +1,7 @@
-"""RAE's decoder: a ViT-MAE's, which makes pixels of a vision transformer's features, one token a latent pixel.
+"""RAE's and RAEv2's decoder: a ViT-MAE's, which makes pixels of a vision transformer's features, one token a latent pixel.
 
-Written from the published description and names, and not compared with RAE's own code on its weights.
+Of both the files look the same, and what they put out is not: RAE's are pixels as ImageNet's mean and deviation normalise them,
+RAEv2's are from 0 to 1. Written from the published description and names, and not compared with their own code on their weights.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiducial import UserError
+from fiducial.models.decoders.rounding import IMAGENET, UNIT
 from fiducial.models.decoders.single_file import SingleFile, State, state_in
 
 EPSILON = 1e-12  # of its norms, ViT-MAE's
@@ -42,7 +44,7 @@ class Layer(nn.Module):
 
 
 class Network(nn.Module):
-    """Features (N, C, h, w) -> pixels (N, 3, h p, w p), normalised by ImageNet's mean and deviation."""
+    """Features (N, C, h, w) -> numbers for pixels (N, 3, h p, w p), on a scale of `rounding.OUTPUTS`."""
 
     def __init__(self, channels: int, tokens: int, width: int, hidden: int, depth: int, patch: int):
         super().__init__()
@@ -83,6 +85,7 @@ class ViTDecoder(SingleFile):
         super().__init__(path, state, self._sizes | {"network": "ViT-MAE decoder"})
         self.latent_channels, self.factor = self._sizes["channels"], self._sizes["patch"]
         self.only_size = self.factor * math.isqrt(self._sizes["tokens"])  # of images
+        self.output_scale = IMAGENET  # of the network's numbers, which no file tells
         self.vit: Network | None = None
 
     def parts(self) -> tuple[nn.Module, State]:
@@ -104,6 +107,8 @@ class ViTDecoder(SingleFile):
         features = self.affine.undo(latents).to(self.vit.decoder_embed.weight.dtype)
         parts = features.split(1) if self._slicing else (features,)
         pixels = torch.cat([self.vit(part) for part in parts]).to(latents.dtype)
+        if self.output_scale == UNIT:
+            return 2 * pixels - 1
         mean, std = (torch.tensor(values, dtype=latents.dtype, device=latents.device).view(3, 1, 1) for values in (MEAN, STD))
         return 2 * (pixels * std + mean) - 1
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiducial.models.networks import parts
@@ -30,24 +29,9 @@ PATCH = 2
 TOKENS = {"class_tokens": 8, "omega_tokens": 4, "t_min_tokens": 2, "t_max_tokens": 2, "time_tokens": 4}  # in this order
 EMBEDDERS = ("omega_embedder", "cfg_t_start_embedder", "cfg_t_end_embedder", "h_embedder")  # of those after the class
 SHARED, OWN = "shared_blocks.", "u_heads."
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 WRAPPERS = ("._flax_linear", "._flax_embedding")
 TRAINING = ("v_heads.", "v_final_layer.")
-
-
-class Attention(nn.Module):
-    """Self-attention by four matrices without biases, of normalised and turned queries and keys."""
-
-    def __init__(self, hidden_size: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.attend = F.scaled_dot_product_attention
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
-        self.q_norm, self.k_norm = (parts.RMSNorm(hidden_size // num_heads) for _ in range(2))
-
-    def forward(self, x: Tensor, rotation: parts.Rotation) -> Tensor:
-        q, k, v = (part(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (parts.turned(norm(one), rotation).to(v.dtype) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
-        return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -56,7 +40,7 @@ class Block(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
         self.norm1 = parts.RMSNorm(hidden_size)
-        self.attn = Attention(hidden_size, num_heads)
+        self.attn = parts.ApartAttention(hidden_size, num_heads, PROJECTIONS, bias=False)
         self.norm2 = parts.RMSNorm(hidden_size)
         self.mlp = parts.ApartSwiGLU(hidden_size, int(hidden_size * 8 / 3))
         self.attn_scale = nn.Parameter(torch.zeros(hidden_size))
@@ -64,8 +48,7 @@ class Block(nn.Module):
 
     def products(self) -> list[nn.Module]:
         """Its matrices, and what consists of nothing else."""
-        attn = self.attn
-        return [attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj, self.mlp]
+        return [*self.attn.products(), self.mlp]
 
     def forward(self, x: Tensor, rotation: parts.Rotation) -> Tensor:
         half = self.attn.q_proj.weight.dtype

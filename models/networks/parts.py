@@ -155,13 +155,17 @@ def grid_rotation(head_dim: int, side: int, device: torch.device | None = None) 
 
 
 class RotaryTable(nn.Module):
-    """`grid_rotation` as buffers, as checkpoints carry it whose names are `freqs_cos` and `freqs_sin`, (T, d) each."""
+    """`grid_rotation` as buffers, as checkpoints carry it whose names are `freqs_cos` and `freqs_sin`, (T, d) each.
 
-    def __init__(self, head_dim: int, side: int):
+    Args:
+        after: tokens behind those of the square, which are not turned.
+    """
+
+    def __init__(self, head_dim: int, side: int, after: int = 0):
         super().__init__()
         cos, sin = grid_rotation(head_dim, side)
-        self.register_buffer("freqs_cos", cos)
-        self.register_buffer("freqs_sin", sin)
+        self.register_buffer("freqs_cos", F.pad(cos, (0, 0, 0, after), value=1.0))
+        self.register_buffer("freqs_sin", F.pad(sin, (0, 0, 0, after)))
 
     def forward(self) -> Rotation:
         return self.freqs_cos, self.freqs_sin
@@ -188,6 +192,33 @@ class Attention(nn.Module):
         if turn is not None:
             q, k = turned(q, turn), turned(k, turn)
         return self.proj(self.attend(q.to(v.dtype), k.to(v.dtype), v).transpose(1, 2).flatten(2))
+
+
+class ApartAttention(nn.Module):
+    """Self-attention by four matrices, of queries and keys that are normalised, a head at a time, and turned.
+
+    Args:
+        names: of the matrices of queries, keys, values and the way back.
+        bias: of all four.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, names: tuple[str, str, str, str], bias: bool):
+        super().__init__()
+        self.num_heads, self.names = num_heads, names
+        self.attend = F.scaled_dot_product_attention
+        for name in names:
+            setattr(self, name, nn.Linear(hidden_size, hidden_size, bias=bias))
+        self.q_norm, self.k_norm = (RMSNorm(hidden_size // num_heads) for _ in "qk")
+
+    def products(self) -> list[nn.Module]:
+        """The matrices in it."""
+        return [getattr(self, name) for name in self.names]
+
+    def forward(self, x: Tensor, turn: Rotation) -> Tensor:
+        *each, back = self.products()
+        q, k, v = (part(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in each)
+        q, k = (turned(norm(one), turn).to(v.dtype) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
+        return back(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def modulated(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
@@ -235,7 +266,7 @@ class Block(nn.Module):
         return [*self.attn.products(), self.mlp, self.adaLN_modulation]
 
     def forward(self, x: Tensor, c: Tensor, turn: Rotation | None = None) -> Tensor:
-        half = self.attn.qkv.weight.dtype  # that of x, unless `Transformer.to_half` was called
+        half = self.attn.proj.weight.dtype  # that of x, unless `Transformer.to_half` was called
         found = self.adaLN_modulation(each_token(c).to(half)).to(x.dtype)
         if self.with_shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = found.chunk(6, dim=-1)

@@ -28,6 +28,7 @@ SIZES = {
 CHANNELS = 768  # of DINOv2-B's features, of 16 x 16 at 256
 FOURIER = 256
 FREQUENCIES, EMBEDDER, QUERIES = "t_embedder.W", "s_embedder.proj.weight", "blocks.0.attn.q_norm.weight"
+TOKENS = "t_embedder.learnable_tokens"  # which RAEv2's have besides
 
 
 class FourierEmbedder(nn.Module):
@@ -104,8 +105,9 @@ RAE_models: dict[str, Callable[..., DiTDH]] = {f"RAE-{size}/1": partial(build, s
 
 
 def is_told_by(keys: Iterable[str]) -> bool:
-    """Whether names of weights are of a DiT^DH."""
-    return {EMBEDDER, FREQUENCIES} <= set(keys)
+    """Whether names of weights are of a DiT^DH, and of no RAEv2."""
+    keys = set(keys)
+    return {EMBEDDER, FREQUENCIES} <= keys and TOKENS not in keys
 
 
 def shape(state: parts.State) -> parts.Shape:

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fiducial import UserError
-from fiducial.models.networks import ddt, dit, imf, jit, lightningdit, meanflow, rae, repa, sit
+from fiducial.models.decoders.rounding import IMAGENET, UNIT
+from fiducial.models.networks import ddt, dit, imf, jit, lightningdit, meanflow, rae, raev2, repa, sit
 from fiducial.models.networks.parts import Layout
+
+MEAN_VELOCITY = "average velocity"
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class NetworkSpec:
     guidance: str = "outside"  # of two predictions; or "trained", into the weights; or "told" to the network, with its interval
     noise_scale: Callable[[int], float] = lambda _: 1.0  # standard deviation of its noise by the size of images
     least_time: float = 0.0  # by which x - image is at least divided, where that is its velocity
-    trained: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # arguments of its training, of `TOLD`, as `sit.TRAINED`
+    has_inner: bool = False  # its networks may have an inner head, which they are asked for by `with_inner`
+    vae_output: str = IMAGENET  # what a ViT decoder of its latents puts out, of models.decoders.rounding.OUTPUTS
+    trained: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # what arguments of a training tell, as `sit.TRAINED`
 
     def told(self, said: Iterable[tuple[str, str]]) -> dict[str, str]:
         """The path and the prediction, as `path` and `predicts` are called, that arguments of its training say."""
@@ -112,6 +115,15 @@ NETWORKS: dict[str, NetworkSpec] = {
         _told(jit.JiT_models, "x0", sit.clock, jit.LAYOUT, "flow-heun", noise_scale=jit.noise_scale, least_time=jit.LEAST_TIME),
         _told(ddt.DDT_models, "velocity", sit.clock, ddt.LAYOUT),
         _told(rae.RAE_models, "velocity", repa.clock, rae.LAYOUT),
+        _told(
+            raev2.RAEv2_models,
+            "x0",
+            repa.clock,
+            raev2.LAYOUT,
+            least_time=raev2.LEAST_TIME,
+            has_inner=True,
+            vae_output=UNIT,
+        ),
         _told(meanflow.MeanFlow_models, MEAN_VELOCITY, repa.clock, meanflow.LAYOUT, "jump", guidance="trained"),
         _told(imf.IMF_models, MEAN_VELOCITY, repa.clock, imf.LAYOUT, "jump", guidance="told"),
     )
@@ -169,7 +181,11 @@ def kin(spec: NetworkSpec | None) -> list[NetworkSpec]:
 
 
 def asked(
-    network: nn.Module, spec: NetworkSpec, shared_timestep: bool = False, told: tuple[float, float, float] | None = None
+    network: nn.Module,
+    spec: NetworkSpec,
+    shared_timestep: bool = False,
+    told: tuple[float, float, float] | None = None,
+    with_inner: bool = False,
 ) -> Callable[..., Tensor]:
     """A network on the clock of the samplers: (x (N, C, H, W), t from 0, the image, to 1, noise; labels (N,)) -> output.
 
@@ -179,6 +195,7 @@ def asked(
     Args:
         shared_timestep: embed the timestep once, not once a row; the same but for the last bits of a smaller matrix product.
         told: strength, low and high end of guidance, to a network that is told them.
+        with_inner: the output of the network's inner head comes behind its own, (N, 2C, H, W).
     """
     is_backwards = "velocity" in spec.predicts and spec.clock(1.0) < spec.clock(0.0)
 
@@ -188,8 +205,9 @@ def asked(
 
         more = [spec.clock(t if r is None else r)] if spec.predicts == MEAN_VELOCITY else []
         more += list(told or ()) if spec.guidance == "told" else []
-        out = network(x, number(spec.clock(t)), labels, *map(number, more))
-        if spec.predicts != "noise":
+        inner = {"with_inner": True} if with_inner else {}
+        out = network(x, number(spec.clock(t)), labels, *map(number, more), **inner)
+        if spec.predicts != "noise" and not with_inner:
             out = out[:, : x.shape[1]]
         return -out if is_backwards else out
 

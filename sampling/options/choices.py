@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 ENDS = {"closed": (False, False), "open": (True, True), "open-low": (True, False), "open-high": (False, True)}  # low, high
 STATES = ("float32", "float64")
 OF_FLOWS = ("path", "prediction", "grid", "state", "least_time", "noise_scale")
-USUAL = {"state": "float32", "guidance_ends": "closed", "cfg_schedule": "constant"}
-OF_GUIDANCE = ("guidance_interval", "guidance_ends", "cfg_schedule", "cfg_power", "guidance_ckpt", "guidance_model")
+NULL_LABEL, INNER_HEAD = "null-label", "inner-head"  # what the same network is guided away from
+USUAL = {"state": "float32", "guidance_ends": "closed", "cfg_schedule": "constant", "guidance_by": NULL_LABEL}
+OF_GUIDANCE = (
+    "guidance_interval",
+    "guidance_ends",
+    "cfg_schedule",
+    "cfg_power",
+    "guidance_by",
+    "guidance_ckpt",
+    "guidance_model",
+)
 
 
 class Choices(Protocol):
@@ -39,6 +48,7 @@ class Choices(Protocol):
     cfg_power: float
     guidance_interval: tuple[float, float]
     guidance_ends: str
+    guidance_by: str
     guidance_ckpt: "Path | None"
     guidance_model: str | None
 
@@ -130,6 +140,13 @@ def check_guidance(config: Choices) -> None:
         raise UserError(f"--cfg-power {config.cfg_power}: only --cfg-schedule power-cosine has one, not {config.cfg_schedule}")
     if config.guidance_model is not None and config.guidance_ckpt is None:
         raise UserError(f"--guidance-model {config.guidance_model}: only used with --guidance-ckpt, which is missing")
+    if config.guidance_by not in (NULL_LABEL, INNER_HEAD):
+        raise UserError(f"--guidance-by {config.guidance_by}: must be {NULL_LABEL} or {INNER_HEAD}")
+    if config.guidance_by != NULL_LABEL and config.guidance_ckpt is not None:
+        raise UserError(
+            f"--guidance-by {config.guidance_by}: --guidance-ckpt {config.guidance_ckpt} is another network to guide away from; "
+            "leave one of them out"
+        )
     if config.cfg_scale != 1.0:
         return
     if (low, high) != (0.0, 1.0):

@@ -10,7 +10,7 @@ from fiducial import UserError
 from fiducial.diffusion.samplers import SAMPLERS, own_options
 from fiducial.models.decoders import rounding
 from fiducial.sampling.identity import FINGERPRINT_LETTERS
-from fiducial.sampling.options.choices import check_guidance, check_sampler, rare
+from fiducial.sampling.options.choices import NULL_LABEL, check_guidance, check_sampler, rare
 from fiducial.sampling.options.class_names import has_names
 from fiducial.sampling.plan import parse_labels
 
@@ -34,6 +34,7 @@ OF_NETWORKS = (
         "vae",
         "latent_stats",
         "latent_multiplier",
+        "vae_output",
         "cfg_scale",
         "cfg_channels",
         "sampler",
@@ -41,7 +42,7 @@ OF_NETWORKS = (
         "guidance_interval",
     ),
     *("path", "prediction", "grid", "state", "least_time", "noise_scale"),
-    *("guidance_ends", "cfg_schedule", "cfg_power", "guidance_ckpt", "guidance_model"),
+    *("guidance_ends", "cfg_schedule", "cfg_power", "guidance_by", "guidance_ckpt", "guidance_model"),
     *("network", "rounding", "precision", "compile", "attention", "vae_slicing", "vae_tiling", "offload", "cuda_tuning", "check"),
 )
 LONGEST_NAME = 255 - len(".npz.part")  # bytes of a run's name that is made here
@@ -65,6 +66,7 @@ class SamplingConfig:
     vae: str = "ema"
     latent_stats: str | None = None  # None: what the checkpoint says, or the codec's configuration
     latent_multiplier: float | None = None  # of what they say; None: 1
+    vae_output: str | None = None  # of a ViT decoder's numbers; None: as that of the network's family
     sample_dir: Path = Path("samples")
     cache_dir: Path | None = None  # of what is downloaded
     run_name: str | None = None
@@ -84,7 +86,8 @@ class SamplingConfig:
     guidance_ends: str = "closed"
     cfg_schedule: str = "constant"
     cfg_power: float = 4.0
-    guidance_ckpt: Path | None = None  # None: what is guided away from is the null label
+    guidance_by: str = NULL_LABEL  # what is guided away from, where that is no other network
+    guidance_ckpt: Path | None = None  # that network
     guidance_model: str | None = None  # None: the same as `model`
     path: str | None = None  # from here on of flows; None: as the network was published
     prediction: str | None = None
@@ -158,6 +161,11 @@ class SamplingConfig:
             return SAMPLERS[self.sampler].steps(self.num_sampling_steps)
         except ValueError as error:
             raise UserError(f"--num-sampling-steps {self.num_sampling_steps}: --sampler {self.sampler} {error}") from error
+
+    @property
+    def is_guided_by_null(self) -> bool:
+        """Whether what is guided away from, if anything is, is a prediction for the null label."""
+        return self.cfg_scale != 1.0 and self.guidance_ckpt is None and self.guidance_by == NULL_LABEL
 
     def sampler_options(self) -> dict[str, float | str]:
         """The sampler's own options by name."""
@@ -257,6 +265,8 @@ def _check_pixels(config: SamplingConfig) -> None:
             "only used with --latent-stats, which is missing" if config.latent_stats is None else "must be a finite number but 0"
         )
         raise UserError(f"--latent-multiplier {multiplier}: {reason}")
+    if config.vae_output not in (None, *rounding.OUTPUTS):
+        raise UserError(f"--vae-output {config.vae_output}: must be one of {', '.join(rounding.OUTPUTS)}")
     if config.rounding not in rounding.ROUNDING.values():
         raise UserError(f"--rounding {config.rounding}: no such rule; choose from {', '.join(rounding.ROUNDING)}")
 

@@ -11,7 +11,7 @@ from fiducial.diffusion.prediction import MEAN_VELOCITY, PREDICTIONS
 from fiducial.diffusion.samplers import Choice, own_options
 from fiducial.models.decoders import rounding
 from fiducial.sampling.options import presets
-from fiducial.sampling.options.choices import ENDS, STATES, overruled
+from fiducial.sampling.options.choices import ENDS, INNER_HEAD, NULL_LABEL, STATES, overruled
 from fiducial.sampling.options.config import PUBLISHED, SAMPLERS, SamplingConfig
 from fiducial.sampling.options.file import given_options
 
@@ -138,6 +138,12 @@ def add_codec(what: argparse._ArgumentGroup, default: dict) -> None:
         help="by which the model's latents are larger than --latent-stats make them",
     )
     what.add_argument(
+        "--vae-output",
+        choices=rounding.OUTPUTS,
+        help="what a ViT decoder's numbers are: imagenet, pixels as ImageNet's mean and deviation normalise them (RAE's), or "
+        "unit, from 0 to 1 (RAEv2's; default: as the network's family has it)",
+    )
+    what.add_argument(
         "--rounding",
         metavar="RULE",
         help="pixels to uint8: half-up (DiT's), truncate (half a level darker: ADM's, REPA's, RAE's), half-even (JiT's, MAR's, "
@@ -196,6 +202,12 @@ def add_guidance(how: argparse._ArgumentGroup) -> None:
         help="--cfg-scale over the steps: constant; linear, from 1 at noise; power-cosine, MDT's (default constant)",
     )
     how.add_argument("--cfg-power", type=float, help="power of power-cosine (default 4)")
+    how.add_argument(
+        "--guidance-by",
+        choices=[NULL_LABEL, INNER_HEAD],
+        help="guide away from the network's prediction for the null label, or from what its own inner head predicts for the same "
+        "label, in one evaluation (RAEv2's; default null-label)",
+    )
     how.add_argument(
         "--guidance-ckpt",
         type=Path,

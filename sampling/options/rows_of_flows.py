@@ -1,4 +1,4 @@
-"""Published rows of flows: SiT, REPA and REPA-E, LightningDiT, JiT, DDT, RAE, MeanFlow and iMF. No torch.
+"""Published rows of flows: SiT, REPA and REPA-E, LightningDiT, JiT, DDT, RAE, RAEv2, MeanFlow and iMF. No torch.
 
 Intervals of guidance are noise levels here, 0 the image and 1 noise, whatever the family's own clock.
 """
@@ -253,6 +253,43 @@ RAE = (
 )
 
 
+RAEV2 = (
+    Row(
+        "raev2-xl-256",
+        "RAEv2",
+        Choices(
+            "DiT^DH 1440 wide with an inner head after block 8, the image",
+            LINEAR,
+            "100 steps, shifted by 8",
+            "Euler; velocity (x - image) / max(t, 0.05)",
+            "away from the inner head by 1.78, on all channels, 0.1 and above",
+            "RAEv2's ViT decoder of the sum of 7 layers of DINOv3-L, latents by element (stats.pt)",
+        ),
+        {
+            "model": "RAEv2-XL/1",
+            **OF_256,
+            "cfg_channels": 1024,
+            "cfg_scale": 1.78,
+            "guidance_by": "inner-head",
+            "guidance_interval": (0.1, 1.0),
+            "sampler": "euler",
+            "num_sampling_steps": "100",
+            "grid": "steps,shift=8",
+        },
+        {"fid": "1.06"},
+        "RAEv2's abstract, arXiv 2605.18324; the choices are those of its repository's configuration for sampling",
+        labels=BALANCED,
+        reference=JIT_256,
+        rounding=TRUNCATE,
+        evaluator=BY_FIDELITY,
+        notes=(
+            "give --vae and --latent-stats, the files of its decoder (dinov3l-k7); its own sampling is in bfloat16",
+            "its labels are those of ImageNet's validation images, which are 50 of each class",
+        ),
+    ),
+)
+
+
 def _jump(family: str, model: str, steps: int, guidance: str, codec: str, own: Mapping[str, Any], fid: str, **more: Any) -> Row:
     name = f"{model.lower().replace('/', '-')}-256" + ("" if steps == 1 else f"-{steps}-steps")
     return Row(
@@ -297,4 +334,4 @@ IMF = (
     _imf("XL", 1, 8.0, 0.42, 0.62, "1.72"),
     _imf("XL", 2, 4.0, 0.36, 0.64, "1.54"),
 )
-FLOWS = (*SIT, *REPA, *LIGHTNINGDIT, *JIT, *DDT, *RAE, *MEANFLOW, *IMF)
+FLOWS = (*SIT, *REPA, *LIGHTNINGDIT, *JIT, *DDT, *RAE, *RAEV2, *MEANFLOW, *IMF)

@@ -9,7 +9,7 @@ from fiducial import Group, UserError, say, warn
 from fiducial.classes import ClassNames, names_of_checkpoint
 from fiducial.classes import read as read_names
 from fiducial.models.checkpoints import candidates, catalogue, checkpoint, label_table, shapes
-from fiducial.models.decoders import autoencoder
+from fiducial.models.decoders import autoencoder, rounding
 from fiducial.models.decoders.table import Decoder, decoder_of
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.table import NETWORKS, is_guided_outside, spec_of
@@ -17,6 +17,7 @@ from fiducial.ranks.cores import share
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.noise import NOISE_VERSION
 from fiducial.sampling.options import class_names as classes
+from fiducial.sampling.options.choices import INNER_HEAD
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics, wanted_files, weak
 from fiducial.sampling.source.checking import Check
@@ -24,7 +25,7 @@ from fiducial.sampling.source.compilation import compiling
 from fiducial.sampling.source.flow import Flow, check_flow
 from fiducial.sampling.source.latent_diffusion import LatentDiffusion
 from fiducial.sampling.source.networks import Networks
-from fiducial.sampling.source.node_files import STATISTICS, NodeFiles, find_vae, statistics_of, told_by_checkpoint
+from fiducial.sampling.source.node_files import STATISTICS, NodeFiles, find_vae, output_of, statistics_of, told_by_checkpoint
 from fiducial.sampling.source.numerics import RESOLVED, Numerics
 from fiducial.sampling.source.protocol import ResolvedRun
 
@@ -61,6 +62,9 @@ def check_options(config: SamplingConfig, is_told: bool = True) -> None:
 def check_own_guidance(config: SamplingConfig) -> None:
     """Raise UserError for guidance of two predictions where a network has its own."""
     kind = spec_of(config.model).guidance
+    if config.guidance_by == INNER_HEAD and not spec_of(config.model).has_inner:
+        able = ", ".join(f"a {spec.name}" for spec in NETWORKS.values() if spec.has_inner)
+        raise UserError(f"--guidance-by {INNER_HEAD}: {config.model} has no inner head, as {able} has; leave it out")
     if kind == "trained" and config.cfg_scale != 1.0:
         raise UserError(
             f"--cfg-scale {config.cfg_scale}: {config.model} was trained to predict what is guided, and is not guided once more; "
@@ -198,10 +202,14 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
             f"--vae {config.vae}: the file does not say by what latents are normalised; give --latent-stats, scale=1 where by "
             "nothing"
         )
+    if (output := output_of(config, codec)) not in (None, rounding.IMAGENET):  # as of runs older than the choice
+        of_codec |= {"vae_output": output}
     has_null = has_null_label(config, found)
     shape = {"num_classes": config.num_classes, "latent": latent}
     shapes.check(found.state, config.ckpt, config.model, **shape, has_null=has_null, factor=codec.factor)
     shapes.require_network(found.state, config.ckpt, config.network)
+    if config.guidance_by == INNER_HEAD:
+        shapes.require_inner(found.state, config.ckpt, f"--guidance-by {INNER_HEAD}")
     tell_of_weights(config, found, has_null)
     tell_of_guidance(config, latent)
     names = names_of(config, found)
@@ -256,7 +264,7 @@ def has_null_label(config: SamplingConfig, found: checkpoint.Checkpoint) -> bool
     """
     family = checkpoint.family_in(found, config.model)
     shapes.describe(found.state, config.ckpt, family)  # or what it lacks is said
-    is_unguided = config.cfg_scale == 1.0 or config.guidance_ckpt is not None or NETWORKS[family].guidance != "outside"
+    is_unguided = not config.is_guided_by_null or NETWORKS[family].guidance != "outside"
     unguided = is_unguided and config.labels != "null"
     num_classes = config.num_classes or label_table.classes_of(found)[0]
     return label_table.has_null_label(found, config.ckpt, num_classes, unguided)

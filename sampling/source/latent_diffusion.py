@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fiducial import Group, Stopped, one_line, warn
-from fiducial.diffusion.guidance import Guidance, guided
+from fiducial.diffusion.guidance import Guidance, Inner, Weak, guided
 from fiducial.diffusion.prediction import Raw
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models import probe
@@ -19,7 +19,7 @@ from fiducial.models.networks.table import is_guided_outside
 from fiducial.precision import plain_float32
 from fiducial.sampling import plan
 from fiducial.sampling.noise import NoiseStream, noise_threads
-from fiducial.sampling.options.choices import ENDS, rare
+from fiducial.sampling.options.choices import ENDS, INNER_HEAD, rare
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.blocks import Blocks, Steps
@@ -168,11 +168,8 @@ class LatentDiffusion:
         labels = plan.labels(config.labels, config.num_classes, config.global_seed, piece.start, piece.stop)
         y = torch.from_numpy(labels).to(self.device)
         asking = self.flow.asked(self.networks.asked(network))
-        if weak := self.networks.weak_beside(network):
-            beside = self.flow.asked(self.networks.asked(weak, spec_beside(config, self.networks.spec)))
-            return guided(asking, beside, y, self.guidance)
-        null = torch.full_like(y, network.null_label) if self.guidance.scale != 1.0 else None
-        return guided(asking, null, y, self.guidance)
+        weak = weak_for(self, network, y) if self.guidance.scale != 1.0 else None
+        return guided(asking, weak, y, self.guidance)
 
     @torch.inference_mode()
     def latents(self, piece: range, check: Callable[[], object], network: DiT | None = None) -> Tensor:
@@ -189,6 +186,18 @@ class LatentDiffusion:
             return predict(x, t, **beside)
 
         return self.flow.draw(model, self._sampler, self._grid, noise, **self.config.sampler_options())
+
+
+def weak_for(source: LatentDiffusion, network: DiT, labels: Tensor) -> Weak:
+    """The side that a network is guided away from: another network, its own inner head, or the null label, as often as there are
+    labels."""
+    networks, asked = source.networks, source.flow.asked
+    if weak := networks.weak_beside(network):
+        return asked(networks.asked(weak, spec_beside(source.config, networks.spec)))
+    if source.config.guidance_by == INNER_HEAD:
+        both = asked(networks.asked(network, with_inner=True))
+        return Inner(lambda *given, **beside: both(*given, **beside).chunk(2, dim=1))
+    return torch.full_like(labels, network.null_label)
 
 
 def guidance_of(config: SamplingConfig) -> Guidance:

@@ -84,11 +84,11 @@ class Networks:
         found = checkpoint.read(config.ckpt, config.weights_key)
         return prepared(found.load(config.model, config.num_classes, self._place("model"), config.network), how)
 
-    def asked(self, network: DiT, spec: NetworkSpec | None = None) -> Callable[..., Tensor]:
+    def asked(self, network: DiT, spec: NetworkSpec | None = None, with_inner: bool = False) -> Callable[..., Tensor]:
         """A network, of this family or another, on the clock of the samplers, as `table.asked`; told the run's guidance, if it is
         one that is."""
         told = self.config.cfg_scale, *self.config.guidance_interval
-        return asked(network, spec or self.spec, shared_timestep=not self.config.exact, told=told)
+        return asked(network, spec or self.spec, not self.config.exact, told, with_inner)
 
     def _probe(self, network: DiT) -> probe.Response:
         """The network's answer to pure noise; asked in fp32 if it overflows in less, as it then draws (see `in_fp32`).
@@ -97,7 +97,7 @@ class Networks:
             UserError: if it is not what a network of its family makes of it.
         """
         config = self.config
-        guided_by_null = is_guided_outside(config.model, config.cfg_scale) and config.guidance_ckpt is None
+        guided_by_null = is_guided_outside(config.model, config.cfg_scale) and config.is_guided_by_null
         with_null = network.null_label is not None and (guided_by_null or config.labels == "null")
 
         def respond(network: DiT, spec: NetworkSpec) -> probe.Response:

@@ -13,6 +13,7 @@ from fiducial.models.checkpoints.checkpoint import Checkpoint
 from fiducial.models.decoders import affine
 from fiducial.models.decoders.affine import Affine
 from fiducial.models.decoders.table import Decoder, decoder_of
+from fiducial.models.networks.table import spec_of
 from fiducial.sampling.identity import Identity
 from fiducial.sampling.options.config import SamplingConfig
 
@@ -40,6 +41,8 @@ class NodeFiles:
         self._folder = self._find()
         codec = decoder_of(self._config.vae).open(self._folder)
         codec.affine = statistics_of(self._config, self._told) or codec.affine
+        if output := output_of(self._config, codec):
+            codec.output_scale = output
         return codec
 
     def _find(self) -> Path:
@@ -81,6 +84,20 @@ def statistics_of(config: SamplingConfig, told: Mapping | None = None) -> Affine
     if config.latent_stats is not None:
         return affine.read(config.latent_stats, config.latent_multiplier or 1.0)
     return affine.from_parts({name: torch.tensor(values) for name, values in told.items()}) if told else None
+
+
+def output_of(config: SamplingConfig, codec: Decoder) -> str | None:
+    """The scale of a ViT decoder's numbers, of `rounding.OUTPUTS`: as `--vae-output` says, or as the network's family has it;
+    None of other codecs, whose images have one scale.
+
+    Raises:
+        UserError: if `--vae-output` is given for one of those.
+    """
+    if not hasattr(codec, "output_scale"):
+        if config.vae_output is not None:
+            raise UserError(f"--vae-output {config.vae_output}: only a ViT decoder has it, not --vae {config.vae}; leave it out")
+        return None
+    return config.vae_output or spec_of(config.model).vae_output
 
 
 def told_by_checkpoint(found: Checkpoint) -> dict[str, list] | None:
