@@ -34,19 +34,36 @@ WRAPPERS = ("._flax_linear", "._flax_embedding")
 TRAINING = ("v_heads.", "v_final_layer.")
 
 
+@parts.table
+def line_rotation(head_dim: int, count: int, device: torch.device | None = None) -> Tensor:
+    """Of `count` tokens by their number."""
+    places = torch.arange(count, dtype=torch.float32, device=device)
+    return parts.rotation(torch.outer(places, parts.frequencies(head_dim // 2, device)))
+
+
 class Attention(nn.Module):
     """Self-attention by four matrices without biases, of normalised and turned queries and keys."""
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.attend = F.scaled_dot_product_attention
+        self.attend, self.turned = F.scaled_dot_product_attention, parts.turned
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
         self.q_norm, self.k_norm = (parts.RMSNorm(hidden_size // num_heads) for _ in range(2))
 
+    @torch.no_grad()
+    def turn_by_halves(self) -> None:
+        """As `parts.Attention.turn_by_halves`."""
+        if self.turned is not parts.turned:
+            return
+        for matrix in (self.q_proj, self.k_proj):
+            matrix.weight.copy_(parts.even_before_odd(matrix.weight, self.num_heads))
+        parts.reorder_norms(self)
+        self.turned = parts.turned_by_halves
+
     def forward(self, x: Tensor, rotation: parts.Rotation) -> Tensor:
         q, k, v = (part(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (parts.turned(norm(one), rotation).to(v.dtype) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = (self.turned(norm(one), rotation).to(v.dtype) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
         return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -147,8 +164,7 @@ class IMF(parts.Transformer):
         first = [getattr(self, name) + one.unsqueeze(1) for name, one in zip(TOKENS, embedded, strict=True)]
         image = self.x_embedder(x)
         tokens = torch.cat([*(part.expand(len(x), -1, -1) for part in first), image], dim=1)
-        places = torch.arange(tokens.shape[1], dtype=torch.float32, device=x.device)
-        rotation = parts.rotation(torch.outer(places, parts.frequencies(self.head_dim // 2, x.device)))
+        rotation = line_rotation(self.head_dim, tokens.shape[1], x.device)
         for block in self.blocks:
             tokens = block(tokens, rotation)
         return self.unpatchify(self.u_final_layer(tokens[:, -image.shape[1] :]))
