@@ -146,8 +146,11 @@ def turned_by_halves(x: Tensor, by: Rotation) -> Tensor:
 
 
 def even_before_odd(x: Tensor, heads: int) -> Tensor:
-    """x (heads * d, ...), of each head the rows with even numbers first. Where queries and keys are put in this order alike, their
-    products stay as they are, and what is turned lies side by side, as a processor's wide instructions take it."""
+    """x (heads * d, ...), of each head the rows with even numbers first.
+
+    Where queries and keys are both in this order their products stay as they are, and a processor's wide instructions turn many
+    pairs at once.
+    """
     return x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
