@@ -40,7 +40,7 @@ DIGITS = 1000  # images that FID-digits is of
 SEEDS = range(5)
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++", "unipc", "heun")
 STEP_COUNTS = (250, 50, 20, 10)
-OFF_PLAIN = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # at most, of a step relative to that of a plain writing
+OFF_PLAIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}  # of a step relative to that in fp32; more is another network
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
