@@ -5,6 +5,7 @@ r"""Measures Fiducial against its peers: each in a process of its own, as it com
     python scripts/benchmark.py sampling
     python scripts/benchmark.py sampling --model DiT-XL/2 --device cuda --images 32 --steps 250 --only denoising pipeline \
         --options='--precision bf16 --compile --cuda-tuning'
+    python scripts/benchmark.py sampling --only plain --model LightningDiT-B/1
     python scripts/benchmark.py io --images 50000
     python scripts/benchmark.py scaling --json scaling.json --markdown scaling.md
 
@@ -180,6 +181,17 @@ SAMPLING = {
             "diffusers, bf16, compiled": sampling(drawing.denoise_theirs, "bf16", compiled=True),
         },
     ),
+    "plain": Benchmark(
+        "One guided step of {images} images by {model}",
+        {
+            "Fiducial": sampling(drawing.step_ours),
+            "Fiducial, not compiled": sampling(drawing.step_ours, "--no-compile"),
+            "Fiducial, fp32": sampling(drawing.step_ours, "--precision", "fp32"),
+            "Fiducial, fp32, not compiled": sampling(drawing.step_ours, "--precision", "fp32", "--no-compile"),
+            "a plain eager writing, fp32": sampling(drawing.step_plainly, "fp32"),
+            "a plain eager writing, bf16": sampling(drawing.step_plainly, "bf16"),
+        },
+    ),
     "decoding": Benchmark(
         "Latents of {images} images to pixels",
         {
@@ -304,7 +316,8 @@ def markdown(results: dict[str, dict[str, Measured]], work: Work, machine: dict,
     lines = [", ".join(f"{name} {value}" for name, value in machine.items()) + f"; medians of {repeats}", ""]
     for name, contestants in results.items():
         benchmark = BENCHMARKS[name]
-        lines += [benchmark.title.format(**{k: f"{v:,}" for k, v in vars(work).items() if isinstance(v, int)}) + ":", ""]
+        given = {name: f"{value:,}" for name, value in vars(work).items() if isinstance(value, int)}
+        lines += [benchmark.title.format(**given, model=work.model) + ":", ""]
         first = next(iter(contestants.values()))
         extra = [key for key in first if key not in ("seconds", "fid")]
         header = ["", "seconds", *(["images/s"] if benchmark.images else []), *extra, "times the first"]
@@ -381,7 +394,7 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.command == "sampling":
         given = args.model, args.images, args.steps, args.device, args.image_size, tuple(args.options)
-        drawing.check(drawing.Drawing(Path(), *given))
+        drawing.check(drawing.Drawing(Path(), *given), args.only)
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file")
     for option, path, ending in (("--json", args.json, ".json"), ("--markdown", args.markdown, ".md")):
@@ -400,7 +413,7 @@ def run_all(args: argparse.Namespace) -> None:
         work = Work(Path(folder), options=tuple(args.options), **given)
         if {"extraction", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
-        if {"denoising", "decoding", "pipeline", "latents"} & set(args.only):
+        if {"denoising", "plain", "decoding", "pipeline", "latents"} & set(args.only):
             drawing.write_networks(work.folder, args.model, args.image_size)
         if args.command == "io":
             prepare_run(work.folder, args.images)

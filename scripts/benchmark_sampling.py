@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +29,9 @@ from fiducial import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CFG_SCALE = 1.5
 CLASSES = 1000
-LATENT = 4  # channels
-FACTOR = 8  # pixels a latent pixel
+LATENT = 4  # channels of the VAE
+FACTOR = 8  # pixels a latent pixel of the VAE
+SHAPES = {"LightningDiT": (32, 16), "JiT": (3, 1)}  # the same of the families whose latents are others
 STEPS_TIMED = 7  # evaluations of the network, after one that warms up
 MATRIX = 2048  # whose product is the ceiling on a CPU; on a GPU four times as wide
 BLOCKS = 2  # drawn one after the other, so that PNGs of one are written beside the next
@@ -39,6 +40,7 @@ DIGITS = 1000  # images that FID-digits is of
 SEEDS = range(5)
 SAMPLERS = ("ddpm", "ddim", "dpm-solver++", "unipc", "heun")
 STEP_COUNTS = (250, 50, 20, 10)
+OFF_PLAIN = {torch.float32: 1e-4, torch.bfloat16: 0.5}  # of a step relative to that in fp32; more is another network
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -57,21 +59,44 @@ class Drawing:
     @property
     def side(self) -> int:
         """Height and width of a latent."""
-        return self.image_size // FACTOR
+        return self.image_size // self._shape[1]
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return self._shape[0]
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return SHAPES.get(self.model.partition("-")[0], (LATENT, FACTOR))
+
+    def build(self) -> "torch.nn.Module":
+        """The network, as it comes."""
+        from fiducial.models.networks.table import spec_of
+
+        return spec_of(self.model).build[self.model](input_size=self.side, in_channels=self.channels, num_classes=CLASSES)
+
+    def noise(self) -> torch.Tensor:
+        """Latents (N, C, H, W) of so many images."""
+        return torch.randn(self.images, self.channels, self.side, self.side, device=self.place)
 
     @property
     def place(self) -> torch.device:
         return torch.device(self.device)
 
 
-def check(work: Drawing) -> None:
-    """Raise UserError for a network that there is not, a GPU that is not here, or options that sample_ddp.py does not take."""
+def check(work: Drawing, only: Iterable[str]) -> None:
+    """Raise UserError for a network that there is not or that one of these benchmarks has no peer of, a GPU that is not here, or
+    options that sample_ddp.py does not take."""
     import sample_ddp
     from fiducial.models import DiT_models
+    from fiducial.models.networks.table import models
+    from scripts.plain_networks import of_model
 
-    if work.model not in DiT_models:
-        raise UserError(f"--model {work.model}: no such model; choose from {', '.join(DiT_models)}")
-    if work.image_size % (multiple := FACTOR * int(work.model.rpartition("/")[2])):
+    known = [name for name in models() if of_model(name)] if set(only) == {"plain"} else DiT_models
+    if work.model not in known:
+        raise UserError(f"--model {work.model}: no such model; choose from {', '.join(known)}")
+    if work.image_size % (multiple := work.image_size // work.side * int(work.model.rpartition("/")[2])):
         raise UserError(f"--image-size {work.image_size}: must be a multiple of {multiple} for {work.model}")
     if work.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU can be seen here; use --device cpu")
@@ -79,15 +104,19 @@ def check(work: Drawing) -> None:
 
 
 def write_networks(folder: Path, model: str, image_size: int) -> None:
-    """A DiT and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
+    """A network and a VAE of Stable Diffusion's shape, random, in the files that sample_ddp.py takes."""
     from safetensors.torch import save_file
 
-    from fiducial.models import DiT_models
-
     torch.manual_seed(0)
-    network = DiT_models[model](input_size=image_size // FACTOR, num_classes=CLASSES)
-    state = {name: 0.05 * torch.randn_like(value) for name, value in network.state_dict().items() if name != "pos_embed"}
-    save_file(state | {"pos_embed": network.pos_embed.data}, folder / "dit.safetensors")
+    network = Drawing(folder, model, 1, 1, "cpu", image_size).build()
+    fixed = {"pos_embed": network.pos_embed.data} | dict(network.named_buffers())
+    state = {name: 0.05 * torch.randn_like(value) for name, value in network.state_dict().items() if name not in fixed}
+    state |= {
+        name: 1 + value
+        for name, value in state.items()
+        if name.rpartition(".")[0].endswith(("norm", "norm1", "norm2", "norm_final"))
+    }
+    save_file(state | fixed, folder / "dit.safetensors")
     make_vae().save_pretrained(folder / "vae")
 
 
@@ -102,10 +131,13 @@ def make_vae() -> "AutoencoderKL":
 
 def arguments(work: Drawing, *options: str) -> list[str]:
     """Of sample_ddp.py."""
+    from fiducial.models.networks.table import spec_of
+
     files = ["--ckpt", work.folder / "dit.safetensors", "--vae", work.folder / "vae"]
     files += ["--model", work.model, "--image-size", work.image_size, "--num-classes", CLASSES]  # there may be no files yet
     sizes = ["--per-proc-batch-size", work.images, "--num-sampling-steps", work.steps]
-    return [str(part) for part in (*files, *sizes, "--sampler", "ddim", "--device", work.device, "--no-probe", *options)]
+    sampler = "ddim" if (spec := spec_of(work.model)).needs_variance else spec.sampler
+    return [str(part) for part in (*files, *sizes, "--sampler", sampler, "--device", work.device, "--no-probe", *options)]
 
 
 @contextmanager
@@ -122,7 +154,7 @@ def ours(work: Drawing, *options: str) -> Iterator["LatentDiffusion"]:
     config, _ = sample_ddp.parse(arguments(work, *(options or work.options)))
     numerics.ready_torch()
     how = numerics.choices(config, work.place)[0]
-    networks = Networks(config, work.place, how, LatentShape(LATENT, work.side), lambda: Autoencoder(work.folder / "vae"))
+    networks = Networks(config, work.place, how, LatentShape(work.channels, work.side), lambda: Autoencoder(work.folder / "vae"))
     drawer = LatentDiffusion(networks)
     with drawer.switched():
         drawer.load()
@@ -158,12 +190,10 @@ def operations(work: Drawing) -> float:
     """Floating-point operations of one guided evaluation of the network, multiplications and additions counted each."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fiducial.models import DiT_models
-
     rows = 2 * work.images
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network = DiT_models[work.model](input_size=work.side, num_classes=CLASSES).to("meta")
-        network(torch.zeros(rows, LATENT, work.side, work.side), torch.zeros(rows), torch.zeros(rows, dtype=torch.int64))
+        network, x = work.build().to("meta"), torch.zeros(rows, work.channels, work.side, work.side)
+        network(x, torch.zeros(rows), torch.zeros(rows, dtype=torch.int64))
     return counter.get_total_flops()
 
 
@@ -175,12 +205,69 @@ def share_of_ceiling(seconds: float, dtype: torch.dtype, work: Drawing) -> dict[
 
 def denoise_ours(work: Drawing, *options: str) -> dict[str, float]:
     started = time.perf_counter()
-    x = torch.randn(work.images, LATENT, work.side, work.side, device=work.place)
+    x = work.noise()
     with ours(work, *options) as drawer, torch.inference_mode():
         loading = time.perf_counter() - started
         guided = drawer.guided(range(work.images))
         seconds = timed(lambda: guided(x, 0.5), work.place)
     return share_of_ceiling(seconds, drawer.how.dtype, work) | {"loading": loading}
+
+
+def step_ours(work: Drawing, *options: str) -> dict[str, float]:
+    """As `denoise_ours`, and how far the step is from that of the plain writing, relative to its size."""
+    x = work.noise()
+    with ours(work, *options) as drawer, torch.inference_mode():
+        guided, plain = drawer.guided(range(work.images)), plain_step(work, drawer, "fp32")
+        found = share_of_ceiling(timed(lambda: guided(x, 0.5), work.place), drawer.how.dtype, work)
+        return found | {"off the plain": off_plain(guided(x, 0.5), plain(x), drawer.how.dtype)}
+
+
+def step_plainly(work: Drawing, precision: str) -> dict[str, float]:
+    """The plain writing, in fp32 or with all weights in bfloat16, guided as a loop of a sampling script does it."""
+    x = work.noise()
+    with ours(work, "--precision", "fp32", "--no-compile") as drawer, torch.inference_mode():
+        expected = drawer.guided(range(work.images))(x, 0.5)
+        step = plain_step(work, drawer, precision)
+    with torch.inference_mode():
+        found = share_of_ceiling(timed(lambda: step(x), work.place), DTYPES[precision], work)
+        return found | {"off the plain": off_plain(step(x), expected, DTYPES[precision])}
+
+
+def off_plain(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> float:
+    """The norm of the difference by that of what is expected.
+
+    Raises:
+        UserError: if it is so large that they are not the same network.
+    """
+    off = ((found - expected).norm() / expected.norm()).item()
+    if not off < OFF_PLAIN[dtype]:
+        raise UserError(f"the plain writing computes otherwise than Fiducial does: off by {off:.2g}")
+    return off
+
+
+def plain_step(work: Drawing, drawer: "LatentDiffusion", precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """One guided evaluation by the plain writing for the same labels and weights, at t = 0.5: x (N, C, H, W) -> as ours."""
+    from safetensors.torch import load_file
+
+    from fiducial.models.networks.table import spec_of
+    from fiducial.sampling import plan
+    from scripts.plain_networks import of_model
+
+    config, spec, network, dtype = drawer.config, spec_of(work.model), of_model(work.model), DTYPES[precision]
+    state = {name: value.to(work.place, dtype) for name, value in load_file(work.folder / "dit.safetensors").items()}
+    labels = plan.labels(config.labels, CLASSES, config.global_seed, 0, work.images)
+    y = torch.cat([torch.from_numpy(labels), torch.full((work.images,), CLASSES)]).to(work.place)
+    t = torch.full((len(y),), spec.clock(0.5), device=work.place)
+    sign = -1 if spec.predicts == "velocity" and spec.clock(1.0) < spec.clock(0.0) else 1
+    channels, scale = drawer.guidance.channels, drawer.guidance.scale
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        out = sign * network(state, torch.cat([x, x]).to(dtype), t, y).float()
+        conditional, unconditional = out.chunk(2)
+        guided = unconditional + scale * (conditional - unconditional)
+        return guided if channels is None else torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
+
+    return lambda x: step(x) if spec.predicts == "noise" else step(x)[:, : work.channels]
 
 
 def their_network(work: Drawing, precision: str) -> "DiTTransformer2DModel":

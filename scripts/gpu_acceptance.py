@@ -73,7 +73,7 @@ class Work:
         return torch.device(self.device, 0) if self.device == "cuda" else torch.device(self.device)
 
     def drawing(self, model: str, size: int, images: int) -> drawing.Drawing:
-        return drawing.Drawing(Path(), model.replace("SiT", "DiT"), images, STEPS, self.device, size)
+        return drawing.Drawing(Path(), model, images, STEPS, self.device, size)
 
 
 def machine(work: Work) -> Iterator[Row]:

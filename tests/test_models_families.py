@@ -1,6 +1,7 @@
 """The networks of LightningDiT, JiT, DDT, RAE, MeanFlow and iMF against second writings, their sizes, names and files."""
 
 import argparse
+import copy
 import json
 import re
 
@@ -17,6 +18,8 @@ from fiducial.models.checkpoints import checkpoint, label_table, shapes
 from fiducial.models.commands import conversion
 from fiducial.models.networks import ddt, imf, jit, lightningdit, meanflow, parts, rae, raev2, repa
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, asked, models, spec_of, told_by
+from fiducial.sampling.source import numerics
+from fiducial.sampling.source.numerics import REFERENCE
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 32, "depth": 3, "num_heads": 4, "num_classes": 10}
@@ -164,6 +167,33 @@ def test_a_wrong_variant_is_noticed(name, wrong, monkeypatch):
     monkeypatch.setattr(where, part, other)
     network, *more = CASES[name]()
     assert difference(lively(network), *more) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("MeanFlow")])
+@torch.no_grad()
+def test_turning_by_halves_changes_no_number(name):
+    """As in half precision, here in float32; a second call changes nothing."""
+    network, _, side, *more = CASES[name]()
+    by_halves = copy.deepcopy(lively(network)).to_half(torch.float32).to_half(torch.float32)
+    x, t, y = torch.randn(3, network.in_channels, side, side), torch.tensor([0.0, 0.4, 1.0]), torch.tensor([0, 7, 10])
+    expected = network(x, t, y, *more)
+    assert (by_halves(x, t, y, *more) - expected).abs().max() < TOLERANCE * expected.abs().max()
+    assert {block.attn.turned for block in by_halves.blocks} == {parts.turned_by_halves}
+
+
+@pytest.mark.parametrize(("case", "times"), [(jit_case, 1), (ddt_case, 1), (imf_case, 4)], ids=["JiT", "DDT", "iMF"])
+@torch.no_grad()
+def test_a_compiled_network_is_one_graph_with_no_table_in_it(case, times):
+    """The cosines that are left are of embeddings, one for each number that it is told."""
+    network, _, side, *more = case()
+    x, y, graphs = torch.randn(3, network.in_channels, side, side), torch.tensor([0, 7, 10]), []
+    numerics.compile_network(lively(network), REFERENCE, CPU)
+    compiled = torch.compile(
+        network.forward, fullgraph=True, dynamic=False, backend=lambda graph, _: graphs.append(graph) or graph
+    )
+    for t in (0.3, 0.8):
+        assert torch.allclose(compiled(x, torch.tensor([t]), y, *more), network.forward(x, torch.tensor([t]), y, *more))
+    assert [sum(node.target == "cos" for node in graph.graph.nodes) for graph in graphs] == [times]
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, run_command
+from families import TOLERANCE, lively
 
 from fiducial.sampling.source.numerics import cpu_has_bf16
-from scripts import benchmark_runs, benchmark_sampling, gpu_acceptance
+from scripts import benchmark_runs, benchmark_sampling, gpu_acceptance, plain_networks
 
 
 @pytest.mark.skipif(not (Path(sys.prefix) / "fiducial-requirements").exists(), reason="not in an environment of scripts/setup.sh")
@@ -109,6 +111,17 @@ def test_operations_are_those_of_the_paper(model, multiplications):
     assert benchmark_sampling.operations(work) == pytest.approx(3 * 2 * 2 * multiplications, rel=0.03)
 
 
+@pytest.mark.parametrize("model", ["SiT-XS/2", "LightningDiT-XS/1", "JiT-XS/8"])
+@torch.no_grad()
+def test_the_plain_writings_are_of_the_same_networks(model):
+    work = benchmark_sampling.Drawing(Path("unused"), model, 3, 1, "cpu", 64)
+    network, x = lively(work.build()), work.noise()
+    t, y = torch.tensor([0.0, 0.4, 1.0]), torch.tensor([0, 7, benchmark_sampling.CLASSES])
+    expected = network(x, t, y)
+    found = plain_networks.of_model(model)(network.state_dict(), x, t, y)
+    assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
 def test_a_benchmark_that_cannot_be_run_is_one_sentence():
     done = run_command("scripts/benchmark.py", "evaluation", "--repeats", "0")
     assert (done.returncode, done.stdout) == (2, "")
@@ -124,6 +137,9 @@ def test_a_benchmark_that_cannot_be_run_is_one_sentence():
     done = run_command("scripts/benchmark.py", "sampling", "--model", "DiT-S/8", "--image-size", "100")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --image-size 100: must be a multiple of 64 for DiT-S/8\n"
+    done = run_command("scripts/benchmark.py", "sampling", "--only", "plain", "denoising", "--model", "JiT-B/16")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --model JiT-B/16: no such model; choose from DiT-")
     done = run_command("scripts/benchmark.py", "sampling", "--options=--no-compile --cfg-scale high")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: argument --cfg-scale: 'high' is not a number (see --help)\n"

@@ -51,7 +51,8 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(timestep_frequencies(t, max_period=MAX_PERIOD).to(self.mlp[0].weight.dtype))
 
 
-def interleaved_rotation(head_dim: int, side: int, device: torch.device | None = None) -> parts.Rotation:
+@parts.table
+def interleaved_rotation(head_dim: int, side: int, device: torch.device | None = None) -> Tensor:
     """Of a square of tokens, row by row: pairs are turned by the column and by the row in turn."""
     places = torch.linspace(0, EXTENT, side, device=device)
     angles = torch.outer(places, parts.frequencies(head_dim // 4, device))

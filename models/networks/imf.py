@@ -34,6 +34,13 @@ WRAPPERS = ("._flax_linear", "._flax_embedding")
 TRAINING = ("v_heads.", "v_final_layer.")
 
 
+@parts.table
+def line_rotation(head_dim: int, count: int, device: torch.device | None = None) -> Tensor:
+    """Of `count` tokens by their number."""
+    places = torch.arange(count, dtype=torch.float32, device=device)
+    return parts.rotation(torch.outer(places, parts.frequencies(head_dim // 2, device)))
+
+
 class Block(nn.Module):
     """Attention and an MLP behind RMSNorms, each scaled by a vector before it is added."""
 
@@ -130,8 +137,7 @@ class IMF(parts.Transformer):
         first = [getattr(self, name) + one.unsqueeze(1) for name, one in zip(TOKENS, embedded, strict=True)]
         image = self.x_embedder(x)
         tokens = torch.cat([*(part.expand(len(x), -1, -1) for part in first), image], dim=1)
-        places = torch.arange(tokens.shape[1], dtype=torch.float32, device=x.device)
-        rotation = parts.rotation(torch.outer(places, parts.frequencies(self.head_dim // 2, x.device)))
+        rotation = line_rotation(self.head_dim, tokens.shape[1], x.device)
         for block in self.blocks:
             tokens = block(tokens, rotation)
         return self.unpatchify(self.u_final_layer(tokens[:, -image.shape[1] :]))

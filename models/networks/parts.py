@@ -53,8 +53,9 @@ class Transformer(nn.Module):
         self.null_label = num_classes if has_null else None
 
     def to_half(self, dtype: torch.dtype) -> "Transformer":
-        """Let the blocks multiply in bfloat16 or float16, as `DiT.to_half` does."""
+        """Let the blocks multiply in bfloat16 or float16, as `DiT.to_half` does, and turn queries and keys by halves."""
         for block in self.blocks:
+            block.attn.turn_by_halves()
             for part in block.products():
                 part.to(dtype)
         return self
@@ -120,7 +121,14 @@ class ApartSwiGLU(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines (T, d) each, by which pairs of neighbouring numbers are turned
+Rotation = Tensor | tuple[Tensor, Tensor]  # cosines and sines (T, d) each, by which pairs of neighbouring numbers are turned
+TABLES: list[Callable[..., Rotation]] = []  # functions of numbers and a device alone, whose results a compiler may keep
+
+
+def table(function: Callable[..., Rotation]) -> Callable[..., Rotation]:
+    """The same function, as one of TABLES: compiled as it is, it would be computed anew for each number of each layer."""
+    TABLES.append(function)
+    return function
 
 
 def turned(x: Tensor, by: Rotation) -> Tensor:
@@ -130,10 +138,26 @@ def turned(x: Tensor, by: Rotation) -> Tensor:
     return x * by[0] + torch.stack([-odd, even], dim=-1).flatten(-2) * by[1]
 
 
-def rotation(angles: Tensor) -> Rotation:
-    """The rotation by angles (T, d / 2), one a pair."""
+def turned_by_halves(x: Tensor, by: Rotation) -> Tensor:
+    """The same where the pairs are of a number in the first half of d and its fellow in the second (see `even_before_odd`)."""
+    a, b = wide(x).chunk(2, dim=-1)
+    cos, sin = (values[:, ::2] for values in by)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def even_before_odd(x: Tensor, heads: int) -> Tensor:
+    """x (heads * d, ...), of each head the rows with even numbers first.
+
+    Where queries and keys are both in this order their products stay as they are, and a processor's wide instructions turn many
+    pairs at once.
+    """
+    return x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def rotation(angles: Tensor) -> Tensor:
+    """The rotation by angles (T, d / 2), one a pair, as (2, T, d)."""
     twice = angles.repeat_interleave(2, dim=-1)
-    return twice.cos(), twice.sin()
+    return torch.stack([twice.cos(), twice.sin()])
 
 
 def behind(count: int, others: Rotation) -> Rotation:
@@ -147,7 +171,8 @@ def frequencies(count: int, device: torch.device | None = None) -> Tensor:
     return 1.0 / ROTARY_THETA ** (torch.arange(count, dtype=torch.float32, device=device) / count)
 
 
-def grid_rotation(head_dim: int, side: int, device: torch.device | None = None) -> Rotation:
+@table
+def grid_rotation(head_dim: int, side: int, device: torch.device | None = None) -> Tensor:
     """Of a square of tokens, row by row: half of a head's pairs are turned by the row, then half by the column."""
     angles = torch.outer(torch.arange(side, dtype=torch.float32, device=device), frequencies(head_dim // 4, device))
     rows, columns = angles.repeat_interleave(side, dim=0), angles.repeat(side, 1)
@@ -171,13 +196,20 @@ class RotaryTable(nn.Module):
         return self.freqs_cos, self.freqs_sin
 
 
+def reorder_norms(attn: nn.Module) -> None:
+    """Have `q_norm` and `k_norm` weigh what is in the order of `even_before_odd`, in place."""
+    for norm in (attn.q_norm, attn.k_norm):
+        for parameter in norm.parameters():
+            parameter.copy_(even_before_odd(parameter, 1))
+
+
 class Attention(nn.Module):
     """Self-attention whose queries and keys may be normalised, a head at a time, and turned."""
 
     def __init__(self, hidden_size: int, num_heads: int, norm: Norm | None = None, qkv_bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
-        self.attend = F.scaled_dot_product_attention
+        self.attend, self.turned = F.scaled_dot_product_attention, turned
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.q_norm, self.k_norm = (norm(hidden_size // num_heads) for _ in "qk") if norm else (nn.Identity(), nn.Identity())
@@ -186,11 +218,22 @@ class Attention(nn.Module):
         """The matrices in it."""
         return [self.qkv, self.proj]
 
+    @torch.no_grad()
+    def turn_by_halves(self) -> None:
+        """Put queries and keys in the order of `even_before_odd`, in place; further calls do nothing."""
+        if self.turned is not turned:
+            return
+        for parameter in self.qkv.parameters():
+            q, k, v = parameter.chunk(3)
+            parameter.copy_(torch.cat([*(even_before_odd(one, self.num_heads) for one in (q, k)), v]))
+        reorder_norms(self)
+        self.turned = turned_by_halves
+
     def forward(self, x: Tensor, turn: Rotation | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(wide(q)), self.k_norm(wide(k))
         if turn is not None:
-            q, k = turned(q, turn), turned(k, turn)
+            q, k = self.turned(q, turn), self.turned(k, turn)
         return self.proj(self.attend(q.to(v.dtype), k.to(v.dtype), v).transpose(1, 2).flatten(2))
 
 
@@ -205,7 +248,7 @@ class ApartAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, names: tuple[str, str, str, str], bias: bool):
         super().__init__()
         self.num_heads, self.names = num_heads, names
-        self.attend = F.scaled_dot_product_attention
+        self.attend, self.turned = F.scaled_dot_product_attention, turned
         for name in names:
             setattr(self, name, nn.Linear(hidden_size, hidden_size, bias=bias))
         self.q_norm, self.k_norm = (RMSNorm(hidden_size // num_heads) for _ in "qk")
@@ -214,10 +257,21 @@ class ApartAttention(nn.Module):
         """The matrices in it."""
         return [getattr(self, name) for name in self.names]
 
+    @torch.no_grad()
+    def turn_by_halves(self) -> None:
+        """As `Attention.turn_by_halves`."""
+        if self.turned is not turned:
+            return
+        for matrix in self.products()[:2]:
+            for parameter in matrix.parameters():
+                parameter.copy_(even_before_odd(parameter, self.num_heads))
+        reorder_norms(self)
+        self.turned = turned_by_halves
+
     def forward(self, x: Tensor, turn: Rotation) -> Tensor:
         *each, back = self.products()
         q, k, v = (part(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in each)
-        q, k = (turned(norm(one), turn).to(v.dtype) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = (self.turned(norm(one), turn).to(v.dtype) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
         return back(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 

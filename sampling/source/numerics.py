@@ -19,6 +19,7 @@ from torch import nn
 from fiducial import UserError, make_folder, one_line, warn
 from fiducial.cache import COMPILED, hold_kernels
 from fiducial.memory import keep_freed_memory
+from fiducial.models.networks.parts import TABLES
 from fiducial.precision import float32_products
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.source.compilation import compiler_threads, kernels_folder
@@ -231,6 +232,8 @@ def compile_network(network: nn.Module, how: Numerics, device: torch.device, *be
     is a block, which is compiled once for all, as they are alike.
     """
     torch.compiler.reset()  # what was compiled for an earlier network counts towards the limit
+    for table in TABLES:
+        torch.compiler.assume_constant_result(table)
     for one in (network, *beside):
         for part in [one] if how.cuda_tuning or device.type == "cpu" else one.blocks:
             part.compile(dynamic=False, mode="reduce-overhead" if how.cuda_tuning else None)
