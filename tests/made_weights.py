@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from test_models_families import in_files
+from test_models_families import in_files, raev2_files
 from test_models_single_file import F8D4, F16D32, ldm_weights
 
 from fiducial.models.checkpoints import catalogue, hub
@@ -110,6 +110,9 @@ FILES: dict[str, Callable[[], dict]] = {
     "rae-s-256-14-epochs": lambda: network("RAE-S/1", 256, 16, 768),
     "rae-decoder-dinov2-b": lambda: filled(_on_meta(lambda: vit.Network(**RAE_DECODER))),
     "rae-latent-stats-dinov2-b": lambda: {"mean": _each(768, 16, 16), "var": _each(768, 16, 16)},
+    "raev2-xl-256": lambda: trained(raev2_files(network("RAEv2-XL/1", 256, 16, 1024))),
+    "raev2-decoder-dinov3-l-k7": lambda: filled(_on_meta(lambda: vit.Network(**RAE_DECODER | {"channels": 1024}))),
+    "raev2-latent-stats-dinov3-l-k7": lambda: {"mean": _each(1024, 16, 16), "var": _each(1024, 16, 16)},
     "meanflow-xl-2-256": lambda: trained(projected(network("MeanFlow-XL/2", 256))),
     **{
         f"imf-{size.lower()}-2-256": lambda size=size: {

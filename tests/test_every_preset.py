@@ -60,6 +60,7 @@ def test_two_images_are_drawn(preset, cache, tmp_path):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     identity = manifest["identity"]
     assert (manifest["published"]["name"], identity["model"]) == (preset, options["model"])
+    assert {name for name, *_ in manifest["published"]["differing"]} <= {"num_sampling_steps", "atol", "rtol"}
     assert manifest["paths"]["ckpt"] == str(paths["ckpt"])
     assert identity["checkpoint_sha256"] == sha256(paths["ckpt"])
     weak = paths.get("guidance_ckpt")

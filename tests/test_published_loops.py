@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fiducial.diffusion.guidance import guided
+from fiducial.diffusion.guidance import Inner, guided
 from fiducial.diffusion.samplers import SAMPLERS
 from fiducial.models.networks.table import asked
+from fiducial.sampling.options.choices import INNER_HEAD
 from fiducial.sampling.options.parser import parse
 from fiducial.sampling.options.presets import ROWS
 from fiducial.sampling.source.flow import Flow
@@ -107,6 +108,22 @@ def rae(noise: Noise, scale: float) -> Tensor:
     return x
 
 
+def raev2(noise: Noise, scale: float) -> Tensor:
+    """RAEv2: t = 1 is noise, an image is predicted; linspace(1, 0, 101) shifted by 8, away from the inner head down to 0.1."""
+    line, x = torch.linspace(1, 0, 101, dtype=torch.float64), noise[0]
+    places = (8 * line / (1 + 7 * line)).tolist()
+    for begin, end in pairwise(places):
+        full, base = native(x, begin, LABELS), inner(x, begin, LABELS)
+        image = base + scale * (full - base) if begin >= 0.1 else full
+        x = x + (x - image) / max(begin, 0.05) * (end - begin)
+    return x
+
+
+def inner(x: Tensor, t: float, labels: Tensor) -> Tensor:
+    """What an inner head predicts."""
+    return 0.5 * native(x, t, labels, 1.0)
+
+
 def jumps(noise: Noise, steps: int, *told: float) -> Tensor:
     """MeanFlow and iMF: t = 1 is noise; x_r = x_t - (t - r) u(x_t, t, r), and iMF's scale and interval."""
     x = noise[0]
@@ -134,6 +151,9 @@ LOOPS: dict[str, tuple[int, Callable[[Noise], Tensor]]] = {  # channels and loop
     "ddt-xl-2-512": (4, lambda noise: ddt(noise, 3.0)),
     "rae-xl-256-cfg-1.0": (768, lambda noise: rae(noise, 1.0)),
     "rae-xl-256": (768, lambda noise: rae(noise, 1.42)),
+    "repa-e-vavae-balanced": (32, lambda noise: repa_sde(noise, 2.4, 0.73)),
+    "repa-e-vavae-balanced-cfg-1.0": (32, lambda noise: repa_sde(noise, 1.0, 1.0)),
+    "raev2-xl-256": (1024, lambda noise: raev2(noise, 1.78)),
     "meanflow-xl-2-256": (4, lambda noise: jumps(noise, 1)),
     "imf-b-2-256": (4, lambda noise: jumps(noise, 1, 8.0, 0.4, 0.65)),
     "imf-l-2-256": (4, lambda noise: jumps(noise, 1, 10.5, 0.4, 0.6)),
@@ -147,9 +167,10 @@ class Network:
 
     null_label = NULL
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, *more: Tensor, with_inner: bool = False) -> Tensor:
         t, *more = (one.double().view(-1, 1, 1, 1) for one in (t, *more))
-        return native(x, t, labels, *more)
+        found = native(x, t, labels, *more)
+        return torch.cat([found, inner(x, t, labels)], 1) if with_inner else found
 
 
 def drawn(name: str, noise: Noise, *said: str) -> Tensor:
@@ -159,7 +180,11 @@ def drawn(name: str, noise: Noise, *said: str) -> Tensor:
     flow, sampler = Flow.of(config), SAMPLERS[config.sampler]
     told = (config.cfg_scale, *config.guidance_interval)
     network = asked(Network(), flow.spec, shared_timestep=True, told=told)
-    raw = guided(network, torch.full_like(LABELS, NULL), LABELS, guidance_of(config))
+    weak = torch.full_like(LABELS, NULL)
+    if config.guidance_by == INNER_HEAD:
+        both = asked(Network(), flow.spec, shared_timestep=True, told=told, with_inner=True)
+        weak = Inner(lambda *given: both(*given).chunk(2, dim=1))
+    raw = guided(network, weak, LABELS, guidance_of(config))
     return flow.draw(raw, sampler, flow.grid(config, "cpu"), iter(noise), **config.sampler_options())
 
 
@@ -200,6 +225,8 @@ def test_a_preset_is_its_familys_loop(name):
         ("ddt-xl-2-256", ("--guidance-interval", "0.3,1")),
         ("rae-xl-256", ("--grid", "places,shift=sqrt(48)")),
         ("rae-xl-256", ("--cfg-channels", "3")),
+        ("raev2-xl-256", ("--grid", "steps,shift=7")),
+        ("raev2-xl-256", ("--guidance-interval", "0,1")),
         ("imf-xl-2-256", ("--guidance-interval", "0.4,0.62")),
     ],
 )

@@ -4,7 +4,8 @@ Read where: DiT's and SiT's download.py; REPA's utils.py; REPA-E's README and ge
 `checkpoints/STEPS.pt` and a codec's statistics `CODEC-latents-stats.pt` beside it; LightningDiT's README, also for VA-VAE; the
 README of iMF's branch for torch; JiT's README as copies of it have it, for its folder, and scripts of others for the names in it;
 DDT's README, which names repositories and no files. RAE's README names decoder and statistics; that they and the networks are in
-`RAE-collections` was read in scripts of others, one of which compares hashes with the hub's. Of MeanFlow-XL/2 no place was found.
+`RAE-collections` was read in scripts of others, one of which compares hashes with the hub's. RAEv2's README names the repository,
+its configuration for sampling the files. Of MeanFlow-XL/2 no place was found.
 """
 
 from dataclasses import dataclass
@@ -83,6 +84,10 @@ RAE_XL = HubFile("rae-xl-256", RAE_REPOSITORY, f"{RAE_NETWORKS}/DiTDH-XL/stage2_
 RAE_S = HubFile("rae-s-256-14-epochs", RAE_REPOSITORY, f"{RAE_NETWORKS}/DiTDH-S_ep14/stage2_model.pt")
 RAE_DECODER = HubFile("rae-decoder-dinov2-b", RAE_REPOSITORY, "decoders/dinov2/wReg_base/ViTXL_n08/model.pt")
 RAE_STATS = HubFile("rae-latent-stats-dinov2-b", RAE_REPOSITORY, "stats/dinov2/wReg_base/imagenet1k/stat.pt")
+RAEV2_REPOSITORY, RAEV2_STAGE_1 = "nyu-visionx/RAEv2-models", "stage1/imagenet/dinov3l-k7"
+RAEV2_XL = HubFile("raev2-xl-256", RAEV2_REPOSITORY, "stage2/imagenet/dinov3l-k7/checkpoint.pt")
+RAEV2_DECODER = HubFile("raev2-decoder-dinov3-l-k7", RAEV2_REPOSITORY, f"{RAEV2_STAGE_1}/decoder.pt")
+RAEV2_STATS = HubFile("raev2-latent-stats-dinov3-l-k7", RAEV2_REPOSITORY, f"{RAEV2_STAGE_1}/stats.pt")
 JIT_FOLDER = "https://www.dropbox.com/scl/fo/3ken1avtsd81ip67b9qpi/AK218ZNvXKSv74igVvht4PQ?rlkey=14gjrblmljewpl6ygxzlr3njm&dl=0"
 MEANFLOW = Page("meanflow-xl-2-256", "https://github.com/Gsunshine/meanflow", "meanflow-xl-2-256.pt")
 
@@ -126,12 +131,13 @@ CATALOGUE: dict[str, Published] = {
     **{f"sit-xl-2-256-{solver}": _SIT for solver in ("sde", "ode", "sde-cfg-1.0")},
     **{f"repa-xl-2-256{scale}": _REPA for scale in ("", "-cfg-1.0")},
     "repa-e-sdvae-80-epochs": Published(REPA_E_SDVAE, "REPA-XL/2", 256, 1000, ADM_256, REPA_E_SDVAE, is_bare=False),
-    **{f"repa-e-vavae{scale}": _REPA_E_VAVAE for scale in ("", "-cfg-1.0")},
+    **{f"repa-e-vavae{labels}{scale}": _REPA_E_VAVAE for labels in ("", "-balanced") for scale in ("", "-cfg-1.0")},
     **{f"lightningdit-xl-1-256-{n}-epochs{scale}": _lightningdit(n) for n in (800, 64) for scale in ("", "-cfg-1.0")},
     **{f"jit-{size.lower()}-16-256": _jit(size) for size in "BLH"},
     **{f"ddt-xl-2-{size}": _ddt(size) for size in (256, 512)},
     "rae-xl-256-cfg-1.0": _RAE,
     "rae-xl-256": Published(RAE_XL, "RAE-XL/1", 256, 1000, ADM_256, RAE_DECODER, RAE_STATS, RAE_S),
+    "raev2-xl-256": Published(RAEV2_XL, "RAEv2-XL/1", 256, 1000, JIT_256, RAEV2_DECODER, RAEV2_STATS, is_bare=False),
     "meanflow-xl-2-256": Published(MEANFLOW, "MeanFlow-XL/2", 256, 1000, "MeanFlow's own statistics of ImageNet", "mse"),
     **{f"imf-{size.lower()}-2-256": _imf(size) for size in ("B", "L", "XL")},
     "imf-xl-2-256-2-steps": _imf("XL"),

@@ -283,7 +283,7 @@ RAEV2 = (
         rounding=TRUNCATE,
         evaluator=BY_FIDELITY,
         notes=(
-            "give --vae and --latent-stats, the files of its decoder (dinov3l-k7); its own sampling is in bfloat16",
+            "its own sampling is in bfloat16",
             "its labels are those of ImageNet's validation images, which are 50 of each class",
         ),
     ),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fiducial.diffusion.paths import CHAIN
+from fiducial.models.checkpoints.catalogue import place_of
 from fiducial.models.networks.table import is_guided_outside, spec_of
 from fiducial.sampling.options import presets
 from fiducial.sampling.options.choices import OF_GUIDANCE, spacing_of
@@ -11,6 +12,7 @@ from fiducial.sampling.options.parser import parse
 from fiducial.sampling.source.flow import Flow
 
 SIMPLE = ("model", "vae", "latent_stats", "latent_multiplier", "image_size", "num_classes", "weights_key", "cfg_scale")
+FETCHED = ("vae", "latent_stats", "guidance_ckpt")  # of published files, which a run has by their local paths
 Told = str | int | float | bool | list | None
 
 
@@ -29,13 +31,16 @@ def told(preset: str | None, config: SamplingConfig, weights: str | None = None,
     ours = choices(config)
     if weights is not None:
         ours["weights_key"] = unusual if theirs["weights_key"] is None else weights
+    for name in FETCHED:
+        if (place := place_of(theirs.get(name))) and str(ours.get(name)) == str(place.path(config.cache_dir)):
+            ours[name] = theirs[name]
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     return row | {"differing": [[name, _plain(theirs.get(name)), _plain(ours.get(name))] for name in names]}
 
 
 def choices(config: SamplingConfig) -> dict[str, object]:
-    """What a run's images depend on beside seed, labels, rounding and numerics, each as it takes effect; what does not is not
-    among it. Model and sampler of the configuration may be those of its row, and None.
+    """The choices that a run's images depend on beside seed, labels, rounding and numerics, by option; those without effect in it
+    are left out.
     """
     spec = spec_of(config.model)
     found = {name: getattr(config, name) for name in SIMPLE}
