@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from conftest import DIGITS, PLAIN, draw_files
 from diffusers import AutoencoderKL
 from families import lively, write
-from test_models_families import raev2_files
+from test_models_families import in_files, raev2_files
 
 import fiducial
 import sample_ddp
@@ -21,6 +22,8 @@ from fiducial.models import probe
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, kin, spec_of
 from fiducial.sampling.noise import standard_normal
+from fiducial.sampling.options.config import SamplingConfig
+from fiducial.sampling.source import weak
 from fiducial.sampling.source.from_checkpoint import check_options, tell_of_guidance
 
 CPU = torch.device("cpu")
@@ -126,6 +129,23 @@ def test_which_average_was_drawn_is_recorded(tmp_path):
         draw(arguments("JiT", tmp_path / key, content, *(() if key == "model_ema1" else ("--weights-key", key))))
         identities.append(json.loads((tmp_path / key / "run" / "manifest.json").read_text())["identity"])
     assert [one["weights_key"] for one in identities] == ["model_ema1", "model_ema2"]
+
+
+def test_a_second_network_is_of_the_family_that_its_file_says(tmp_path):
+    path = write({"ema": network("DDT").state_dict()}, tmp_path)
+    config = SamplingConfig(model=MODELS["REPA"], guidance_ckpt=path, cfg_scale=2.0)
+    assert weak.model_of(config) == MODELS["DDT"]
+    with pytest.raises(UserError, match="as a SiT; leave --guidance-model out, or give a DDT's"):
+        weak.model_of(replace(config, guidance_model="SiT-XS/2"))
+
+
+def test_a_network_that_is_told_its_guidance_guides_no_channels_here(tmp_path):
+    state, found = in_files(network("iMF").state_dict()), []
+    for channels in (1, 4, 400):
+        (tmp_path / str(channels)).mkdir()
+        draw(arguments("iMF", tmp_path / str(channels), state, "--cfg-scale", 2, "--cfg-channels", channels, "--sampler", "jump"))
+        found.append(json.loads((tmp_path / str(channels) / "run" / "manifest.json").read_text())["fingerprint"])
+    assert len(set(found)) == 1
 
 
 def test_a_network_that_was_trained_to_be_guided_is_not_guided_again(tmp_path):

@@ -273,6 +273,8 @@ def test_a_run_by_autoguidance_records_the_second_network_and_grows(network, tmp
     assert manifest["identity"]["guidance_model"] == "SiT-XS/8"
     assert len(manifest["identity"]["guidance_checkpoint_sha256"]) == 64
     assert manifest["options"]["guidance_ckpt"].endswith("weak.safetensors")
+    steps = int(manifest["options"]["num_sampling_steps"])
+    assert np.allclose(manifest["grid"], np.linspace(1, 0, steps + 1), rtol=0, atol=1e-15)
     for count in (4, 6):
         grown = draw(*options(tmp_path / "sit.safetensors", tmp_path / "b", **sit, num_fid_samples=count), *more)
     assert grown.read_bytes() == whole.read_bytes()

@@ -329,8 +329,9 @@ def family_in(found: Checkpoint, model: str | None) -> str:
     return family_of(model) if model else found.family
 
 
-def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
-    """Raise UserError if a checkpoint is known to be of a network that cannot be drawn, or of another family than `model`."""
+def require_family(found: Checkpoint, path: Path, model: str | None, option: str = "--model") -> None:
+    """Raise UserError if a checkpoint is known to be of a network that cannot be drawn, or of another family than `model`, which
+    `option` says."""
     if found.family not in NETWORKS:
         raise UserError(f"{path} is a {found.family}, which no sampler here takes")
     wanted = family_in(found, model)
@@ -338,7 +339,7 @@ def require_family(found: Checkpoint, path: Path, model: str | None) -> None:
         own, other = NETWORKS[found.family].predicts, NETWORKS[wanted].predicts
         unlike = f"predicts {own} and not {other}" if own != other else "is fed another time or has other names"
         raise UserError(
-            f"{path} is a training checkpoint of {found.family}'s kind, which {unlike} as a {wanted}; leave --model out, or "
+            f"{path} is a training checkpoint of {found.family}'s kind, which {unlike} as a {wanted}; leave {option} out, or "
             f"give a {found.family}'s"
         )
 

@@ -21,8 +21,9 @@ def model_of(config: SamplingConfig) -> str:
     """
     path = config.guidance_ckpt
     found = checkpoint.read(path)
-    checkpoint.require_family(found, path, config.guidance_model or config.model)
-    said = shapes.describe(found.state, path, checkpoint.family_in(found, config.guidance_model or config.model))
+    likely = config.guidance_model or (None if found.says_family else config.model)
+    checkpoint.require_family(found, path, likely, "--guidance-model")
+    said = shapes.describe(found.state, path, checkpoint.family_in(found, likely))
     if config.guidance_model is None:
         shapes.require_known(said, path)
     model = config.guidance_model or said["model"]
