@@ -95,8 +95,8 @@ def _of_statistics(reference: Reference, extractor: Extractor, metric: str, publ
     if reference.kind == WITHOUT_PROVENANCE:
         whose = EXTRACTORS[extractor.name].resized_as
         found.append(
-            f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
-            f"and its statistics give another {called(metric, extractor)[1]}."
+            f"{reference.path.name} does not say how it was made; here images are resized as {whose} does it, and statistics of "
+            f"images that were resized in another way give another {called(metric, extractor)[1]}."
         )
     return found
 

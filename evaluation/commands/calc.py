@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from fiducial import Group, say
 from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
-from fiducial.evaluation.metrics import KID_SUBSET_SIZE, METRICS, named
-from fiducial.evaluation.protocols import PROTOCOLS
+from fiducial.evaluation.metrics import METRICS, OPTIONS, named
+from fiducial.evaluators import FOLLOWED
 
 if TYPE_CHECKING:
     from fiducial.evaluation.settings import Settings
@@ -25,10 +25,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     calc.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
-        default="adm",
-        help="whose definitions to follow: ADM's evaluator's, torch-fidelity's, clean-fid's (with its resize), or EDM2's and "
-        "dgm-eval's FD-DINOv2 (default %(default)s)",
+        choices=FOLLOWED,
+        default=next(iter(FOLLOWED)),
+        help=f"whose definitions to follow: {listed(list(FOLLOWED.values()), 'or')} (default %(default)s)",
     )
     calc.add_argument(
         "--metrics",
@@ -52,7 +51,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     calc.add_argument(
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
     )
-    calc.add_argument("--kid-subset-size", type=int, default=KID_SUBSET_SIZE, help="images a subset (default %(default)s)")
+    for option in OPTIONS.values():
+        calc.add_argument(option.typed, type=int, default=option.default, help=f"{option.help} (default %(default)s)")
     calc.add_argument(
         "--image-size",
         type=int,

@@ -3,17 +3,18 @@
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import STDOUT, Group, UserError, require_ending
 from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, parse_weights
+from fiducial.evaluators import ALIASES
 
 if TYPE_CHECKING:
     from fiducial.evaluation.settings import Settings
 
-ALIASES = ("inception", "dinov2")  # weights that have an option of their own, by an older name
 OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
 
 
@@ -61,10 +62,10 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """Names as a sentence has them, `word` before the last."""
     *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
@@ -101,8 +102,8 @@ def with_ranks(args: argparse.Namespace, work: "Callable[[argparse.Namespace, Se
     fiducial.launched()  # before torch is imported
     from fiducial.evaluation.settings import Settings
 
-    names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"keep_features": not args.no_cache}
+    names = [field.name for field in fields(Settings) if field.name != "metrics" and hasattr(args, field.name)]
+    settings = {name: getattr(args, name) for name in names} | {"keep_features": not args.no_cache}
     if getattr(args, "metrics", None) is not None:
         settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
     settings = Settings(**settings)

@@ -19,7 +19,8 @@ class Weights:
     """A published file of weights. `name` is what --weights calls it, `title` what sentences do.
 
     `form` is what files hold such weights, `sha256` the first digits of the published one's hash, None where that is not known
-    here; `besides` ends the sentence that it is missing.
+    here; `besides` ends the sentence that it is missing. It is kept as `saved_as`, or by the last part of its address; the same
+    file may be there as others keep it, `also_called` so.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Weights:
     form: str
     sha256: str | None = None
     besides: str = ""
+    saved_as: str = ""
+    also_called: tuple[str, ...] = ()
 
     def are_published(self, sha256: str) -> bool | None:
         """Whether a file with this hash is the published one, None where that is not known."""
@@ -37,7 +40,10 @@ class Weights:
         """Where the published file is kept: in Fiducial's cache if a person says where that is, else in torch's hub cache."""
         import torch
 
-        return Path(cache_dir or torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[1]
+        folder = Path(cache_dir or torch.hub.get_dir()) / "checkpoints"
+        own = folder / (self.saved_as or self.url.rsplit("/", 1)[1])
+        others = (folder / name for name in self.also_called)
+        return next((path for path in others if path.is_file() and not own.exists()), own)
 
     def fetch(self, cache_dir: str | Path | None = None) -> Path:
         """The published file, downloaded if it is not there.
@@ -100,9 +106,11 @@ INCEPTION = Weights(
     "the TF-ported ones of torch-fidelity",
     "6726825d",
     "; FID-digits alone needs none",
+    also_called=("pt_inception-2015-12-05-6726825d.pth",),  # by pytorch-fid: the same file, as its hash in the name says
 )
 PORT = "the network is torch-fidelity's port of the TensorFlow graph"
 CLEAN = " of images resized by clean-fid's bicubic rule"
+HALF_PIXEL = " of images resized by torch's bilinear rule without antialias"
 
 EXTRACTORS = {
     spec.name: spec
@@ -129,6 +137,19 @@ EXTRACTORS = {
             suffix="-clean",
             resized_as="clean-fid",
             caveats={"adm": PORT, "clean": PORT},
+            packages=("torch-fidelity",),
+            dtypes=("float32", "bfloat16"),
+        ),
+        ExtractorSpec(
+            "inception-pytorch-fid",
+            2048,
+            "inception.build",
+            features=f"pool3 (2,048){HALF_PIXEL}",
+            logits=f"1,008 logits without bias{HALF_PIXEL}",
+            weights=INCEPTION,
+            suffix="-pytorch",
+            resized_as="pytorch-fid",
+            caveats={"pytorch-fid": "the network is torch-fidelity's port, with pytorch-fid's resize and scaling"},
             packages=("torch-fidelity",),
             dtypes=("float32", "bfloat16"),
         ),
