@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fiducial.evaluation.features import EXTRACTORS, INCEPTION
+from fiducial.evaluation.features import EXTRACTORS, INCEPTION, spec_of
 from fiducial.evaluation.metrics import FIDELITY_SEED, METRICS, SHUFFLE_SEED
 
 FIDELITY_IS_SPLITS = 10
@@ -46,8 +46,8 @@ class Protocol:
 
     def definition(self, metric: str, extractor: str) -> str:
         """The definition of a metric in words, over an extractor's features."""
-        text = self.definitions.get(metric, METRICS[metric].definition)
-        return text.format(features=EXTRACTORS[extractor].features, logits=EXTRACTORS[extractor].logits)
+        text, spec = self.definitions.get(metric, METRICS[metric].definition), spec_of(extractor)
+        return text.format(features=spec.features, logits=spec.logits)
 
     def defined_by(self, metric: str) -> str | None:
         """The other protocol whose definition of a metric this one takes; None where it has one itself, or nobody has."""

@@ -1,4 +1,5 @@
-"""EXTRACTORS: every network that makes features of images, a row each. A new one is a file beside this one and a row here.
+"""EXTRACTORS: every network that makes features of images, a row each. A new one is a file beside this one and a row here; any
+model of timm's is one too, as timm:NAME.
 
 The rows need no torch, so that commands can list them, and so that a mistake is told before weights are fetched; an extractor's
 file is imported when it is loaded.
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from fiducial import Group, UserError, download
 
+HUB = "https://huggingface.co"
+TIMM = "timm:"  # before the name of a model of timm's
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch; ADM's sFID takes as many so that there are about 2,000 features
 
 
@@ -51,6 +54,8 @@ class Weights:
         Raises:
             UserError: if it cannot be had.
         """
+        if not self.url:
+            raise UserError(f"{self.title}: no weights of it are published; give them as --weights {self.name}=FILE")
         try:
             return download(self.url, self.kept_at(cache_dir), *([self.sha256] if self.sha256 else []))
         except UserError as error:
@@ -70,6 +75,21 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Timm:
+    """A model of timm's as an extractor: `model` is its name there, with the tag of its weights.
+
+    Images are resized to `size` pixels a side, the model's own size if None, of another than its own with position embeddings
+    resampled and patches filled up, by timm. `pooling` is "head", by which the model itself pools for its classifier, or "mean"
+    over the places of its last map. With `autocast` it runs in bfloat16 where torch.autocast allows.
+    """
+
+    model: str
+    size: int | None = None
+    pooling: str = "head"
+    autocast: bool = False
+
+
+@dataclass(frozen=True)
 class ExtractorSpec:
     """An extractor before it is loaded.
 
@@ -78,7 +98,7 @@ class ExtractorSpec:
     "file.function" of this package, takes this row, a path of weights (or None), a device and a dtype's name, and gives an
     `Extractor`. `suffix` belongs in the name of every metric made with it, `distance` is what a Fréchet distance over it is
     called. `caveats` says, by protocol, in what the network differs from that protocol's own; `comparable` is whether others
-    publish numbers over it, `resized_as` whose resize it has. `packages` are those that its features depend on beside torch,
+    publish numbers over it, `resized_as` whose resize it has, `timm` the model that it is, where it is one of timm's. `packages` are those that its features depend on beside torch,
     `dtypes` what it runs in.
     """
 
@@ -97,6 +117,7 @@ class ExtractorSpec:
     resized_as: str = "ADM"
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
+    timm: Timm | None = None
 
 
 INCEPTION = Weights(
@@ -111,6 +132,31 @@ INCEPTION = Weights(
 PORT = "the network is torch-fidelity's port of the TensorFlow graph"
 CLEAN = " of images resized by clean-fid's bicubic rule"
 HALF_PIXEL = " of images resized by torch's bilinear rule without antialias"
+
+
+def _of_fdr(name: str, title: str, dimension: int, model: str, size: int, pooling: str = "head") -> ExtractorSpec:
+    """One of the networks of FDr6 beside Inception (arXiv 2604.28190), as FD-loss's `repr_models.py` runs it."""
+    pooled = {"head": "the pooled token", "mean": "the mean over the last map"}[pooling]
+    return ExtractorSpec(
+        name,
+        dimension,
+        "timm_models.build",
+        features=f"{pooled} of {title} ({dimension:,}), images resized to {size}, in bfloat16 by autocast",
+        has_logits=False,
+        weights=Weights(
+            name,
+            title,
+            f"{HUB}/timm/{model}/resolve/main/model.safetensors",
+            f"timm's {model}",
+            saved_as=f"{model}.safetensors",
+        ),
+        suffix=f"-{title}",
+        distance="FD",
+        resized_as="FD-loss",
+        packages=("timm",),
+        timm=Timm(model, size, pooling, autocast=True),
+    )
+
 
 EXTRACTORS = {
     spec.name: spec
@@ -170,6 +216,11 @@ EXTRACTORS = {
             caveats={"dino": "the network is timm's implementation of DINOv2"},
             packages=("timm",),
         ),
+        _of_fdr("convnextv2", "ConvNeXt", 1024, "convnextv2_base.fcmae_ft_in22k_in1k", 224, "mean"),
+        _of_fdr("dinov2-256", "DINOv2-256", 1024, "vit_large_patch14_dinov2.lvd142m", 256),
+        _of_fdr("mae", "MAE", 1024, "vit_large_patch16_224.mae", 224),
+        _of_fdr("siglip2", "SigLIP2", 1152, "vit_so400m_patch16_siglip_256.v2_webli", 224),
+        _of_fdr("clip", "CLIP", 1024, "vit_large_patch14_clip_224.openai", 256),
         ExtractorSpec(
             "digits",
             64,
@@ -183,11 +234,46 @@ EXTRACTORS = {
 }
 DEFAULT = "inception"
 WEIGHTS = {spec.weights.name: spec.weights for spec in EXTRACTORS.values() if spec.weights}
+# Names that stand for several extractors: by FD-loss, the FD of ImageNet's validation images to its training set over each, which
+# FDr divides by (arXiv 2604.28190).
+FDR6 = {"inception": 1.68, "convnextv2": 56.87, "dinov2-256": 14.19, "mae": 0.04, "siglip2": 0.60, "clip": 5.60}
+SEVERAL = {"fdr6": tuple(FDR6)}
+
+
+def spec_of(name: str) -> ExtractorSpec:
+    """The extractor of that name; of timm:NAME, by what timm knows of that model.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name in EXTRACTORS:
+        return EXTRACTORS[name]
+    if name.startswith(TIMM):
+        from fiducial.evaluation.features.timm_models import spec_of_model
+
+        return spec_of_model(name)
+    raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}, or timm:NAME, any model of timm's")
+
+
+def parse_extractors(text: str | None) -> tuple[str, ...]:
+    """The extractors that are named in a text, with commas between; `SEVERAL` are names of several. None of None.
+
+    Raises:
+        UserError: if one is unknown, or named twice; of timm's models only the form of the name is looked at.
+    """
+    names = [name.strip() for name in (text or "").split(",")] if text is not None else []
+    names = [one for name in names for one in SEVERAL.get(name, (name,))]
+    for name in names:
+        if not (name.startswith(TIMM) and name != TIMM):
+            spec_of(name)
+        if names.count(name) > 1:
+            raise UserError(f"--extractor {text}: {name} is named twice")
+    return tuple(names)
 
 
 def differs_from_adm(name: str | None) -> bool:
     """Whether numbers are published over this extractor's features, and those are not the ones of ADM's statistics."""
-    return name != DEFAULT and name in EXTRACTORS and EXTRACTORS[name].comparable
+    return name is not None and name != DEFAULT and spec_of(name).comparable
 
 
 def parse_weights(texts: Sequence[str] | None, **others: Path | None) -> dict[str, Path]:
@@ -201,10 +287,10 @@ def parse_weights(texts: Sequence[str] | None, **others: Path | None) -> dict[st
         UserError: if one is not that, or given twice.
     """
     found = {}
-    for text in [part for given in texts or () for part in re.split(r",(?=[a-z0-9-]+=)", given)]:
+    for text in [part for given in texts or () for part in re.split(r",(?=(?:[a-z0-9-]+|timm:[\w./-]+)=)", given)]:
         name, _, path = text.partition("=")
-        if name not in WEIGHTS or not path:
-            raise UserError(f"--weights {text}: give NAME=FILE, where NAME is one of {', '.join(WEIGHTS)}")
+        if not (name in WEIGHTS or name.startswith(TIMM)) or not path:
+            raise UserError(f"--weights {text}: give NAME=FILE, where NAME is one of {', '.join(WEIGHTS)}, or timm:NAME")
         if name in found:
             raise UserError(f"--weights {text}: those of {name} are given twice")
         found[name] = Path(path)

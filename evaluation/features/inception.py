@@ -1,8 +1,8 @@
 """The Inception network of FID, in inference form: torch-fidelity's port of the TensorFlow graph, made to run fast.
 
 Its numbers are those of the port to rounding: batch norm is folded into the convolutions, tensors lie channels last, and the
-resize is one call. Beside TensorFlow's resize there are clean-fid's and pytorch-fid's. In bfloat16 they are not, which is why that
-is an option.
+resize is one call. Beside TensorFlow's resize there are clean-fid's and pytorch-fid's. In bfloat16 they are not, so that is an
+option.
 """
 
 import copy
