@@ -5,9 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from fiducial.evaluation.data.images import Images, are_floats
-from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Reference
+from fiducial.evaluation.data.published import PUBLISHED
+from fiducial.evaluation.data.references import ADM_KIND, WITHOUT_PROVENANCE, Reference
 from fiducial.evaluation.data.remarks import SAMPLES, missing, remarks
-from fiducial.evaluation.features import DEFAULT, differs_from_adm, spec_of
+from fiducial.evaluation.features import DEFAULT, FDR6, differs_from_adm, spec_of
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.metrics import METRICS, PUBLISHED_COUNT, Need, called
 from fiducial.evaluation.protocols import Deviation
@@ -48,6 +49,15 @@ def of_extractor(extractor: Extractor, protocol: str) -> list[str]:
     if extractor.as_published is False:
         found.append(f"the {spec.weights.title} weights are not the published file")
     return found
+
+
+def of_panel(others: Iterable[Extractor], reference: Reference) -> list[str]:
+    """In what FDr6 of these networks differs from the published one, beside what Inception's part of it does."""
+    found = [f"{one.name}: {text}" for one in others for text in of_extractor(one, "adm")]
+    published = next((one.extractors for one in PUBLISHED.values() if one.url == reference.url), ())
+    if reference.kind != ADM_KIND and not set(FDR6) <= set(published):
+        found.append("the reference's Inception statistics are not known to be ADM's, which the published divisor goes with")
+    return [*found, "images have 256 levels; FD-loss's own are of floats that were not rounded"]
 
 
 def warnings(images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str]) -> list[str]:

@@ -78,6 +78,8 @@ class Evaluator:
             _require_kinds(settings=(settings, Settings), weights=(weights, Mapping))
             group, settings = group or fiducial.init(device), _with(settings or Settings(), metrics)
             evaluation = Evaluation.prepare(ref, group, settings, extractor, weights, image_size, train)
+        if evaluation.panel:
+            raise UserError("--metrics fdr6: takes six networks, and online there is one; evaluate files of images")
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         evaluation.settings.check_cache()

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fiducial import Group, say
+from fiducial import Group, UserError, say
 from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
 from fiducial.evaluation.metrics import METRICS, OPTIONS, named
 from fiducial.evaluators import FOLLOWED
@@ -92,8 +92,13 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     said = look_at(images, SAMPLES, group)  # before the weights, which take longer
     require_levels(images, SAMPLES, group)
     size = args.image_size if images is None else images.height if images.height == images.width else None
+    if len(args.extractor) > 1:
+        raise UserError(
+            f"--extractor: calc takes one, and {len(args.extractor)} are named; --metrics fdr6 takes its six by itself"
+        )
+    extractor = args.extractor[0] if args.extractor else None
     how = {"training": args.train, "crop": args.image_size, "class_names": args.class_names}
-    evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, args.weights, size, **how)
+    evaluation = Evaluation.prepare(args.ref, group, settings, extractor, args.weights, size, **how)
     if args.dry_run:
         if images:
             evaluation.check(images)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import STDOUT, Group, UserError, require_ending
-from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, parse_weights
+from fiducial.evaluation.features import DEFAULT, EXTRACTORS, SEVERAL, WEIGHTS, file_of, parse_extractors, parse_weights
 from fiducial.evaluators import ALIASES
 
 if TYPE_CHECKING:
@@ -18,18 +18,28 @@ if TYPE_CHECKING:
 OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Options of networks, devices and caches.
+
+    Args:
+        several: `--extractor` takes several, in one pass over the images.
+    """
     parser.add_argument(
         "--extractor",
-        choices=EXTRACTORS,
-        help="default: the protocol's, or what the reference was made with, or inception",
+        metavar="NAME",
+        help=f"{', '.join(EXTRACTORS)}, or timm:NAME for any model of timm's (default: "
+        + (
+            f"{DEFAULT}); several with commas between, or {' or '.join(SEVERAL)}, are computed in one pass over the images"
+            if several
+            else "the protocol's, or what the reference was made with, or inception)"
+        ),
     )
     parser.add_argument(
         "--weights",
         action="append",
         metavar="NAME=FILE",
-        help=f"an extractor's weights: {', or '.join(f'{one.name}=FILE, {one.form}' for one in WEIGHTS.values())} "
-        "(default: downloaded, see --cache-dir)",
+        help=f"an extractor's weights: {', or '.join(f'{one.name}=FILE, {one.form}' for one in WEIGHTS.values())}, or "
+        "timm:NAME=FILE, timm's (default: downloaded, see --cache-dir)",
     )
     for name in ALIASES:
         parser.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
@@ -75,6 +85,12 @@ def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
         path = getattr(args, option, None)
         if path is None or (option, path) == ("json", STDOUT):
             continue
+        if option == "out" and len(args.extractor or ()) > 1:  # a folder of files
+            if path.suffix == ".npz" or path.is_file():
+                raise UserError(f"--out {path}: several extractors make a file each, in a folder; name that")
+            path = path / file_of(args.extractor[0])
+            if not path.parent.exists():
+                path = path.parent.parent / path.name
         if path == STDOUT:
             raise UserError(f"--{option} -: is written to a file; only --json can go to standard output")
         if path.resolve() in taken:
@@ -108,6 +124,7 @@ def with_ranks(args: argparse.Namespace, work: "Callable[[argparse.Namespace, Se
         settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
     settings = Settings(**settings)
     settings.check()
+    args.extractor = parse_extractors(args.extractor)
     args.weights = parse_weights(args.weights, **{name: getattr(args, f"{name}_weights") for name in ALIASES})
     inputs = [Path(path) for name in ("samples", "images", "ref", "train") if (path := getattr(args, name, None))]
     check_outputs(args, [*inputs, *args.weights.values()])

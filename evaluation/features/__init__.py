@@ -98,8 +98,8 @@ class ExtractorSpec:
     "file.function" of this package, takes this row, a path of weights (or None), a device and a dtype's name, and gives an
     `Extractor`. `suffix` belongs in the name of every metric made with it, `distance` is what a Fréchet distance over it is
     called. `caveats` says, by protocol, in what the network differs from that protocol's own; `comparable` is whether others
-    publish numbers over it, `resized_as` whose resize it has, `timm` the model that it is, where it is one of timm's. `packages` are those that its features depend on beside torch,
-    `dtypes` what it runs in.
+    publish numbers over it, `resized_as` whose resize it has. `packages` are those that its features depend on beside torch,
+    `dtypes` what it runs in. `timm` is the model that it is, where it is one of timm's.
     """
 
     name: str
@@ -264,11 +264,16 @@ def parse_extractors(text: str | None) -> tuple[str, ...]:
     names = [name.strip() for name in (text or "").split(",")] if text is not None else []
     names = [one for name in names for one in SEVERAL.get(name, (name,))]
     for name in names:
-        if not (name.startswith(TIMM) and name != TIMM):
+        if not name.startswith(TIMM) or name == TIMM:
             spec_of(name)
         if names.count(name) > 1:
             raise UserError(f"--extractor {text}: {name} is named twice")
     return tuple(names)
+
+
+def file_of(name: str) -> str:
+    """The name of an extractor's reference in a folder of several."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}.npz"
 
 
 def differs_from_adm(name: str | None) -> bool:

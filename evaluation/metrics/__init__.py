@@ -10,6 +10,8 @@ from importlib import import_module
 from math import inf
 from typing import Any
 
+from fiducial.evaluation.features import FDR6
+
 ADM_IS_BLOCK = 5000  # images of which ADM's evaluator takes an IS
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 FIDELITY_SEED, SHUFFLE_SEED = 2020, 0
@@ -28,6 +30,7 @@ class Need(Enum):
     FEATURES = "features of the reference's images"
     LOGITS = "the extractor's logits"
     TRAINING = "features of training images"
+    PANEL = "statistics of the reference over six networks"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Option:
         return f"--{self.name.replace('_', '-')}"
 
 
-OF_REFERENCE = {Need.MOMENTS, Need.SPATIAL, Need.FEATURES}
+OF_REFERENCE = {Need.MOMENTS, Need.SPATIAL, Need.FEATURES, Need.PANEL}
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class Metric:
 
     @property
     def of_distributions(self) -> bool:
-        """Whether it is a Fréchet distance, so to moments of the reference."""
-        return self.needs in (Need.MOMENTS, Need.SPATIAL)
+        """Whether it is a Fréchet distance, or a mean of several, so to moments of the reference."""
+        return self.needs in (Need.MOMENTS, Need.SPATIAL, Need.PANEL)
 
     @property
     def can_be_named(self) -> bool:
@@ -125,6 +128,15 @@ METRICS = {
             Need.MOMENTS,
             "frechet.fid",
             "Fréchet distance on {features}, covariance with n - 1",
+            published_count=PUBLISHED_COUNT,
+        ),
+        Metric(
+            "fdr6",
+            "FDr6",
+            Need.PANEL,
+            "fdr.fdr6",
+            "arithmetic mean over six networks of the Fréchet distance over that of ImageNet's validation images, as published: "
+            f"{', '.join(f'{name} / {divisor:g}' for name, divisor in FDR6.items())} (arXiv 2604.28190)",
             published_count=PUBLISHED_COUNT,
         ),
         Metric(
