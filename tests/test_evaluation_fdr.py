@@ -1,14 +1,30 @@
 """FDr6 and several networks in one pass over the images; timm's models as extractors, tiny ones in the place of large."""
 
+import json
+import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from conftest import features
+from safetensors.torch import load_file, save_file
 from test_evaluation_cli import evaluate
+from torchvision.transforms.functional import InterpolationMode, resize
 
-from fiducial.evaluation.features import EXTRACTORS, Timm, spec_of
+from fiducial.evaluation.data import images as data
+from fiducial.evaluation.data.opening import open_images
+from fiducial.evaluation.data.published import PUBLISHED
+from fiducial.evaluation.data.references import PICKLED, Reference, open_reference
+from fiducial.evaluation.features import EXTRACTORS, FDR6, Timm, parse_weights, spec_of
+from fiducial.evaluation.features.extraction import extract, extract_each
+from fiducial.evaluation.features.load import load_extractor
+from fiducial.evaluation.metrics import fdr
+from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.metrics.statistics import FeatureStatistics
+from fiducial.evaluation.settings import Settings
 from scripts.stand_ins import pictures, write_pngs
 
 COUNT = 90
@@ -49,11 +65,7 @@ def calc(folder, monkeypatch, capsys, *options) -> tuple[dict, str]:
 
 def test_fdr6_from_images_and_from_files_of_statistics(small, tmp_path, monkeypatch, capsys):
     result, out = calc(tmp_path, monkeypatch, capsys, "--ref", tmp_path / "b", "--metrics", "fdr6", *small)
-    keys = {
-        "inception": "fid",
-        "convnextv2": "fd-convnext",
-        **{name: f"fd-{name}" for name in ("dinov2-256", "mae", "siglip2", "clip")},
-    }
+    keys = {name: f"fd-{name}" for name in FDR6} | {"inception": "fid", "convnextv2": "fd-convnext"}
     found = {name: result["metrics"][key]["value"] for name, key in keys.items()}
     fdr6 = result["metrics"]["fdr6"]
     assert fdr6["value"] == pytest.approx(sum(found[name] / FDR6[name] for name in FDR6) / 6)
@@ -160,7 +172,8 @@ def test_a_model_of_timms_is_an_extractor_prepared_and_pooled_as_timm_says(tmp_p
         ("calc {0}/a --ref digits --metrics fdr6", "was made with digits"),
     ],
 )
-def test_mistakes(given, said, small, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("small")
+def test_mistakes(given, said, tmp_path, monkeypatch, capsys):
     words = given.format(tmp_path).split()
     code, _, err = evaluate(monkeypatch, capsys, *words, "--cache-dir", tmp_path / "cache")
     assert code == 2
@@ -168,7 +181,8 @@ def test_mistakes(given, said, small, tmp_path, monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
-def test_features_of_fdr6_are_the_papers(small, alone, tmp_path):
+@pytest.mark.usefixtures("small")
+def test_features_of_fdr6_are_the_papers(alone, tmp_path):
     """The spatial mean without the head's norm, where ConvNeXt has one; positions resampled and patches filled up, where a ViT is
     given another size than its own; in bfloat16."""
     images = torch.from_numpy(pictures(3, 0, 64)).permute(0, 3, 1, 2)
@@ -188,7 +202,7 @@ def test_features_of_fdr6_are_the_papers(small, alone, tmp_path):
 def test_one_published_file_has_the_statistics_of_all_six(tmp_path):
     named = PICKLED["FD-loss's statistics"]
     content = {}
-    for number, (name, called) in enumerate(named.items()):
+    for number, called in enumerate(named.values()):
         rows = features(20, number, 4)
         content[called] = {"mu": rows.mean(0, dtype=np.float64), "sigma": np.cov(rows, rowvar=False), "avg_mu": rows[0]}
     (tmp_path / "stats.pkl").write_bytes(pickle.dumps(content))
