@@ -85,7 +85,7 @@ class Evaluation:
         ref: str | Path | None,
         group: Group,
         settings: Settings,
-        extractor: str | None = None,
+        extractor: str | Extractor | None = None,
         weights: Mapping[str, str | Path] | None = None,
         image_size: int | None = None,
         training: str | Path | None = None,
@@ -96,7 +96,7 @@ class Evaluation:
 
         Args:
             ref: as `--ref` of `python -m evaluation calc`; None if no metric needs one.
-            extractor: a name in `EXTRACTORS`.
+            extractor: a name in `EXTRACTORS`, timm:NAME, or one that is loaded.
             weights: files by the name of whose weights they are, as `--weights` takes them.
             image_size: of the samples, so that a published reference of another size is not fetched, and training images are
                 cropped to it.
@@ -115,11 +115,13 @@ class Evaluation:
             can = ",".join(without_reference())
             raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
         names = read_names(Path(class_names), f"--class-names {class_names}") if class_names else None
-        reference, spec, metrics, left_out, said = choose(ref, group, settings, extractor, image_size, crop)
+        own = extractor if isinstance(extractor, Extractor) else None
+        name = own.name if own else extractor
+        reference, spec, metrics, left_out, said = choose(ref, group, settings, name, image_size, crop)
         with_panel = any(METRICS[name].needs is Need.PANEL for name in metrics)
         others = find_panel(ref, reference, spec.name, settings, group, image_size) if with_panel else {}
         require_taken((spec.name, *others), weights or {})
-        network = load_extractor(spec.name, weights, group, settings.dtype, settings.cache_dir)
+        network = own or load_extractor(spec.name, weights, group, settings.dtype, settings.cache_dir)
         if reference:
             check_reference(reference, network)
         panel = load_panel(others, weights, settings, group)

@@ -49,7 +49,7 @@ def record(
         warnings=tuple(warnings),
         left_out=left_out,
         samples=_described_samples(images, own),
-        reference=reference and _described_reference(reference),
+        reference=reference and described_reference(reference),
         extractor=_described_extractor(extractor)
         | ({"panel": [_described_extractor(one.extractor) for one in inputs.panel]} if inputs.panel else {}),
         settings={
@@ -164,7 +164,7 @@ def _described_training(images: Images, memorised: Memorisation) -> dict:
     return {"path": printable(str(images.path)), "count": images.count, "pixels_sha256": memorised.training_sha256}
 
 
-def _described_reference(reference: Reference) -> dict:
+def described_reference(reference: Reference) -> dict:
     """A reference as the result records it."""
     provenance = reference.provenance
     images = reference.images

@@ -14,6 +14,7 @@ from fiducial import Group, UserError, download
 
 HUB = "https://huggingface.co"
 TIMM = "timm:"  # before the name of a model of timm's
+MODULE = "module:"  # and of a module of one's own
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch; ADM's sFID takes as many so that there are about 2,000 features
 
 
@@ -238,6 +239,7 @@ WEIGHTS = {spec.weights.name: spec.weights for spec in EXTRACTORS.values() if sp
 # FDr divides by (arXiv 2604.28190).
 FDR6 = {"inception": 1.68, "convnextv2": 56.87, "dinov2-256": 14.19, "mae": 0.04, "siglip2": 0.60, "clip": 5.60}
 SEVERAL = {"fdr6": tuple(FDR6)}
+OWN: dict[str, ExtractorSpec] = {}  # of modules that were handed to an `Evaluator` in this process
 
 
 def spec_of(name: str) -> ExtractorSpec:
@@ -246,8 +248,8 @@ def spec_of(name: str) -> ExtractorSpec:
     Raises:
         UserError: if there is none.
     """
-    if name in EXTRACTORS:
-        return EXTRACTORS[name]
+    if found := EXTRACTORS.get(name) or OWN.get(name):
+        return found
     if name.startswith(TIMM):
         from fiducial.evaluation.features.timm_models import spec_of_model
 
