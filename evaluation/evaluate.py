@@ -50,7 +50,7 @@ from fiducial.evaluation.record import record
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.reading import LARGEST
 from fiducial.evaluation.results.result import Result
-from fiducial.evaluation.score import Scorer
+from fiducial.evaluation.score import Scorer, Scores
 from fiducial.evaluation.settings import Settings
 from fiducial.precision import plain_float32
 from fiducial.ranks.cores import bounded_threads
@@ -152,7 +152,7 @@ class Evaluation:
         self.check(images)
         require_levels(images, SAMPLES, self.group)
         with self.settings.cache(self.group) as cache:
-            own, *others = self._extract_each(images, cache)
+            own, *others = self.extract_each(images, cache)
             return self.result_of(images, own, cache, others=others)
 
     def check(self, images: Images | Seen) -> dict[str, str]:
@@ -181,14 +181,11 @@ class Evaluation:
         """
         too_few = self.check(images)
         metrics = tuple(name for name in self.metrics if name not in too_few)
-        (reference, theirs), *members = self._extracted_references(metrics, cache)
+        (reference, theirs), *members = extracted_references(self, metrics, cache)
         names = self.class_names or names_of(images, own, self.group)
-        training = self._extract(self.training, cache) if self.training else None
-        panel = tuple(
-            Inputs(features, found, member.extractor, self.settings, self.group)
-            for features, (found, _), member in zip(others, members, self.panel, strict=True)
-        )
-        inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training, panel)
+        training = self.extract(self.training, cache) if self.training else None
+        inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training)
+        inputs = replace(inputs, panel=inputs_of_panel(self, others, [found for found, _ in members]))
         with bounded_threads(self.group):
             scores = Scorer(metrics, inputs, images.labels, names.names).scores()
         if not self.group.is_main:
@@ -200,32 +197,48 @@ class Evaluation:
         if self.exact and "fid" in metrics:
             notes.append(effect_of_dtype(images, inputs, theirs, self.exact))
         left_out = {called(name, self.extractor)[1]: why for name, why in (self.left_out | too_few).items()}
-        if images.no_labels and any(METRICS[name].needs is Need.MOMENTS for name in metrics):
-            left_out[f"{called('fid', self.extractor)[1]} by class"] = f"{images.path.name}: {images.no_labels}"
-        elif scores.pairing.why:
-            left_out[f"{called('fid', self.extractor)[1]} by class"] = scores.pairing.why
+        if why := why_not_by_class(images, metrics, scores):
+            left_out[f"{called('fid', self.extractor)[1]} by class"] = why
         return record(images, inputs, scores, notes, left_out, self.training, names, grid)
 
-    def _extract(self, images: Images, cache: Path) -> Features:
+    def extract(self, images: Images, cache: Path) -> Features:
+        """By the extractor alone."""
         return extract_each(images, [self.extractor], self.group, self.settings.batch_size, cache)[0]
 
-    def _extract_each(self, images: Images, cache: Path) -> list[Features]:
+    def extract_each(self, images: Images, cache: Path) -> list[Features]:
         """By the extractor, and by those of the panel, in one pass."""
         extractors = [self.extractor, *(member.extractor for member in self.panel)]
         return extract_each(images, extractors, self.group, self.settings.batch_size, cache)
 
-    def _extracted_references(self, metrics: tuple[str, ...], cache: Path) -> list[tuple[Reference | None, Features | None]]:
-        """The references of the extractor and of the panel's, with the statistics and features that `metrics` need, and what had
-        to be extracted for that, in one pass where several are of the same images."""
-        references = [self.reference, *(member.reference for member in self.panel)]
-        wants_features = any(METRICS[name].needs is Need.FEATURES for name in metrics)
-        if not _is_to_be_extracted(self.reference, wants_features):
-            return [(one, None) for one in references]
-        if self.panel and self.reference.kind == "images":
-            found = self._extract_each(self.reference.images, cache)
-        else:  # the others have statistics
-            found = [self._extract(self.reference.images, cache), *(None for _ in self.panel)]
-        return [(_completed(one, theirs), theirs) for one, theirs in zip(references, found, strict=True)]
+
+def inputs_of_panel(evaluation: Evaluation, own: Sequence[Features], references: Sequence[Reference]) -> tuple[Inputs, ...]:
+    """The data that each of the panel's networks gives of the samples, with its reference."""
+    extractors = [member.extractor for member in evaluation.panel]
+    each = zip(own, references, extractors, strict=True)
+    return tuple(Inputs(*one, evaluation.settings, evaluation.group) for one in each)
+
+
+def why_not_by_class(images: Images | Seen, metrics: tuple[str, ...], scores: Scores) -> str | None:
+    """Why there is no FID by class, if there is something to say."""
+    if images.no_labels and any(METRICS[name].needs is Need.MOMENTS for name in metrics):
+        return f"{images.path.name}: {images.no_labels}"
+    return scores.pairing.why or None
+
+
+def extracted_references(
+    evaluation: Evaluation, metrics: tuple[str, ...], cache: Path
+) -> list[tuple[Reference | None, Features | None]]:
+    """The references of the extractor and of the panel's, with the statistics and features that `metrics` need, and what had to
+    be extracted for that, in one pass where several are of the same images."""
+    reference, panel = evaluation.reference, evaluation.panel
+    references = [reference, *(member.reference for member in panel)]
+    if not _is_to_be_extracted(reference, any(METRICS[name].needs is Need.FEATURES for name in metrics)):
+        return [(one, None) for one in references]
+    if panel and reference.kind == "images":
+        found = evaluation.extract_each(reference.images, cache)
+    else:  # the others have statistics
+        found = [evaluation.extract(reference.images, cache), *(None for _ in panel)]
+    return [(_completed(one, theirs), theirs) for one, theirs in zip(references, found, strict=True)]
 
 
 def _is_to_be_extracted(reference: Reference | None, wants_features: bool) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Syncing:
-    """What an `Evaluator` does beside taking images and computing. `_own` are this rank's images while it is synced."""
+    """The part of an `Evaluator` that torchmetrics' users know by its names. `_own` are this rank's images while it is synced."""
 
     evaluation: "Evaluation"
     _seen: Collection

@@ -20,8 +20,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     calc.add_argument(
         "samples",
         type=Path,
-        help="npz with arr_0, or a folder, zip or Hugging Face dataset of images; or statistics, where --ref is some too, for the "
-        "FID between the two",
+        help="npz with arr_0, or a folder, zip or Hugging Face dataset of images; or statistics, where --ref is some too, for "
+        "the FID between the two",
     )
     calc.add_argument(
         "--ref",
