@@ -39,7 +39,7 @@ class Distance:
 def are_statistics(samples: Path, ref: str | None) -> bool:
     """Whether both are statistics: files of them, or names of published ones; whether the second is there is not looked at."""
     return ref is not None and all(
-        (not Path(one).exists() and str(one) in PUBLISHED) or (Path(one).is_file() and holds_statistics(Path(one)))
+        (not Path(one).exists() and str(one) in (*PUBLISHED, "digits")) or (Path(one).is_file() and holds_statistics(Path(one)))
         for one in (samples, ref)
     )
 

@@ -152,7 +152,7 @@ class Evaluation:
         self.check(images)
         require_levels(images, SAMPLES, self.group)
         with self.settings.cache(self.group) as cache:
-            own, *others = self.extract_each(images, cache)
+            own, *others = extracted(self, images, cache, with_panel=True)
             return self.result_of(images, own, cache, others=others)
 
     def check(self, images: Images | Seen) -> dict[str, str]:
@@ -183,7 +183,7 @@ class Evaluation:
         metrics = tuple(name for name in self.metrics if name not in too_few)
         (reference, theirs), *members = extracted_references(self, metrics, cache)
         names = self.class_names or names_of(images, own, self.group)
-        training = self.extract(self.training, cache) if self.training else None
+        training = extracted(self, self.training, cache)[0] if self.training else None
         inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training)
         inputs = replace(inputs, panel=inputs_of_panel(self, others, [found for found, _ in members]))
         with bounded_threads(self.group):
@@ -201,14 +201,11 @@ class Evaluation:
             left_out[f"{called('fid', self.extractor)[1]} by class"] = why
         return record(images, inputs, scores, notes, left_out, self.training, names, grid)
 
-    def extract(self, images: Images, cache: Path) -> Features:
-        """By the extractor alone."""
-        return extract_each(images, [self.extractor], self.group, self.settings.batch_size, cache)[0]
 
-    def extract_each(self, images: Images, cache: Path) -> list[Features]:
-        """By the extractor, and by those of the panel, in one pass."""
-        extractors = [self.extractor, *(member.extractor for member in self.panel)]
-        return extract_each(images, extractors, self.group, self.settings.batch_size, cache)
+def extracted(evaluation: Evaluation, images: Images, cache: Path, with_panel: bool = False) -> list[Features]:
+    """The features of images by the extractor and, in the same pass, by the panel's where they are wanted."""
+    extractors = [evaluation.extractor, *(member.extractor for member in evaluation.panel if with_panel)]
+    return extract_each(images, extractors, evaluation.group, evaluation.settings.batch_size, cache)
 
 
 def inputs_of_panel(evaluation: Evaluation, own: Sequence[Features], references: Sequence[Reference]) -> tuple[Inputs, ...]:
@@ -234,10 +231,9 @@ def extracted_references(
     references = [reference, *(member.reference for member in panel)]
     if not _is_to_be_extracted(reference, any(METRICS[name].needs is Need.FEATURES for name in metrics)):
         return [(one, None) for one in references]
-    if panel and reference.kind == "images":
-        found = evaluation.extract_each(reference.images, cache)
-    else:  # the others have statistics
-        found = [evaluation.extract(reference.images, cache), *(None for _ in panel)]
+    of_all = reference.kind == "images"  # else the panel's have statistics
+    found = extracted(evaluation, reference.images, cache, with_panel=of_all)
+    found += [None] * (len(references) - len(found))
     return [(_completed(one, theirs), theirs) for one, theirs in zip(references, found, strict=True)]
 
 

@@ -4,23 +4,23 @@ import json
 
 import numpy as np
 import pytest
-from conftest import DIGITS, features
+from conftest import features
 from test_evaluation_cli import evaluate
 from test_evaluation_protocols import distance
 
 from fiducial.evaluation.data.published import kept_at
 
-WIDE = 2048  # as many as Inception gives
+WIDE = 48
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Statistics of 64 features without provenance, and of 2,048."""
+    """Statistics of 64 features without provenance, and of 48 under MeanFlow's names."""
     for name, seed in (("a", 0), ("b", 1)):
         rows = features(300, seed, 64)
         np.savez(tmp_path / f"{name}.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
         sigma = np.diag(np.linspace(1, 2, WIDE)) * (1 + seed)
-        np.savez(tmp_path / f"{name}-wide.npz", ref_mu=np.full(WIDE, seed / 4), ref_sigma=sigma)
+        np.savez(tmp_path / f"{name}-other.npz", ref_mu=np.full(WIDE, seed / 4), ref_sigma=sigma)
     return tmp_path
 
 
@@ -38,19 +38,19 @@ def test_fid_between_two_files(files, monkeypatch, capsys):
     assert json.loads((files / "r.json").read_text())["label"] == "FID-digits"
 
 
-def test_fid_between_wide_files_and_published_names(files, monkeypatch, capsys):
+def test_fid_between_files_of_other_names_and_published_ones(files, monkeypatch, capsys):
     """Of commuting covariances S and 2 S the trace is (root of 2 less 1) squared times that of S."""
     place = kept_at("jit_in256_stats", files / "cache")
     place.parent.mkdir(parents=True)
-    (files / "b-wide.npz").rename(place)
+    (files / "b-other.npz").rename(place)
     more = "--json", files / "r.json", "--cache-dir", files / "cache", "--protocol", "pytorch-fid"
-    code, _, err = evaluate(monkeypatch, capsys, "calc", files / "a-wide.npz", "--ref", "jit_in256_stats", *more[:-2])
+    code, _, err = evaluate(monkeypatch, capsys, "calc", files / "a-other.npz", "--ref", "jit_in256_stats", *more[:-2])
     assert code == 0, err
     found = json.loads((files / "r.json").read_text())
     assert found["value"] == pytest.approx(WIDE / 16 + (2**0.5 - 1) ** 2 * WIDE * 1.5, rel=1e-6)
-    assert (found["label"], found["extractor"]) == ("FID", "inception")
+    assert found["label"] == "FD of 48 features"
     assert found["sides"][1]["kind"] == "JiT's statistics"
-    code, _, err = evaluate(monkeypatch, capsys, "calc", files / "a-wide.npz", "--ref", "jit_in256_stats", *more)
+    code, _, err = evaluate(monkeypatch, capsys, "calc", files / "a-other.npz", "--ref", "jit_in256_stats", *more)
     assert code == 2
     assert "--ref jit_in256_stats: was made with inception, and inception-pytorch-fid is wanted" in err
 
@@ -58,8 +58,8 @@ def test_fid_between_wide_files_and_published_names(files, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("{0}/a.npz --ref {0}/b-wide.npz", "has 64 features, and"),
-        ("{0}/a-wide.npz --ref digits", "has 2,048 features, and"),
+        ("{0}/a.npz --ref {0}/b-other.npz", "has 64 features, and"),
+        ("{0}/a-other.npz --ref digits", "has 48 features"),
         ("{0}/a.npz --ref {0}/b.npz --metrics kid", "--metrics kid: between two files of statistics there is fid alone"),
         ("{0}/a.npz --ref {0}/b.npz --html {0}/r.html", "--html: "),
         ("{0}/a.npz --ref {0}/images.npz", "so it is a reference and no samples; were samples and --ref exchanged?"),
