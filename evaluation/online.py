@@ -163,30 +163,6 @@ class Evaluator(Syncing):
         seen.add(pixels, indices, labels, None if self._shown is None else np.isin(places, list(self._shown)))
         return self
 
-    def state_dict(self) -> dict[str, Tensor | str]:
-        """The images that this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
-        return (self._own or self._seen).state()
-
-    def load_state_dict(self, state: dict[str, Tensor | str]) -> None:
-        """Take the place of all that this rank has seen.
-
-        Raises:
-            ValueError: if it is not a state, or of another extractor; then all is as it was.
-        """
-        loaded = Collection(self.evaluation.extractor, self.rounded)
-        loaded.add_state(state)
-        self._seen, self._own = loaded, None
-
-    def merge(self, other: "Evaluator | dict[str, Tensor | str]") -> "Evaluator":
-        """Add what another has seen, or its state; images without indices follow on those that are here.
-
-        Raises:
-            ValueError: if it is no state, has another extractor, or its images are of another size; then all is as it was.
-        """
-        self._require_unsynced("merge")
-        self._seen.add_state(other.state_dict() if isinstance(other, Evaluator) else other)
-        return self
-
     def compute(self) -> Result | None:
         """The result of all ranks' images, on rank 0; to be called by all of them. More images may follow.
 

@@ -1,7 +1,7 @@
 """An evaluator among processes that torch.distributed knows, as torchmetrics' users expect it: forward, sync and unsync."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch.distributed as dist
@@ -38,7 +38,7 @@ class Syncing:
 
     __call__ = forward
 
-    def sync(self, process_group: "dist.ProcessGroup | None" = None) -> "Evaluator":  # noqa: F821
+    def sync(self, process_group: "dist.ProcessGroup | None" = None) -> Self:
         """Let every rank of a process group, NCCL's or gloo's, have the images of all of them; by all of its ranks.
 
         `compute` is then each rank's own affair and gives every rank the result, and `unsync` goes back to this rank's images.
@@ -69,7 +69,7 @@ class Syncing:
         self._own, self._seen = self._seen, together
         return self
 
-    def unsync(self) -> "Evaluator":  # noqa: F821
+    def unsync(self) -> Self:
         """Go back to this rank's own images.
 
         Raises:
@@ -78,6 +78,30 @@ class Syncing:
         if self._own is None:
             raise UserError("unsync: the evaluator is not synced")
         self._seen, self._own = self._own, None
+        return self
+
+    def state_dict(self) -> dict[str, Tensor | str]:
+        """The images that this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
+        return (self._own or self._seen).state()
+
+    def load_state_dict(self, state: dict[str, Tensor | str]) -> None:
+        """Take the place of all that this rank has seen.
+
+        Raises:
+            ValueError: if it is not a state, or of another extractor; then all is as it was.
+        """
+        loaded = Collection(self.evaluation.extractor, self._seen.rounded)
+        loaded.add_state(state)
+        self._seen, self._own = loaded, None
+
+    def merge(self, other: "Syncing | dict[str, Tensor | str]") -> Self:
+        """Add what another has seen, or its state; images without indices follow on those that are here.
+
+        Raises:
+            ValueError: if it is no state, has another extractor, or its images are of another size; then all is as it was.
+        """
+        self._require_unsynced("merge")
+        self._seen.add_state(other.state_dict() if isinstance(other, Syncing) else other)
         return self
 
     def _require_unsynced(self, what: str) -> None:

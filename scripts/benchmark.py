@@ -67,6 +67,11 @@ EVALUATION = {
         },
         images=True,
     ),
+    "six networks": Benchmark(
+        "Features of {images} PNGs of 256 x 256 by six tiny networks of timm's",
+        {"one pass": lambda work: evaluating.extract_six(work, 1), "six passes": lambda work: evaluating.extract_six(work, 6)},
+        images=True,
+    ),
     "fid": Benchmark(
         "Fréchet distance at 2,048 dimensions, known answer",
         {"Fiducial": evaluating.fid_ours, "scipy's sqrtm": evaluating.fid_scipy},

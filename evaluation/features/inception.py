@@ -79,8 +79,8 @@ class Inception(nn.Module):
         self.resize, self.centre = resize or tensorflow_resize, centre
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        net = self.network
-        x = ((self.resize(images.float()) - self.centre) / self.centre).to(self.dtype, memory_format=torch.channels_last)
+        net, levels = self.network, images.to(torch.promote_types(images.dtype, torch.float32))
+        x = ((self.resize(levels) - self.centre) / self.centre).to(self.dtype, memory_format=torch.channels_last)
         x = net.MaxPool_1(net.Conv2d_2b_3x3(net.Conv2d_2a_3x3(net.Conv2d_1a_3x3(x))))
         x = net.MaxPool_2(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(x)))
         for name in BLOCKS:
