@@ -403,7 +403,7 @@ def run_all(args: argparse.Namespace) -> None:
             name: getattr(args, name) for name in ("images", "samples", "reference", "model", "steps", "device", "image_size")
         }
         work = Work(Path(folder), options=tuple(args.options), **given)
-        if {"extraction", "everything"} & set(args.only):
+        if {"extraction", "six networks", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
         if {"denoising", "decoding", "pipeline", "latents"} & set(args.only):
             drawing.write_networks(work.folder, args.model, args.image_size)
