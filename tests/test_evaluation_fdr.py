@@ -17,7 +17,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 from fiducial.evaluation.data import images as data
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.published import PUBLISHED
-from fiducial.evaluation.data.references import PICKLED, Reference, open_reference
+from fiducial.evaluation.data.references import Reference, open_reference
 from fiducial.evaluation.features import EXTRACTORS, FDR6, Timm, parse_weights, spec_of
 from fiducial.evaluation.features.extraction import extract, extract_each
 from fiducial.evaluation.features.load import load_extractor
@@ -199,7 +199,15 @@ def test_features_of_fdr6_are_the_papers(alone, tmp_path):
 
 
 def test_one_published_file_has_the_statistics_of_all_six(tmp_path):
-    named = PICKLED["FD-loss's statistics"]
+    files = {
+        "inception": "guided_diffusion",  # ADM's
+        "convnextv2": "convnext_in256_t224",
+        "dinov2-256": "vit_large_patch14_dinov2_lvd142m_in256_t256",
+        "mae": "vit_large_patch16_224_mae_in256_t224",
+        "siglip2": "vit_so400m_patch16_siglip_256_v2_webli_in256_t224",
+        "clip": "vit_large_patch14_clip_224_openai_in256_t256",
+    }
+    named = {name: f"{file}_stats.npz" for name, file in files.items()}
     content = {}
     for number, called in enumerate(named.values()):
         rows = features(20, number, 4)
