@@ -15,7 +15,7 @@ import fiducial
 from fiducial import cache
 from fiducial.evaluation.data.published import PUBLISHED, kept_at
 from fiducial.evaluation.evaluate import Evaluation
-from fiducial.evaluation.features import WEIGHTS
+from fiducial.evaluation.features import WEIGHTS, spec_of
 from fiducial.evaluation.settings import Settings
 from fiducial.models.checkpoints.catalogue import CATALOGUE
 from fiducial.sampling.commands import doctor
@@ -172,7 +172,7 @@ def test_whoever_comes_while_an_entry_goes_finds_none(filled):
 
 def test_downloads_are_told_from_a_persons_own_files(tmp_path):
     kept = [published.path(tmp_path) for published in CATALOGUE.values()]
-    kept += [weights.kept_at(tmp_path) for weights in WEIGHTS.values()]
+    kept += [weights.kept_at(tmp_path) for weights in (*WEIGHTS.values(), spec_of("timm:test_vit").weights)]
     kept += [kept_at(name, tmp_path) for name in PUBLISHED]
     assert all(cache.DOWNLOADED.fullmatch(path.name) for path in kept)
     assert not cache.DOWNLOADED.fullmatch("0400000.pt")

@@ -149,7 +149,7 @@ def _of_fdr(name: str, title: str, dimension: int, model: str, size: int, poolin
             title,
             f"{HUB}/timm/{model}/resolve/main/model.safetensors",
             f"timm's {model}",
-            saved_as=f"{model}.safetensors",
+            saved_as=f"timm-{model}.safetensors",
         ),
         suffix=f"-{title}",
         distance="FD",

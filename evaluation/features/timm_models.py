@@ -40,7 +40,7 @@ def spec_of_model(name: str) -> ExtractorSpec:
         "timm_models.build",
         features=f"the pooled features of timm's {how.model} ({dimension:,}), images resized to {config['input'][0]}",
         has_logits=False,
-        weights=Weights(name, f"timm's {how.model}", url, "timm's file", saved_as=f"{how.model.replace('/', '-')}.safetensors"),
+        weights=Weights(name, f"timm's {how.model}", url, "timm's file", saved_as=f"timm-{how.model}.safetensors"),
         suffix=f"-{how.model}",
         distance="FD",
         resized_as="timm",
