@@ -13,7 +13,7 @@ from fiducial.evaluation.data.runs import ClassNames, find_run
 from fiducial.evaluation.features import FDR6
 from fiducial.evaluation.features.extraction import Features
 from fiducial.evaluation.features.extractor import Extractor
-from fiducial.evaluation.metrics import METRICS, Need, called
+from fiducial.evaluation.metrics import METRICS, Metric, Need, called
 from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.parts import Memorisation, Number
@@ -58,7 +58,7 @@ def record(
             "device": extractor.device.type,
             "world_size": inputs.group.world_size,
             "shuffle_seed": settings.rules.shuffle_seed,
-            **{f"{row.name}_seed": row.seed for row in METRICS.values() if row.seed is not None},
+            **{f"{row.name}_seed": row.seed for row in METRICS.values() if _is_seeded(row, scores)},
             "features": own.origin,
         },
         packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *more)}},
@@ -70,6 +70,11 @@ def record(
         memorisation=memorised and with_pictures(memorised, images, training),
         training=_described_training(training, memorised) if memorised else None,
     ).drawn_by(find_run(images.path, own.pixels_sha256))
+
+
+def _is_seeded(row: Metric, scores: Scores) -> bool:
+    """Whether a metric's seed is recorded: of what was computed, and beside an option, which is recorded always."""
+    return row.seed is not None and (row.name in scores.values or row.option is not None)
 
 
 def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str, Number]:
