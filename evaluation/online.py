@@ -27,6 +27,7 @@ from fiducial.evaluation.evaluate import Evaluation
 from fiducial.evaluation.features.extraction import gathered, temporary_cache
 from fiducial.evaluation.features.modules import of_module
 from fiducial.evaluation.fit import check_size
+from fiducial.evaluation.metrics import METRICS, Need
 from fiducial.evaluation.record import GRID_COLUMNS, GRID_ROWS
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.result import Result
@@ -84,12 +85,11 @@ class Evaluator(Syncing):
         self._form = Form(layout, value_range, rounded)
         if evaluation is None:
             _require_kinds(settings=(settings, Settings), weights=(weights, Mapping))
+            _require_one_network(_with(settings or Settings(), metrics))
             group, settings = group or fiducial.init(device), _with(settings or Settings(), metrics)
             if isinstance(extractor, nn.Module):
                 extractor = of_module(extractor, group.device, image_size)
             evaluation = Evaluation.prepare(ref, group, settings, extractor, weights, image_size, train)
-        if evaluation.panel:
-            raise UserError("--metrics fdr6: takes six networks, and online there is one; evaluate files of images")
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
         evaluation.settings.check_cache()
@@ -192,6 +192,13 @@ def _require_kinds(**arguments: tuple[object, type]) -> None:
     for name, (value, kind) in arguments.items():
         if not isinstance(value, kind | None):
             raise UserError(f"Evaluator({name}={value!r}): must be {kind.__name__} or None")
+
+
+def _require_one_network(settings: Settings) -> None:
+    """Raise UserError, before any is loaded, for a metric of several networks."""
+    settings.check()
+    if several := [name for name in settings.metrics or () if METRICS[name].needs is Need.PANEL]:
+        raise UserError(f"--metrics {several[0]}: takes six networks, and online there is one; evaluate files of images")
 
 
 def _with(settings: Settings, metrics: Sequence[str] | str | None) -> Settings:

@@ -150,6 +150,7 @@ def test_sync_gives_every_rank_of_a_gloo_group_the_result_of_all(images, tmp_pat
         ({"value_range": (0, 1)}, torch.full((2, 3, 64, 64), 1.5), "expected from 0 to 1, as value_range says; got 1.5 to 1.5"),
         ({"value_range": (0, 1)}, torch.full((2, 3, 64, 64), torch.nan), "expected from 0 to 1"),
         ({"value_range": (0, 1)}, torch.zeros(2, 64, 64, 3), r"tensor \(N, 3, H, W\)"),
+        ({"metrics": "fid,fdr6"}, None, "--metrics fdr6: takes six networks, and online there is one"),
         ({"extractor": Means()}, None, "is in training mode, where features may depend on the batch"),
         ({"extractor": torch.nn.Linear(2, 2).eval()}, None, r"cannot take \(1, 3, 299, 299\) uint8"),
         ({"extractor": torch.nn.Identity().eval()}, None, r"gives \(1, 3, 299, 299\), and features \(N, D\) are expected"),
@@ -157,7 +158,7 @@ def test_sync_gives_every_rank_of_a_gloo_group_the_result_of_all(images, tmp_pat
 )
 def test_what_is_of_another_form_is_told_in_one_sentence(given, batch, said):
     with pytest.raises((UserError, ValueError), match=said) as refused:
-        Evaluator("digits", metrics="fid", device="cpu", **given).update(batch)
+        Evaluator("digits", **{"metrics": "fid", "device": "cpu"} | given).update(batch)
     assert "\n" not in str(refused.value)
 
 
