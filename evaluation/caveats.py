@@ -5,9 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from fiducial.evaluation.data.images import Images, are_floats
-from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Reference
+from fiducial.evaluation.data.published import PUBLISHED
+from fiducial.evaluation.data.references import ADM_KIND, WITHOUT_PROVENANCE, Reference
 from fiducial.evaluation.data.remarks import SAMPLES, missing, remarks
-from fiducial.evaluation.features import DEFAULT, EXTRACTORS, differs_from_adm
+from fiducial.evaluation.features import DEFAULT, FDR6, differs_from_adm, spec_of
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.metrics import METRICS, PUBLISHED_COUNT, Need, called
 from fiducial.evaluation.protocols import Deviation
@@ -43,17 +44,26 @@ def _borrowed_from(metric: str, settings: Settings) -> str | None:
 
 def of_extractor(extractor: Extractor, protocol: str) -> list[str]:
     """In what a network and its weights differ from the protocol's own."""
-    spec = EXTRACTORS[extractor.name]
+    spec = spec_of(extractor.name)
     found = [spec.caveats[protocol]] if protocol in spec.caveats else []
     if extractor.as_published is False:
         found.append(f"the {spec.weights.title} weights are not the published file")
     return found
 
 
+def of_panel(others: Iterable[Extractor], reference: Reference) -> list[str]:
+    """In what FDr6 of these networks differs from the published one, beside what Inception's part of it does."""
+    found = [f"{one.name}: {text}" for one in others for text in of_extractor(one, "adm")]
+    published = next((one.extractors for one in PUBLISHED.values() if one.url == reference.url), ())
+    if reference.kind != ADM_KIND and not set(FDR6) <= set(published):
+        found.append("the reference's Inception statistics are not known to be ADM's, which the published divisor goes with")
+    return [*found, "images have 256 levels; FD-loss's own are of floats that were not rounded"]
+
+
 def warnings(images: Images, reference: Reference | None, extractor: Extractor, metrics: Iterable[str]) -> list[str]:
     """Sentences that a reader has to know before comparing these numbers with others."""
     found, count = [], images.count
-    published = EXTRACTORS[extractor.name].comparable  # whether there are numbers of others to compare with
+    published = spec_of(extractor.name).comparable  # whether there are numbers of others to compare with
     rows = [METRICS[name] for name in metrics]
     distances = [row for row in rows if row.of_distributions]
     for row in distances:
@@ -93,10 +103,10 @@ def _of_statistics(reference: Reference, extractor: Extractor, metric: str, publ
             f"published numbers use those of the whole training set{adms}."
         )
     if reference.kind == WITHOUT_PROVENANCE:
-        whose = EXTRACTORS[extractor.name].resized_as
+        whose = spec_of(extractor.name).resized_as
         found.append(
-            f"{reference.path.name} does not say how it was made; pytorch-fid, for one, resizes in another way than {whose}, "
-            f"and its statistics give another {called(metric, extractor)[1]}."
+            f"{reference.path.name} does not say how it was made; here images are resized as {whose} does it, and statistics of "
+            f"images that were resized in another way give another {called(metric, extractor)[1]}."
         )
     return found
 

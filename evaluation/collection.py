@@ -1,6 +1,7 @@
 """Images that a rank is given batch by batch: their features, hashes and numbers, and pictures of a few."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -19,6 +20,7 @@ from fiducial.evaluation.results.grid import thumbnail
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
 NONE = -1  # as an index or a label: none was given
+LAYOUTS, RANGES = ("NCHW", "NHWC"), ((0, 1), (-1, 1))  # of images that are given
 MOST = 2**53  # of an index or label, which ranks add up in float64
 
 
@@ -212,6 +214,68 @@ def names_by_label(given: Sequence[str] | Mapping[str, int]) -> tuple[str, ...]:
     else:
         known = [as_plain(one) for one in given]
     return from_mapping(known, "class_names").names if known else ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How batches are given: `layout` is NCHW or NHWC, None for tensors in the first and arrays in the second; `value_range` is
+    of floats, (0, 1) or (-1, 1), None for uint8, or for levels of 0 to 255 where they are not `rounded`.
+
+    Raises:
+        UserError: if it is another.
+    """
+
+    layout: str | None = None
+    value_range: tuple[float, float] | None = None
+    rounded: bool = True
+
+    def __post_init__(self):
+        if self.layout not in (None, *LAYOUTS):
+            raise UserError(f"layout={self.layout!r}: must be {' or '.join(LAYOUTS)}")
+        if self.value_range is not None and tuple(self.value_range) not in RANGES:
+            raise UserError(f"value_range={self.value_range!r}: must be {' or '.join(map(str, RANGES))}")
+
+    def pixels(self, images: Tensor | np.ndarray) -> np.ndarray:
+        """(N, H, W, 3) in C order: uint8, rounded half to even, or float32 levels where they are not rounded.
+
+        Raises:
+            ValueError: if they are of another layout, dtype or range.
+        """
+        images = self._laid_out(images)
+        if self.value_range is not None and _is_float(images):
+            images = self._levels(images)
+            return np.rint(images).astype(np.uint8) if self.rounded else as_levels(images)
+        return as_pixels(images) if self.rounded else as_levels(images)
+
+    def _laid_out(self, images: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """A tensor as NCHW, an array as NHWC."""
+        if self.layout is None or not isinstance(images, Tensor | np.ndarray):
+            return images
+        if images.ndim != 4 or images.shape[self.layout.index("C")] != 3:
+            expected = "(N, 3, H, W)" if self.layout == "NCHW" else "(N, H, W, 3)"
+            raise ValueError(f"images expected as {self.layout}, {expected}; got {tuple(images.shape)}")
+        if isinstance(images, Tensor):
+            return images if self.layout == "NCHW" else images.permute(0, 3, 1, 2)
+        return images if self.layout == "NHWC" else images.transpose(0, 2, 3, 1)
+
+    def _levels(self, images: Tensor | np.ndarray) -> np.ndarray:
+        """Floats of `value_range` as levels of 0 to 255, (N, H, W, 3) float32."""
+        array = images.detach().float().cpu().numpy() if isinstance(images, Tensor) else images.astype(np.float32)
+        axis = 1 if isinstance(images, Tensor) else 3
+        if array.ndim != 4 or array.shape[axis] != 3:
+            raise ValueError(f"images expected as a tensor (N, 3, H, W) or array (N, H, W, 3); got {tuple(array.shape)}")
+        low, high = self.value_range
+        if array.size and not (array.min() >= low and array.max() <= high):  # nor is NaN
+            found = f"{array.min():.4g} to {array.max():.4g}"
+            raise ValueError(f"values expected from {low} to {high}, as value_range says; got {found}; clip them if they may be")
+        array = np.moveaxis(array, axis, 3)
+        return np.ascontiguousarray((array - np.float32(low)) * np.float32(255 / (high - low))).clip(0, 255)
+
+
+def _is_float(images: Tensor | np.ndarray) -> bool:
+    if isinstance(images, Tensor):
+        return images.is_floating_point()
+    return isinstance(images, np.ndarray) and images.dtype.kind == "f"
 
 
 def as_pixels(images: Tensor | np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """From images to a result: checks first, then one pass over the images, then all metrics from its features."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,9 +27,9 @@ from fiducial.evaluation.data.remarks import (
 )
 from fiducial.evaluation.data.runs import ClassNames, find_names
 from fiducial.evaluation.features import DEFAULT, ExtractorSpec
-from fiducial.evaluation.features.extraction import Features, extract
+from fiducial.evaluation.features.extraction import Features, extract_each
 from fiducial.evaluation.features.extractor import Extractor
-from fiducial.evaluation.features.load import load_extractor, weights_of
+from fiducial.evaluation.features.load import given_for, load_extractor, require_taken
 from fiducial.evaluation.fit import (
     check_class_names,
     check_protocol,
@@ -45,11 +45,12 @@ from fiducial.evaluation.lower import effect_of_dtype
 from fiducial.evaluation.making import moments_of_features
 from fiducial.evaluation.metrics import METRICS, Need, called, without_reference
 from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.panel import Member, find_panel, load_panel
 from fiducial.evaluation.record import record
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.reading import LARGEST
 from fiducial.evaluation.results.result import Result
-from fiducial.evaluation.score import Scorer
+from fiducial.evaluation.score import Scorer, Scores
 from fiducial.evaluation.settings import Settings
 from fiducial.precision import plain_float32
 from fiducial.ranks.cores import bounded_threads
@@ -61,8 +62,8 @@ class Evaluation:
 
     `metrics` can be had from this reference; `left_out` says why others of the protocol cannot. `exact` is the extractor in
     float32, where the one in use is not. `training` are the images that samples may be copies of, `class_names` what the
-    samples' classes are called, where that was given, `weights_unlike_published` a sentence, where there is one to say, and
-    `said` those that were said already on this rank's terminal.
+    samples' classes are called, where that was given, `weights_unlike_published` sentences, where there are some to say, `panel`
+    the other networks of FDr6, where that is wanted, and `said` the sentences that were said already on this rank's terminal.
     """
 
     reference: Reference | None
@@ -74,7 +75,8 @@ class Evaluation:
     exact: Extractor | None = None
     training: Images | None = None
     class_names: ClassNames | None = None
-    weights_unlike_published: str | None = None
+    weights_unlike_published: tuple[str, ...] = ()
+    panel: tuple[Member, ...] = ()
     said: tuple[str, ...] = ()
 
     @classmethod
@@ -83,7 +85,7 @@ class Evaluation:
         ref: str | Path | None,
         group: Group,
         settings: Settings,
-        extractor: str | None = None,
+        extractor: str | Extractor | None = None,
         weights: Mapping[str, str | Path] | None = None,
         image_size: int | None = None,
         training: str | Path | None = None,
@@ -94,7 +96,7 @@ class Evaluation:
 
         Args:
             ref: as `--ref` of `python -m evaluation calc`; None if no metric needs one.
-            extractor: a name in `EXTRACTORS`.
+            extractor: a name in `EXTRACTORS`, timm:NAME, or one that is loaded.
             weights: files by the name of whose weights they are, as `--weights` takes them.
             image_size: of the samples, so that a published reference of another size is not fetched, and training images are
                 cropped to it.
@@ -113,13 +115,21 @@ class Evaluation:
             can = ",".join(without_reference())
             raise UserError(f"--ref is missing: all metrics but these need a reference; without one, --metrics {can} can be had")
         names = read_names(Path(class_names), f"--class-names {class_names}") if class_names else None
-        reference, spec, metrics, left_out, said = choose(ref, group, settings, extractor, image_size, crop)
-        given = weights_of(spec.name, weights or {})
-        network = load_extractor(spec.name, weights, group, settings.dtype, settings.cache_dir)
-        if (unlike := weights_unlike_published(network, given)) and group.is_main:
-            said += tell(unlike)
+        own = extractor if isinstance(extractor, Extractor) else None
+        name = own.name if own else extractor
+        reference, spec, metrics, left_out, said = choose(ref, group, settings, name, image_size, crop)
+        with_panel = any(METRICS[name].needs is Need.PANEL for name in metrics)
+        others = find_panel(ref, reference, spec.name, settings, group, image_size) if with_panel else {}
+        require_taken((spec.name, *others), weights or {})
+        network = own or load_extractor(spec.name, weights, group, settings.dtype, settings.cache_dir)
         if reference:
             check_reference(reference, network)
+        panel = load_panel(others, weights, settings, group)
+        loaded = (network, *(member.extractor for member in panel))
+        unlike = [weights_unlike_published(one, given_for(one.name, weights or {})) for one in loaded]
+        unlike = tuple(sentence for sentence in unlike if sentence)
+        if group.is_main:
+            said += tell(*unlike)
         training = open_training(Path(training), network, image_size or network.image_size) if training else None
         said += look_at(training, "training images", group)
         require_levels(training, "training images", group)
@@ -127,7 +137,7 @@ class Evaluation:
         exact = load_extractor(spec.name, weights, group, cache_dir=settings.cache_dir) if lower else None
         names = names and ClassNames(names.names, names.sha256)
         reference = reference if needed else None
-        return cls(reference, network, settings, group, metrics, left_out, exact, training, names, unlike, said)
+        return cls(reference, network, settings, group, metrics, left_out, exact, training, names, unlike, panel, said)
 
     def evaluate(self, samples: str | Path | Images) -> Result | None:
         """One pass over the samples, shared out over the ranks. The result is rank 0's; the others get None.
@@ -142,7 +152,8 @@ class Evaluation:
         self.check(images)
         require_levels(images, SAMPLES, self.group)
         with self.settings.cache(self.group) as cache:
-            return self.result_of(images, self._extract(images, cache), cache)
+            own, *others = extracted(self, images, cache, with_panel=True)
+            return self.result_of(images, own, cache, others=others)
 
     def check(self, images: Images | Seen) -> dict[str, str]:
         """Which metrics cannot be had of so many samples, and why; raises UserError if the samples fit nothing."""
@@ -159,52 +170,87 @@ class Evaluation:
 
     @torch.inference_mode()
     @plain_float32()
-    def result_of(self, images: Images | Seen, own: Features, cache: Path, grid: Grid | None = None) -> Result | None:
+    def result_of(
+        self, images: Images | Seen, own: Features, cache: Path, grid: Grid | None = None, others: Sequence[Features] = ()
+    ) -> Result | None:
         """The result of samples with these features, on rank 0; to be called by all ranks.
 
         Args:
             grid: the report's pictures, of images that are not in files.
+            others: the features by the networks of the panel.
         """
         too_few = self.check(images)
         metrics = tuple(name for name in self.metrics if name not in too_few)
-        reference, theirs = self._extracted_reference(metrics, cache)
+        (reference, theirs), *members = extracted_references(self, metrics, cache)
         names = self.class_names or names_of(images, own, self.group)
-        training = self._extract(self.training, cache) if self.training else None
+        training = extracted(self, self.training, cache)[0] if self.training else None
         inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training)
+        inputs = replace(inputs, panel=inputs_of_panel(self, others, [found for found, _ in members]))
         with bounded_threads(self.group):
             scores = Scorer(metrics, inputs, images.labels, names.names).scores()
         if not self.group.is_main:
             return None
-        notes = [self.weights_unlike_published] if self.weights_unlike_published else []
-        notes += [*warnings(images, reference, self.extractor, scores.values), *scores.caveats]
+        notes = [*self.weights_unlike_published, *warnings(images, reference, self.extractor, scores.values), *scores.caveats]
         notes += warnings_of_classes(scores, called("fid", self.extractor)[1])
         notes += warnings_of_training(self.training)
         notes += repeats(own, theirs, reference)
         if self.exact and "fid" in metrics:
             notes.append(effect_of_dtype(images, inputs, theirs, self.exact))
         left_out = {called(name, self.extractor)[1]: why for name, why in (self.left_out | too_few).items()}
-        if images.no_labels and any(METRICS[name].needs is Need.MOMENTS for name in metrics):
-            left_out[f"{called('fid', self.extractor)[1]} by class"] = f"{images.path.name}: {images.no_labels}"
-        elif scores.pairing.why:
-            left_out[f"{called('fid', self.extractor)[1]} by class"] = scores.pairing.why
+        if why := why_not_by_class(images, metrics, scores):
+            left_out[f"{called('fid', self.extractor)[1]} by class"] = why
         return record(images, inputs, scores, notes, left_out, self.training, names, grid)
 
-    def _extract(self, images: Images, cache: Path) -> Features:
-        return extract(images, self.extractor, self.group, self.settings.batch_size, cache)
 
-    def _extracted_reference(self, metrics: tuple[str, ...], cache: Path) -> tuple[Reference | None, Features | None]:
-        """The reference with the statistics and features that `metrics` need, and what had to be extracted for that."""
-        reference = self.reference
-        if reference is None or reference.images is None:
-            return reference, None
-        without_features = reference.features is None and any(METRICS[name].needs is Need.FEATURES for name in metrics)
-        if reference.mu is not None and not without_features:
-            return reference, None
-        theirs = self._extract(reference.images, cache)
-        if reference.mu is None:
-            reference = replace(reference, sha256=theirs.content_sha256, **moments_of_features(theirs))
-        classes = {"labels": reference.images.classes, "numbering": reference.images.numbering}
-        return replace(reference, features=theirs.rows, **classes), theirs
+def extracted(evaluation: Evaluation, images: Images, cache: Path, with_panel: bool = False) -> list[Features]:
+    """The features of images by the extractor and, in the same pass, by the panel's where they are wanted."""
+    extractors = [evaluation.extractor, *(member.extractor for member in evaluation.panel if with_panel)]
+    return extract_each(images, extractors, evaluation.group, evaluation.settings.batch_size, cache)
+
+
+def inputs_of_panel(evaluation: Evaluation, own: Sequence[Features], references: Sequence[Reference]) -> tuple[Inputs, ...]:
+    """The data that each of the panel's networks gives of the samples, with its reference."""
+    extractors = [member.extractor for member in evaluation.panel]
+    each = zip(own, references, extractors, strict=True)
+    return tuple(Inputs(*one, evaluation.settings, evaluation.group) for one in each)
+
+
+def why_not_by_class(images: Images | Seen, metrics: tuple[str, ...], scores: Scores) -> str | None:
+    """Why there is no FID by class, if there is something to say."""
+    if images.no_labels and any(METRICS[name].needs is Need.MOMENTS for name in metrics):
+        return f"{images.path.name}: {images.no_labels}"
+    return scores.pairing.why or None
+
+
+def extracted_references(
+    evaluation: Evaluation, metrics: tuple[str, ...], cache: Path
+) -> list[tuple[Reference | None, Features | None]]:
+    """The references of the extractor and of the panel's, with the statistics and features that `metrics` need, and what had to
+    be extracted for that, in one pass where several are of the same images."""
+    reference, panel = evaluation.reference, evaluation.panel
+    references = [reference, *(member.reference for member in panel)]
+    if not _is_to_be_extracted(reference, any(METRICS[name].needs is Need.FEATURES for name in metrics)):
+        return [(one, None) for one in references]
+    of_all = reference.kind == "images"  # else the panel's have statistics
+    found = extracted(evaluation, reference.images, cache, with_panel=of_all)
+    found += [None] * (len(references) - len(found))
+    return [(_completed(one, theirs), theirs) for one, theirs in zip(references, found, strict=True)]
+
+
+def _is_to_be_extracted(reference: Reference | None, wants_features: bool) -> bool:
+    """Whether a reference lacks what its images give."""
+    if reference is None or reference.images is None:
+        return False
+    return reference.mu is None or (wants_features and reference.features is None)
+
+
+def _completed(reference: Reference, theirs: Features | None) -> Reference:
+    """A reference with the features of its images, where those were extracted, and their statistics if it has none."""
+    if theirs is None:
+        return reference
+    if reference.mu is None:
+        reference = replace(reference, sha256=theirs.content_sha256, **moments_of_features(theirs))
+    return replace(reference, features=theirs.rows, labels=reference.images.classes, numbering=reference.images.numbering)
 
 
 def names_of(images: Images | Seen, own: Features, group: Group) -> ClassNames:
@@ -272,7 +318,7 @@ def is_done(evaluation: Evaluation, samples: Path, json_file: Path) -> bool:
 
     With a reference or training images that would have to be read first to be told from others, no.
     """
-    if evaluation.training or (evaluation.reference and evaluation.reference.sha256 is None):
+    if evaluation.training or evaluation.panel or (evaluation.reference and evaluation.reference.sha256 is None):
         return False
     try:
         old = read_json(json_file, LARGEST)

@@ -9,7 +9,7 @@ from fiducial.evaluation.data.images import Images
 from fiducial.evaluation.data.published import PUBLISHED
 from fiducial.evaluation.data.references import ADM_KIND, Reference
 from fiducial.evaluation.data.runs import ClassNames, names_beside
-from fiducial.evaluation.features import DEFAULT, EXTRACTORS, ExtractorSpec, differs_from_adm
+from fiducial.evaluation.features import DEFAULT, ExtractorSpec, differs_from_adm, spec_of
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.metrics import METRICS, Metric, Need
 from fiducial.evaluation.settings import Settings
@@ -38,8 +38,8 @@ def choose_extractor(reference: Reference | None, wanted: str | None, settings: 
     Raises:
         UserError: if the reference was made with another, as far as that can be seen before its weights are loaded.
     """
-    if wanted and wanted not in EXTRACTORS:
-        raise UserError(f"there is no extractor {wanted!r}; choose from {', '.join(EXTRACTORS)}")
+    if wanted:
+        spec_of(wanted)
     made_with = reference.provenance.extractor if reference else None
     if reference and reference.kind == ADM_KIND and differs_from_adm(wanted):
         made_with = DEFAULT
@@ -48,9 +48,7 @@ def choose_extractor(reference: Reference | None, wanted: str | None, settings: 
         asked = f"--protocol {settings.protocol} is of the extractor {wanted}" if own else f"--extractor {wanted}"
         raise UserError(f"{asked}: {reference.path} was made with {made_with}; numbers across extractors mean nothing")
     name = wanted or made_with or DEFAULT
-    if name not in EXTRACTORS:
-        raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}")
-    found = EXTRACTORS[name]
+    found = spec_of(name)
     if reference and reference.mu is not None and len(reference.mu) != found.dimension:
         raise UserError(f"{reference.path} has {len(reference.mu)} features, but {name} gives {found.dimension}")
     return found

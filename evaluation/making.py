@@ -1,6 +1,6 @@
 """Making a reference of images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from fiducial import Group, printable
 from fiducial.evaluation.data.images import Images
 from fiducial.evaluation.data.numbering import within_one_folder
 from fiducial.evaluation.data.references import Provenance, Reference
-from fiducial.evaluation.features.extraction import Features, extract
+from fiducial.evaluation.features.extraction import Features, extract_each
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.fit import check_reference_images
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
@@ -18,15 +18,28 @@ FEATURES_SEED = 0
 
 
 def make_reference(images: Images, extractor: Extractor, group: Group, settings: Settings, keep: int) -> Reference:
-    """Statistics of images with their provenance, and the features of `keep` of them, drawn at random.
+    """The reference by one extractor; see `make_references`."""
+    return make_references(images, [extractor], group, settings, keep)[0]
+
+
+def make_references(
+    images: Images, extractors: Sequence[Extractor], group: Group, settings: Settings, keep: int
+) -> list[Reference]:
+    """Statistics of images by each extractor, in one pass, with their provenance, and the features of `keep` images, at random.
 
     Raises:
         UserError: if there are too few, or one cannot be read.
     """
-    check_reference_images(images, extractor)
+    for extractor in extractors:
+        check_reference_images(images, extractor)
     with settings.cache(group) as cache:
-        seen = extract(images, extractor, group, settings.batch_size, cache)
-        different = len(seen.first_of_each())
+        seen = extract_each(images, extractors, group, settings.batch_size, cache)
+        different = len(seen[0].first_of_each())
+    return [_reference(images, extractor, one, keep, different) for extractor, one in zip(extractors, seen, strict=True)]
+
+
+def _reference(images: Images, extractor: Extractor, seen: Features, keep: int, different: int) -> Reference:
+    """The reference of images with these features, of which so many are different."""
     chosen = np.random.default_rng(FEATURES_SEED).choice(images.count, min(keep, images.count), replace=False)
     provenance = Provenance(
         extractor=extractor.name,

@@ -17,24 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fiducial
 from fiducial import Group, UserError
-from fiducial.evaluation.collection import NONE, Collection, as_levels, as_numbers, as_pixels, bytes_of_image, names_by_label
+from fiducial.evaluation.collection import NONE, Collection, Form, as_numbers, bytes_of_image, names_by_label
 from fiducial.evaluation.data.images import Seen
 from fiducial.evaluation.evaluate import Evaluation
 from fiducial.evaluation.features.extraction import gathered, temporary_cache
+from fiducial.evaluation.features.modules import of_module
 from fiducial.evaluation.fit import check_size
+from fiducial.evaluation.metrics import METRICS, Need
 from fiducial.evaluation.record import GRID_COLUMNS, GRID_ROWS
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.settings import Settings
+from fiducial.evaluation.syncing import Syncing
 from fiducial.evaluation.together import grid_of_all, numbered, require_levels, size_of_all, turns
 from fiducial.precision import plain_float32
 
 
-class Evaluator:
+class Evaluator(Syncing):
     """Metrics of images that are given batch by batch, on any number of ranks; the same numbers as from an npz of them.
 
     Each rank gives its own images to `update`; `compute`, called by all, gathers their features (for Inception 16 kB an image).
@@ -45,8 +48,11 @@ class Evaluator:
         settings: protocol, metrics and the cache, which all ranks see; see `fiducial.evaluation.Settings`.
         metrics: in the place of those of `settings`, such as ("fid", "precision").
         device: auto, cuda or cpu, where `group` is left out.
-        rounded: images are uint8; if not, `update` takes floats from 0 to 255, and the result says that no file held them.
-        extractor: a name in `EXTRACTORS`; None for the protocol's, or the one that the reference was made with.
+        rounded: images are uint8, or made so; if not, `update` takes floats, and the result says that no file held them.
+        value_range: of floats, (0, 1) or (-1, 1), which become levels of 0 to 255; None for uint8, or levels where not rounded.
+        layout: "NCHW" or "NHWC"; None for tensors in the first and arrays in the second.
+        extractor: a name in `EXTRACTORS`, timm:NAME, or a torch.nn.Module in evaluation mode, which takes (N, 3, H, W) uint8 and
+            gives features (N, D); None for the protocol's, or the one that the reference was made with.
         weights: files by the name of whose weights they are, such as {"inception": "FILE"}; published ones are downloaded.
         name: what the result calls the samples.
         train: training images, to tell memorised samples; there will be no pictures of those.
@@ -63,7 +69,7 @@ class Evaluator:
         ref: str | Path | None = None,
         group: Group | None = None,
         settings: Settings | None = None,
-        extractor: str | None = None,
+        extractor: str | nn.Module | None = None,
         weights: Mapping[str, str | Path] | None = None,
         name: str = "online",
         train: str | Path | None = None,
@@ -73,10 +79,16 @@ class Evaluator:
         metrics: Sequence[str] | str | None = None,
         device: str = "auto",
         rounded: bool = True,
+        value_range: tuple[float, float] | None = None,
+        layout: str | None = None,
     ):
+        self._form = Form(layout, value_range, rounded)
         if evaluation is None:
             _require_kinds(settings=(settings, Settings), weights=(weights, Mapping))
+            _require_one_network(_with(settings or Settings(), metrics))
             group, settings = group or fiducial.init(device), _with(settings or Settings(), metrics)
+            if isinstance(extractor, nn.Module):
+                extractor = of_module(extractor, group.device, image_size)
             evaluation = Evaluation.prepare(ref, group, settings, extractor, weights, image_size, train)
         if evaluation.exact:
             raise UserError(f"--dtype {evaluation.settings.dtype}: online, its effect cannot be shown, so it is float32 only")
@@ -107,7 +119,8 @@ class Evaluator:
         return other
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Forget all images, other ranks' too where it is synced."""
+        self._own = None
         self._seen = Collection(self.evaluation.extractor, self.rounded)
 
     @property
@@ -123,7 +136,8 @@ class Evaluator:
         indices: Tensor | np.ndarray | None = None,
         labels: Tensor | np.ndarray | None = None,
     ) -> "Evaluator":
-        """Take a batch: (N, 3, H, W) uint8 as a tensor, or (N, H, W, 3) uint8 as an array; floats where they are not rounded.
+        """Take a batch: (N, 3, H, W) as a tensor or (N, H, W, 3) as an array, or as `layout` says; uint8, or floats where the
+        evaluator has a `value_range` or does not round.
 
         Args:
             indices: each image's place among those of all ranks, which IS and hashes depend on; without any, the ranks' images
@@ -134,8 +148,9 @@ class Evaluator:
             ValueError: if images, indices or labels are not that, or of another size than before.
             UserError: if the extractor does not take this size, gives what is not finite, or levels look cast from 0 to 1.
         """
+        self._require_unsynced("update")
         seen, evaluation = self._seen, self.evaluation
-        pixels = as_pixels(images) if seen.rounded else as_levels(images)
+        pixels = self._form.pixels(images)
         count, (height, width) = len(pixels), pixels.shape[1:3]
         seen.check_size(height, width)
         indices, labels = as_numbers(indices, count, "indices"), as_numbers(labels, count, "labels")
@@ -148,36 +163,14 @@ class Evaluator:
         seen.add(pixels, indices, labels, None if self._shown is None else np.isin(places, list(self._shown)))
         return self
 
-    def state_dict(self) -> dict[str, Tensor | str]:
-        """The images that this rank has seen, for `torch.save`; it can be read with `weights_only=True`."""
-        return self._seen.state()
-
-    def load_state_dict(self, state: dict[str, Tensor | str]) -> None:
-        """Take the place of all that this rank has seen.
-
-        Raises:
-            ValueError: if it is not a state, or of another extractor; then all is as it was.
-        """
-        loaded = Collection(self.evaluation.extractor, self.rounded)
-        loaded.add_state(state)
-        self._seen = loaded
-
-    def merge(self, other: "Evaluator | dict[str, Tensor | str]") -> "Evaluator":
-        """Add what another has seen, or its state; images without indices follow on those that are here.
-
-        Raises:
-            ValueError: if it is no state, has another extractor, or its images are of another size; then all is as it was.
-        """
-        self._seen.add_state(other.state_dict() if isinstance(other, Evaluator) else other)
-        return self
-
     def compute(self) -> Result | None:
         """The result of all ranks' images, on rank 0; to be called by all of them. More images may follow.
 
         Raises:
             UserError: if they are too few, two have one index, only some ranks gave indices, or labels, or levels look cast.
         """
-        evaluation, group, seen = self.evaluation, self.evaluation.group, self._seen
+        evaluation, seen = self._evaluation, self._seen
+        group = evaluation.group
         images, own, indices, labels = _images_of_all(self, seen, group)
         evaluation.check(images)
         grid = grid_of_all(group, seen, own, indices, labels, (images.height, images.width))
@@ -199,6 +192,13 @@ def _require_kinds(**arguments: tuple[object, type]) -> None:
     for name, (value, kind) in arguments.items():
         if not isinstance(value, kind | None):
             raise UserError(f"Evaluator({name}={value!r}): must be {kind.__name__} or None")
+
+
+def _require_one_network(settings: Settings) -> None:
+    """Raise UserError, before any is loaded, for a metric of several networks."""
+    settings.check()
+    if several := [name for name in settings.metrics or () if METRICS[name].needs is Need.PANEL]:
+        raise UserError(f"--metrics {several[0]}: takes six networks, and online there is one; evaluate files of images")
 
 
 def _with(settings: Settings, metrics: Sequence[str] | str | None) -> Settings:

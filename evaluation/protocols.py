@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fiducial.evaluation.features import EXTRACTORS
+from fiducial.evaluation.features import EXTRACTORS, INCEPTION, spec_of
 from fiducial.evaluation.metrics import FIDELITY_SEED, METRICS, SHUFFLE_SEED
 
 FIDELITY_IS_SPLITS = 10
-NEAREST = ("precision", "recall")
+NEAREST = ("precision", "recall", "f-score")
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Protocol:
 
     def definition(self, metric: str, extractor: str) -> str:
         """The definition of a metric in words, over an extractor's features."""
-        text = self.definitions.get(metric, METRICS[metric].definition)
-        return text.format(features=EXTRACTORS[extractor].features, logits=EXTRACTORS[extractor].logits)
+        text, spec = self.definitions.get(metric, METRICS[metric].definition), spec_of(extractor)
+        return text.format(features=spec.features, logits=spec.logits)
 
     def defined_by(self, metric: str) -> str | None:
         """The other protocol whose definition of a metric this one takes; None where it has one itself, or nobody has."""
@@ -69,7 +69,7 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "adm",
-            ("fid", "sfid", "is", "is-shuffled", "precision", "recall"),
+            ("fid", "sfid", "is", "is-shuffled", *NEAREST[:2]),
             of_arithmetic=(
                 Deviation(
                     "distances are float32; ADM's are float16, which --fp16-compat gives",
@@ -92,11 +92,14 @@ PROTOCOLS = {
             },
             of_network=(
                 Deviation(
-                    "on Inception's pool3, where torch-fidelity's default is VGG16", NEAREST, ("inception", "inception-clean")
+                    "on Inception's pool3, where torch-fidelity's default is VGG16",
+                    NEAREST,
+                    tuple(name for name, spec in EXTRACTORS.items() if spec.weights is INCEPTION),
                 ),
             ),
             is_splits=FIDELITY_IS_SPLITS,
         ),
+        Protocol("pytorch-fid", ("fid",), "inception-pytorch-fid"),
         Protocol(
             "clean",
             ("fid", "kid"),
@@ -109,7 +112,7 @@ PROTOCOLS = {
         ),
         Protocol(
             "dino",
-            ("fid", *NEAREST),
+            ("fid", *NEAREST[:2]),
             "dinov2",
             of_network=(
                 Deviation("the resize is EDM2's, in float32; dgm-eval's rounds to whole levels", ("fid",)),

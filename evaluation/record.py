@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from fiducial import printable
-from fiducial.evaluation.caveats import deviations, spread_of_labels
+from fiducial.evaluation.caveats import deviations, of_extractor, of_panel, spread_of_labels
 from fiducial.evaluation.data.images import Images, Seen, are_floats
 from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.data.runs import ClassNames, find_run
+from fiducial.evaluation.features import FDR6
 from fiducial.evaluation.features.extraction import Features
 from fiducial.evaluation.features.extractor import Extractor
-from fiducial.evaluation.metrics import METRICS, Need, called
+from fiducial.evaluation.metrics import METRICS, Metric, Need, called
 from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.parts import Memorisation, Number
@@ -42,24 +43,25 @@ def record(
         names: of the samples' classes.
     """
     own, reference, extractor, settings = inputs.own, inputs.reference, inputs.extractor, inputs.settings
-    memorised = scores.memorised
+    memorised, more = scores.memorised, [name for one in (inputs, *inputs.panel) for name in one.extractor.packages]
     return Result(
         metrics=_numbers(images, inputs, scores),
         warnings=tuple(warnings),
         left_out=left_out,
         samples=_described_samples(images, own),
-        reference=reference and _described_reference(reference),
-        extractor=_described_extractor(extractor),
+        reference=reference and described_reference(reference),
+        extractor=_described_extractor(extractor)
+        | ({"panel": [_described_extractor(one.extractor) for one in inputs.panel]} if inputs.panel else {}),
         settings={
             **settings.recorded(),
             "tf32": False,
             "device": extractor.device.type,
             "world_size": inputs.group.world_size,
             "shuffle_seed": settings.rules.shuffle_seed,
-            **{f"{row.name}_seed": row.seed for row in METRICS.values() if row.seed is not None},
+            **{f"{row.name}_seed": row.seed for row in METRICS.values() if _is_seeded(row, scores)},
             "features": own.origin,
         },
-        packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
+        packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *more)}},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         grid=grid or _grid_of(images),
         class_names=names if names.names else None,
@@ -68,6 +70,11 @@ def record(
         memorisation=memorised and with_pictures(memorised, images, training),
         training=_described_training(training, memorised) if memorised else None,
     ).drawn_by(find_run(images.path, own.pixels_sha256))
+
+
+def _is_seeded(row: Metric, scores: Scores) -> bool:
+    """Whether a metric's seed is recorded: of what was computed, and beside an option, which is recorded always."""
+    return row.seed is not None and (row.name in scores.values or row.option is not None)
 
 
 def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str, Number]:
@@ -89,6 +96,30 @@ def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str,
             definition=settings.rules.definition(name, extractor.name),
             deviations=(*of_images, *deviations(name, None if of_training else reference, extractor, settings)),
         )
+        if METRICS[name].needs is Need.PANEL:
+            more = of_panel([one.extractor for one in inputs.panel], reference)
+            found[key] = replace(found[key], deviations=(*found[key].deviations, *more))
+    return found | _of_panel(inputs, scores, found)
+
+
+def _of_panel(inputs: Inputs, scores: Scores, others: dict[str, Number]) -> dict[str, Number]:
+    """The distances that FDr6 is the mean of, but for what is there already."""
+    found, rules = {}, inputs.settings.rules
+    for one in (inputs, *inputs.panel) if scores.panel else ():
+        key, label = called("fid", one.extractor)
+        distance, divisor = scores.panel[one.extractor.name], FDR6[one.extractor.name]
+        share = f"over {divisor:g} it is {distance.value / divisor:.4g}"
+        if key not in others:
+            found[key] = Number(
+                name="fid",
+                label=label,
+                **asdict(distance),
+                n=len(one.own.rows),
+                reference_n=one.reference.count_for("fid"),
+                protocol=inputs.settings.protocol,
+                definition=f"{rules.definition('fid', one.extractor.name)}; {share}",
+                deviations=tuple(of_extractor(one.extractor, rules.name)),
+            )
     return found
 
 
@@ -114,6 +145,7 @@ def _described_extractor(extractor: Extractor) -> dict:
         "dimension": extractor.dimension,
         "weights_sha256": extractor.weights_sha256,
         "weights": WEIGHTS[extractor.as_published],
+        **({"preparation": extractor.preparation} if extractor.preparation else {}),
     }
 
 
@@ -137,7 +169,7 @@ def _described_training(images: Images, memorised: Memorisation) -> dict:
     return {"path": printable(str(images.path)), "count": images.count, "pixels_sha256": memorised.training_sha256}
 
 
-def _described_reference(reference: Reference) -> dict:
+def described_reference(reference: Reference) -> dict:
     """A reference as the result records it."""
     provenance = reference.provenance
     images = reference.images

@@ -8,6 +8,7 @@ from scipy.spatial.distance import cdist
 
 from fiducial.evaluation.data.numbering import UNPAIRED, Pairing, mispaired, pair, within_one_folder
 from fiducial.evaluation.metrics import METRICS, Metric, Need, function_of
+from fiducial.evaluation.metrics.fdr import distances
 from fiducial.evaluation.metrics.frechet import fid
 from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error
 from fiducial.evaluation.metrics.inputs import Inputs
@@ -23,8 +24,9 @@ MOST = 0.5  # of all classes; where more lie nearer to another, they are paired 
 class Scores:
     """`values` by metric, in the order of `METRICS`; `curve` is FID against N, `classes` FID by class, where they can be had.
 
-    `pairing` says which classes are compared; `astray` counts those whose samples are, in the mean, nearer to another class.
-    `caveats` are sentences that a reader has to know of single metrics.
+    `panel` are the distances that FDr6 is the mean of, by extractor. `pairing` says which classes are compared; `astray` counts
+    those whose samples are, in the mean, nearer to another class. `caveats` are sentences that a reader has to know of single
+    metrics.
     """
 
     values: dict[str, Estimate]
@@ -34,6 +36,7 @@ class Scores:
     pairing: Pairing = UNPAIRED
     astray: int = 0
     memorised: Memorisation | None = None
+    panel: dict[str, Estimate] = field(default_factory=dict)
 
 
 class Scorer:
@@ -68,6 +71,7 @@ class Scorer:
             pairing,
             astray,
             inputs.once(of_samples) if inputs.training else None,
+            inputs.once(distances) if inputs.panel else {},
         )
 
     def _is_wanted(self, metric: Metric) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fiducial import Group, UserError, default_cache, unwritable
 from fiducial.evaluation.features.extraction import temporary_cache
-from fiducial.evaluation.metrics import KID_SUBSET_SIZE, REFUSED, named, without_reference
+from fiducial.evaluation.metrics import KID_SUBSET_SIZE, OPTIONS, REFUSED, named, without_reference
 from fiducial.evaluation.protocols import PROTOCOLS, Protocol
 
 PROBE = 1 << 16  # bytes that are written to a cache, to see whether that can be done
@@ -65,8 +65,9 @@ class Settings:
             raise UserError(f"--protocol {self.protocol}: no such protocol; choose from {', '.join(PROTOCOLS)}")
         if self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size}: must be at least 1")
-        if self.kid_subset_size < 2:
-            raise UserError(f"--kid-subset-size {self.kid_subset_size}: must be at least 2")
+        for option in OPTIONS.values():
+            if getattr(self, option.name) < option.least:
+                raise UserError(f"{option.typed} {getattr(self, option.name)}: must be at least {option.least}")
         if self.metrics is not None and not self.metrics:
             raise UserError(f"--metrics names none: choose from {', '.join(named())}")
         if refused := [name for name in self.metrics or () if name in REFUSED]:
@@ -91,5 +92,5 @@ class Settings:
             "protocol": self.protocol,
             "precision_recall_distances": "float16 as ADM's" if self.fp16_compat else "float32",
             "dtype": self.dtype,
-            "kid_subset_size": self.kid_subset_size,
+            **{name: getattr(self, name) for name in OPTIONS},
         }

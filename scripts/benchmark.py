@@ -68,6 +68,11 @@ EVALUATION = {
         },
         images=True,
     ),
+    "six networks": Benchmark(
+        "Features of {images} PNGs of 256 x 256 by six tiny networks of timm's",
+        {"one pass": lambda work: evaluating.extract_six(work, 1), "six passes": lambda work: evaluating.extract_six(work, 6)},
+        images=True,
+    ),
     "fid": Benchmark(
         "Fréchet distance at 2,048 dimensions, known answer",
         {"Fiducial": evaluating.fid_ours, "scipy's sqrtm": evaluating.fid_scipy},
@@ -411,7 +416,7 @@ def run_all(args: argparse.Namespace) -> None:
             name: getattr(args, name) for name in ("images", "samples", "reference", "model", "steps", "device", "image_size")
         }
         work = Work(Path(folder), options=tuple(args.options), **given)
-        if {"extraction", "everything"} & set(args.only):
+        if {"extraction", "six networks", "everything"} & set(args.only):
             prepare(work.folder, args.inception_weights, args.images)
         if {"denoising", "plain", "decoding", "pipeline", "latents"} & set(args.only):
             drawing.write_networks(work.folder, args.model, args.image_size)

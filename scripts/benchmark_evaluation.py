@@ -24,6 +24,27 @@ def extract_ours(work: Work, dtype: str) -> Measured:
         return seconds(lambda: extract(open_images(work.folder / "a"), extractor, group, 64, Path(cache)))
 
 
+def extract_six(work: Work, passes: int) -> Measured:
+    """Features by six tiny networks of timm's with random weights, in one pass over the images or in one for each."""
+    import timm
+    import torch
+
+    import fiducial
+    from fiducial.evaluation.data.opening import open_images
+    from fiducial.evaluation.features.extraction import extract_each
+    from fiducial.evaluation.features.load import load_extractor
+
+    group, extractors = fiducial.init("cpu"), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("test_resnet", "test_vit", "test_vit2", "test_vit3", "test_convnext", "test_efficientnet"):
+            file = Path(folder) / f"{name}.pth"
+            torch.save(timm.create_model(name, pretrained=False).state_dict(), file)
+            extractors.append(load_extractor(f"timm:{name}", {f"timm:{name}": file}, group))
+        parts = [extractors] if passes == 1 else [[one] for one in extractors]
+        cache = Path(folder) / "cache"
+        return seconds(lambda: [extract_each(open_images(work.folder / "a"), part, group, 64, cache) for part in parts])
+
+
 def extract_torch_fidelity(work: Work) -> Measured:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.utils import extract_featuresdict_from_input_id

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import Group
+from fiducial.evaluators import ALIASES
 from fiducial.models.decoders.rounding import NONE
 from fiducial.sampling.commands import draw
 from fiducial.sampling.options.config import SamplingConfig
@@ -56,7 +57,7 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
 
     settings, size = Settings(protocol=options.protocol, cache_dir=config.cache_dir), config.image_size
     settings.check_cache()
-    weights = parse_weights(options.weights, inception=options.inception_weights, dinov2=options.dinov2_weights)
+    weights = parse_weights(options.weights, **{name: getattr(options, f"{name}_weights") for name in ALIASES})
     evaluation = Evaluation.prepare(options.ref, group, settings, None, weights, size, options.train)
     check_size("--image-size", size, size, evaluation.extractor, evaluation.reference)
     evaluation.check_training(size, size)

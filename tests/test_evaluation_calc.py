@@ -74,10 +74,11 @@ def test_all_metrics_are_torch_fidelitys(folders, inception_weights, theirs):
     names = {"fid": "frechet_inception_distance", "is": "inception_score_mean", "kid": "kernel_inception_distance_mean"}
     for name, their_name in names.items():
         assert ours[name] == pytest.approx(theirs[their_name], rel=1e-4), name
-    assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
+    shares = {"precision": "precision", "recall": "recall", "f-score": "f_score"}
+    assert [ours[name] for name in shares] == pytest.approx([theirs[name] for name in shares.values()], abs=1e-6)
     assert theirs["frechet_inception_distance"] > 1
     assert theirs["inception_score_mean"] > 1.2
-    assert set(ours) == {"fid", "is", "kid", "precision", "recall", "density", "coverage"}
+    assert set(ours) == {"fid", "is", "kid", *shares, "density", "coverage"}
 
 
 def test_all_metrics_are_adms(folders, inception_weights, theirs, monkeypatch):
@@ -222,7 +223,7 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     values = {}
     for ranks, half in ((1, False), (3, False), (1, True), (3, True)):
         arguments = [tmp_path / "a.npz", "--ref", tmp_path / "b.npz", "--extractor", "digits", "--batch-size", 8]
-        options = ["--metrics", "fid,is,precision,recall,density,coverage,vendi,kid", "--kid-subset-size", 30]
+        options = ["--metrics", "fid,is,precision,recall,f-score,mind,density,coverage,vendi,kid", "--kid-subset-size", 30]
         options += ["--json", tmp_path / "r.json", "--cache-dir", tmp_path / "cache", *(["--fp16-compat"] if half else [])]
         if ranks == 1:
             with monkeypatch.context() as patch:
@@ -242,8 +243,8 @@ def test_ranks_share_tiles_blocks_and_subsets_out(tmp_path, monkeypatch):
     for half in (False, True):
         found = vars(neighbourhoods(rows[1], rows[0], group, half))
         for name, estimate in found.items():
-            assert values[3, half][f"{name}-digits"] == pytest.approx(estimate.value), name
-    assert len({value for name, value in values[1, False].items() if "'s" not in name}) == 9
+            assert values[3, half][f"{name.replace('_', '-')}-digits"] == pytest.approx(estimate.value), name
+    assert len({value for name, value in values[1, False].items() if "'s" not in name}) == 11
 
 
 def extracted(path, group, cache) -> np.ndarray:

@@ -215,3 +215,39 @@ def load_extractor_named_otherwise(weights, group, monkeypatch):
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, alone):
     with pytest.raises(UserError, match=rf"Not Found.*put it at {tmp_path}/torch/checkpoints/.*, or give it as --weights inc"):
         load_extractor("inception", None, alone)
+
+
+@pytest.mark.parametrize("size", [64, pytest.param(400, marks=pytest.mark.long)])
+def test_pytorch_fids_resize_scaling_and_blocks(size, inception_weights, alone, monkeypatch):
+    """Against that package with the same weights, both in float64, where rounding hides nothing."""
+    from pytorch_fid import inception as package
+
+    monkeypatch.setattr(package, "load_state_dict_from_url", lambda *_, **__: torch.load(inception_weights, weights_only=True))
+    pixels = pictures(3, 1, size)
+    with torch.inference_mode():
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+        theirs = package.InceptionV3([3]).eval().double()
+        expected = theirs(images.double())[0].flatten(1).float()
+        exact = inception.Inception(
+            inception.load_inception(inception_weights), torch.float64, *inception.PREPARED["pytorch-fid"]
+        )
+        extractor = load_extractor("inception-pytorch-fid", {"inception": inception_weights}, alone)
+        found, spatial = extractor.run(pixels)
+        adms = load_extractor("inception", {"inception": inception_weights}, alone).run(pixels)[0]
+        exactly = exact(images.double() * 255)[0]
+    assert float((exactly - expected).norm() / expected.norm()) < 1e-5  # batch norm was folded in in float32
+    assert float((found - expected).norm() / expected.norm()) < 1e-4  # theirs in float32 is off as far
+    assert spatial is None
+    assert float((adms - expected).norm() / expected.norm()) > 1e-3
+
+
+def test_the_file_that_pytorch_fid_keeps_is_taken(tmp_path):
+    """Both projects publish one file under names of their own; a hash of it is in either."""
+    own, theirs = (tmp_path / "checkpoints" / name for name in (INCEPTION.url.rsplit("/", 1)[1], *INCEPTION.also_called))
+    assert INCEPTION.kept_at(tmp_path) == own
+    theirs.parent.mkdir()
+    theirs.touch()
+    assert INCEPTION.kept_at(tmp_path) == theirs
+    own.touch()
+    assert INCEPTION.kept_at(tmp_path) == own
+    assert all(INCEPTION.sha256 in path.name for path in (own, theirs))

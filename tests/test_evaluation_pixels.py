@@ -60,7 +60,7 @@ def test_samples_and_reference_that_are_exchanged_are_refused(place, exchanged, 
 
 @pytest.mark.parametrize("dark", ["dark.npz", "dark"])
 def test_pixels_of_0_to_1_are_refused_before_anything_expensive(place, dark, monkeypatch):
-    monkeypatch.setattr("fiducial.evaluation.evaluate.extract", lambda *_: pytest.fail("images were extracted"))
+    monkeypatch.setattr("fiducial.evaluation.evaluate.extract_each", lambda *_: pytest.fail("images were extracted"))
     for samples, reference, whose in ((dark, "others.npz", "samples"), ("samples.npz", dark, "reference images")):
         with pytest.raises((UserError, Stopped), match=f"the 60 {whose} {BLACK}"):
             run_here("calc", place / samples, "--ref", place / reference, "--extractor", "digits")
@@ -179,7 +179,7 @@ def test_weights_that_are_not_the_published_are_said_before_anything_is_extracte
         raise UserError("images are extracted")
 
     for place_of_use in ("evaluate", "making"):
-        monkeypatch.setattr(f"fiducial.evaluation.{place_of_use}.extract", too_late)
+        monkeypatch.setattr(f"fiducial.evaluation.{place_of_use}.extract_each", too_late)
     said = r"warning: The weights of inception \(SHA-256 [0-9a-f]{12}\) are not the published file: compare no number with"
     options = ("--inception-weights", inception_weights)
     for command in (
@@ -192,7 +192,8 @@ def test_weights_that_are_not_the_published_are_said_before_anything_is_extracte
     prepared = Evaluation.prepare(
         str(place / "others.npz"), fiducial.init("cpu"), Settings(), None, {"inception": inception_weights}
     )
-    assert re.fullmatch(said.removeprefix("warning: ") + r" published ones\.", prepared.weights_unlike_published)
+    (sentence,) = prepared.weights_unlike_published
+    assert re.fullmatch(said.removeprefix("warning: ") + r" published ones\.", sentence)
 
 
 def test_what_is_not_known_of_weights_is_said_of_a_given_file_only(place):

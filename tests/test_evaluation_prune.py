@@ -15,7 +15,7 @@ import fiducial
 from fiducial import cache
 from fiducial.evaluation.data.published import PUBLISHED, kept_at
 from fiducial.evaluation.evaluate import Evaluation
-from fiducial.evaluation.features import WEIGHTS
+from fiducial.evaluation.features import WEIGHTS, spec_of
 from fiducial.evaluation.settings import Settings
 from fiducial.models.checkpoints.catalogue import PLACES
 from fiducial.models.checkpoints.places import Page, Url
@@ -173,7 +173,7 @@ def test_whoever_comes_while_an_entry_goes_finds_none(filled):
 
 def test_downloads_are_told_from_a_persons_own_files(tmp_path):
     kept = [place.path(tmp_path) for place in PLACES.values() if isinstance(place, Url)]
-    kept += [weights.kept_at(tmp_path) for weights in WEIGHTS.values()]
+    kept += [weights.kept_at(tmp_path) for weights in (*WEIGHTS.values(), spec_of("timm:test_vit").weights)]
     kept += [kept_at(name, tmp_path) for name in PUBLISHED]
     assert all(cache.DOWNLOADED.fullmatch(path.name) for path in kept)
     by_hand = [place.path(tmp_path) for place in PLACES.values() if isinstance(place, Page)]  # nothing downloads them anew

@@ -11,15 +11,15 @@ import pytest
 from test_evaluation_cli import evaluate
 
 from fiducial.evaluation import features, metrics
-from fiducial.evaluation.commands.common import ALIASES
 from fiducial.evaluation.data.references import WITHOUT_PROVENANCE, Provenance, Reference
-from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, ExtractorSpec
+from fiducial.evaluation.features import DEFAULT, EXTRACTORS, WEIGHTS, ExtractorSpec, spec_of
 from fiducial.evaluation.features.digits import build
 from fiducial.evaluation.metrics import METRICS, Metric, Need
 from fiducial.evaluation.metrics.intervals import estimate
 from fiducial.evaluation.protocols import PROTOCOLS
 from fiducial.evaluation.results.compare import compare
 from fiducial.evaluation.results.reading import read_result
+from fiducial.evaluators import ALIASES, FOLLOWED
 from fiducial.sampling.options.parser import build_parser
 from scripts.stand_ins import pictures
 
@@ -119,10 +119,12 @@ def test_deviations_of_a_reference_are_of_the_metrics_that_take_it(metric, count
 
 
 def test_the_command_that_draws_names_all_protocols_and_weights():
-    """Its parser has them as literals, for it starts without the evaluation."""
+    """The names are in a table that both import, for it starts without the evaluation."""
     actions = {text: action for action in build_parser()._actions for text in action.option_strings}
-    assert tuple(actions["--protocol"].choices) == tuple(PROTOCOLS)
-    assert all(f"{name}=FILE" in actions["--weights"].help for name in WEIGHTS)
+    assert tuple(actions["--protocol"].choices) == tuple(PROTOCOLS) == tuple(FOLLOWED)
+    chosen = {spec_of(one.extractor or DEFAULT).weights.name for one in PROTOCOLS.values()}
+    assert chosen == set(ALIASES)
+    assert all(f"{name}=FILE" in actions["--weights"].help for name in chosen)
     assert {f"--{name}-weights" for name in ALIASES} == {text for text in actions if text.endswith("-weights")} - {"--weights"}
     assert set(ALIASES) <= set(WEIGHTS)
 

@@ -21,7 +21,7 @@ from fiducial.models.networks.dit import DiT
 from fiducial.sampling.run.image_files import ImageFiles
 
 OF_INCEPTION = ("sfid", "is")
-OF_OTHERS = ("fid-infinity", "vendi")  # of thousands of images, and of features that are not all 0
+OF_OTHERS = ("fid-infinity", "vendi", "fdr6")  # of thousands of images, of features that are not all 0, and of six networks
 AT_MOST = 3  # times that the host waits for a block: are its latents and pixels finite, and its pixels
 FREE = True  # of a copy that nothing waits for
 

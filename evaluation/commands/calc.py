@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fiducial import Group, say
+from fiducial import Group, UserError, printable, say
 from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
-from fiducial.evaluation.metrics import KID_SUBSET_SIZE, METRICS, named
-from fiducial.evaluation.protocols import PROTOCOLS
+from fiducial.evaluation.metrics import METRICS, OPTIONS, named
+from fiducial.evaluators import FOLLOWED
 
 if TYPE_CHECKING:
     from fiducial.evaluation.settings import Settings
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 def add_parser(commands: argparse._SubParsersAction) -> None:
     by_default = [metric.name for metric in METRICS.values() if metric.by_default]
     calc = commands.add_parser("calc", help="metrics of samples", allow_abbrev=False)
-    calc.add_argument("samples", type=Path, help="npz with arr_0, or a folder, zip or Hugging Face dataset of images")
+    calc.add_argument(
+        "samples",
+        type=Path,
+        help="npz with arr_0, or a folder, zip or Hugging Face dataset of images; or statistics, where --ref is some too, for "
+        "the FID between the two",
+    )
     calc.add_argument(
         "--ref",
         help="npz with mu and sigma (ADM's, pytorch-fid's, ours), images as for samples, a name from above, or digits for the "
@@ -25,10 +30,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     calc.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
-        default="adm",
-        help="whose definitions to follow: ADM's evaluator's, torch-fidelity's, clean-fid's (with its resize), or EDM2's and "
-        "dgm-eval's FD-DINOv2 (default %(default)s)",
+        choices=FOLLOWED,
+        default=next(iter(FOLLOWED)),
+        help=f"whose definitions to follow: {listed(list(FOLLOWED.values()), 'or')} (default %(default)s)",
     )
     calc.add_argument(
         "--metrics",
@@ -52,7 +56,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     calc.add_argument(
         "--fp16-compat", action="store_true", help="distances of precision and recall rounded to float16 as ADM's evaluator does"
     )
-    calc.add_argument("--kid-subset-size", type=int, default=KID_SUBSET_SIZE, help="images a subset (default %(default)s)")
+    for option in OPTIONS.values():
+        calc.add_argument(option.typed, type=int, default=option.default, help=f"{option.help} (default %(default)s)")
     calc.add_argument(
         "--image-size",
         type=int,
@@ -83,17 +88,24 @@ def add_outputs(calc: argparse.ArgumentParser) -> None:
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from fiducial.evaluation.data.remarks import SAMPLES, look_at, open_samples, require_levels
+    from fiducial.evaluation.distance import are_statistics
     from fiducial.evaluation.evaluate import Evaluation
     from fiducial.evaluation.report import write
 
     check_image_size(args.image_size)
+    if len(args.extractor) > 1:
+        raise UserError(f"--extractor: calc takes one, and {len(args.extractor)} are named; --metrics fdr6 takes its six unasked")
+    extractor = args.extractor[0] if args.extractor else None
+    if are_statistics(args.samples, args.ref):
+        tell_distance(args, settings, group, extractor)
+        return
     to_come = args.dry_run and not args.samples.exists()
     images = None if to_come else open_samples(args.samples, args.image_size)
     said = look_at(images, SAMPLES, group)  # before the weights, which take longer
     require_levels(images, SAMPLES, group)
     size = args.image_size if images is None else images.height if images.height == images.width else None
     how = {"training": args.train, "crop": args.image_size, "class_names": args.class_names}
-    evaluation = Evaluation.prepare(args.ref, group, settings, args.extractor, args.weights, size, **how)
+    evaluation = Evaluation.prepare(args.ref, group, settings, extractor, args.weights, size, **how)
     if args.dry_run:
         if images:
             evaluation.check(images)
@@ -103,3 +115,20 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     result = evaluation.evaluate(images)
     if result:
         write(result, args.json, args.html, (*said, *evaluation.said))
+
+
+def tell_distance(args: argparse.Namespace, settings: "Settings", group: Group, extractor: str | None) -> None:
+    """Print the FID between two files of statistics, and write it where `--json` says."""
+    from fiducial.evaluation.distance import between
+    from fiducial.evaluation.report.delivery import deliver
+
+    given = {"--html": args.html, "--train": args.train, "--class-names": args.class_names, "--image-size": args.image_size}
+    if unfit := [option for option, value in given.items() if value is not None]:
+        raise UserError(
+            f"{unfit[0]}: {args.samples} and {args.ref} are both statistics, of which there is FID alone; leave it out"
+        )
+    found = between(str(args.samples), args.ref, group, settings, extractor)
+    if group.is_main:
+        lines = [f"{found.label} between {args.samples} and {args.ref}: {found.value:.4f}"]
+        lines += [f"note: {note}" for note in found.notes]
+        deliver("\n".join(map(printable, lines)), {args.json: found.to_json})

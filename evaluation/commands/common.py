@@ -3,32 +3,43 @@
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fiducial
 from fiducial import STDOUT, Group, UserError, require_ending
-from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, parse_weights
+from fiducial.evaluation.features import DEFAULT, EXTRACTORS, SEVERAL, WEIGHTS, file_of, parse_extractors, parse_weights
+from fiducial.evaluators import ALIASES
 
 if TYPE_CHECKING:
     from fiducial.evaluation.settings import Settings
 
-ALIASES = ("inception", "dinov2")  # weights that have an option of their own, by an older name
 OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Options of networks, devices and caches.
+
+    Args:
+        several: `--extractor` takes several, in one pass over the images.
+    """
     parser.add_argument(
         "--extractor",
-        choices=EXTRACTORS,
-        help="default: the protocol's, or what the reference was made with, or inception",
+        metavar="NAME",
+        help=f"{', '.join(EXTRACTORS)}, or timm:NAME for any model of timm's (default: "
+        + (
+            f"{DEFAULT}); several with commas between, or {' or '.join(SEVERAL)}, are computed in one pass over the images"
+            if several
+            else "the protocol's, or what the reference was made with, or inception)"
+        ),
     )
     parser.add_argument(
         "--weights",
         action="append",
         metavar="NAME=FILE",
-        help=f"an extractor's weights: {', or '.join(f'{one.name}=FILE, {one.form}' for one in WEIGHTS.values())} "
-        "(default: downloaded, see --cache-dir)",
+        help=f"an extractor's weights: {', or '.join(f'{one.name}=FILE, {one.form}' for one in WEIGHTS.values())}, or "
+        "timm:NAME=FILE, timm's (default: downloaded, see --cache-dir)",
     )
     for name in ALIASES:
         parser.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
@@ -61,10 +72,10 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """Names as a sentence has them, `word` before the last."""
     *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
@@ -74,6 +85,12 @@ def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
         path = getattr(args, option, None)
         if path is None or (option, path) == ("json", STDOUT):
             continue
+        if option == "out" and len(args.extractor or ()) > 1:  # a folder of files
+            if path.suffix == ".npz" or path.is_file():
+                raise UserError(f"--out {path}: several extractors make a file each, in a folder; name that")
+            path = path / file_of(args.extractor[0])
+            if not path.parent.exists():
+                path = path.parent.parent / path.name
         if path == STDOUT:
             raise UserError(f"--{option} -: is written to a file; only --json can go to standard output")
         if path.resolve() in taken:
@@ -101,12 +118,13 @@ def with_ranks(args: argparse.Namespace, work: "Callable[[argparse.Namespace, Se
     fiducial.launched()  # before torch is imported
     from fiducial.evaluation.settings import Settings
 
-    names = ("protocol", "fp16_compat", "kid_subset_size", "dtype", "batch_size", "cache_dir")
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"keep_features": not args.no_cache}
+    names = [field.name for field in fields(Settings) if field.name != "metrics" and hasattr(args, field.name)]
+    settings = {name: getattr(args, name) for name in names} | {"keep_features": not args.no_cache}
     if getattr(args, "metrics", None) is not None:
         settings["metrics"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
     settings = Settings(**settings)
     settings.check()
+    args.extractor = parse_extractors(args.extractor)
     args.weights = parse_weights(args.weights, **{name: getattr(args, f"{name}_weights") for name in ALIASES})
     inputs = [Path(path) for name in ("samples", "images", "ref", "train") if (path := getattr(args, name, None))]
     check_outputs(args, [*inputs, *args.weights.values()])

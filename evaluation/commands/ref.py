@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fiducial import Group, UserError, say
+from fiducial import Group, UserError, make_folder, say
 from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
-from fiducial.evaluation.features import DEFAULT
+from fiducial.evaluation.features import DEFAULT, file_of
 from fiducial.evaluation.metrics import METRICS, Need
 
 if TYPE_CHECKING:
@@ -23,7 +23,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="npz with arr_0, a folder of images, a zip of images, or a Hugging Face dataset: a folder of save_to_disk, or of "
         "the parquet files of one split (needs pip install datasets)",
     )
-    ref.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where to write them")
+    ref.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.npz",
+        help="where to write them; a folder for several extractors, with a file of each",
+    )
     ref.add_argument(
         "--image-size",
         type=int,
@@ -36,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=10_000,
         help=f"random images whose features are stored for {listed(of_features)}; 0 for none (default %(default)s)",
     )
-    add_common(ref)
+    add_common(ref, several=True)
     ref.set_defaults(carry_out=partial(with_ranks, work=make))
 
 
@@ -44,8 +50,8 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from fiducial.evaluation.data.opening import open_images
     from fiducial.evaluation.data.references import holds_statistics, write_reference
     from fiducial.evaluation.data.remarks import look_at, remarks, repeated, require_levels, tell, weights_unlike_published
-    from fiducial.evaluation.features.load import load_extractor, weights_of
-    from fiducial.evaluation.making import make_reference
+    from fiducial.evaluation.features.load import given_for, load_extractor, require_taken
+    from fiducial.evaluation.making import make_references
     from fiducial.evaluation.report.delivery import warnings_left
 
     check_image_size(args.image_size)
@@ -56,19 +62,24 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     images = open_images(args.images, args.image_size)
     said = look_at(images, "images", group)
     require_levels(images, "images", group)
-    name = args.extractor or DEFAULT
-    given = weights_of(name, args.weights)
-    extractor = load_extractor(name, args.weights, group, settings.dtype, settings.cache_dir)
-    if (unlike := weights_unlike_published(extractor, given)) and group.is_main:
-        tell(unlike)
-    made = make_reference(images, extractor, group, settings, args.features)
+    names = args.extractor or (DEFAULT,)
+    require_taken(names, args.weights)
+    extractors = [load_extractor(name, args.weights, group, settings.dtype, settings.cache_dir) for name in names]
+    for extractor in extractors:
+        if (unlike := weights_unlike_published(extractor, given_for(extractor.name, args.weights))) and group.is_main:
+            tell(unlike)
+    files = [args.out / file_of(name) for name in names] if len(names) > 1 else [args.out]
     if group.is_main:
-        write_reference(made, args.out)
+        make_folder(files[0].parent)
+    made = make_references(images, extractors, group, settings, args.features)
+    if group.is_main:
+        for reference, file in zip(made, files, strict=True):
+            write_reference(reference, file)
         cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
-        lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}"]
-        found = remarks(images, "images")
-        if made.provenance.different:
-            found.append(repeated(made.provenance.different, images.count, "images"))
-        if made.provenance.no_classes:
-            found.append(f"FID by class cannot be had of it: {made.provenance.no_classes}.")
+        lines = [f"{file}: {images.count:,} images{cropped}, {name}" for file, name in zip(files, names, strict=True)]
+        found, provenance = remarks(images, "images"), made[0].provenance
+        if provenance.different:
+            found.append(repeated(provenance.different, images.count, "images"))
+        if provenance.no_classes:
+            found.append(f"FID by class cannot be had of it: {provenance.no_classes}.")
         say(*lines, *warnings_left(found, said))

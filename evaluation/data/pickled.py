@@ -13,7 +13,7 @@ import numpy as np
 
 from fiducial import UserError, one_line, open_regular, quoted
 
-MOST_BYTES = 1 << 28  # EDM2's hold 2,048 and 1,024 dimensions squared in float64, 42 MB
+MOST_BYTES = 1 << 29  # EDM2's hold 2,048 and 1,024 dimensions squared in float64, 42 MB; FD-loss's twelve such
 DEEPEST = 4
 DTYPE = re.compile("b1|[iuf][1248]")
 

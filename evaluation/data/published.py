@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiducial import REFERENCES, default_cache, download
+from fiducial.evaluation.features import FDR6
 
 IMAGENET = 1_281_167  # images of ImageNet's training set
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
@@ -56,6 +57,14 @@ PUBLISHED = {
     ),
     "edm2-imagenet-64": _edm2(64),
     "edm2-imagenet-512": _edm2(512),
+    "fd-loss-imagenet-256": Published(
+        "https://huggingface.co/jjiaweiyang/FD-Loss/resolve/main/data/fid_stats/paper_ref_stats.pkl",
+        256,
+        "FD-loss's statistics",
+        "ImageNet's training set as FD-loss's repository has it: ADM's by Inception, its own by five networks",
+        IMAGENET,
+        tuple(FDR6),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from fiducial.evaluation.data.npz import read_any_header, read_array
 from fiducial.evaluation.data.numbering import OWN, Numbering
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.published import PUBLISHED, Published, fetch
+from fiducial.evaluation.features import DEFAULT, EXTRACTORS, file_of
 from fiducial.evaluation.metrics import METRICS, OF_REFERENCE, Need
 from fiducial.evaluation.metrics.gaussians import factor
 from fiducial.wings import ASSETS
@@ -30,7 +31,18 @@ LONGEST_TEXT = 1 << 26  # bytes, four a character
 ADM_KIND = "ADM's statistics and images"
 WITHOUT_PROVENANCE = "statistics without provenance"
 STATISTICS = ({"mu.npy", "sigma.npy"}, {"ref_mu.npy", "ref_sigma.npy"})  # the second as JAX's codes of MeanFlow and iMF call them
-PICKLED = {"inception": "fid", "dinov2": "fd_dinov2"}  # under what names EDM2's have statistics, by extractor
+# Under what names pickles have statistics, by extractor, and whose they are then.
+PICKLED = {
+    "EDM2's statistics": {"inception": "fid", "dinov2": "fd_dinov2"},
+    "FD-loss's statistics": {
+        "inception": "guided_diffusion_stats.npz",
+        "convnextv2": "convnext_in256_t224_stats.npz",
+        "dinov2-256": "vit_large_patch14_dinov2_lvd142m_in256_t256_stats.npz",
+        "mae": "vit_large_patch16_224_mae_in256_t224_stats.npz",
+        "siglip2": "vit_so400m_patch16_siglip_256_v2_webli_in256_t224_stats.npz",
+        "clip": "vit_large_patch14_clip_224_openai_in256_t256_stats.npz",
+    },
+}
 PICKLES = (".pkl", ".pickle")
 
 
@@ -170,13 +182,19 @@ def _as_published(found: Reference, published: Published) -> Reference:
 def open_reference(path: Path, crop: int | None = None, extractor: str | None = None) -> Reference:
     """Read what `path` holds: statistics and provenance, images (not yet their pixels), or both.
 
-    ADM's files carry the statistics of the whole training set beside 10,000 of its images; both are kept apart.
+    ADM's files carry the statistics of the whole training set beside 10,000 of its images; both are kept apart. A folder that
+    `ref` made of several extractors holds a file of each.
 
     Raises:
         UserError: if it is damaged, not finite, or its parts do not fit each other.
     """
     if path.suffix in PICKLES and path.is_file():
         return _open_pickle(path, extractor)
+    if path.is_dir() and (several := [name for name in EXTRACTORS if (path / file_of(name)).is_file()]):
+        own = path / file_of(extractor or (DEFAULT if DEFAULT in several else several[0]))
+        if not own.is_file():
+            raise UserError(f"{path} has references of {', '.join(several)}, and none of {extractor}")
+        path = own
     names = _members(path)
     if not (called := _statistics_in(names)):
         return Reference(path, None, "images", images=open_images(path, crop))
@@ -211,23 +229,25 @@ def _statistics_in(names: set[str]) -> tuple[str, str] | None:
 
 
 def _open_pickle(path: Path, extractor: str | None) -> Reference:
-    """A pickle of EDM2's kind: mean and covariance of each extractor, or of one alone.
+    """A pickle of EDM2's or FD-loss's kind: mean and covariance of each extractor, or of one alone.
 
     Raises:
         UserError: if it is none.
     """
     content = pickled.read(path)
-    wanted = extractor or next((name for name, called in PICKLED.items() if called in content), "inception")
-    found = content.get(PICKLED.get(wanted), content)
+    whose = next((whose for whose, names in PICKLED.items() if set(names.values()) & set(content)), WITHOUT_PROVENANCE)
+    names = {name: called for name, called in PICKLED.get(whose, {}).items() if called in content}
+    wanted = extractor or next(iter(names), "inception")
+    found = content.get(names.get(wanted), content)
     if not (isinstance(found, dict) and all(isinstance(found.get(name), np.ndarray) for name in ("mu", "sigma"))):
-        there = ", ".join(name for name, called in PICKLED.items() if called in content) or "no extractor"
+        there = ", ".join(names) or "no extractor"
         raise UserError(f"{path} has no mu and sigma of {wanted}; it has those of {there}")
     try:
         mu, sigma = _checked(found["mu"], found["sigma"], "mu", "sigma")
     except ValueError as error:
         raise UserError(f"{path} is a damaged reference ({one_line(error)})") from error
     made_with = wanted if found is not content else None
-    kind = "EDM2's statistics" if made_with else WITHOUT_PROVENANCE
+    kind = whose if made_with else WITHOUT_PROVENANCE
     return Reference(path, file_sha256(path), kind, mu, sigma, provenance=Provenance(made_with))
 
 

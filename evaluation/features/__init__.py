@@ -1,4 +1,5 @@
-"""EXTRACTORS: every network that makes features of images, a row each. A new one is a file beside this one and a row here.
+"""EXTRACTORS: every network that makes features of images, a row each. A new one is a file beside this one and a row here; any
+model of timm's is one too, as timm:NAME.
 
 The rows need no torch, so that commands can list them, and so that a mistake is told before weights are fetched; an extractor's
 file is imported when it is loaded.
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from fiducial import Group, UserError, download
 
+HUB = "https://huggingface.co"
+TIMM = "timm:"  # before the name of a model of timm's
+MODULE = "module:"  # and of a module of one's own
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch; ADM's sFID takes as many so that there are about 2,000 features
 
 
@@ -19,7 +23,8 @@ class Weights:
     """A published file of weights. `name` is what --weights calls it, `title` what sentences do.
 
     `form` is what files hold such weights, `sha256` the first digits of the published one's hash, None where that is not known
-    here; `besides` ends the sentence that it is missing.
+    here; `besides` ends the sentence that it is missing. It is kept as `saved_as`, or by the last part of its address; the same
+    file may be there as others keep it, `also_called` so.
     """
 
     name: str
@@ -28,6 +33,8 @@ class Weights:
     form: str
     sha256: str | None = None
     besides: str = ""
+    saved_as: str = ""
+    also_called: tuple[str, ...] = ()
 
     def are_published(self, sha256: str) -> bool | None:
         """Whether a file with this hash is the published one, None where that is not known."""
@@ -37,7 +44,10 @@ class Weights:
         """Where the published file is kept: in Fiducial's cache if a person says where that is, else in torch's hub cache."""
         import torch
 
-        return Path(cache_dir or torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[1]
+        folder = Path(cache_dir or torch.hub.get_dir()) / "checkpoints"
+        own = folder / (self.saved_as or self.url.rsplit("/", 1)[1])
+        others = (folder / name for name in self.also_called)
+        return next((path for path in others if path.is_file() and not own.exists()), own)
 
     def fetch(self, cache_dir: str | Path | None = None) -> Path:
         """The published file, downloaded if it is not there.
@@ -45,6 +55,8 @@ class Weights:
         Raises:
             UserError: if it cannot be had.
         """
+        if not self.url:
+            raise UserError(f"{self.title}: no weights of it are published; give them as --weights {self.name}=FILE")
         try:
             return download(self.url, self.kept_at(cache_dir), *([self.sha256] if self.sha256 else []))
         except UserError as error:
@@ -64,6 +76,21 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Timm:
+    """A model of timm's as an extractor: `model` is its name there, with the tag of its weights.
+
+    Images are resized to `size` pixels a side, the model's own size if None, of another than its own with position embeddings
+    resampled and patches filled up, by timm. `pooling` is "head", by which the model itself pools for its classifier, or "mean"
+    over the places of its last map. With `autocast` it runs in bfloat16 where torch.autocast allows.
+    """
+
+    model: str
+    size: int | None = None
+    pooling: str = "head"
+    autocast: bool = False
+
+
+@dataclass(frozen=True)
 class ExtractorSpec:
     """An extractor before it is loaded.
 
@@ -73,7 +100,7 @@ class ExtractorSpec:
     `Extractor`. `suffix` belongs in the name of every metric made with it, `distance` is what a Fréchet distance over it is
     called. `caveats` says, by protocol, in what the network differs from that protocol's own; `comparable` is whether others
     publish numbers over it, `resized_as` whose resize it has. `packages` are those that its features depend on beside torch,
-    `dtypes` what it runs in.
+    `dtypes` what it runs in. `timm` is the model that it is, where it is one of timm's.
     """
 
     name: str
@@ -91,6 +118,7 @@ class ExtractorSpec:
     resized_as: str = "ADM"
     packages: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
+    timm: Timm | None = None
 
 
 INCEPTION = Weights(
@@ -100,9 +128,36 @@ INCEPTION = Weights(
     "the TF-ported ones of torch-fidelity",
     "6726825d",
     "; FID-digits alone needs none",
+    also_called=("pt_inception-2015-12-05-6726825d.pth",),  # by pytorch-fid: the same file, as its hash in the name says
 )
 PORT = "the network is torch-fidelity's port of the TensorFlow graph"
 CLEAN = " of images resized by clean-fid's bicubic rule"
+HALF_PIXEL = " of images resized by torch's bilinear rule without antialias"
+
+
+def _of_fdr(name: str, title: str, dimension: int, model: str, size: int, pooling: str = "head") -> ExtractorSpec:
+    """One of the networks of FDr6 beside Inception (arXiv 2604.28190), as FD-loss's `repr_models.py` runs it."""
+    pooled = {"head": "the pooled token", "mean": "the mean over the last map"}[pooling]
+    return ExtractorSpec(
+        name,
+        dimension,
+        "timm_models.build",
+        features=f"{pooled} of {title} ({dimension:,}), images resized to {size}, in bfloat16 by autocast",
+        has_logits=False,
+        weights=Weights(
+            name,
+            title,
+            f"{HUB}/timm/{model}/resolve/main/model.safetensors",
+            f"timm's {model}",
+            saved_as=f"timm-{model}.safetensors",
+        ),
+        suffix=f"-{title}",
+        distance="FD",
+        resized_as="FD-loss",
+        packages=("timm",),
+        timm=Timm(model, size, pooling, autocast=True),
+    )
+
 
 EXTRACTORS = {
     spec.name: spec
@@ -133,6 +188,19 @@ EXTRACTORS = {
             dtypes=("float32", "bfloat16"),
         ),
         ExtractorSpec(
+            "inception-pytorch-fid",
+            2048,
+            "inception.build",
+            features=f"pool3 (2,048){HALF_PIXEL}",
+            logits=f"1,008 logits without bias{HALF_PIXEL}",
+            weights=INCEPTION,
+            suffix="-pytorch",
+            resized_as="pytorch-fid",
+            caveats={"pytorch-fid": "the network is torch-fidelity's port, with pytorch-fid's resize and scaling"},
+            packages=("torch-fidelity",),
+            dtypes=("float32", "bfloat16"),
+        ),
+        ExtractorSpec(
             "dinov2",
             1024,
             "dinov2.build",
@@ -149,6 +217,11 @@ EXTRACTORS = {
             caveats={"dino": "the network is timm's implementation of DINOv2"},
             packages=("timm",),
         ),
+        _of_fdr("convnextv2", "ConvNeXt", 1024, "convnextv2_base.fcmae_ft_in22k_in1k", 224, "mean"),
+        _of_fdr("dinov2-256", "DINOv2-256", 1024, "vit_large_patch14_dinov2.lvd142m", 256),
+        _of_fdr("mae", "MAE", 1024, "vit_large_patch16_224.mae", 224),
+        _of_fdr("siglip2", "SigLIP2", 1152, "vit_so400m_patch16_siglip_256.v2_webli", 224),
+        _of_fdr("clip", "CLIP", 1024, "vit_large_patch14_clip_224.openai", 256),
         ExtractorSpec(
             "digits",
             64,
@@ -162,11 +235,52 @@ EXTRACTORS = {
 }
 DEFAULT = "inception"
 WEIGHTS = {spec.weights.name: spec.weights for spec in EXTRACTORS.values() if spec.weights}
+# Names that stand for several extractors: by FD-loss, the FD of ImageNet's validation images to its training set over each, which
+# FDr divides by (arXiv 2604.28190).
+FDR6 = {"inception": 1.68, "convnextv2": 56.87, "dinov2-256": 14.19, "mae": 0.04, "siglip2": 0.60, "clip": 5.60}
+SEVERAL = {"fdr6": tuple(FDR6)}
+OWN: dict[str, ExtractorSpec] = {}  # of modules that were handed to an `Evaluator` in this process
+
+
+def spec_of(name: str) -> ExtractorSpec:
+    """The extractor of that name; of timm:NAME, by what timm knows of that model.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if found := EXTRACTORS.get(name) or OWN.get(name):
+        return found
+    if name.startswith(TIMM):
+        from fiducial.evaluation.features.timm_models import spec_of_model
+
+        return spec_of_model(name)
+    raise UserError(f"there is no extractor {name!r}; choose from {', '.join(EXTRACTORS)}, or timm:NAME, any model of timm's")
+
+
+def parse_extractors(text: str | None) -> tuple[str, ...]:
+    """The extractors that are named in a text, with commas between; `SEVERAL` are names of several. None of None.
+
+    Raises:
+        UserError: if one is unknown, or named twice; of timm's models only the form of the name is looked at.
+    """
+    names = [name.strip() for name in (text or "").split(",")] if text is not None else []
+    names = [one for name in names for one in SEVERAL.get(name, (name,))]
+    for name in names:
+        if not name.startswith(TIMM) or name == TIMM:
+            spec_of(name)
+        if names.count(name) > 1:
+            raise UserError(f"--extractor {text}: {name} is named twice")
+    return tuple(names)
+
+
+def file_of(name: str) -> str:
+    """The name of an extractor's reference in a folder of several."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}.npz"
 
 
 def differs_from_adm(name: str | None) -> bool:
     """Whether numbers are published over this extractor's features, and those are not the ones of ADM's statistics."""
-    return name != DEFAULT and name in EXTRACTORS and EXTRACTORS[name].comparable
+    return name is not None and name != DEFAULT and spec_of(name).comparable
 
 
 def parse_weights(texts: Sequence[str] | None, **others: Path | None) -> dict[str, Path]:
@@ -180,10 +294,10 @@ def parse_weights(texts: Sequence[str] | None, **others: Path | None) -> dict[st
         UserError: if one is not that, or given twice.
     """
     found = {}
-    for text in [part for given in texts or () for part in re.split(r",(?=[a-z0-9-]+=)", given)]:
+    for text in [part for given in texts or () for part in re.split(r",(?=(?:[a-z0-9-]+|timm:[\w./-]+)=)", given)]:
         name, _, path = text.partition("=")
-        if name not in WEIGHTS or not path:
-            raise UserError(f"--weights {text}: give NAME=FILE, where NAME is one of {', '.join(WEIGHTS)}")
+        if not (name in WEIGHTS or name.startswith(TIMM)) or not path:
+            raise UserError(f"--weights {text}: give NAME=FILE, where NAME is one of {', '.join(WEIGHTS)}, or timm:NAME")
         if name in found:
             raise UserError(f"--weights {text}: those of {name} are given twice")
         found[name] = Path(path)

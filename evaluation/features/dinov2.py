@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fiducial import UserError, file_sha256, no_file
+from fiducial import UserError, file_sha256
 from fiducial.evaluation.features import ExtractorSpec
 from fiducial.evaluation.features.extractor import Extractor
+from fiducial.evaluation.features.states import read_state, require_finite
 
 RESOLUTION, PATCH = 224, 14
 PATCHES, TRAINED_PATCHES = RESOLUTION // PATCH, 37  # a side; the network was trained at 518 pixels
@@ -86,31 +86,14 @@ def load_dinov2(path: Path) -> nn.Module:
     Raises:
         UserError: if they are missing, damaged, or not this network's.
     """
-    if reason := no_file(path):
-        raise UserError(f"--weights dinov2={path}: {reason}")
+    state = read_state("dinov2", path)
     network = bare().eval()
-    state = _read(path)
     state.pop("mask_token", None)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     shapes["pos_embed"] = (1, 1 + TRAINED_PATCHES**2, shapes["pos_embed"][2])
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
         raise UserError(f"--weights dinov2={path}: not the weights of DINOv2's ViT-L/14 (names or shapes differ)")
-    state = {name: tensor.float() for name, tensor in state.items()}
-    if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise UserError(f"--weights dinov2={path}: holds NaN or infinity")
+    require_finite("dinov2", path, state)
     state["pos_embed"] = interpolate_positions(state["pos_embed"])
     network.load_state_dict(state, assign=True)
     return network
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch's or safetensors, without unpickling objects."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"--weights dinov2={path}: not a whole file of weights ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"--weights dinov2={path}: holds no tensors by name")
-    return state

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -105,16 +105,46 @@ def temporary_cache(beside: Path, group: Group) -> Iterator[Path]:
 
 
 def extract(images: Images, extractor: Extractor, group: Group, batch_size: int, cache: Path) -> Features:
-    """The features of `images`: from the cache if they are there, else computed by all ranks and put there.
+    """The features of `images` by one extractor; see `extract_each`."""
+    return extract_each(images, [extractor], group, batch_size, cache)[0]
 
-    They do not depend on `batch_size`, which is how many images are read at once, nor on the number of ranks.
+
+def extract_each(images: Images, extractors: Sequence[Extractor], group: Group, batch_size: int, cache: Path) -> list[Features]:
+    """The features of `images` by each extractor: from the cache where they are there, the others by one pass of all ranks over
+    the images, each decoded once, and put there.
+
+    They do not depend on `batch_size`, which is how many images are read at once, nor on the number of ranks or extractors.
 
     Raises:
         UserError: if an image cannot be read, gives NaN, or the cache cannot be written.
     """
     known = group.once(images.known_pixels)
     content = None if known else group.once(images.content_sha256)
-    parts = {
+    parts = [_parts(images, extractor, known, content) for extractor in extractors]
+    entries = [cache / hashlib.sha256(json.dumps(one).encode()).hexdigest()[:32] for one in parts]
+    there = [group.once(lambda entry=entry: hold(entry / ABOUT) and _is_whole(entry)) for entry in entries]
+    lacking = [number for number, found in enumerate(there) if not found]
+    if lacking:
+        with ExitStack() as folders:
+            making = [_in_the_making(entries[one], images.count, extractors[one], group) for one in lacking]
+            runs = [_Making(extractors[one], folders.enter_context(made)) for one, made in zip(lacking, making, strict=True)]
+            _run(images, runs, group, batch_size)
+            for run in runs:
+                run.add_up(group)
+            group.wait()
+            if group.is_main:
+                if known and file_sha256(runs[0].folder / PIXELS) != known:
+                    raise UserError(f"{images.path} is damaged: its images are not those that its run has recorded")
+                for one, run in zip(lacking, runs, strict=True):
+                    _complete(run.folder, entries[one], parts[one], run.sums[FEATURES], run.sums.get(SPATIAL))
+            group.wait()
+    made = zip(entries, extractors, there, strict=True)
+    return [_open(entry, extractor, "from the cache" if found else "computed") for entry, extractor, found in made]
+
+
+def _parts(images: Images, extractor: Extractor, known: str | None, content: str | None) -> dict:
+    """All that features depend on; images are told by their pixels where those are `known`, else by their files' `content`."""
+    return {
         "format": FORMAT,
         "content": content,
         **({"pixels": known} if known else {}),
@@ -125,21 +155,8 @@ def extract(images: Images, extractor: Extractor, group: Group, batch_size: int,
         "dtype": extractor.dtype,
         "device": extractor.device.type,
         **{package: version(package) for package in ("torch", "pillow", *extractor.packages)},
+        **({"preparation": extractor.preparation} if extractor.preparation else {}),
     }
-    entry = cache / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    if group.once(lambda: hold(entry / ABOUT) and _is_whole(entry)):
-        return _open(entry, extractor, "from the cache")
-    with _in_the_making(entry, images.count, extractor, group) as folder:
-        statistics, spatial = _run(images, extractor, group, batch_size, folder)
-        statistics = statistics.merged(group)
-        spatial = spatial.merged(group) if spatial else None
-        group.wait()
-        if group.is_main:
-            if known and file_sha256(folder / PIXELS) != known:
-                raise UserError(f"{images.path} is damaged: its images are not those that its run has recorded")
-            _complete(folder, entry, parts, statistics, spatial)
-        group.wait()
-    return _open(entry, extractor, "computed")
 
 
 def gathered(
@@ -187,36 +204,55 @@ def share(count: int, batch_size: int, group: Group) -> tuple[int, int]:
     return min(first * batch_size, count), min(last * batch_size, count)
 
 
+class _Making:
+    """One extractor's part of a pass: its rows go to files in `folder`, `sums` has their statistics by the files' names."""
+
+    def __init__(self, extractor: Extractor, folder: Path):
+        self.extractor, self.folder = extractor, folder
+        dimensions = {FEATURES: extractor.dimension, SPATIAL: extractor.spatial_dimension}
+        self.sums = {name: FeatureStatistics.empty(dimension) for name, dimension in dimensions.items() if dimension}
+
+    def open(self, files: ExitStack, row: int) -> None:
+        """Open the files to be written from a row on."""
+        sizes = _row_bytes(self.extractor)
+        self._write = {name: files.enter_context(_at_row(self.folder / name, row, size)) for name, size in sizes.items()}
+
+    def add(self, images: Images, batch: np.ndarray, hashes: bytes, at: int) -> None:
+        """Extract a batch (B, H, W, 3) that begins with image `at`; raises UserError if features are not finite."""
+        features, spatial = (made if made is None else made.cpu().numpy() for made in self.extractor.run(batch))
+        finite = np.isfinite(features).all(1) & (spatial is None or np.isfinite(spatial).all(1))
+        if not finite.all():
+            bad = at + int(np.flatnonzero(~finite)[0])
+            raise UserError(f"{images.path}: the features of image {bad} are not finite; are the extractor's weights whole?")
+        for name, rows in {FEATURES: features, SPATIAL: spatial}.items():
+            if rows is not None:
+                self.sums[name].update(rows)
+                self._write[name](rows.tobytes())
+        self._write[PIXELS](hashes)
+
+    def add_up(self, group: Group) -> None:
+        """Make the sums those of all ranks."""
+        self.sums = {name: statistics.merged(group) for name, statistics in self.sums.items()}
+
+
 @torch.inference_mode()
 @plain_float32()
-def _run(
-    images: Images, extractor: Extractor, group: Group, batch_size: int, folder: Path
-) -> tuple[FeatureStatistics, FeatureStatistics | None]:
-    """Extract this rank's images, write features and hashes to their places, and return the sums."""
-    statistics = FeatureStatistics.empty(extractor.dimension)
-    spatial_statistics = FeatureStatistics.empty(extractor.spatial_dimension) if extractor.spatial_dimension else None
+def _run(images: Images, runs: list[_Making], group: Group, batch_size: int) -> None:
+    """Extract this rank's images by every extractor, batch by batch."""
     at, stop = share(images.count, batch_size, group)
     extracted = group.counter()
     with ExitStack() as files, progress_bar(images.count, "evaluating") as bar:
-        write = {name: files.enter_context(_at_row(folder / name, at, size)) for name, size in _row_bytes(extractor).items()}
+        for run in runs:
+            run.open(files, at)
         for batch in read_ahead(images.batches(batch_size, at, stop)):
-            features, spatial = (made if made is None else made.cpu().numpy() for made in extractor.run(batch))
-            finite = np.isfinite(features).all(1) & (spatial is None or np.isfinite(spatial).all(1))
-            if not finite.all():
-                bad = at + int(np.flatnonzero(~finite)[0])
-                raise UserError(f"{images.path}: the features of image {bad} are not finite; are the extractor's weights whole?")
-            statistics.update(features)
-            write[FEATURES](features.tobytes())
-            if spatial_statistics:
-                spatial_statistics.update(spatial)
-                write[SPATIAL](spatial.tobytes())
-            write[PIXELS](b"".join(hashlib.sha256(image).digest() for image in batch))
+            hashes = b"".join(hashlib.sha256(image).digest() for image in batch)
+            for run in runs:
+                run.add(images, batch, hashes, at)
+                group.check()
             at += len(batch)
-            group.check()
             bar.update(extracted.add(len(batch)) - bar.n)
         group.wait()
         bar.update(images.count - bar.n)
-    return statistics, spatial_statistics
 
 
 def _row_bytes(extractor: Extractor) -> dict[str, int]:

@@ -4,7 +4,7 @@ A number is only comparable to others from the same extractor, so each has a suf
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Extractor:
     `image_size`, where set, is the only one that it takes. `suffix` belongs in the name of every metric made with it: a FID
     over digits is not a FID; `distance` is what a Fréchet distance over it is called. `as_published` is whether the weights are
     those that published numbers are made with, None where that is not known.
-    `cpu_chunk` is how many images it takes at once on a CPU, `packages` are those that its features depend on beside torch.
+    `cpu_chunk` is how many images it takes at once on a CPU, `packages` are those that its features depend on beside torch, and
+    so is `preparation`, where a row does not say all of how images are prepared and features pooled; it is recorded.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Extractor:
     as_published: bool | None = True
     cpu_chunk: int = 64
     packages: tuple[str, ...] = ()
+    preparation: dict = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: ExtractorSpec, weights_sha256: str, device: torch.device, apply: Callable, **own: Any) -> "Extractor":

@@ -1,7 +1,8 @@
 """The Inception network of FID, in inference form: torch-fidelity's port of the TensorFlow graph, made to run fast.
 
 Its numbers are those of the port to rounding: batch norm is folded into the convolutions, tensors lie channels last, and the
-resize is one call. Beside TensorFlow's resize there is clean-fid's. In bfloat16 they are not, which is why that is an option.
+resize is one call. Beside TensorFlow's resize there are clean-fid's and pytorch-fid's. In bfloat16 they are not, so that is an
+option.
 """
 
 import copy
@@ -28,15 +29,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build(spec: ExtractorSpec, path: Path, device: torch.device, dtype: str) -> Extractor:
-    """The network with TensorFlow's resize or, as `inception-clean`, with clean-fid's, which sFID is not defined on."""
-    clean = not spec.spatial_dimension
-    network = Inception(load_inception(path), DTYPES[dtype], clean_resize if clean else tensorflow_resize)
+    """The network with the resize and scaling that the row names; sFID is defined on TensorFlow's alone."""
+    network = Inception(load_inception(path), DTYPES[dtype], *PREPARED[spec.resized_as])
     network.requires_grad_(False).to(device)
     return Extractor.of(
         spec,
         file_sha256(path),
         device,
-        (lambda images: (network(images)[0], None)) if clean else network,
+        network if spec.spatial_dimension else (lambda images: (network(images)[0], None)),
         logits=lambda features: features @ network.head.to(features.device).T,
         dtype=dtype,
         cpu_chunk=CPU_CHUNK,
@@ -61,19 +61,26 @@ class Inception(nn.Module):
         network: torch-fidelity's FeatureExtractorInceptionV3 with its weights.
         dtype: of the convolutions; the resize, the last pooling and all outputs are float32.
         resize: float32 (N, 3, H, W), values 0 to 255, to 299 x 299; TensorFlow's unless given.
+        centre: the level that becomes 0; 0 becomes -1.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32, resize: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        resize: Callable[[Tensor], Tensor] | None = None,
+        centre: float = 128,
+    ):
         super().__init__()
         network = fold(copy.deepcopy(network)).to(memory_format=torch.channels_last)
         self.head = network.fc.weight.detach().clone()  # (1008, 2048): the Inception score takes no bias
         self.network = network.to(dtype)
         self.dtype = dtype
-        self.resize = resize or tensorflow_resize
+        self.resize, self.centre = resize or tensorflow_resize, centre
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        net = self.network
-        x = ((self.resize(images.float()) - 128) / 128).to(self.dtype, memory_format=torch.channels_last)
+        net, levels = self.network, images.to(torch.promote_types(images.dtype, torch.float32))
+        x = ((self.resize(levels) - self.centre) / self.centre).to(self.dtype, memory_format=torch.channels_last)
         x = net.MaxPool_1(net.Conv2d_2b_3x3(net.Conv2d_2a_3x3(net.Conv2d_1a_3x3(x))))
         x = net.MaxPool_2(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(x)))
         for name in BLOCKS:
@@ -110,6 +117,15 @@ def clean_resize(images: Tensor) -> Tensor:
     It is PIL's of single channels in mode F, to rounding.
     """
     return F.interpolate(images, size=(RESOLUTION, RESOLUTION), mode="bicubic", antialias=True).clamp(0, 255)
+
+
+def half_pixel_resize(images: Tensor) -> Tensor:
+    """pytorch-fid's resize of (N, C, H, W) float32 to 299 x 299: bilinear with half-pixel centres, no antialias."""
+    return F.interpolate(images, size=(RESOLUTION, RESOLUTION), mode="bilinear", align_corners=False)
+
+
+# By whose it is: the resize, and the level that becomes 0. pytorch-fid's levels of 0 to 1 become -1 to 1.
+PREPARED = {"ADM": (tensorflow_resize, 128), "clean-fid": (clean_resize, 128), "pytorch-fid": (half_pixel_resize, 127.5)}
 
 
 def load_inception(path: Path) -> nn.Module:

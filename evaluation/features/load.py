@@ -1,13 +1,13 @@
 """Loading an extractor by its name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from fiducial import Group, UserError
-from fiducial.evaluation.features import EXTRACTORS, WEIGHTS, agreement
+from fiducial.evaluation.features import TIMM, WEIGHTS, agreement, spec_of
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.memory import keep_freed_memory
 from fiducial.precision import require_plain_float32
@@ -30,7 +30,7 @@ def load_extractor(
         UserError: if the weights are missing, damaged, or not this network's, or nothing here is multiplied in float32.
     """
     require_plain_float32(group.device)
-    spec = EXTRACTORS[name]
+    spec = spec_of(name)
     if dtype not in spec.dtypes:
         raise UserError(f"--dtype {dtype}: the extractor {name} runs in {' or '.join(spec.dtypes)} only")
     with torch.random.fork_rng(devices=[]):  # networks are made before their weights are read, which draws random numbers
@@ -42,21 +42,23 @@ def load_extractor(
         module, function = spec.build.split(".")
         build = getattr(import_module(f"fiducial.evaluation.features.{module}"), function)
         extractor = build(spec, path, group.device, dtype)
-        if group.device.type == "cuda" and dtype == "float32":
+        if group.device.type == "cuda" and dtype == "float32" and not (spec.timm and spec.timm.autocast):
             agreement.require(extractor, lambda: build(spec, path, torch.device("cpu"), dtype), group)
     return extractor
 
 
-def weights_of(name: str, weights: Mapping[str, str | Path]) -> Path | None:
-    """The file that was given for the extractor called `name`, if one was.
-
-    Raises:
-        UserError: if one was given that it does not take.
-    """
-    own = EXTRACTORS[name].weights
+def require_taken(names: Sequence[str], weights: Mapping[str, str | Path]) -> None:
+    """Raise UserError if a file was given that none of the extractors called `names` takes."""
+    taken = {spec.weights.name for name in names if (spec := spec_of(name)).weights}
     for given, path in weights.items():
-        if given not in WEIGHTS:
-            raise UserError(f"--weights {given}={path}: no weights are called so; choose from {', '.join(WEIGHTS)}")
-        if not own or given != own.name:
-            raise UserError(f"--weights {given}={path}: the extractor is {name}, which does not take them")
+        if given not in WEIGHTS and not given.startswith(TIMM):
+            raise UserError(f"--weights {given}={path}: no weights are called so; choose from {', '.join(WEIGHTS)}, or timm:NAME")
+        if given not in taken:
+            what = f"extractor is {names[0]}, which does" if len(names) == 1 else f"extractors are {', '.join(names)}, which do"
+            raise UserError(f"--weights {given}={path}: the {what} not take them")
+
+
+def given_for(name: str, weights: Mapping[str, str | Path]) -> Path | None:
+    """The file that was given for the extractor called `name`, if one was."""
+    own = spec_of(name).weights
     return Path(weights[own.name]) if own and own.name in weights else None

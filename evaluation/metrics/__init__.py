@@ -10,9 +10,12 @@ from importlib import import_module
 from math import inf
 from typing import Any
 
+from fiducial.evaluation.features import FDR6
+
 ADM_IS_BLOCK = 5000  # images of which ADM's evaluator takes an IS
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 FIDELITY_SEED, SHUFFLE_SEED = 2020, 0
+MIND_DIRECTIONS = 1000
 PUBLISHED_COUNT = 50_000  # samples that published values of FID are of
 NEIGHBOURS = 3  # k of precision and recall; an image is its own nearest neighbour, so the radius is the 4th smallest distance
 DENSITY_NEIGHBOURS = 5  # k of density and coverage
@@ -27,9 +30,28 @@ class Need(Enum):
     FEATURES = "features of the reference's images"
     LOGITS = "the extractor's logits"
     TRAINING = "features of training images"
+    PANEL = "statistics of the reference over six networks"
 
 
-OF_REFERENCE = {Need.MOMENTS, Need.SPATIAL, Need.FEATURES}
+@dataclass(frozen=True)
+class Option:
+    """A number that a metric is computed with: a field of `Settings`, and an option of `calc` under the same name.
+
+    Results record it under that name too, and only those that share it are compared. `help` says what it is.
+    """
+
+    name: str
+    default: int
+    least: int
+    help: str
+
+    @property
+    def typed(self) -> str:
+        """The option as it is typed."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+OF_REFERENCE = {Need.MOMENTS, Need.SPATIAL, Need.FEATURES, Need.PANEL}
 
 
 @dataclass(frozen=True)
@@ -42,7 +64,7 @@ class Metric:
     dimension and settings; `fewer` says what makes do with fewer. `bounds` are the least and the largest value that it can have,
     `unit` is written behind values. Where no metrics are named, it is computed `by_default` or if the protocol defines it; one
     that `follows` another comes with that. Of fewer than 50 samples it has an interval only if it is `counted`, a share of them.
-    `deviation` says of settings how they differ from the definition.
+    `deviation` says of settings how they differ from the definition. `option` is a number that a user may choose.
 
     `uses` gives, of how many samples and reference images (None if unknown) there are, how many it is computed on; it is recorded
     with `seed`, by which it draws some of them. `published_count` is set where values of another number of samples do not
@@ -70,11 +92,12 @@ class Metric:
     caveat: str = ""
     curve: str = ""
     against: str | None = None
+    option: Option | None = None
 
     @property
     def of_distributions(self) -> bool:
-        """Whether it is a Fréchet distance, so to moments of the reference."""
-        return self.needs in (Need.MOMENTS, Need.SPATIAL)
+        """Whether it is a Fréchet distance, or a mean of several, so to moments of the reference."""
+        return self.needs in (Need.MOMENTS, Need.SPATIAL, Need.PANEL)
 
     @property
     def can_be_named(self) -> bool:
@@ -105,6 +128,15 @@ METRICS = {
             Need.MOMENTS,
             "frechet.fid",
             "Fréchet distance on {features}, covariance with n - 1",
+            published_count=PUBLISHED_COUNT,
+        ),
+        Metric(
+            "fdr6",
+            "FDr6",
+            Need.PANEL,
+            "fdr.fdr6",
+            "arithmetic mean over six networks of the Fréchet distance over that of ImageNet's validation images, as published: "
+            f"{', '.join(f'{name} / {divisor:g}' for name, divisor in FDR6.items())} (arXiv 2604.28190)",
             published_count=PUBLISHED_COUNT,
         ),
         Metric(
@@ -155,6 +187,15 @@ METRICS = {
             bounds=(0, 1),
         ),
         Metric(
+            "f-score",
+            "F-score",
+            Need.FEATURES,
+            "neighbours.f_score",
+            "harmonic mean of precision and recall, with the 3rd neighbours on {features}",
+            least=NEIGHBOURS + 1,
+            bounds=(0, 1),
+        ),
+        Metric(
             "kid",
             "KID",
             Need.FEATURES,
@@ -163,6 +204,7 @@ METRICS = {
             f"RandomState({FIDELITY_SEED})",
             least=lambda settings, **_: settings.kid_subset_size,
             fewer="--kid-subset-size makes do with fewer",
+            option=Option("kid_subset_size", KID_SUBSET_SIZE, 2, "images a subset of KID's"),
             bounds=(-inf, inf),
             seed=FIDELITY_SEED,
             deviation=lambda settings: (
@@ -170,6 +212,16 @@ METRICS = {
                 if settings.kid_subset_size == KID_SUBSET_SIZE
                 else f"subsets of {settings.kid_subset_size:,} instead of {KID_SUBSET_SIZE:,}"
             ),
+        ),
+        Metric(
+            "mind",
+            "MIND",
+            Need.FEATURES,
+            "mind.mind",
+            f"3 D times the mean squared gap between sorted projections of {{features}} on {MIND_DIRECTIONS:,} directions by "
+            f"manual_seed({FIDELITY_SEED}), of as many images of either side as the smaller has (arXiv 2605.06797)",
+            uses=lambda samples, others: (samples if others is None else min(samples, others),) * 2,
+            seed=FIDELITY_SEED,
         ),
         Metric(
             "density",
@@ -226,6 +278,7 @@ METRICS = {
         ),
     )
 }
+OPTIONS = {metric.option.name: metric.option for metric in METRICS.values() if metric.option}
 # Metrics that people ask for and that are not offered, and what to take instead.
 REFUSED = {
     "cmmd": "CMMD depends on CLIP's weights and a bandwidth chosen for them, and tables of class-conditional models lack it; kid "

@@ -17,6 +17,8 @@ Found = TypeVar("Found")
 class Inputs:
     """The samples' features `own`, the `reference` with what a metric needs of it, and the features of `training` images.
 
+    `panel` are the same samples by the other networks of FDr6, where that is wanted.
+
     Every rank has the same, and a metric, which all ranks compute together, gives all of them the same.
     """
 
@@ -26,6 +28,7 @@ class Inputs:
     settings: Settings
     group: Group
     training: Features | None = None
+    panel: tuple["Inputs", ...] = ()
     _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, function: Callable[["Inputs"], Found]) -> Found:

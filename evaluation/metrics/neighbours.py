@@ -34,12 +34,13 @@ HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Four numbers that depend on the same distances; the last two are None where a reference is too small for them."""
+    """Numbers that depend on the same distances; density and coverage are None where a reference is too small for them."""
 
     precision: Estimate
     recall: Estimate
     density: Estimate | None
     coverage: Estimate | None
+    f_score: Estimate
 
 
 def precision(inputs: Inputs) -> Estimate:
@@ -50,6 +51,11 @@ def precision(inputs: Inputs) -> Estimate:
 def recall(inputs: Inputs) -> Estimate:
     """The share of the reference that lies within the samples."""
     return inputs.once(_neighbourhoods).recall
+
+
+def f_score(inputs: Inputs) -> Estimate:
+    """The harmonic mean of both."""
+    return inputs.once(_neighbourhoods).f_score
 
 
 def density(inputs: Inputs) -> Estimate | None:
@@ -63,7 +69,7 @@ def coverage(inputs: Inputs) -> Estimate | None:
 
 
 def _neighbourhoods(inputs: Inputs) -> Neighbourhoods:
-    """All four, from one pass over the distances."""
+    """All of them, from one pass over the distances."""
     return neighbourhoods(inputs.reference.features, inputs.own.rows, inputs.group, inputs.settings.fp16_compat)
 
 
@@ -156,13 +162,19 @@ class _Counts:
         covered = self.covered.numpy()
         coverages = np.array([covered[:, groups].any(1).mean() for groups in kept])
         enough = count >= ENOUGH  # for a third to be left out
-        errors = [jackknife_error(values) if enough else None for values in (recalled[1:], coverages)]
+        inside = self.inside.numpy() > 0
+        member = groups_of(count)
+        precisions = np.array([inside.mean(), *(inside[groups[member]].mean() if enough else 0 for groups in kept)])
+        both = np.maximum(precisions + recalled, np.finfo(float).tiny)
+        f_scores = 2 * precisions * recalled / both
+        errors = [jackknife_error(values) if enough else None for values in (recalled[1:], coverages, f_scores[1:])]
         has_fifth = len(covered) > DENSITY_NEIGHBOURS
         return Neighbourhoods(
-            share(int((self.inside > 0).sum()), count),
+            share(int(inside.sum()), count),
             estimate(float(recalled[0]), errors[0], 0, 1),
             estimate(float(density.mean()), error_of_mean([density]), 0) if has_fifth else None,
             estimate(float(covered.any(1).mean()), errors[1], 0, 1) if has_fifth else None,
+            estimate(float(f_scores[0]), errors[2], 0, 1),
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fiducial import UserError, no_file, printable, read_json
-from fiducial.evaluation.metrics import METRICS
+from fiducial.evaluation.metrics import METRICS, OPTIONS
 from fiducial.evaluation.results.form import Unexpected
 from fiducial.evaluation.results.parts import Number
 from fiducial.evaluation.results.result import RESULT_FORMAT, Result
@@ -25,7 +25,7 @@ BASIS = {  # what the numbers of two results have to share before they can be co
     "training images SHA-256": (("training", "pixels_sha256"), SHA256),
     "precision_recall_distances": (("settings", "precision_recall_distances"), TEXT),
     "dtype": (("settings", "dtype"), TEXT),
-    "kid_subset_size": (("settings", "kid_subset_size"), COUNT),
+    **{name: (("settings", name), COUNT) for name in OPTIONS},
 }
 OPTIONAL = ("reference", "training")  # parts that a result may lack
 

@@ -9,6 +9,7 @@ from fiducial.diffusion.guidance import SCHEDULES
 from fiducial.diffusion.paths import PATHS
 from fiducial.diffusion.prediction import MEAN_VELOCITY, PREDICTIONS
 from fiducial.diffusion.samplers import Choice, own_options
+from fiducial.evaluators import ALIASES, FOLLOWED
 from fiducial.models.decoders import rounding
 from fiducial.sampling.options import presets
 from fiducial.sampling.options.choices import ENDS, INNER_HEAD, NULL_LABEL, STATES, overruled
@@ -350,9 +351,7 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         help="where what is downloaded is kept, and features (default ~/.cache/fiducial, and the caches of the hub and torch); "
         "python -m models fetch fills it where there is internet",
     )
-    where.add_argument(
-        "--protocol", choices=["adm", "torch-fidelity", "clean", "dino"], help="whose definitions --ref follows (default adm)"
-    )
+    where.add_argument("--protocol", choices=FOLLOWED, help=f"whose definitions --ref follows (default {next(iter(FOLLOWED))})")
     where.add_argument(
         "--train", type=Path, metavar="IMAGES", help="training images for --ref: how many samples are copies of one"
     )
@@ -360,9 +359,9 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         "--weights",
         action="append",
         metavar="NAME=FILE",
-        help="weights of the extractor for --ref, inception=FILE or dinov2=FILE (default: downloaded)",
+        help=f"weights of the extractor for --ref, {' or '.join(f'{name}=FILE' for name in ALIASES)} (default: downloaded)",
     )
-    for name in ("inception", "dinov2"):
+    for name in ALIASES:
         where.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
 
 
@@ -372,11 +371,10 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     defaults = {
         "device": "auto",
         "ref": None,
-        "protocol": "adm",
+        "protocol": next(iter(FOLLOWED)),
         "train": None,
         "weights": None,
-        "inception_weights": None,
-        "dinov2_weights": None,
+        **{f"{name}_weights": None for name in ALIASES},
         "no_png": False,
         "hang_timeout": 600.0,
         "allow_mixed": False,
@@ -413,7 +411,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
 
 def check_evaluation(config: SamplingConfig, options: dict, defaults: dict) -> None:
     """Raise UserError for options of an evaluation that do not go with each other or with the run."""
-    for name in ("weights", "inception_weights", "dinov2_weights", "protocol", "train"):
+    for name in ("weights", *(f"{name}_weights" for name in ALIASES), "protocol", "train"):
         if options[name] != defaults[name] and options["ref"] is None:
             raise UserError(f"--{name.replace('_', '-')}: only used with --ref, which is missing")
     if options["ref"] is not None and config.num_fid_samples < 2:
