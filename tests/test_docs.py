@@ -39,6 +39,7 @@ INSTEAD = {
     "/shared/fiducial": "{folder}/shared",
     "--image-size 256": "--image-size 64",
     "--protocol dino": "--protocol adm",
+    "--model SiT-B/2": "--model SiT-XS/2 --images 2 --repeats 1",
     "sha256=HASH": "sha256=$(cat HASH)",
     "steps=250,vae=ema,size=32": "steps=2,vae=vae,size=8",
     "fetch dinov2": "fetch dinov2 --cache-dir {folder}/shared",
@@ -58,7 +59,7 @@ STUBS = {
     "scontrol": "echo localhost",
 }
 LONG = dict.fromkeys(
-    ("evaluating", "generators", "protocol", "quickstart", "slurm", "your-model"), pytest.mark.long
+    ("evaluating", "generators", "performance", "protocol", "quickstart", "slurm", "your-model"), pytest.mark.long
 )  # the README has of each
 NAMED = re.compile(r"# (\w+\.py)\b")  # how a module begins that the page's commands use
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

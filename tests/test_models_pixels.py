@@ -66,6 +66,7 @@ def test_inspect_gives_the_command_that_draws_it(checkpoint):
     assert "--vae pixels" in done.stdout
 
 
+@pytest.mark.long  # as test_any_ranks.py does for every network
 def test_two_ranks_draw_the_same_bytes(checkpoint, tmp_path):
     for ranks, name in ((1, "one"), (2, "two")):
         done = run_command("sample_ddp.py", *options(checkpoint, tmp_path / name, **PIXELS), "--exact", ranks=ranks)

@@ -241,6 +241,7 @@ def test_what_does_not_go_together_is_refused(beside, more, said, tmp_path):
     assert not (tmp_path / "samples").exists()
 
 
+@pytest.mark.long  # as test_any_ranks.py does for every network
 def test_killed_and_resumed_on_other_ranks_it_ends_in_the_same_bytes(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -121,7 +121,7 @@ def test_the_command_neither_writes_nor_downloads(tiny_checkpoint, mirror, tmp_p
     for arguments in (options(tiny_checkpoint, tmp_path / "samples", vae="someone/something"), published):
         done = run_command("sample_ddp.py", *arguments, "--dry-run", **hub)
         assert done.returncode == 2
-        assert "nothing is downloaded now" in done.stderr
+        assert "published, but not here, and a dry run downloads nothing" in done.stderr
     assert mirror.seen == []
     text = "import os, fiducial, pathlib\nwith fiducial.downloading_nothing():\n"
     text += f"    fiducial.download('http://127.0.0.1:9/a', pathlib.Path({str(tmp_path / 'a')!r}))"

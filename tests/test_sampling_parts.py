@@ -31,7 +31,7 @@ PYTHONS_WORDS = re.compile(
 
 def digits(folder: Path) -> list[str]:
     sizes = ["--num-fid-samples", "4", "--num-sampling-steps", "2", "--sample-dir", str(folder)]
-    return ["--preset", "digits", *PLAIN, *sizes, "--run-name", "run"]
+    return ["--preset", "digits-flow", *PLAIN, *sizes, "--run-name", "run"]
 
 
 @pytest.fixture(scope="module")

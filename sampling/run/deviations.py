@@ -16,21 +16,21 @@ FETCHED = ("vae", "latent_stats", "guidance_ckpt")  # of published files, which 
 Told = str | int | float | bool | list | None
 
 
-def told(preset: str | None, config: SamplingConfig, weights: str | None = None, unusual: str | None = None) -> dict | None:
+def told(preset: str | None, config: SamplingConfig, weights: str | None = None, asked: str | None = None) -> dict | None:
     """The published row of a preset for a manifest, and under `differing` each choice that the run has otherwise: the name of the
     option, the row's value and the run's, None where that has none. None where the preset has no row.
 
     Args:
         config: of the run, with nothing untold in it.
         weights: the key of its weights; None: as `config` says.
-        unusual: the same, None where a run takes these that names none.
+        asked: the same where its file holds others that would be taken by themselves, else None.
     """
     if (row := presets.told(preset)) is None:
         return None
     theirs = choices(parse(["--preset", preset])[0])
     ours = choices(config)
     if weights is not None:
-        ours["weights_key"] = unusual if theirs["weights_key"] is None else weights
+        ours["weights_key"] = asked if theirs["weights_key"] is None else weights
     for name in FETCHED:
         if (place := place_of(theirs.get(name))) and str(ours.get(name)) == str(place.path(config.cache_dir)):
             ours[name] = theirs[name]

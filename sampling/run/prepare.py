@@ -171,8 +171,8 @@ def prepare(
         if run.names:
             manifest.class_names = Names(**run.names.recorded())
         manifest.grid = run.facts.get("grid")
-        weights, unusual = run.settled.get("weights_key"), run.identity.values.get("weights_key")
-        manifest.published = deviations.told(options.get("preset"), run.config, weights, unusual) or manifest.published
+        weights = run.settled.get("weights_key")
+        manifest.published = deviations.told(options.get("preset"), run.config, weights, run.weights) or manifest.published
         if manifest.published is None and options.get("preset") is None and (note := deviations.tell_of_rows(run.config)):
             say(note)
         manifest.options = recorded(run.config, run.identity, {**run.settled, **options})

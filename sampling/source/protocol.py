@@ -24,6 +24,7 @@ class ResolvedRun:
     facts: Mapping[str, object]  # for the source on every rank, as JSON
     paths: dict[str, str]  # for the manifest
     settled: Mapping[str, object] = field(default_factory=dict)  # options that it records otherwise than they stand in `config`
+    weights: str | None = None  # the key of the weights, where its file holds others that would be taken by themselves
     others: tuple[Identity, ...] = ()  # that the same options come to where the source by those before is unfit
     uncompiled: tuple[Identity, ...] = ()  # that they come to where torch.compile works, as it does not here
 
