@@ -46,6 +46,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from fiducial.evaluation.data.remarks import look_at, remarks, repeated, require_levels, tell, weights_unlike_published
     from fiducial.evaluation.features.load import load_extractor, weights_of
     from fiducial.evaluation.making import make_reference
+    from fiducial.evaluation.pictures import keep_beside
     from fiducial.evaluation.report.delivery import warnings_left
 
     check_image_size(args.image_size)
@@ -64,8 +65,9 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     made = make_reference(images, extractor, group, settings, args.features)
     if group.is_main:
         write_reference(made, args.out)
+        kept = keep_beside(images, args.out)
         cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
-        lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}"]
+        lines = [f"{args.out}: {images.count:,} images{cropped}, {extractor.name}", f"{kept}: a few of them, for reports to show"]
         found = remarks(images, "images")
         if made.provenance.different:
             found.append(repeated(made.provenance.different, images.count, "images"))

@@ -70,6 +70,12 @@ class Metric:
     caveat: str = ""
     curve: str = ""
     against: str | None = None
+    distance: bool = False
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether a smaller value is a better one."""
+        return self.distance or self.of_distributions
 
     @property
     def of_distributions(self) -> bool:
@@ -165,6 +171,7 @@ METRICS = {
             fewer="--kid-subset-size makes do with fewer",
             bounds=(-inf, inf),
             seed=FIDELITY_SEED,
+            distance=True,
             deviation=lambda settings: (
                 None
                 if settings.kid_subset_size == KID_SUBSET_SIZE

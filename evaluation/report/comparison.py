@@ -41,7 +41,7 @@ def comparison_page(comparison: Comparison) -> str:
     ]
     title = f"{sum(len(row.files) for row in comparison.rows)} runs compared"
     name = " · ".join(row.title for row in comparison.rows)
-    return document(title, name, "\n".join(body), comparison.created, True, comparison.fiducial)
+    return document(title, name, "\n".join(body), comparison.created, comparison.fiducial)
 
 
 def _bars_of(comparison: Comparison, key: str) -> list[Bar]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fiducial import CHECKPOINTS, UserError, default_cache, download
 from fiducial.models.checkpoints import hub
+from fiducial.wings import ASSETS
 
 OFFICIAL = "https://dl.fbaipublicfiles.com/DiT/models"
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # endings of a file of weights, which no hub id has
@@ -61,6 +62,15 @@ def unlike_published(ckpt: Path | None, model: str, image_size: int, num_classes
         ):
             return f"--ckpt {ckpt} may be another than the published {there.name}, of which no hash is known: its own is recorded"
     return None
+
+
+def source_of(ckpt: Path, cache_dir: Path | None) -> str | None:
+    """The origin of a checkpoint in words; None for another file than those that are published, or embedded."""
+    if ckpt.absolute().is_relative_to(ASSETS):
+        return "shipped with Fiducial"
+    there = {published.path(cache_dir).absolute(): published.url for published in CATALOGUE.values()}
+    url = there.get(ckpt.absolute())
+    return url and f"downloaded from {url}"
 
 
 def is_path(ckpt: Path) -> bool:

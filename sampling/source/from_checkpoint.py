@@ -191,6 +191,8 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
         **({"device_type": group.device.type} if config.exact else {}),
     }
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
+    if source := catalogue.source_of(config.ckpt, config.cache_dir):
+        paths["source"] = source
     settled = {"weights_key": found.kind}
     facts = {"latent": asdict(latent), **({"latent_stats": held} if held else {})}
     identity, *others = (Identity(fixed | asdict(one)) for one in how)
