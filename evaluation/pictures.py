@@ -1,6 +1,6 @@
 """The pictures of a report: samples, and beside them real images of the same classes, from wherever some are at hand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from fiducial.evaluation.data.images import Images, Seen
 from fiducial.evaluation.data.numbering import Numbering, pair
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.references import Reference
+from fiducial.evaluation.data.runs import find_run
 from fiducial.evaluation.results.grid import MOST, Grid, evenly, first_of
 
 ROWS, COLUMNS = 10, 10  # classes that are shown at once, and images of each
@@ -116,3 +117,22 @@ def keep_beside(images: Images, reference: Path) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
     return path
+
+
+def same_indices(files: Mapping[str, tuple[Path, str]], count: int) -> dict[str, dict[int, np.ndarray]]:
+    """Small pictures of the same indices of several runs, by the runs' names, where an npz of these pixels is at hand.
+
+    Args:
+        files: by name, a result's JSON and the hash of the pixels that it is of; the npz lies beside it.
+        count: how many images each run has.
+    """
+    indices, found = evenly(np.arange(count), COLUMNS).tolist(), {}
+    for name, (result, pixels) in files.items():
+        npz = result.with_suffix(".npz")
+        if not npz.is_file() or find_run(npz, pixels) is None:
+            continue
+        try:
+            found[name] = Grid([(None, indices)]).fill(open_images(npz).pick).kept
+        except UserError:  # a damaged one has no pictures to show
+            continue
+    return found

@@ -6,7 +6,7 @@ is text in the page's font. The same numbers give the same bytes.
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,12 +22,13 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is made: no command w
 
     from fiducial.evaluation.results.parts import Curve
 
-INK, ACCENT, LINE = "#010203", "#040506", "#070809"  # stand-ins for the page's colours
+INK, ACCENT, LINE = "#1a1d21", "#1f5fbf", "#ccd2da"  # on paper; on a page they stand for its own colours
 COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", LINE: "var(--line)"}
 WIDTH, HEIGHT = 420, 250  # pixels of a plot, which a page shows a little smaller or larger
 ROW = 20  # pixels of a row
 POINT = 72  # pixels of an SVG by matplotlib to an inch
 LONGEST = 20  # characters of a name beside a plot
+MARKERS, STROKES = "osD^vP", ("-", "--", "-.", ":", "-", "--")  # of as many series as can be told apart
 STYLE = {
     **{"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"},
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
@@ -104,6 +105,36 @@ def dots_figure(bars: Sequence[Bar], label: str) -> "Figure":
         _name_rows(axes, bars, label)
         axes.margins(x=0.08)
     return figure
+
+
+def lines_figure(series: Mapping[str, Sequence[tuple[float, Bar]]], name: str, label: str) -> "Figure":
+    """Values with whiskers against a number called `name`: a line a series, told apart by their markers and strokes."""
+    with _figure(WIDTH, HEIGHT) as (figure, axes):
+        for (called, points), marker, stroke in zip(series.items(), MARKERS, STROKES, strict=False):
+            places, values = [place for place, _ in points], [bar.value for _, bar in points]
+            axes.plot(places, values, color=ACCENT, linestyle=stroke, marker=marker, label=printable(called) or None)
+            for place, bar in points:
+                _whiskers(axes, place, bar, vertical=True, marker="")
+        axes.set_xlabel(printable(name))
+        axes.set_ylabel(printable(label))
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def drawn(figure: "Figure", form: str, name: str) -> bytes:
+    """The figure as a file for a paper: `svg` with its text as text, `pdf` with its fonts, or `png` of 300 dots an inch.
+
+    The same numbers give the same bytes; `name` tells the ids of an SVG from another's.
+    """
+    import matplotlib
+
+    buffer = io.BytesIO()
+    nothing = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "pdf.fonttype": 42}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(buffer, format=form, metadata=nothing.get(form), dpi=300)
+    return buffer.getvalue()
 
 
 def svg(figure: "Figure", name: str, title: str) -> str:

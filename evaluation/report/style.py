@@ -68,6 +68,8 @@ figcaption { margin-top: .4rem; }
 .grid td { padding: 2px 1rem 2px 0; } .grid td, .grid th { border: 0; } .grid td div { display: flex; flex-wrap: wrap; gap: 4px; }
 .grid img { display: block; width: 100%; max-width: 31rem; height: auto; min-width: 0; flex: 1 1 18rem; }
 .grid th bdi { color: var(--ink); display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
+.same th { width: 11rem; font-weight: normal; } .same td div { display: flex; flex-wrap: wrap; gap: 4px; }
+.same th, .same td { border: 0; padding: 2px 1rem 2px 0; vertical-align: middle; } .same img { display: block; max-width: 96px; }
 .cells { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .8rem; margin: .6rem 0; }
 .cells figure { background: var(--card); border-radius: .4rem; padding: .4rem; } .cells img { display: block; max-width: 100%; }
 .cells img + img { margin-top: 4px; } :target { outline: 2px solid var(--accent); }
@@ -102,6 +104,8 @@ details ol { columns: 11rem; column-gap: 3.5rem; padding-left: 3rem; color: var(
   .strips { grid-template-columns: repeat(5, 1fr); } .facts th { width: 8rem !important; }
   .facts thead { display: none; } .facts tr { display: flex; flex-wrap: wrap; border-bottom: 1px solid var(--line); }
   .facts th, .facts td { border: 0; padding-block: .1rem; } .facts td { flex: 1 1 8rem; min-width: 0; }
+  .same, .same tbody, .same tr, .same th, .same td { display: block; width: auto; padding-right: 0; }
+  .same img { width: calc(20% - 4px); height: auto; }
   .grid, .grid tbody, .grid tr, .grid tbody th, .grid td { display: block; width: auto; } .grid td { padding-right: 0; }
   .grid td[data-name]::before { content: attr(data-name); color: var(--faint); font-size: .75rem; display: block; }
 }
