@@ -188,7 +188,7 @@ def _spread_html(row: Row) -> str:
         for cell in row.cells.values()
     ]
     said = f"Standard deviations: of the {len(row.files)} values, and as the intervals of each promise it."
-    table = table_html("runs", ("metric", "seen", "promised"), rows)
+    table = table_html("seeds", ("metric", "seen", "promised"), rows)
     return folded_html(f"Between the seeds of {row.name}", f'{table}<p class="remarks">{said}</p>')
 
 

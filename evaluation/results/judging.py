@@ -78,11 +78,10 @@ def on_many(comparison: Comparison) -> str:
     count = sum(one.low is not None for one in comparison.differences)
     if count < 2:
         return ""
-    decided = sum(one.verdict == DECIDED for one in comparison.differences)
+    decided, kept = sum(one.verdict == DECIDED for one in comparison.differences), len(after_holm(comparison))
     return (
         f"{count} differences are judged, each at 95 %: if no two runs differed, some {LEVEL * count:.1f} of them would be "
-        f"decided by chance. {decided} are decided; {len(after_holm(comparison))} of those still are at 5 % for all of them together "
-        "(Holm)."
+        f"decided by chance. {decided} are decided; {kept} of those still are at 5 % for all of them together (Holm)."
     )
 
 
