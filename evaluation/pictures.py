@@ -12,10 +12,10 @@ from fiducial.evaluation.data.numbering import Numbering, pair
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.data.runs import find_run
-from fiducial.evaluation.results.grid import MOST, Grid, evenly, first_of
+from fiducial.evaluation.results.grid import Grid, evenly, first_of
 
 ROWS, COLUMNS = 10, 10  # classes that are shown at once, and images of each
-KEPT = MOST // 2  # pictures that are kept beside a reference
+KEPT = 2_000  # pictures that are kept beside a reference
 WITHOUT = "has statistics alone: no real images are at hand. A folder or npz of images as --ref, or --train, would show some"
 
 
@@ -65,7 +65,9 @@ def _real(reference: Reference | None, training: Images | None) -> Real | None:
 def _chosen(grid: Grid, images: Images | Seen, names: Sequence[str], real: Real, paired: bool) -> Grid:
     theirs, known = real.images.classes, {}
     if paired and images.labels is not None and theirs is not None:
-        known = pair(images.labels, names, real.numbering, real.called).labels
+        there = set(np.unique(theirs).tolist())
+        found = pair(images.labels, names, real.numbering, real.called).labels
+        known = {label: other for label, other in found.items() if other in there}
     shown, every = ([(label, known[label]) for label, _ in rows if label in known] for rows in (grid.rows, grid.classes))
     if not shown:
         indices = evenly(np.arange(real.images.count), ROWS * COLUMNS).tolist()

@@ -95,7 +95,7 @@ def _strip_html(kept: Mapping[int, np.ndarray], indices: list[int], what: str, f
 def image_html(image: Image.Image, words: str, form: str = "PNG") -> str:
     """A picture within the page: without loss as PNG, or of a tenth of the size as WEBP."""
     buffer = io.BytesIO()
-    image.save(buffer, format=form, **({"quality": 80, "method": 2} if form == "WEBP" else {}))
+    image.save(buffer, format=form, **({"quality": 75, "method": 2} if form == "WEBP" else {}))
     data = base64.b64encode(buffer.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="data:image/{form.lower()};base64,{data}" alt="{words}" title="{words}" {size}>'

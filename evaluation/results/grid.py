@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 THUMBNAIL, SMALL = 96, 64  # pixels; larger images are shown reduced, those of all classes more so
-MOST = 4_000  # small pictures of all classes together, which bounds the page: some 6 MB
+MOST = 3_000  # small pictures of all classes together, which bounds the page
 OF_A_CLASS = 4  # of them at most
 AT_ONCE = 32  # images of full size that are in memory
 
