@@ -40,9 +40,8 @@ def test_every_class_has_pictures_and_a_place_that_is_linked(tmp_path):
     ids = [attributes["id"] for _, attributes in page.attributes if attributes.get("id", "").startswith("class-")]
     assert ids == [f"class-{label}" for label in range(25)]
     assert "All 25 classes: samples" in page.texts["summary"]
-    assert (
-        "Rows: 10 of 25 classes, evenly spaced by their numbers; all are below; of each the first 6 samples" in page.texts["p"][1]
-    )
+    said = "Rows: 10 of 25 classes, evenly spaced by their numbers; all are below; of each the first 6 samples by index"
+    assert any(text.startswith(said) for text in page.texts["p"])
 
 
 def test_real_images_are_of_the_same_class_also_where_it_has_another_number(tmp_path):
