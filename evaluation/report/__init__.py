@@ -28,7 +28,7 @@ class Others:
     plot_format: str = "svg"
 
     def files(self, latex: Callable[[], str], csv: Callable[[], str], plots: Callable[[], Mapping[str, Plot]]) -> dict:
-        """What is to be written by path, each as it is made when its turn comes.
+        """The files to be written by path, each with the function that makes its content.
 
         Raises:
             UserError: if the folder of plots cannot be made.
