@@ -18,8 +18,9 @@ AT_ONCE = 100  # classes that one fold has
 GAP = 4  # pixels between pictures
 
 
-def gallery_html(grid: Grid, real: Grid, names: ClassNames | None) -> str:
+def gallery_html(grid: Grid, names: ClassNames | None, real: Grid | None = None) -> str:
     """Samples beside real images of the same classes, and every class folded up."""
+    real = real or Grid([])
     theirs = dict(real.rows)
     paired = bool(real.rows) and any(label is not None for label in theirs)
     rows = []

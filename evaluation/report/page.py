@@ -44,7 +44,7 @@ def report_page(result: Result) -> str:
         _published_html(result.published),
         _plots_html(result),
         f"<h2>Samples{' beside real images' if result.real.rows else ''}</h2>",
-        gallery_html(result.grid, result.real, result.class_names),
+        gallery_html(result.grid, result.class_names, result.real),
         _classes_html(result),
         pairs_html(result.memorisation),
         _run_html(result.run),

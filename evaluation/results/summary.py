@@ -23,7 +23,7 @@ def headline(result: Result) -> Number | None:
 
 
 def title(result: Result) -> str:
-    """What was drawn and how well: the first number, then model, sampler, guidance and N."""
+    """The title of a result, which says what was drawn and how well: the first number, then model, sampler, guidance and N."""
     first = headline(result)
     how_well = f"{first.label} {number(first.value, first.unit, first.low, first.high)}" if first else "no number"
     return f"{how_well}: {setting(result)}"
@@ -37,7 +37,7 @@ def setting(result: Result) -> str:
 
 
 def facts(result: Result) -> dict[str, str]:
-    """What a reviewer asks of the numbers, by name: each is said, also that it is not known."""
+    """The facts that a reviewer asks of the numbers, by name: each is said, also that it is not known."""
     run, samples = result.run, result.samples
     known = run.identity if run else {}
     height, width = samples["image_size"]
