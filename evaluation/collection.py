@@ -15,7 +15,7 @@ from fiducial.evaluation.data.advice import on_array, on_values
 from fiducial.evaluation.data.image_files import MAX_PIXELS
 from fiducial.evaluation.features.extraction import DIGEST, FEATURES, PIXELS, SPATIAL
 from fiducial.evaluation.features.extractor import Extractor
-from fiducial.evaluation.record import GRID_COLUMNS, GRID_ROWS
+from fiducial.evaluation.pictures import COLUMNS, ROWS
 from fiducial.evaluation.results.grid import thumbnail
 
 KEPT_CLASSES = 100  # whose first images a rank keeps for the report
@@ -101,7 +101,7 @@ class Collection:
         """Keep pictures of a batch: those that are `shown` (N,), or the first of the first classes."""
         start = self.count
         for row, label in enumerate(labels.tolist()):
-            most = GRID_COLUMNS * (GRID_ROWS if label == NONE else 1)
+            most = COLUMNS * (ROWS if label == NONE else 1)
             has_room = self._kept.get(label, 0) < most and (label in self._kept or len(self._kept) < KEPT_CLASSES)
             if has_room if shown is None else shown[row]:
                 self._keep(start + row, label, thumbnail(pixels[row]))

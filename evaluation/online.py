@@ -28,7 +28,7 @@ from fiducial.evaluation.features.extraction import gathered, temporary_cache
 from fiducial.evaluation.features.modules import of_module
 from fiducial.evaluation.fit import check_size
 from fiducial.evaluation.metrics import METRICS, Need
-from fiducial.evaluation.record import GRID_COLUMNS, GRID_ROWS
+from fiducial.evaluation.pictures import COLUMNS, ROWS
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.settings import Settings
@@ -109,7 +109,7 @@ class Evaluator(Syncing):
 
     def expect(self, labels: np.ndarray) -> None:
         """Tell the classes (N,) of all images that will come, so that only those that the report shows are kept of them."""
-        rows = Grid.choose(labels, len(labels), GRID_ROWS, GRID_COLUMNS).rows
+        rows = Grid.choose(labels, len(labels), ROWS, COLUMNS).rows
         self._shown: frozenset[int] | None = frozenset(index for _, row in rows for index in row)
 
     def fresh(self) -> "Evaluator":

@@ -15,13 +15,13 @@ from fiducial.evaluation.features.extraction import Features
 from fiducial.evaluation.features.extractor import Extractor
 from fiducial.evaluation.metrics import METRICS, Metric, Need, called
 from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.pictures import beside, of_samples
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.parts import Memorisation, Number
 from fiducial.evaluation.results.result import Result
 from fiducial.evaluation.score import Scores
 
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy", "pillow")
-GRID_ROWS, GRID_COLUMNS = 10, 10
 FLOATS = "the images were floats, not rounded to the 256 levels that files have"
 WEIGHTS = {True: "as published", False: "not the published file", None: "the published file's hash is not known here"}
 
@@ -44,6 +44,7 @@ def record(
     """
     own, reference, extractor, settings = inputs.own, inputs.reference, inputs.extractor, inputs.settings
     memorised, more = scores.memorised, [name for one in (inputs, *inputs.panel) for name in one.extractor.packages]
+    grid = grid or of_samples(images)
     return Result(
         metrics=_numbers(images, inputs, scores),
         warnings=tuple(warnings),
@@ -63,7 +64,8 @@ def record(
         },
         packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *more)}},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        grid=grid or _grid_of(images),
+        grid=grid,
+        real=beside(grid, images, names.names, reference, training, not scores.pairing.why),
         class_names=names if names.names else None,
         curve=scores.curve,
         classes=scores.classes,
@@ -129,13 +131,6 @@ def with_pictures(found: Memorisation, images: Images | Seen, training: Images) 
         return found
     ours, theirs = images.pick([pair.sample for pair in found.pairs]), training.pick([pair.training for pair in found.pairs])
     return replace(found, pictures=[(ours[pair.sample], theirs[pair.training]) for pair in found.pairs])
-
-
-def _grid_of(images: Images) -> Grid:
-    """The report's pictures."""
-    grid = Grid.choose(images.labels, images.count, GRID_ROWS, GRID_COLUMNS)
-    grid.fill(images.pick)
-    return grid
 
 
 def _described_extractor(extractor: Extractor) -> dict:

@@ -5,7 +5,7 @@ import numpy as np
 from fiducial import Group, UserError
 from fiducial.evaluation.collection import NONE, Collection
 from fiducial.evaluation.data import levels
-from fiducial.evaluation.record import GRID_COLUMNS, GRID_ROWS
+from fiducial.evaluation.pictures import COLUMNS, ROWS
 from fiducial.evaluation.results.grid import Grid, thumbnail
 
 
@@ -74,7 +74,7 @@ def grid_of_all(
     ours = {int(own[place]): image for place, image in seen.thumbnails.items()}
     kept = np.sort(of_all_ranks(group, np.array(list(ours), dtype=np.int64)))
     theirs = labels[np.searchsorted(indices, kept)]
-    grid = Grid.choose(None if (theirs == NONE).any() else theirs, len(kept), GRID_ROWS, GRID_COLUMNS)
+    grid = Grid.choose(None if (theirs == NONE).any() else theirs, len(kept), ROWS, COLUMNS)
     grid = Grid([(label, kept[row].tolist()) for label, row in grid.rows])
     shape = thumbnail(np.zeros((*size, 3), np.uint8)).shape
 

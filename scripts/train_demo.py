@@ -39,6 +39,7 @@ from fiducial.evaluation.data.references import write_reference
 from fiducial.evaluation.features.digits import DigitsNet
 from fiducial.evaluation.features.load import load_extractor
 from fiducial.evaluation.making import make_reference
+from fiducial.evaluation.pictures import keep_beside
 from fiducial.evaluation.settings import Settings
 from fiducial.models import DiT_models
 from fiducial.models.decoders.autoencoder import LATENT_SCALE
@@ -269,6 +270,7 @@ def write_reference_statistics(images: Tensor, labels: Tensor, held_out: Tensor,
         settings = Settings(cache_dir=Path(folder) / "features")
         reference = make_reference(open_images(scans), load_extractor("digits", None, group), group, settings, keep=len(images))
         write_reference(reference, out / "reference.npz")
+        keep_beside(open_images(scans), out / "reference.npz")
 
 
 def build_parser() -> Parser:

@@ -13,7 +13,7 @@ from fiducial import UserError
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.evaluate import Evaluation
 from fiducial.evaluation.report import report_page
-from fiducial.evaluation.report.page import grid_html
+from fiducial.evaluation.report.gallery import gallery_html
 from fiducial.evaluation.settings import Settings
 from scripts.stand_ins import pictures
 
@@ -69,7 +69,7 @@ def test_the_result_is_that_of_an_npz_for_any_batches(size, samples, arrays, tmp
     assert result.samples["labels"] == expected.samples["labels"]
     assert result.samples["path"] == "of an epoch"
     assert [(label, list(row)) for label, row in result.grid.rows] == [(label, list(row)) for label, row in expected.grid.rows]
-    assert grid_html(result.grid, None) == grid_html(expected.grid, None)
+    assert gallery_html(result.grid, None) == gallery_html(expected.grid, None)
     assert not list(tmp_path.iterdir())
 
 
@@ -91,7 +91,7 @@ from pathlib import Path
 import fiducial
 from fiducial.evaluation import Evaluator
 from fiducial.evaluation.settings import Settings
-from fiducial.evaluation.report.page import grid_html
+from fiducial.evaluation.report.gallery import gallery_html
 
 samples, ref, weights, out, metrics = sys.argv[1:]
 with fiducial.init("cpu") as group:
@@ -150,7 +150,7 @@ def test_states_are_saved_loaded_and_merged(arrays, samples, tmp_path):
     assert restored.count == COUNT - 40
     result, expected = merged.compute(), from_npz(samples)
     assert same(numbers(result), numbers(expected))
-    assert grid_html(result.grid, None) == grid_html(expected.grid, None)
+    assert gallery_html(result.grid, None) == gallery_html(expected.grid, None)
     merged.reset()
     assert merged.count == 0
     with pytest.raises(UserError, match="no image was given"):
@@ -320,7 +320,7 @@ def test_merged_images_without_indices_follow_each_other(arrays, samples):
     result, expected = merged.compute(), from_npz(samples)
     assert same(numbers(result), numbers(expected))
     assert result.samples["pixels_sha256"] == expected.samples["pixels_sha256"]
-    assert grid_html(result.grid, None) == grid_html(expected.grid, None)
+    assert gallery_html(result.grid, None) == gallery_html(expected.grid, None)
 
 
 def test_copies_of_training_images_are_told_online(arrays, samples):

@@ -13,7 +13,7 @@ from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.runs import ClassNames, find_names, known_pixels
 from fiducial.evaluation.features.extraction import PIXELS, extract
 from fiducial.evaluation.features.load import load_extractor
-from fiducial.evaluation.report.page import grid_html, names_html
+from fiducial.evaluation.report.gallery import gallery_html, names_html
 from fiducial.evaluation.results.grid import Grid
 
 NAMES = ["tench", "<b>&'\"", "ä", "3"]
@@ -61,7 +61,7 @@ def page(labels: list[int], names: ClassNames | None) -> str:
     """The report's grid and list of names."""
     grid = Grid.choose(np.array(labels), len(labels), 10, 10)
     grid.fill(lambda indices: {index: np.zeros((8, 8, 3), dtype=np.uint8) for index in indices})
-    return grid_html(grid, names) + names_html(names)
+    return gallery_html(grid, names) + names_html(names)
 
 
 def test_the_grid_shows_names_and_escapes_them():

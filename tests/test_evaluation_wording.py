@@ -36,4 +36,4 @@ def test_a_small_number_is_one_in_table_and_page():
     assert "KID     0.000351  0.000291 to 0.000411" in result_table(result)
     page = Page(report_page(result))
     assert page.tables["numbers"][1][:3] == ["KID", "0.000351", "0.000291 to 0.000411"]
-    assert page.texts["title"] == ["KID 0.000351: run.npz"]
+    assert page.texts["title"] == ["KID 0.000351: DiT-XL/2, cfg 1.5, 1,000 samples"]

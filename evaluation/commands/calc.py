@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fiducial import Group, UserError, printable, say
-from fiducial.evaluation.commands.common import add_common, check_image_size, listed, with_ranks
+from fiducial.evaluation.commands.common import add_common, add_outputs, check_image_size, listed, others, with_ranks
 from fiducial.evaluation.metrics import METRICS, OPTIONS, named
 from fiducial.evaluators import FOLLOWED
 
@@ -65,25 +65,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="crop files of images of any size and colour, samples and those of --ref, to this as ADM does (default: they have "
         "one size)",
     )
-    add_outputs(calc)
-    add_common(calc)
-    calc.set_defaults(carry_out=partial(with_ranks, work=calculate))
-
-
-def add_outputs(calc: argparse.ArgumentParser) -> None:
-    calc.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write the whole result there; - is standard output, on which nothing else is then",
-    )
-    calc.add_argument("--html", type=Path, metavar="FILE", help="write the report there")
+    add_outputs(calc, "the whole result", "the report")
     calc.add_argument(
         "--dry-run",
         action="store_true",
         help="check options, reference and weights for samples that need not be there yet, fetching what is missing, and compute "
         "nothing",
     )
+    add_common(calc)
+    calc.set_defaults(carry_out=partial(with_ranks, work=calculate))
 
 
 def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
@@ -114,7 +104,7 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
         return
     result = evaluation.evaluate(images)
     if result:
-        write(result, args.json, args.html, (*said, *evaluation.said))
+        write(result, args.json, args.html, (*said, *evaluation.said), others(args))
 
 
 def tell_distance(args: argparse.Namespace, settings: "Settings", group: Group, extractor: str | None) -> None:

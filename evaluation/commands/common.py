@@ -13,9 +13,18 @@ from fiducial.evaluation.features import DEFAULT, EXTRACTORS, SEVERAL, WEIGHTS, 
 from fiducial.evaluators import ALIASES
 
 if TYPE_CHECKING:
+    from fiducial.evaluation.report import Others
     from fiducial.evaluation.settings import Settings
 
-OUTPUTS = {"json": (".json",), "html": (".html", ".htm"), "out": (".npz",)}  # options of files to write, and what these end in
+OUTPUTS = {  # options of files to write, and what these end in
+    "json": (".json",),
+    "html": (".html", ".htm"),
+    "out": (".npz",),
+    "latex": (".tex",),
+    "csv": (".csv",),
+}
+TO_STDOUT = ("json", "latex", "csv")  # those that standard output takes, one at a time
+PLOT_FORMATS = ("svg", "pdf", "png")
 
 
 def add_common(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -78,12 +87,47 @@ def listed(names: Sequence[str], word: str = "and") -> str:
     return f"{', '.join(others)} {word} {last}" if others else last
 
 
+def add_outputs(parser: argparse.ArgumentParser, whole: str, page: str) -> None:
+    """Options of files to write; `whole` and `page` say what JSON and page hold."""
+    alone = "; - is standard output, on which nothing else is then"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write {whole} there{alone} (docs/results.md has its keys)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help=f"write {page} there")
+    parser.add_argument(
+        "--latex", type=Path, metavar="FILE", help=f"write a table for booktabs there, below a comment on the protocol{alone}"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write all numbers there, unrounded{alone}")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write each plot of the page there, a file each")
+    parser.add_argument("--plot-format", choices=PLOT_FORMATS, default="svg", help="of those (default %(default)s)")
+
+
+def others(args: argparse.Namespace) -> "Others":
+    """The files beside JSON and page that are asked for."""
+    from fiducial.evaluation.report import Others
+
+    return Others(args.latex, args.csv, args.plots, args.plot_format)
+
+
+def _check_plots(folder: Path) -> None:
+    """Raise UserError if plots could not be written there."""
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return
+    if os.path.lexists(folder):
+        raise UserError(f"--plots {folder}: it is no folder, or is write-protected")
+    if not (folder.resolve().parent.is_dir() and os.access(folder.resolve().parent, os.W_OK)):
+        raise UserError(f"--plots {folder}: there is no folder {folder.resolve().parent}, or it is write-protected")
+
+
 def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
     """Raise UserError if one of the files to write could not be in the end, would replace something else, or is misnamed."""
     taken = [path.resolve() for path in inputs]
+    piped = [option for option in TO_STDOUT if getattr(args, option, None) == STDOUT]
+    if len(piped) > 1:
+        raise UserError(f"--{piped[0]} - and --{piped[1]} -: only one of them can go to standard output")
+    if getattr(args, "plots", None):
+        _check_plots(args.plots)
     for option, endings in OUTPUTS.items():
         path = getattr(args, option, None)
-        if path is None or (option, path) == ("json", STDOUT):
+        if path is None or option in piped:
             continue
         if option == "out" and len(args.extractor or ()) > 1:  # a folder of files
             if path.suffix == ".npz" or path.is_file():
@@ -92,7 +136,7 @@ def check_outputs(args: argparse.Namespace, inputs: list[Path]) -> None:
             if not path.parent.exists():
                 path = path.parent.parent / path.name
         if path == STDOUT:
-            raise UserError(f"--{option} -: is written to a file; only --json can go to standard output")
+            raise UserError(f"--{option} -: is written to a file; only --json, --latex or --csv can go to standard output")
         if path.resolve() in taken:
             raise UserError(f"{path} is named twice: it cannot be written as well")
         taken.append(path.resolve())

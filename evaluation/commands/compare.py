@@ -2,8 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fiducial.evaluation.commands.common import check_outputs
+from fiducial import UserError, printable
+from fiducial.evaluation.commands.common import add_outputs, check_outputs, others
+
+if TYPE_CHECKING:
+    from fiducial.evaluation.report.comparison import Pictures
+    from fiducial.evaluation.results.compare import Comparison
+    from fiducial.evaluation.results.reading import Known
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -20,12 +27,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "together, and what cannot be compared with most of them is left out and named",
     )
     compare.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write the comparison there; - is standard output, on which nothing else is then",
+        "--base", type=Path, metavar="RUN", help="the one that the others are compared with (default: the first that is taken)"
     )
-    compare.add_argument("--html", type=Path, metavar="FILE", help="write it there as a page")
+    add_outputs(compare, "the comparison", "it as a page")
     compare.set_defaults(carry_out=compare_all)
 
 
@@ -33,8 +37,21 @@ def compare_all(args: argparse.Namespace) -> None:
     from fiducial.evaluation.report import write_comparison
     from fiducial.evaluation.results.choice import choose_results, find_results
     from fiducial.evaluation.results.compare import compare
+    from fiducial.evaluation.results.reading import find_result
 
-    files, without = find_results(args.runs)
+    files, without = find_results([*([args.base] if args.base else []), *args.runs])
     check_outputs(args, [*files, *args.runs])
-    comparison = compare(*choose_results(args.runs, files, without))
-    write_comparison(comparison, args.json, args.html)
+    results, left_out = choose_results(args.runs, files, without)
+    if args.base and find_result(args.base).resolve() != results[0].path.resolve():
+        raise UserError(f"--base {args.base}: cannot be compared with most of the others")
+    comparison = compare(results, left_out)
+    write_comparison(comparison, args.json, args.html, args.html and pictures_of(comparison, results), others(args))
+
+
+def pictures_of(comparison: "Comparison", results: "list[Known]") -> "Pictures":
+    """Small pictures of the same indices of each row's first run."""
+    from fiducial.evaluation.pictures import same_indices
+
+    known = {printable(str(one.path)): one for one in results}
+    first = {row.name: known[row.files[0]] for row in comparison.rows}
+    return same_indices({name: (one.path, one.pixels_sha256) for name, one in first.items()}, comparison.basis["N"])

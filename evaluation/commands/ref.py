@@ -52,6 +52,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     from fiducial.evaluation.data.remarks import look_at, remarks, repeated, require_levels, tell, weights_unlike_published
     from fiducial.evaluation.features.load import given_for, load_extractor, require_taken
     from fiducial.evaluation.making import make_references
+    from fiducial.evaluation.pictures import keep_beside
     from fiducial.evaluation.report.delivery import warnings_left
 
     check_image_size(args.image_size)
@@ -75,6 +76,7 @@ def make(args: argparse.Namespace, settings: "Settings", group: Group) -> None:
     if group.is_main:
         for reference, file in zip(made, files, strict=True):
             write_reference(reference, file)
+            keep_beside(images, file)
         cropped = f", cropped to {images.crop} x {images.crop}" if images.crop else ""
         lines = [f"{file}: {images.count:,} images{cropped}, {name}" for file, name in zip(files, names, strict=True)]
         found, provenance = remarks(images, "images"), made[0].provenance

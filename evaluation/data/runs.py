@@ -3,7 +3,7 @@
 import json
 import math
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
 from fiducial import decode_json, read_json
@@ -12,6 +12,8 @@ from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 1 << 24  # bytes
 LONGEST_NAME = 200  # characters that are shown
+LONGEST_COMMAND = 1 << 13  # bytes
+FILES = ("ckpt", "weights", "vae", "source")  # a manifest's paths that a result has
 NOT_AS_EXPECTED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
@@ -53,13 +55,17 @@ class Run:
     """A run as its samples' numbers depend on it: `identity` is all that determines its images, `seed` among it.
 
     `sessions` say how many images were drawn in how many seconds, on how many processes of which device; `published` is the row
-    that it was drawn after, where its preset has one.
+    that it was drawn after, where its preset has one. `command` is the one that began it, and `files` are the names of its
+    checkpoint (`ckpt`), which of its weights were taken (`weights`), the codec (`vae`), and the origin of a published
+    checkpoint in words (`source`).
     """
 
     fingerprint: str
     identity: dict[str, str | int | float | bool | list | None]
     sessions: tuple[dict[str, str | int | float], ...]
     published: Row | None = None
+    command: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def find_names(samples: Path, pixels_sha256: str) -> ClassNames | None:
@@ -146,9 +152,27 @@ def as_run(manifest: dict) -> Run | None:
             for session in manifest["sessions"]
             if session.get("images_drawn") and session.get("seconds")
         ]
-        return Run(fingerprint, identity, tuple(sessions), _row_in(manifest))
+        return Run(fingerprint, identity, tuple(sessions), _row_in(manifest), _command_in(manifest), _files_in(manifest))
     except NOT_AS_EXPECTED:
         return None
+
+
+def _command_in(manifest: dict) -> str | None:
+    """The command that began the run."""
+    try:
+        command = manifest["sessions"][0]["fiducial"]["command"]
+        return command if isinstance(command, str) and 0 < len(command.encode()) < LONGEST_COMMAND else None
+    except (*NOT_AS_EXPECTED, IndexError):
+        return None
+
+
+def _files_in(manifest: dict) -> dict[str, str]:
+    """The names of the run's files, without their folders."""
+    try:
+        given = {name: manifest["paths"][name] for name in FILES if manifest["paths"].get(name)}
+        return {name: text if name == "source" else PurePosixPath(text).name for name, text in given.items() if _is_text(text)}
+    except NOT_AS_EXPECTED:
+        return {}
 
 
 def _row_in(manifest: dict) -> Row | None:

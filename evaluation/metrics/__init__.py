@@ -93,6 +93,12 @@ class Metric:
     curve: str = ""
     against: str | None = None
     option: Option | None = None
+    distance: bool = False
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether a smaller value is a better one."""
+        return self.distance or self.of_distributions
 
     @property
     def of_distributions(self) -> bool:
@@ -207,6 +213,7 @@ METRICS = {
             option=Option("kid_subset_size", KID_SUBSET_SIZE, 2, "images a subset of KID's"),
             bounds=(-inf, inf),
             seed=FIDELITY_SEED,
+            distance=True,
             deviation=lambda settings: (
                 None
                 if settings.kid_subset_size == KID_SUBSET_SIZE

@@ -1,6 +1,7 @@
 """Where results go: a table on the screen, and files."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from fiducial import STDOUT, UserError, say, say_result, write_whole
@@ -13,7 +14,11 @@ def warnings_left(sentences: Sequence[str], said: Collection[str]) -> list[str]:
     return [*left, *([f"{before} more {'warning was' if before == 1 else 'warnings were'} given at the start"] if before else [])]
 
 
-def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
+def _write(beside: Path, content: str | bytes) -> None:
+    beside.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def deliver(table: str, files: Mapping[Path | None, Callable[[], str | bytes]]) -> None:
     """Write the files that are asked for, print the table, and say where they are; `STDOUT` comes last.
 
     Raises:
@@ -22,7 +27,7 @@ def deliver(table: str, files: Mapping[Path | None, Callable[[], str]]) -> None:
     wanted = {path: text for path, text in files.items() if path not in (None, STDOUT)}
     for path, text in wanted.items():
         try:
-            write_whole(path, lambda beside, text=text: beside.write_text(text(), encoding="utf-8"))
+            write_whole(path, partial(_write, content=text()))
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from error
     say(*table.split("\n"), *map(str, wanted))

@@ -6,7 +6,7 @@ is text in the page's font. The same numbers give the same bytes.
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,14 +22,15 @@ if TYPE_CHECKING:  # matplotlib is imported where a figure is made: no command w
 
     from fiducial.evaluation.results.parts import Curve
 
-INK, ACCENT, LINE = "#010203", "#040506", "#070809"  # stand-ins for the page's colours
+INK, ACCENT, LINE = "#1a1d21", "#1f5fbf", "#ccd2da"  # on paper; on a page they stand for its own colours
 COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", LINE: "var(--line)"}
-WIDTH = 340  # of a plot, in the pixels that it is shown at: a phone's
+WIDTH, HEIGHT = 420, 250  # pixels of a plot, which a page shows a little smaller or larger
 ROW = 20  # pixels of a row
 POINT = 72  # pixels of an SVG by matplotlib to an inch
 LONGEST = 20  # characters of a name beside a plot
+MARKERS, STROKES = "osD^vP", ("-", "--", "-.", ":", "-", "--")  # of as many series as can be told apart
 STYLE = {
-    **{"font.size": 12, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"},
+    **{"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"},
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LINE),
 }
@@ -45,12 +46,21 @@ class Bar:
     high: float | None = None
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A figure, what is read out in its place, and a sentence below it."""
+
+    figure: "Figure"
+    title: str
+    caption: str = ""
+
+
 def curve_figure(curve: "Curve", label: str) -> "Figure":
     """FID against 1 / N: the points, the line through the first three, and where it ends, with its interval."""
     from fiducial.evaluation.metrics.fid_infinity import FITTED
 
     whole = curve.counts[0]
-    with _figure(WIDTH, 230) as (figure, axes):
+    with _figure(WIDTH, HEIGHT) as (figure, axes):
         places = [whole / count for count in curve.counts]
         axes.plot([0, places[FITTED - 1]], [curve.at_infinity.value, curve.at(curve.counts[FITTED - 1])], color=LINE, zorder=1)
         axes.plot(places, curve.values, "o", color=ACCENT)
@@ -65,7 +75,7 @@ def curve_figure(curve: "Curve", label: str) -> "Figure":
 
 def pair_figure(x: Bar, y: Bar) -> "Figure":
     """Two metrics of one model against each other, such as recall and precision; both axes from 0 to 1, or beyond it."""
-    with _figure(250, 230) as (figure, axes):
+    with _figure(WIDTH, HEIGHT) as (figure, axes):
         _whiskers(axes, y.value, x)
         _whiskers(axes, x.value, y, vertical=True, marker="")
         for bar, limits, name in ((x, axes.set_xlim, axes.set_xlabel), (y, axes.set_ylim, axes.set_ylabel)):
@@ -75,14 +85,14 @@ def pair_figure(x: Bar, y: Bar) -> "Figure":
     return figure
 
 
-def bars_figure(bars: Sequence[Bar], label: str) -> "Figure":
-    """Bars from 0, the first at the top."""
+def bars_figure(bars: Sequence[Bar], label: str, most: float | None = None) -> "Figure":
+    """Bars from 0, the first at the top; `most` is the largest value of all figures that are to have one scale."""
     with _figure(WIDTH, 55 + ROW * len(bars)) as (figure, axes):
         axes.barh(range(len(bars)), [bar.value for bar in bars], 0.62, color=ACCENT, alpha=0.55)
         for row, bar in enumerate(bars):
             _whiskers(axes, row, bar, marker="", colour=INK)
         _name_rows(axes, bars, label)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, most and 1.05 * most)
     return figure
 
 
@@ -95,6 +105,36 @@ def dots_figure(bars: Sequence[Bar], label: str) -> "Figure":
         _name_rows(axes, bars, label)
         axes.margins(x=0.08)
     return figure
+
+
+def lines_figure(series: Mapping[str, Sequence[tuple[float, Bar]]], name: str, label: str) -> "Figure":
+    """Values with whiskers against a number called `name`: a line a series, told apart by their markers and strokes."""
+    with _figure(WIDTH, HEIGHT) as (figure, axes):
+        for (called, points), marker, stroke in zip(series.items(), MARKERS, STROKES, strict=False):
+            places, values = [place for place, _ in points], [bar.value for _, bar in points]
+            axes.plot(places, values, color=ACCENT, linestyle=stroke, marker=marker, label=printable(called) or None)
+            for place, bar in points:
+                _whiskers(axes, place, bar, vertical=True, marker="")
+        axes.set_xlabel(printable(name))
+        axes.set_ylabel(printable(label))
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def drawn(figure: "Figure", form: str, name: str) -> bytes:
+    """The figure as a file for a paper: `svg` with its text as text, `pdf` with its fonts, or `png` of 300 dots an inch.
+
+    The same numbers give the same bytes; `name` tells the ids of an SVG from another's.
+    """
+    import matplotlib
+
+    buffer = io.BytesIO()
+    nothing = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "pdf.fonttype": 42}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(buffer, format=form, metadata=nothing.get(form), dpi=300)
+    return buffer.getvalue()
 
 
 def svg(figure: "Figure", name: str, title: str) -> str:
@@ -114,7 +154,7 @@ def svg(figure: "Figure", name: str, title: str) -> str:
     for element in root.iter():
         _adapt(element, name)
     root.attrib = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": printable(title)}
-    root.attrib |= {"class": "plot", "style": f"max-width: {width}px"}
+    root.attrib |= {"class": "plot"}
     return ElementTree.tostring(root, encoding="unicode")
 
 

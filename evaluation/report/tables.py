@@ -2,13 +2,15 @@
 
 import itertools
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from fiducial import printable
 from fiducial.evaluation.report.delivery import warnings_left
 from fiducial.evaluation.results.compare import Comparison, Difference, Row
+from fiducial.evaluation.results.judging import DECIDED, answer, on_many, verdicts
 from fiducial.evaluation.results.published import Against, in_words
 from fiducial.evaluation.results.result import Result
+from fiducial.evaluation.results.summary import sentence
 from fiducial.evaluation.results.wording import between, counted, signed
 
 WIDTH = 130  # of the table where nothing says how wide the terminal is
@@ -24,7 +26,7 @@ def result_table(result: Result, said: Collection[str] = ()) -> str:
     lines = [f"{row[0]:<{widths[0]}}" + "".join(f"  {row[i]:>{widths[i]}}" for i in range(1, 5)) for row in rows]
     below = published_lines(result.published) if result.published else []
     notes = [f"left out: {why}" for why in result.left_out.values()] + warnings_left(result.warnings, said)
-    return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *below, *notes]))
+    return "\n".join(map(printable, [lines[0], "-" * len(lines[0]), *lines[1:], *below, *notes, sentence(result)]))
 
 
 def published_lines(found: Against) -> list[str]:
@@ -39,10 +41,13 @@ def published_lines(found: Against) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Values with their intervals below, the spread between seeds, differences."""
-    parts = _values_text(comparison, shutil.get_terminal_size((WIDTH, 24)).columns)
+    """The answer, values with their intervals below, differences, the spread between seeds."""
+    known = verdicts(comparison)
+    parts = ["\n".join(printable(answer(comparison, key)) for key in comparison.labels)]
+    parts += _values_text(comparison, shutil.get_terminal_size((WIDTH, 24)).columns)
+    parts += [_differences_text(found, known) for _, found in itertools.groupby(comparison.differences, lambda one: one.row)]
+    parts += [on_many(comparison)] if on_many(comparison) else []
     parts += [_spread_text(row) for row in comparison.rows if len(row.files) > 1]
-    parts += [_differences_text(found) for _, found in itertools.groupby(comparison.differences, lambda one: one.row)]
     parts += ["\n".join(f"left out: {why}" for why in comparison.left_out)] if comparison.left_out else []
     return "\n\n".join(parts)
 
@@ -80,9 +85,15 @@ def _spread_text(row: Row) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _differences_text(found: Iterable[Difference]) -> str:
+def _differences_text(found: Iterable[Difference], known: Mapping[tuple[str, str], str]) -> str:
+    """Differences from the base; a decided one says whether it is for the better."""
     found = list(found)
-    rows = [(d.label, signed(d.difference, d.unit, d.low, d.high), between(d.low, d.high, d.unit), d.verdict) for d in found]
+    said = [known[one.row, one.key] for one in found]
+    said = [f"{one.verdict}: {word}" if one.verdict == DECIDED else word for one, word in zip(found, said, strict=True)]
+    rows = [
+        (d.label, signed(d.difference, d.unit, d.low, d.high), between(d.low, d.high, d.unit), word)
+        for d, word in zip(found, said, strict=True)
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{found[0].row} less {found[0].against}: difference, 95 % interval"]
     for (label, gap, interval, verdict), one in zip(rows, found, strict=True):

@@ -49,12 +49,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A run, or the runs that differ by their seeds alone. `cells` by the metrics' keys in a result."""
+    """A run, or the runs that differ by their seeds alone. `cells` by the metrics' keys in a result.
+
+    `varies` are the settings that differ between the rows, by their names; empty where a run's are not known.
+    """
 
     name: str
     files: tuple[str, ...]
     seeds: tuple[Value, ...]
     cells: dict[str, Cell]
+    varies: dict[str, Value] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -118,9 +122,10 @@ def compare(results: list[Known], left_out: Iterable[str] = ()) -> Comparison:
     pools: dict[str, list[Known]] = {}
     for position, result in enumerate(results):
         pools.setdefault(_but_seed(result) or str(position), []).append(result)
+    varying = _varying([pool[0].identity for pool in pools.values()])
     rows = tuple(
-        Row(name, tuple(printable(str(one.path)) for one in pool), _seeds(pool), _pooled(pool))
-        for name, pool in zip(_names(list(pools.values())), pools.values(), strict=True)
+        Row(name, tuple(printable(str(one.path)) for one in pool), _seeds(pool), _pooled(pool), varies)
+        for name, pool, varies in zip(_names(list(pools.values())), pools.values(), varying, strict=True)
     )
     if nothing := [row for row in rows if not row.cells]:
         raise UserError(f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their seeds, have no metric in common")
@@ -222,14 +227,21 @@ def _seeds(pool: list[Known]) -> tuple[Value, ...]:
     return tuple(one.identity[SEED] for one in pool if one.identity and SEED in one.identity)
 
 
+def _varying(identities: list[dict[str, Value] | None]) -> list[dict[str, Value]]:
+    """The settings of each that differ between those that are known."""
+    known = [identity for identity in identities if identity]
+    fields = dict.fromkeys(field for identity in known for field in identity if field != SEED)
+    differing = [field for field in fields if len({json.dumps(identity.get(field)) for identity in known}) > 1]
+    return [{field: identity.get(field) for field in differing} if identity else {} for identity in identities]
+
+
 def _names(pools: list[list[Known]]) -> list[str]:
     """Names by what differs between their configurations, or if that is nothing, too much, or not known, their files' names."""
     if len(pools) == 1:
         return ["all runs"]
     identities = [pool[0].identity for pool in pools]
     known = [identity for identity in identities if identity]
-    fields = dict.fromkeys(field for identity in known for field in identity if field != SEED)
-    differing = [field for field in fields if len({json.dumps(identity.get(field)) for identity in known}) > 1]
+    differing = list(next(filter(None, _varying(identities)), {}))
     if len(known) > 1 and not differing:  # runs that could be taken together if they had seeds
         differing = [SEED]
     names = [

@@ -13,7 +13,7 @@ from fiducial.evaluation.results.published import Against, against
 RESULT_FORMAT = "fiducial-result-3"
 ORDER = ("curve", "classes", "memorisation", "run", "published", "class_names")  # in which parts of their own come last in JSON
 OWN_FORM = ("metrics", *ORDER)  # fields that do not stand in JSON as they are
-LEFT_OUT = ("grid",)  # and those that do not stand there
+LEFT_OUT = ("grid", "real")  # and those that do not stand there
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Result:
     """All metrics of one evaluation with everything they depend on.
 
     `training` says which images AuthPct is over, `fiducial` by which version, commit and command the result was made,
-    `published` sets its numbers beside those of the row that its run was drawn after.
+    `published` sets its numbers beside those of the row that its run was drawn after. `grid` and `real` are pictures of
+    samples and of real images.
     """
 
     metrics: dict[str, Number]
@@ -34,6 +35,7 @@ class Result:
     packages: dict[str, str]
     created: str
     grid: Grid = field(default_factory=lambda: Grid([]))
+    real: Grid = field(default_factory=lambda: Grid([]))
     class_names: ClassNames | None = None
     curve: Curve | None = None
     classes: list[ClassScore] = field(default_factory=list)

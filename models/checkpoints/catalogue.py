@@ -15,6 +15,7 @@ from pathlib import Path
 from fiducial import UserError
 from fiducial.models.checkpoints import hub
 from fiducial.models.checkpoints.places import HUB, PUBLISHED, HubFile, Page, Place, Url, hub_file
+from fiducial.wings import ASSETS
 
 OFFICIAL = "https://dl.fbaipublicfiles.com/DiT/models"
 DROPBOX = "https://www.dl.dropboxusercontent.com/scl/fi"
@@ -200,6 +201,15 @@ def unlike_published(ckpt: Path | None, model: str, image_size: int, num_classes
         return None
     names = " or ".join(path.name if path.suffix in FILES else one.checkpoint.name for path, one in there.items())
     return f"--ckpt {ckpt} may be another than the published {names}, of which no hash is known: its own is recorded"
+
+
+def source_of(ckpt: Path, cache_dir: Path | None) -> str | None:
+    """The origin of a checkpoint in words; None for another file than those that are published, or embedded."""
+    if ckpt.absolute().is_relative_to(ASSETS):
+        return "shipped with Fiducial"
+    there = {published.path(cache_dir).absolute(): published.checkpoint.said for published in CATALOGUE.values()}
+    said = there.get(ckpt.absolute())
+    return said and f"from {said}"
 
 
 def is_path(ckpt: Path) -> bool:

@@ -229,6 +229,8 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
         **({"device_type": group.device.type} if config.exact else {}),
     }
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
+    if source := catalogue.source_of(config.ckpt, config.cache_dir):
+        paths["source"] = source
     settled = {"weights_key": found.kind}
     is_own = config.weights_key is not None and checkpoint.read(config.ckpt).kind != found.kind
     times = Flow.of(config).times(config)

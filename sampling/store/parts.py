@@ -47,6 +47,7 @@ OF_EVERY_RUN = {
     "paths.ckpt?": TEXT,
     "paths.weights?": TEXT,
     "paths.vae?": TEXT,
+    "paths.source?": TEXT,
     "class_names?": OBJECT,
     "class_names.source": TEXT,
     "class_names.sha256": TEXT,
