@@ -4,8 +4,9 @@
     python -m fiducial.studies.intervals --out intervals.jsonl --table
 
 Ten clusters with weights from 1 to 10, each of its own shape, with tails of a t distribution of 5 degrees, in 64 dimensions; the
-models' clusters are narrower than the reference's. Each draw has three models that share labels and noise by index: one; another of the same distribution, whose samples are made of
-nearly the same noise; and one that is a little worse. Labels are drawn by the weights, or every class has equally many.
+models' clusters are narrower than the reference's. Each draw has three models that share labels and noise by index: one; another
+of the same distribution, whose samples are made of nearly the same noise; and one that is a little worse. Labels are drawn by the
+weights, or every class has equally many.
 
 The draws are in a file, a line each, so that a study that ended goes on with the same command. The table has: how often 95 %
 intervals held the mean over all draws, with the mean error over the true spread; the same of differences, as paired and as
@@ -35,7 +36,7 @@ from fiducial.evaluation.metrics.vendi import vendi_score
 from fiducial.evaluation.results.pairing import error_of_pair
 
 DIMENSION, CLUSTERS, DEGREES = 64, 10, 5
-REFERENCE, TRAINING = 1000, 500  # images
+REFERENCE, TRAINING = 1000, 500  # images; of the reference half as many as samples, where that is more
 SHARED = 0.95  # of the noise of two models' samples of an index, as a correlation
 WIDTHS = {"real": 1.0, "one": 0.85, "equal": 0.85, "worse": 0.825}  # times the shapes of the clusters
 MODELS = ("one", "equal", "worse")
@@ -82,8 +83,8 @@ class Study:
     def __init__(self, count: int, group: Group):
         self.world, self.count, self.group = World.made(), count, group
         random = np.random.default_rng(1)
-        some = self.world.images(self.world.labels("random", REFERENCE + TRAINING, random), random)["real"]
-        self.reference, self.training = some[:REFERENCE], some[REFERENCE:]
+        some = self.world.images(self.world.labels("random", max(REFERENCE, count // 2) + TRAINING, random), random)["real"]
+        self.reference, self.training = some[:-TRAINING], some[-TRAINING:]
         many = self.world.images(self.world.labels("random", 20_000, random), random)["real"]
         self.moments = statistics_of(many)
 
@@ -94,8 +95,8 @@ class Study:
         strata = strata_of(labels)
         found = {model: self.measure(rows, strata) for model, rows in self.world.images(labels, random, MODELS).items()}
         numbers = {
-            model: {name: [one.value, one.error, one.low, one.high] for name, one in all_.items()}
-            for model, all_ in found.items()
+            model: {name: [one.value, one.error, one.low, one.high] for name, one in of_model.items()}
+            for model, of_model in found.items()
         }
         first, *others = MODELS
         pairs = {
@@ -162,6 +163,8 @@ def table(draws: list[dict]) -> Iterator[str]:
 def columns(name: str, draws: list[dict]) -> Iterator[str]:
     """One metric's cells."""
     draws = [one for one in draws if all(one["numbers"][model][name][1] for model in MODELS)]
+    if len(draws) < 2:
+        return
     value, error, low, high = np.array([one["numbers"]["one"][name] for one in draws]).T
     truth = value.mean()
     yield f"{100 * np.mean((low <= truth) & (truth <= high)):.1f} %"
