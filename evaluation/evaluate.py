@@ -45,6 +45,7 @@ from fiducial.evaluation.lower import effect_of_dtype
 from fiducial.evaluation.making import moments_of_features
 from fiducial.evaluation.metrics import METRICS, Need, called, without_reference
 from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.metrics.intervals import strata_of
 from fiducial.evaluation.record import record
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.reading import LARGEST
@@ -170,7 +171,8 @@ class Evaluation:
         reference, theirs = self._extracted_reference(metrics, cache)
         names = self.class_names or names_of(images, own, self.group)
         training = self._extract(self.training, cache) if self.training else None
-        inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training)
+        strata = strata_of(images.labels)
+        inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training, strata)
         with bounded_threads(self.group):
             scores = Scorer(metrics, inputs, images.labels, names.names).scores()
         if not self.group.is_main:

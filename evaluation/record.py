@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import numpy as np
+
 from fiducial import printable
 from fiducial.evaluation.caveats import deviations, spread_of_labels
 from fiducial.evaluation.data.images import Images, Seen, are_floats
@@ -57,6 +59,7 @@ def record(
             "world_size": inputs.group.world_size,
             "shuffle_seed": settings.rules.shuffle_seed,
             **{f"{row.name}_seed": row.seed for row in METRICS.values() if row.seed is not None},
+            "intervals": taken_for(inputs.strata),
             "features": own.origin,
         },
         packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *extractor.packages)}},
@@ -65,9 +68,17 @@ def record(
         class_names=names if names.names else None,
         curve=scores.curve,
         classes=scores.classes,
+        moves={called(name, extractor)[0]: moves for name, moves in scores.moves.items()},
         memorisation=memorised and with_pictures(memorised, images, training),
         training=_described_training(training, memorised) if memorised else None,
     ).drawn_by(find_run(images.path, own.pixels_sha256))
+
+
+def taken_for(strata: np.ndarray | None) -> str:
+    """How the samples were drawn, as their intervals take it."""
+    if strata is None:
+        return "samples are drawn independently"
+    return f"labels are balanced: of each of {strata.max() + 1:,} classes a fixed number of samples is drawn"
 
 
 def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str, Number]:

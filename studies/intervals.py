@@ -33,7 +33,7 @@ from fiducial.evaluation.metrics.memorisation import in_percent, memorised
 from fiducial.evaluation.metrics.neighbours import neighbourhoods
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 from fiducial.evaluation.metrics.vendi import vendi_score
-from fiducial.evaluation.results.pairing import error_of_pair
+from fiducial.evaluation.results.influences import error_of_pair
 
 DIMENSION, CLUSTERS, DEGREES = 64, 10, 5
 REFERENCE, TRAINING = 1000, 500  # images; of the reference half as many as samples, where that is more
@@ -41,7 +41,7 @@ SHARED = 0.95  # of the noise of two models' samples of an index, as a correlati
 WIDTHS = {"real": 1.0, "one": 0.85, "equal": 0.85, "worse": 0.825}  # times the shapes of the clusters
 MODELS = ("one", "equal", "worse")
 LABELS = ("random", "balanced")
-SUBSETS, SUBSET_SIZE = 50, 200  # of KID
+SUBSETS, SUBSET_SIZE = 10, 100  # of KID
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ class Study:
         }
         first, *others = MODELS
         pairs = {
-            other: {name: error_of_pair(name, one.moves, found[other][name].moves) for name, one in found[first].items()}
+            other: {
+                name: error_of_pair(name, one.moves, found[other][name].moves, self.count) for name, one in found[first].items()
+            }
             for other in others
         }
         return {"count": self.count, "labels": how, "draw": number, "numbers": numbers, "paired": pairs}

@@ -87,7 +87,7 @@ def _squares(marks: np.ndarray) -> float:
 
 
 def _kept(first: float, second: float, third: float) -> tuple[float, float]:
-    """E[(1 - e^-l) / l] by S_1, S_2 and S_3, and the least of it that a fixed number of samples leaves, E[(1 - e^-l) / l - e^-l]."""
+    """E[(1 - e^-l) / l] by S_1, S_2 and S_3, and E[(1 - e^-l) / l - e^-l], the least that a fixed number of samples leaves."""
     mean = second / first
     if mean == 0:
         return 1.0, 0.0
