@@ -25,6 +25,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="write the comparison there; - is standard output, on which nothing else is then",
     )
+    compare.add_argument(
+        "--group-by",
+        choices=["checkpoint"],
+        help="runs that differ by their checkpoint and seed alone, as those of trainings from several seeds, count as one, with "
+        "how their numbers vary from training to training beside from seed to seed",
+    )
     compare.add_argument("--html", type=Path, metavar="FILE", help="write it there as a page")
     compare.set_defaults(carry_out=compare_all)
 
@@ -36,5 +42,5 @@ def compare_all(args: argparse.Namespace) -> None:
 
     files, without = find_results(args.runs)
     check_outputs(args, [*files, *args.runs])
-    comparison = compare(*choose_results(args.runs, files, without))
+    comparison = compare(*choose_results(args.runs, files, without), args.group_by)
     write_comparison(comparison, args.json, args.html)

@@ -57,12 +57,23 @@ class Measured(Estimate):
         return Estimate(self.value, self.error, self.low, self.high, self.spread)
 
 
-def estimate(value: float, error: float | None, least: float = -np.inf, most: float = np.inf, **more: float | None) -> Estimate:
-    """A value with a normal interval, cut off at what the metric can be; without one if nothing varied, which bounds nothing."""
+def estimate(
+    value: float,
+    error: float | None,
+    least: float = -np.inf,
+    most: float = np.inf,
+    spread: float | None = None,
+    quantile: float = NORMAL,
+) -> Estimate:
+    """A value with a normal interval, cut off at what the metric can be; without one if nothing varied, which bounds nothing.
+
+    Args:
+        quantile: in the place of a normal distribution's, at 97.5 %.
+    """
     if error is None or error <= ROUNDING * abs(value):
-        return Estimate(value, **more)
-    low, high = (min(max(value + side * NORMAL * error, least), most) for side in (-1, 1))
-    return Estimate(value, error, low, high, **more)
+        return Estimate(value, spread=spread)
+    low, high = (min(max(value + side * quantile * error, least), most) for side in (-1, 1))
+    return Estimate(value, error, low, high, spread)
 
 
 def measured(

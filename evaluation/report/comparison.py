@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 
 from fiducial.evaluation.report.document import INTERVALS, document, figure_html, notes_html
 from fiducial.evaluation.report.plots import Bar, dots_figure, svg
+from fiducial.evaluation.report.tables import AXES, axes_rows
 from fiducial.evaluation.results.compare import Comparison, Row
 from fiducial.evaluation.results.wording import between, signed
 
 VERDICTS = (
-    "Decided: the 95 % interval of the difference excludes 0. The runs are taken as independent, also where they share a seed, "
-    "so that errors add in quadrature. Where two runs do not differ at all, one in twenty numbers is decided by chance."
+    "Decided: the 95 % interval of the difference excludes 0. Runs that share seed, labels and noise are compared sample by "
+    "sample, and their intervals are narrower by what moves both alike; others are taken as independent, so that errors add in "
+    "quadrature. Where two runs do not differ at all, one in twenty numbers is decided by chance."
 )
 
 
@@ -34,7 +36,7 @@ def comparison_page(comparison: Comparison) -> str:
         f'<div class="plots">{"".join(plots)}</div>',
         f'<p class="remarks">{html.escape(INTERVALS)} The line is the first run.</p>',
         f"<h2>Numbers</h2>{_runs_html(comparison)}",
-        *(_spread_html(row) for row in comparison.rows if len(row.files) > 1),
+        *(_axes_html(row) if row.axes else _spread_html(row) for row in comparison.rows if len(row.files) > 1),
         _differences_html(comparison),
         f'<h2>What they share</h2><table class="facts">{basis}</table>',
         f'<h2>Results</h2><table class="facts">{files}</table>',
@@ -101,15 +103,29 @@ def _spread_html(row: Row) -> str:
     )
 
 
+def _axes_html(row: Row) -> str:
+    """Of runs of several checkpoints, how their numbers vary over draws and over trainings."""
+    rows = [
+        _row_html(label, [(name, text, "") for name, text in zip(AXES[1:], texts, strict=True)])
+        for label, *texts in axes_rows(row)
+    ]
+    return (
+        f"<h2>Between the checkpoints of {html.escape(row.name)}</h2>{_table_html(AXES, rows)}"
+        f'<p class="remarks">95 % intervals of the mean of {len(row.checkpoints)} checkpoints, each counting the same: over '
+        "draws from these, and over trainings, by Student's t. Spreads are standard deviations: of one draw, and of one training "
+        "without what draws add.</p>"
+    )
+
+
 def _differences_html(comparison: Comparison) -> str:
-    parts = []
+    parts, how = [], {one.row: one.sentence for one in comparison.how}
     for row in comparison.rows[1:]:
         rows = [
             _row_html(
                 one.label,
                 [
                     ("difference", signed(one.difference, one.unit, one.low, one.high), ""),
-                    ("95 % interval", between(one.low, one.high, one.unit), ""),
+                    ("95 % interval", between(one.low, one.high, one.unit), one.gain),
                     ("relative", "" if one.relative is None else f"{100 * one.relative:+.1f} %", ""),
                     ("verdict", f'<span class="{one.verdict.replace(" ", "-")}">{one.verdict}</span>', one.note),
                 ],
@@ -118,7 +134,9 @@ def _differences_html(comparison: Comparison) -> str:
             if one.row == row.name
         ]
         head = ("metric", "difference", "95 % interval", "relative", "verdict")
-        parts.append(f"<h2>{html.escape(row.title)} less {html.escape(comparison.rows[0].title)}</h2>{_table_html(head, rows)}")
+        title = f"{html.escape(row.title)} less {html.escape(comparison.rows[0].title)}"
+        said = f'<p class="remarks">Taken {html.escape(how[row.name])}.</p>'
+        parts.append(f"<h2>{title}</h2>{_table_html(head, rows)}{said}")
     if parts:
         parts.append(f'<p class="remarks">{html.escape(VERDICTS)}</p>')
     return "".join(parts)
