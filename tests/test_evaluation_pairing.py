@@ -28,6 +28,7 @@ def test_what_lies_between_balanced_classes_is_no_chance():
     assert length(moves_of(values, strata_of(labels))) == pytest.approx(expected, rel=1e-12)
     assert length(moves_of(values)) == pytest.approx(values.std(ddof=1) / 121**0.5, rel=1e-12)
     assert length(moves_of(values)) > 5 * expected
+    assert length(moves_of(np.full(9, 0.1))) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(

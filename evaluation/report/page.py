@@ -26,7 +26,8 @@ def report_page(result: Result) -> str:
     first = next(iter(result.metrics.values()))
     everywhere = [text for text in first.deviations if all(text in m.deviations for m in result.metrics.values())]
     lines = [f"Protocol: {first.protocol}."]
-    lines += [INTERVALS] if any(m.low is not None for m in result.metrics.values()) else []
+    if any(m.low is not None for m in result.metrics.values()):
+        lines.append(f"{INTERVALS} Here, {result.settings.get('intervals', 'samples are drawn independently')}.")
     lines += [f"Deviation of every number: {text}." for text in everywhere]
     lines += [f"Left out: {why}." for why in result.left_out.values()]
     parts = [
