@@ -133,7 +133,7 @@ def statistics_of(rows: np.ndarray) -> FeatureStatistics:
 
 
 def draws_in(path: Path) -> list[dict]:
-    """What is in the file; a line that is not whole, as of a study that was killed, counts as absent."""
+    """The draws in the file; a line that is not whole, as of a study that was killed, counts as absent."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
