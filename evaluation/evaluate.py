@@ -45,6 +45,7 @@ from fiducial.evaluation.lower import effect_of_dtype
 from fiducial.evaluation.making import moments_of_features
 from fiducial.evaluation.metrics import METRICS, Need, called, without_reference
 from fiducial.evaluation.metrics.inputs import Inputs
+from fiducial.evaluation.metrics.intervals import strata_of
 from fiducial.evaluation.panel import Member, find_panel, load_panel
 from fiducial.evaluation.record import record
 from fiducial.evaluation.results.grid import Grid
@@ -184,8 +185,8 @@ class Evaluation:
         (reference, theirs), *members = extracted_references(self, metrics, cache)
         names = self.class_names or names_of(images, own, self.group)
         training = extracted(self, self.training, cache)[0] if self.training else None
-        inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training)
-        inputs = replace(inputs, panel=inputs_of_panel(self, others, [found for found, _ in members]))
+        inputs = Inputs(own, reference, self.extractor, self.settings, self.group, training, strata=strata_of(images.labels))
+        inputs = replace(inputs, panel=inputs_of_panel(inputs, self.panel, others, [found for found, _ in members]))
         with bounded_threads(self.group):
             scores = Scorer(metrics, inputs, images.labels, names.names).scores()
         if not self.group.is_main:
@@ -208,11 +209,13 @@ def extracted(evaluation: Evaluation, images: Images, cache: Path, with_panel: b
     return extract_each(images, extractors, evaluation.group, evaluation.settings.batch_size, cache)
 
 
-def inputs_of_panel(evaluation: Evaluation, own: Sequence[Features], references: Sequence[Reference]) -> tuple[Inputs, ...]:
-    """The data that each of the panel's networks gives of the samples, with its reference."""
-    extractors = [member.extractor for member in evaluation.panel]
+def inputs_of_panel(
+    inputs: Inputs, panel: Sequence[Member], own: Sequence[Features], references: Sequence[Reference]
+) -> tuple[Inputs, ...]:
+    """The data that each of the panel's networks gives of the samples of `inputs`, with its reference."""
+    extractors = [member.extractor for member in panel]
     each = zip(own, references, extractors, strict=True)
-    return tuple(Inputs(*one, evaluation.settings, evaluation.group) for one in each)
+    return tuple(Inputs(*one, inputs.settings, inputs.group, strata=inputs.strata) for one in each)
 
 
 def why_not_by_class(images: Images | Seen, metrics: tuple[str, ...], scores: Scores) -> str | None:

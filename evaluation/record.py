@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import numpy as np
+
 from fiducial import printable
 from fiducial.evaluation.caveats import deviations, of_extractor, of_panel, spread_of_labels
 from fiducial.evaluation.data.images import Images, Seen, are_floats
@@ -60,6 +62,7 @@ def record(
             "world_size": inputs.group.world_size,
             "shuffle_seed": settings.rules.shuffle_seed,
             **{f"{row.name}_seed": row.seed for row in METRICS.values() if _is_seeded(row, scores)},
+            "intervals": taken_for(inputs.strata),
             "features": own.origin,
         },
         packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *more)}},
@@ -69,6 +72,7 @@ def record(
         class_names=names if names.names else None,
         curve=scores.curve,
         classes=scores.classes,
+        moves={called(name, extractor)[0]: moves for name, moves in scores.moves.items()},
         memorisation=memorised and with_pictures(memorised, images, training),
         training=_described_training(training, memorised) if memorised else None,
     ).drawn_by(find_run(images.path, own.pixels_sha256))
@@ -77,6 +81,13 @@ def record(
 def _is_seeded(row: Metric, scores: Scores) -> bool:
     """Whether a metric's seed is recorded: of what was computed, and beside an option, which is recorded always."""
     return row.seed is not None and (row.name in scores.values or row.option is not None)
+
+
+def taken_for(strata: np.ndarray | None) -> str:
+    """How the samples were drawn, as their intervals take it."""
+    if strata is None:
+        return "samples are drawn independently"
+    return f"labels are balanced: of each of {strata.max() + 1:,} classes a fixed number of samples is drawn"
 
 
 def _numbers(images: Images | Seen, inputs: Inputs, scores: Scores) -> dict[str, Number]:

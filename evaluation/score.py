@@ -12,7 +12,7 @@ from fiducial.evaluation.metrics.fdr import distances
 from fiducial.evaluation.metrics.frechet import fid
 from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error
 from fiducial.evaluation.metrics.inputs import Inputs
-from fiducial.evaluation.metrics.intervals import ENOUGH, Estimate, estimate, without_interval
+from fiducial.evaluation.metrics.intervals import ENOUGH, Estimate, Measured, estimate, without_interval
 from fiducial.evaluation.metrics.memorisation import of_samples
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 from fiducial.evaluation.results.parts import ClassScore, Curve, Memorisation
@@ -26,7 +26,7 @@ class Scores:
 
     `panel` are the distances that FDr6 is the mean of, by extractor. `pairing` says which classes are compared; `astray` counts
     those whose samples are, in the mean, nearer to another class. `caveats` are sentences that a reader has to know of single
-    metrics.
+    metrics. `moves` are those of the values that have an interval.
     """
 
     values: dict[str, Estimate]
@@ -37,6 +37,7 @@ class Scores:
     astray: int = 0
     memorised: Memorisation | None = None
     panel: dict[str, Estimate] = field(default_factory=dict)
+    moves: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Scorer:
@@ -61,6 +62,8 @@ class Scorer:
         if len(self.own.rows) < ENOUGH:
             values = {name: found if METRICS[name].counted else without_interval(found) for name, found in values.items()}
         values = {name: found for name, found in values.items() if found is not None}
+        moves = {name: one.moves for name, one in values.items() if isinstance(one, Measured) and one.moves is not None}
+        values = {name: one.plain if isinstance(one, Measured) else one for name, one in values.items()}
         rows = [METRICS[name] for name in values]
         caveats = [function_of(row.caveat)(inputs, self.labels) for row in rows if row.caveat]
         return Scores(
@@ -72,6 +75,7 @@ class Scorer:
             astray,
             inputs.once(of_samples) if inputs.training else None,
             inputs.once(distances) if inputs.panel else {},
+            moves,
         )
 
     def _is_wanted(self, metric: Metric) -> bool:

@@ -5,7 +5,6 @@ python -m torch.distributed.run --nproc_per_node=2 tests/ranks.py FOLDER writes 
 
 import json
 import sys
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,18 @@ sys.path.insert(0, str(ROOT))
 
 import fiducial  # noqa: E402
 from fiducial.evaluation.metrics import fid_infinity, gaussians, inception_score, intervals, kid, neighbours, vendi  # noqa: E402
-from fiducial.evaluation.metrics.intervals import Estimate  # noqa: E402
+from fiducial.evaluation.metrics.intervals import Estimate, Measured  # noqa: E402
 from fiducial.evaluation.metrics.memorisation import memorisation  # noqa: E402
 from fiducial.evaluation.metrics.statistics import FeatureStatistics  # noqa: E402
 
 SMALL = {(module, "ROWS"): 9 for module in (intervals, fid_infinity, vendi)}  # so that there are parts for every rank
 SMALL |= {(neighbours, "TILE"): 7, (neighbours, "ADM_BLOCK"): 40}
+
+
+def numbers(found: Estimate) -> list:
+    """Value, error, interval, spread and moves."""
+    moves = found.moves if isinstance(found, Measured) else None
+    return [found.value, found.error, found.low, found.high, found.spread, *([] if moves is None else moves.tolist())]
 
 
 def everything(group: fiducial.Group) -> dict[str, list]:
@@ -39,16 +44,17 @@ def everything(group: fiducial.Group) -> dict[str, list]:
     zero = x * (np.arange(101) != 50)[:, None]
     found = {
         "frechet error": [error],
-        "curve": [*curve.values, curve.slope, *astuple(curve.at_infinity)],
-        "is": astuple(inception_score.inception_score(blocks, group)),
-        "vendi": astuple(vendi.vendi_score(x, group)),
+        "curve": [*curve.values, curve.slope, *numbers(curve.at_infinity)],
+        "is": numbers(inception_score.inception_score(blocks, group)),
+        "is within classes": numbers(inception_score.inception_score(blocks, group, None, np.arange(101) % 4)),
+        "vendi": numbers(vendi.vendi_score(x, group)),
         "vendi with a row of zeros": [vendi.vendi_score(zero, group)],
-        "kid": astuple(kid.kernel_distance(x, y, group, subsets=10, size=30)),
-        "memorisation": astuple(memorisation(x, y, group).authentic),
+        "kid": numbers(kid.kernel_distance(x, y, group, subsets=10, size=30)),
+        "memorisation": numbers(memorisation(x, y, group).authentic),
     }
     for half in (False, True):
         shares = neighbours.neighbourhoods(y, x, group, half)
-        found |= {f"{name} {half}": astuple(value) for name, value in vars(shares).items()}
+        found |= {f"{name} {half}": numbers(value) for name, value in vars(shares).items()}
     distances, indices = neighbours.closest(neighbours.Pairs(grid[:70], grid[70:], group, False), group)
     return {name: list(values) for name, values in found.items()} | {"closest": [*distances.tolist(), *indices.tolist()]}
 

@@ -14,11 +14,11 @@ from fiducial.evaluation.metrics.intervals import (
     GROUPS,
     SPLITS,
     Estimate,
-    error_of_mean,
     estimate,
     groups_of,
-    jackknife_error,
+    jackknife_moves,
     kept_groups,
+    length,
     share,
 )
 from fiducial.evaluation.metrics.kid import kernel_distance
@@ -42,13 +42,6 @@ def test_shares_have_wilsons_interval(count):
         assert found.low < found.high
     assert share(0, count).low == pytest.approx(0, abs=1e-12)
     assert share(count, count).high == pytest.approx(1, abs=1e-12)
-
-
-def test_error_of_a_mean_is_numpys_in_any_parts():
-    values = np.random.default_rng(0).normal(3, 2, 101)
-    for cuts in ([], [1], [50, 51, 90]):
-        assert error_of_mean(np.split(values, cuts)) == pytest.approx(values.std(ddof=1) / 101**0.5, rel=1e-12)
-    assert error_of_mean([np.full(9, 0.1)]) == pytest.approx(0, abs=1e-9)
 
 
 def test_groups_are_even_and_thirds_are_left_out_once_a_split():
@@ -75,7 +68,7 @@ def test_the_jackknife_gives_the_known_error_of_a_mean():
     errors = []
     for seed in range(200):
         values, member = np.random.default_rng(seed).normal(size=120), groups_of(120)
-        errors.append(jackknife_error(np.array([values[groups[member]].mean() for groups in kept_groups()])))
+        errors.append(length(jackknife_moves(np.array([values[groups[member]].mean() for groups in kept_groups()]))))
     assert np.mean(np.square(errors)) ** 0.5 == pytest.approx(120**-0.5, rel=0.05)
 
 

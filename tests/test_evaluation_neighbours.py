@@ -6,7 +6,7 @@ import torch
 from conftest import features
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from fiducial.evaluation.metrics import neighbours
+from fiducial.evaluation.metrics import covering, neighbours
 from fiducial.evaluation.metrics.intervals import groups_of, kept_groups
 from fiducial.evaluation.metrics.neighbours import Pairs, closest, nearest, neighbourhoods
 
@@ -227,28 +227,45 @@ def test_a_reference_without_a_fifth_neighbour_has_neither_density_nor_coverage(
 
 
 @pytest.mark.usefixtures("_small_tiles")
-def test_errors_of_recall_and_coverage_leave_thirds_out(alone):
+def test_the_error_of_recall_leaves_thirds_out(alone):
     """By force: the metric of every two thirds. To keep the third and leave the rest, for one, would show."""
     reference, samples = features(50, 0, 6), features(61, 8, 6)
     member, found = groups_of(61), neighbourhoods(reference, samples, alone)
-    metrics = {
-        "recall": lambda rows: precision_recall_oracle(reference, rows)[1],
-        "coverage": lambda rows: density_coverage_oracle(reference, rows)[1],
-    }
-    for name, metric in metrics.items():
-        estimate = getattr(found, name)
-        left = [metric(samples[groups[member]]) for groups in kept_groups()]
-        third = [metric(samples[~groups[member]]) for groups in kept_groups()]
-        error = (2 * sum((value - np.mean(left)) ** 2 for value in left) / (len(left) - 1)) ** 0.5
-        assert estimate.error == pytest.approx(error, rel=1e-9)
-        assert np.std(third) != pytest.approx(np.std(left), rel=0.05)
-        assert estimate.low == pytest.approx(max(estimate.value - 1.959964 * error, 0), rel=1e-9)
-        assert estimate.high == pytest.approx(min(estimate.value + 1.959964 * error, 1), rel=1e-9)
+    left, third = (
+        [precision_recall_oracle(reference, samples[groups[member]])[1] for groups in kept]
+        for kept in (kept_groups(), ~kept_groups())
+    )
+    error = (2 * sum((value - np.mean(left)) ** 2 for value in left) / (len(left) - 1)) ** 0.5
+    assert found.recall.error == pytest.approx(error, rel=1e-9)
+    assert np.std(third) != pytest.approx(np.std(left), rel=0.05)
+    assert found.recall.low == pytest.approx(max(found.recall.value - 1.959964 * error, 0), rel=1e-9)
+    assert found.recall.high == pytest.approx(min(found.recall.value + 1.959964 * error, 1), rel=1e-9)
+
+
+@pytest.mark.usefixtures("_small_tiles")
+def test_the_error_of_coverage_counts_who_alone_covers_what(alone):
+    """The sets of samples near each reference image, by a double loop."""
+    reference, samples = features(50, 0, 6), features(61, 8, 6)
+    radii = np.array([sorted(row)[5] for row in squares(reference, reference)])
+    near = squares(reference, samples) < radii[:, None]
+    sets = [tuple(np.flatnonzero(row)) for row in near]
+    found, expected = neighbourhoods(reference, samples, alone).coverage, covering.coverage_of(*sums_of(sets, 61), 61)
+    assert (found.value, found.error, found.low) == pytest.approx((expected.value, expected.error, expected.low), rel=1e-12)
+    assert found.moves == pytest.approx(expected.moves)
+    fewer = [one if len(one) != 1 else () for one in sets]
+    assert covering.coverage_of(*sums_of(fewer, 61), 61).error != pytest.approx(found.error, rel=0.05)
+
+
+def sums_of(sets: list[tuple[int, ...]], count: int) -> tuple[np.ndarray, ...]:
+    """What `coverage_of` takes of the samples in each ball."""
+    marks, indices = covering.random_marks(count), np.arange(count, dtype=float)
+    values = (np.ones(count), indices, indices**2, marks)
+    return tuple(np.array([one[list(some)].sum() for some in sets]) for one in values)
 
 
 def test_too_few_samples_for_a_third_to_be_left_out_give_no_interval(alone):
     few, enough = (neighbourhoods(features(50, 0, 6), features(count, 1, 6), alone) for count in (23, 24))
-    assert few.recall.error is few.recall.low is few.coverage.high is None
+    assert few.recall.error is few.recall.low is None
     assert enough.recall.error is not None
     assert few.precision.error is not None
 

@@ -29,6 +29,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     compare.add_argument(
         "--base", type=Path, metavar="RUN", help="the one that the others are compared with (default: the first that is taken)"
     )
+    compare.add_argument(
+        "--group-by",
+        choices=["checkpoint"],
+        help="runs that differ by their checkpoint and seed alone, as those of trainings from several seeds, count as one, with "
+        "how their numbers vary from training to training beside from seed to seed",
+    )
     add_outputs(compare, "the comparison", "it as a page")
     compare.set_defaults(carry_out=compare_all)
 
@@ -44,7 +50,7 @@ def compare_all(args: argparse.Namespace) -> None:
     results, left_out = choose_results(args.runs, files, without)
     if args.base and find_result(args.base).resolve() != results[0].path.resolve():
         raise UserError(f"--base {args.base}: cannot be compared with most of the others")
-    comparison = compare(results, left_out)
+    comparison = compare(results, left_out, args.group_by)
     write_comparison(comparison, args.json, args.html, args.html and pictures_of(comparison, results), others(args))
 
 

@@ -6,7 +6,7 @@ from fiducial import Group
 from fiducial.evaluation.metrics.frechet import fid
 from fiducial.evaluation.metrics.gaussians import frechet_distance
 from fiducial.evaluation.metrics.inputs import Inputs
-from fiducial.evaluation.metrics.intervals import ROWS, Estimate, estimate
+from fiducial.evaluation.metrics.intervals import ROWS, Estimate, Measured, dealt, estimate, length
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 from fiducial.evaluation.results.parts import Curve
 
@@ -15,18 +15,29 @@ FITTED = 3  # of these, the largest, that the line goes through
 CURVE_SEED, SHUFFLES = 0, 4
 
 
-def fid_infinity(inputs: Inputs) -> Estimate:
+def fid_infinity(inputs: Inputs) -> Measured:
     """Where the curve's line ends."""
-    return inputs.once(curve).at_infinity
+    return inputs.once(_found)[1]
 
 
 def curve(inputs: Inputs) -> Curve:
-    """FID against N; see `frechet_curve`."""
+    """FID against N; see `extrapolated`."""
+    return inputs.once(_found)[0]
+
+
+def _found(inputs: Inputs) -> tuple[Curve, Measured]:
     reference = inputs.reference
-    return frechet_curve(inputs.own.rows, reference.mu, reference.sigma, inputs.once(fid), inputs.group)
+    return extrapolated(inputs.own.rows, reference.mu, reference.sigma, inputs.once(fid), inputs.group, inputs.strata)
 
 
 def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Estimate, group: Group) -> Curve:
+    """The curve of independent samples; see `extrapolated`."""
+    return extrapolated(rows, mu, sigma, whole, group)[0]
+
+
+def extrapolated(
+    rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Estimate, group: Group, strata: np.ndarray | None = None
+) -> tuple[Curve, Measured]:
     """FID-infinity (arXiv 1911.07023): the Fréchet distance is biased by a multiple of 1 / N, which a straight line takes away.
 
     Each point is the mean over blocks that hold all samples between them, after seeded shuffles: all at once, halves, thirds
@@ -38,11 +49,16 @@ def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Es
     Args:
         rows: features (N, D) of at least `PER_DIMENSION` samples a dimension.
         whole: the distance of all samples, with its error.
+        strata: (N,), of which every block has its part, as all samples have: classes that are fixed for all of them and drawn
+            for a half would bias the half by more than a multiple of 1 / N.
+
+    Returns:
+        The curve, and its value at infinity with the moves of the whole distance, the bend and the shuffles.
     """
     orders = [np.random.default_rng([CURVE_SEED, shuffle]).permutation(len(rows)) for shuffle in range(SHUFFLES)]
     points = [np.full(SHUFFLES, whole.value)]
     for parts in BLOCK_COUNTS[1:]:
-        blocks = [block for order in orders for block in np.array_split(order, parts)]
+        blocks = [block for order in orders for block in dealt(order, parts, strata)]
         distances = np.zeros(len(blocks))
         for number in range(group.rank, len(blocks), group.world_size):
             distances[number] = _distance_of(rows, blocks[number], mu, sigma, group)
@@ -51,8 +67,12 @@ def frechet_curve(rows: np.ndarray, mu: np.ndarray, sigma: np.ndarray, whole: Es
     slopes, values = np.polyfit(1 / np.array(counts[:FITTED]), np.array(points[:FITTED]), 1)  # a line a shuffle
     means = tuple(float(point.mean()) for point in points)
     bend = values.mean() - np.polyfit(1 / np.array(counts), means, 2)[-1]
-    error = whole.error and float(np.sqrt(whole.error**2 + values.var(ddof=1) / SHUFFLES + bend**2))
-    return Curve(tuple(counts), means, float(slopes.mean()), estimate(float(values.mean()), error))
+    drawn = np.append((values - values.mean()) / np.sqrt(SHUFFLES * (SHUFFLES - 1)), bend)
+    error = whole.error and float(np.hypot(whole.error, length(drawn)))
+    found = estimate(float(values.mean()), error)
+    moves = getattr(whole, "moves", None)
+    moves = None if moves is None or found.error is None else np.concatenate([moves, drawn])
+    return Curve(tuple(counts), means, float(slopes.mean()), found), Measured(**vars(found), moves=moves)
 
 
 def _distance_of(rows: np.ndarray, block: np.ndarray, mu: np.ndarray, sigma: np.ndarray, group: Group) -> float:

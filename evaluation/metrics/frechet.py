@@ -4,29 +4,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fiducial import Group
-from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error
+from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_moves
 from fiducial.evaluation.metrics.inputs import Inputs
-from fiducial.evaluation.metrics.intervals import Estimate, estimate
+from fiducial.evaluation.metrics.intervals import Measured, measured
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
     from fiducial.evaluation.features.extraction import Rows
 
 
-def fid(inputs: Inputs) -> Estimate:
+def fid(inputs: Inputs) -> Measured:
     """The Fréchet distance of all features, to the reference's `mu` and `sigma`."""
-    own, reference = inputs.own, inputs.reference
-    return _estimated(own.statistics, own.rows, reference.mu, reference.sigma, inputs.group)
+    return _measured(inputs, inputs.own.statistics, inputs.own.rows, inputs.reference.mu, inputs.reference.sigma)
 
 
-def sfid(inputs: Inputs) -> Estimate:
+def sfid(inputs: Inputs) -> Measured:
     """The same of the spatial features."""
-    own, reference = inputs.own, inputs.reference
-    return _estimated(own.spatial, own.spatial_rows, reference.mu_s, reference.sigma_s, inputs.group)
+    return _measured(inputs, inputs.own.spatial, inputs.own.spatial_rows, inputs.reference.mu_s, inputs.reference.sigma_s)
 
 
-def _estimated(own: FeatureStatistics, rows: "np.ndarray | Rows", mu: np.ndarray, sigma: np.ndarray, group: Group) -> Estimate:
+def _measured(inputs: Inputs, own: FeatureStatistics, rows: "np.ndarray | Rows", mu: np.ndarray, sigma: np.ndarray) -> Measured:
     """One that costs too much for every rank to compute it."""
+    group = inputs.group
     found = group.once(lambda: float(frechet_distance(own.mean, own.covariance, mu, sigma, group.device)))
-    return estimate(found, frechet_error(rows, own, mu, sigma, group), 0)
+    return measured(found, frechet_moves(rows, own, mu, sigma, group, inputs.strata), 0)

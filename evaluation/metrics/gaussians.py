@@ -1,13 +1,12 @@
 """The Fréchet distance of two Gaussians, and what its error depends on: arrays to floats, nothing else."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fiducial import Group
 from fiducial.evaluation.metrics import linear
-from fiducial.evaluation.metrics.intervals import ROUNDING, error_over_rows
+from fiducial.evaluation.metrics.intervals import ROUNDING, length, moves_of, over_rows
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
@@ -64,23 +63,15 @@ def transport(sigma1: np.ndarray, sigma2: np.ndarray, device: "torch.device | No
     return (b @ vectors[:, kept] * values[kept] ** -0.25).T
 
 
-def frechet_influences(
-    own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
-) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of rows (B, D) that says by how much, times N, each moves the distance; see `frechet_error`."""
-    w, gap = transport(own.covariance, sigma, group and group.device), own.mean - mu
-
-    def influences(part: np.ndarray) -> np.ndarray:
-        d = part.astype(np.float64) - own.mean
-        return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
-
-    return influences
-
-
-def frechet_error(
-    rows: "np.ndarray | Rows", own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
-) -> float | None:
-    """Standard error of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
+def frechet_moves(
+    rows: "np.ndarray | Rows",
+    own: FeatureStatistics,
+    mu: np.ndarray,
+    sigma: np.ndarray,
+    group: Group | None = None,
+    strata: np.ndarray | None = None,
+) -> np.ndarray | None:
+    """The moves (N,) of the Fréchet distance of samples with features `rows` (N, D) to a fixed N(mu, sigma).
 
     By the delta method: a sample at distance d from the mean m moves it by (2 (m - mu).d + d'(1 - T)d) / N and a constant, with
     T the `transport` from the samples' covariance. Where the two distributions are nearly one, that is nearly 0, and the error is
@@ -90,5 +81,19 @@ def frechet_error(
     count, dimension = rows.shape
     if count <= dimension:
         return None
-    error = error_over_rows(rows, frechet_influences(own, mu, sigma, group), group)
-    return error if error > ROUNDING * own.covariance.trace() else None
+    w, gap = transport(own.covariance, sigma, group and group.device), own.mean - mu
+
+    def influences(part: np.ndarray) -> np.ndarray:
+        d = part.astype(np.float64) - own.mean
+        return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
+
+    moves = moves_of(over_rows(rows, influences, group), strata)
+    return moves if length(moves) > ROUNDING * own.covariance.trace() else None
+
+
+def frechet_error(
+    rows: "np.ndarray | Rows", own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
+) -> float | None:
+    """Standard error of the Fréchet distance of independent samples, by their `frechet_moves`."""
+    moves = frechet_moves(rows, own, mu, sigma, group)
+    return None if moves is None else length(moves)

@@ -9,25 +9,25 @@ import torch
 from fiducial import Group
 from fiducial.evaluation.metrics import ADM_IS_BLOCK, FIDELITY_SEED, SHUFFLE_SEED
 from fiducial.evaluation.metrics.inputs import Inputs
-from fiducial.evaluation.metrics.intervals import Estimate, error_of_mean, estimate
+from fiducial.evaluation.metrics.intervals import Measured, measured, moves_of
 
 LOGITS_CHUNK = 1000  # images whose logits exist at once
 
 
-def inception(inputs: Inputs) -> Estimate:
+def inception(inputs: Inputs) -> Measured:
     """IS as the protocol has it: splits of a seeded permutation, or blocks in the order of the file."""
     count, splits = len(inputs.own.rows), inputs.settings.rules.is_splits
     if splits is None:
-        return inception_score(_blocks(inputs, np.arange(count)), inputs.group)
+        return _score(inputs, _blocks_of(np.arange(count)))
     order = np.random.RandomState(FIDELITY_SEED).permutation(count)
     cuts = [split * count // splits for split in range(1, splits)]
-    return inception_score([partial(_logits, inputs, block) for block in np.split(order, cuts)], inputs.group)
+    return _score(inputs, np.split(order, cuts))
 
 
-def shuffled(inputs: Inputs) -> Estimate:
+def shuffled(inputs: Inputs) -> Measured:
     """IS over blocks after a seeded shuffle, which a file sorted by class does not lower."""
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(inputs.own.rows))
-    return inception_score(_blocks(inputs, order), inputs.group)
+    return _score(inputs, _blocks_of(order))
 
 
 def caveat(inputs: Inputs, labels: np.ndarray | None) -> str | None:
@@ -65,21 +65,32 @@ def looks_sorted(predicted: np.ndarray) -> bool:
     return chance < 1 and beyond_noise and (seen - chance) / (1 - chance) > 0.2
 
 
-def _blocks(inputs: Inputs, order: np.ndarray) -> list[Callable[[], Iterator[np.ndarray]]]:
-    """ADM's blocks of images in this order, each as what gives its logits."""
-    return [partial(_logits, inputs, block) for block in np.split(order, range(ADM_IS_BLOCK, len(order), ADM_IS_BLOCK))]
+def _blocks_of(order: np.ndarray) -> list[np.ndarray]:
+    """ADM's blocks of images in this order."""
+    return np.split(order, range(ADM_IS_BLOCK, len(order), ADM_IS_BLOCK))
+
+
+def _score(inputs: Inputs, blocks: list[np.ndarray]) -> Measured:
+    """The score over blocks of images, by their indices."""
+    places = [np.sort(block) for block in blocks]
+    return inception_score([partial(_logits, inputs, block) for block in places], inputs.group, places, inputs.strata)
 
 
 def _logits(inputs: Inputs, block: np.ndarray) -> Iterator[np.ndarray]:
-    """Of these images, by ascending index."""
+    """Of these images, in this order."""
     extractor = inputs.extractor
-    for chunk in np.split(np.sort(block), range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
+    for chunk in np.split(block, range(LOGITS_CHUNK, len(block), LOGITS_CHUNK)):
         inputs.group.check()
         rows = torch.from_numpy(inputs.own.rows[chunk]).to(extractor.device)
         yield extractor.logits(rows).cpu().numpy()
 
 
-def inception_score(blocks: list[Callable[[], Iterator[np.ndarray]]], group: Group) -> Estimate:
+def inception_score(
+    blocks: list[Callable[[], Iterator[np.ndarray]]],
+    group: Group,
+    places: list[np.ndarray] | None = None,
+    strata: np.ndarray | None = None,
+) -> Measured:
     """Mean over blocks of exp(mean KL) (arXiv 1606.03498), with its standard deviation over several blocks.
 
     The error is by the delta method: a sample moves the score of its block by that score times its own KL from the block's
@@ -87,15 +98,24 @@ def inception_score(blocks: list[Callable[[], Iterator[np.ndarray]]], group: Gro
 
     Args:
         blocks: each gives the logits (B, classes) of its images, in any cut, whenever it is called.
+        places: the images of each block among all, (B,); one block after the other where it is left out.
+        strata: (N,), as `intervals.moves_of` takes them.
     """
-    scores, variances = np.zeros(len(blocks)), np.zeros(len(blocks))
+    scores, counts, moves = np.zeros(len(blocks)), np.zeros(len(blocks)), {}
     for number in range(group.rank, len(blocks), group.world_size):
         divergence, average = mean_divergence(blocks[number]())
         scores[number] = np.exp(divergence)
-        variances[number] = (scores[number] * error_of_mean(divergences_from(average, blocks[number]()))) ** 2
-    scores, variances = group.sum(scores), group.sum(variances)
-    spread = float(scores.std()) if len(scores) > 1 else None
-    return estimate(float(scores.mean()), float(np.sqrt(variances.sum())) / len(scores), 1, spread=spread)
+        moves[number] = moves_of(scores[number] * np.concatenate(list(divergences_from(average, blocks[number]()))))
+        counts[number] = len(moves[number])
+    scores, counts = group.sum(scores), group.sum(counts).astype(np.int64)
+    places = places or np.split(np.arange(counts.sum()), counts.cumsum()[:-1])
+    of_all = np.zeros(counts.sum())
+    for number, found in moves.items():
+        of_all[places[number]] = found / len(blocks)
+    of_all = group.sum(of_all)
+    if strata is not None:  # about each class's mean, where they are about their block's
+        of_all = moves_of(len(of_all) * of_all, strata)
+    return measured(float(scores.mean()), of_all, 1, spread=float(scores.std()) if len(scores) > 1 else None)
 
 
 def mean_divergence(chunks: Iterable[np.ndarray]) -> tuple[float, np.ndarray]:

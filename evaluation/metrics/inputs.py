@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fiducial import Group
 from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.features.extraction import Features
@@ -17,7 +19,8 @@ Found = TypeVar("Found")
 class Inputs:
     """The samples' features `own`, the `reference` with what a metric needs of it, and the features of `training` images.
 
-    `panel` are the same samples by the other networks of FDr6, where that is wanted.
+    `panel` are the same samples by the other networks of FDr6, where that is wanted. `strata` (N,) are the samples' classes
+    where those are fixed and not drawn (see `intervals.strata_of`).
 
     Every rank has the same, and a metric, which all ranks compute together, gives all of them the same.
     """
@@ -29,6 +32,7 @@ class Inputs:
     group: Group
     training: Features | None = None
     panel: tuple["Inputs", ...] = ()
+    strata: np.ndarray | None = None
     _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, function: Callable[["Inputs"], Found]) -> Found:

@@ -5,20 +5,26 @@ import numpy as np
 from fiducial import Group
 from fiducial.evaluation.metrics import FIDELITY_SEED, KID_SUBSETS
 from fiducial.evaluation.metrics.inputs import Inputs
-from fiducial.evaluation.metrics.intervals import Estimate, estimate
+from fiducial.evaluation.metrics.intervals import Measured, measured, moves_of
 
 KID_PROBE = 4000  # rows of either side that show how much KID varies
 
 
-def kid(inputs: Inputs) -> Estimate:
+def kid(inputs: Inputs) -> Measured:
     """KID over subsets of `kid_subset_size` images."""
     rows, others, size = inputs.own.rows, inputs.reference.features, inputs.settings.kid_subset_size
-    return kernel_distance(rows, others, inputs.group, KID_SUBSETS, size, FIDELITY_SEED)
+    return kernel_distance(rows, others, inputs.group, KID_SUBSETS, size, FIDELITY_SEED, inputs.strata)
 
 
 def kernel_distance(
-    x: np.ndarray, y: np.ndarray, group: Group, subsets: int = 100, size: int = 1000, seed: int = 2020
-) -> Estimate:
+    x: np.ndarray,
+    y: np.ndarray,
+    group: Group,
+    subsets: int = 100,
+    size: int = 1000,
+    seed: int = 2020,
+    strata: np.ndarray | None = None,
+) -> Measured:
     """Kernel Inception Distance (arXiv 1801.01401) as torch-fidelity draws it: mean and standard deviation over subsets.
 
     The unbiased squared MMD with the kernel (x.y / D + 1)^3 between `size` random rows of each of the samples x (N, D) and the
@@ -38,22 +44,24 @@ def kernel_distance(
             distances[subset] = _squared_mmd(x[rows_x].astype(np.float64), y[rows_y].astype(np.float64))
     distances = group.sum(distances)
     value, spread = float(distances.mean()), float(distances.std())
-    drawing = spread**2 / subsets * (1 - size / len(x))  # what other subsets of the same samples would give
-    return estimate(value, float(np.sqrt(_kernel_variance(x, y) + drawing)), spread=spread)
+    drawn = (distances - value) / subsets * np.sqrt(1 - size / len(x))  # what other subsets of the same samples would give
+    return measured(value, np.concatenate([_kernel_moves(x, y, strata), drawn]), spread=spread)
 
 
-def _kernel_variance(x: np.ndarray, y: np.ndarray) -> float:
-    """How much KID varies with the samples x, by the delta method.
+def _kernel_moves(x: np.ndarray, y: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
+    """(N,): the moves of KID by the samples x, by the delta method.
 
-    A sample moves it by 2 / N times the mean kernel to the others less that to the reference: seen on `KID_PROBE` of them.
+    A sample moves it by 2 / N times the mean kernel to the others less that to the reference: seen on `KID_PROBE` of them, which
+    stand for all; the others' are 0.
     """
     random = np.random.default_rng(0)
-    rows, others = (
-        side[np.sort(random.choice(len(side), min(len(side), KID_PROBE), replace=False))].astype(np.float64) for side in (x, y)
-    )
+    ours, theirs = (np.sort(random.choice(len(side), min(len(side), KID_PROBE), replace=False)) for side in (x, y))
+    rows, others = x[ours].astype(np.float64), y[theirs].astype(np.float64)
     within = _kernel(rows, rows)
     influences = (within.sum(1) - within.diagonal()) / (len(rows) - 1) - _kernel(rows, others).mean(1)
-    return float(4 * influences.var(ddof=1) / len(x))
+    found = np.zeros(len(x))
+    found[ours] = moves_of(2 * influences, None if strata is None else strata[ours]) * np.sqrt(len(rows) / len(x))
+    return found
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -13,19 +13,20 @@ from torch import Tensor
 
 from fiducial import Group, progress_bar
 from fiducial.evaluation.metrics import DENSITY_NEIGHBOURS, NEIGHBOURS
+from fiducial.evaluation.metrics.covering import coverage_of, random_marks
 from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.metrics.intervals import (
     GROUPS,
-    Estimate,
-    error_of_mean,
-    estimate,
+    Measured,
     groups_of,
-    jackknife_error,
+    jackknife_moves,
     kept_groups,
-    share,
+    measured,
+    moves_of,
+    share_of,
 )
 
-ENOUGH = 2 * GROUPS  # samples for an interval of recall or coverage
+ENOUGH = 2 * GROUPS  # samples for an interval of recall
 TILE = 2048  # rows and columns of the distances that exist at once
 PARTS = 4  # of a tile on the diagonal, along each side
 ADM_BLOCK = 10_000  # rows and columns that ADM's evaluator works on at once; its float16 falls back to float32 by the block
@@ -36,44 +37,47 @@ HALF_MAX = 65504.0
 class Neighbourhoods:
     """Numbers that depend on the same distances; density and coverage are None where a reference is too small for them."""
 
-    precision: Estimate
-    recall: Estimate
-    density: Estimate | None
-    coverage: Estimate | None
-    f_score: Estimate
+    precision: Measured
+    recall: Measured
+    density: Measured | None
+    coverage: Measured | None
+    f_score: Measured
 
 
-def precision(inputs: Inputs) -> Estimate:
+def precision(inputs: Inputs) -> Measured:
     """The share of samples that lie within the reference."""
     return inputs.once(_neighbourhoods).precision
 
 
-def recall(inputs: Inputs) -> Estimate:
+def recall(inputs: Inputs) -> Measured:
     """The share of the reference that lies within the samples."""
     return inputs.once(_neighbourhoods).recall
 
 
-def f_score(inputs: Inputs) -> Estimate:
+def f_score(inputs: Inputs) -> Measured:
     """The harmonic mean of both."""
     return inputs.once(_neighbourhoods).f_score
 
 
-def density(inputs: Inputs) -> Estimate | None:
+def density(inputs: Inputs) -> Measured | None:
     """How many reference images samples lie near to; None where there are too few."""
     return inputs.once(_neighbourhoods).density
 
 
-def coverage(inputs: Inputs) -> Estimate | None:
+def coverage(inputs: Inputs) -> Measured | None:
     """The share of the reference that samples lie near to; None where there are too few."""
     return inputs.once(_neighbourhoods).coverage
 
 
 def _neighbourhoods(inputs: Inputs) -> Neighbourhoods:
     """All of them, from one pass over the distances."""
-    return neighbourhoods(inputs.reference.features, inputs.own.rows, inputs.group, inputs.settings.fp16_compat)
+    half, strata = inputs.settings.fp16_compat, inputs.strata
+    return neighbourhoods(inputs.reference.features, inputs.own.rows, inputs.group, half, strata)
 
 
-def neighbourhoods(reference: np.ndarray, samples: np.ndarray, group: Group, half: bool = False) -> Neighbourhoods:
+def neighbourhoods(
+    reference: np.ndarray, samples: np.ndarray, group: Group, half: bool = False, strata: np.ndarray | None = None
+) -> Neighbourhoods:
     """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) of features (R, D), (N, D) float32.
 
     Precision is the share of samples that lie within some reference image's distance to its 3rd neighbour, borders included;
@@ -82,18 +86,19 @@ def neighbourhoods(reference: np.ndarray, samples: np.ndarray, group: Group, hal
 
     Args:
         half: distances as ADM's evaluator rounds them (see `half_distances`) in place of float32.
+        strata: (N,), as `intervals.moves_of` takes them.
 
     Raises:
         ValueError: if either side has too few rows for a 3rd neighbour.
     """
     if min(len(reference), len(samples)) <= NEIGHBOURS:
         raise ValueError(f"{len(reference)} and {len(samples)} images have no neighbour number {NEIGHBOURS}")
-    kept, member = torch.from_numpy(kept_groups()), torch.from_numpy(groups_of(len(samples)))
+    kept, member = torch.from_numpy(kept_groups()), torch.from_numpy(groups_of(len(samples), strata))
     theirs = nearest(Pairs(reference, reference, group, half), min(DENSITY_NEIGHBOURS + 1, len(reference)), group)
     ours = nearest(Pairs(samples, samples, group, half), NEIGHBOURS + 1, group, member)
     counts = _Counts(len(reference), len(samples))
-    counts.add(Pairs(reference, samples, group, half), theirs[:, NEIGHBOURS], theirs[:, -1], _radii(ours, member, kept), member)
-    return counts.summed(group).shares(kept.numpy())
+    counts.add(Pairs(reference, samples, group, half), theirs[:, NEIGHBOURS], theirs[:, -1], _radii(ours, member, kept))
+    return counts.summed(group).shares(strata)
 
 
 def _radii(smallest: Tensor, member: Tensor, kept: Tensor) -> Tensor:
@@ -114,38 +119,45 @@ def _radii(smallest: Tensor, member: Tensor, kept: Tensor) -> Tensor:
 class _Counts:
     """Counts over the tiles of distances between R reference images and N samples.
 
-    `inside` and `near` (N,) count the reference images whose 3rd and 5th neighbour is not nearer than the sample; `covered`
-    (R, G) and `recalled` (R, 1 + K) say which samples' groups are so near to an image, and by which sets it is recalled.
+    `inside` and `near` (N,) count the reference images whose 3rd and 5th neighbour is not nearer than the sample; `covered` (R,)
+    counts the samples that are nearer to an image than its 5th neighbour, `indices`, `squares` and `marks` (R,) add up their
+    indices, the squares of these, and `random_marks`; `recalled` (R, 1 + K) says by which sets of samples it is recalled.
     """
 
     def __init__(self, reference_count: int, count: int):
         sets = 1 + len(kept_groups())
         self.inside, self.near = torch.zeros(count), torch.zeros(count)
-        self.covered = torch.zeros(reference_count, GROUPS, dtype=torch.bool)
+        sums = (torch.zeros(reference_count, dtype=torch.float64) for _ in range(4))
+        self.covered, self.indices, self.squares, self.marks = sums
         self.recalled = torch.zeros(reference_count, sets, dtype=torch.bool)
 
-    def add(self, pairs: "Pairs", radii3: Tensor, radii5: Tensor, radii_s: Tensor, member: Tensor) -> None:
+    def add(self, pairs: "Pairs", radii3: Tensor, radii5: Tensor, radii_s: Tensor) -> None:
         """Go through this rank's tiles."""
         group, device = pairs.group, pairs.group.device
         reach, largest = torch.maximum(radii3, radii5).to(device), radii_s.amax(0).to(device)
+        marks = torch.from_numpy(random_marks(len(pairs.b)))
         with progress_bar(len(pairs.a) * len(pairs.b), "neighbourhoods", "pair", delay=5) as bar:
             for r, s in pairs.tiles(group):
                 group.check()
                 block = pairs.distances(r, s)
-                self._add_near(r, s, radii3[r], radii5[r], member[s], *_where(block <= reach[r, None], block))
+                self._add_near(r, s, radii3[r], radii5[r], marks[s], *_where(block <= reach[r, None], block))
                 rows, columns, values = _where(block <= largest[s], block)  # few, and all that any set of samples has
                 for number, radii in enumerate(radii_s[:, s]):
                     self.recalled[r, number][rows[values <= radii[columns]]] = True
                 bar.update(block.numel() * group.world_size)
 
     def _add_near(
-        self, r: slice, s: slice, radii3: Tensor, radii5: Tensor, member: Tensor, rows: Tensor, columns: Tensor, values: Tensor
+        self, r: slice, s: slice, radii3: Tensor, radii5: Tensor, marks: Tensor, rows: Tensor, columns: Tensor, values: Tensor
     ) -> None:
         """Count the distances `values`, at `rows` and `columns` of a tile, which are all that can be within the radii."""
         self.inside[s] += columns[values <= radii3[rows]].bincount(minlength=s.stop - s.start)
         near = values < radii5[rows]
         self.near[s] += columns[near].bincount(minlength=s.stop - s.start)
-        self.covered[r][rows[near], member[columns[near]]] = True
+        rows, columns = rows[near], columns[near]
+        indices = (columns + s.start).double()
+        sums = {"covered": torch.ones_like(indices), "indices": indices, "squares": indices**2, "marks": marks[columns]}
+        for name, values in sums.items():
+            getattr(self, name)[r] += rows.bincount(weights=values, minlength=r.stop - r.start)
 
     def summed(self, group: Group) -> "_Counts":
         """Those of all ranks."""
@@ -154,28 +166,37 @@ class _Counts:
             setattr(self, name, found if counts.is_floating_point() else found > 0)
         return self
 
-    def shares(self, kept: np.ndarray) -> Neighbourhoods:
-        """The metrics by the counts; intervals of those that depend on the samples' neighbours by leaving out thirds."""
-        count = len(self.inside)
+    def shares(self, strata: np.ndarray | None) -> Neighbourhoods:
+        """The metrics by the counts; the interval of recall, which depends on the samples' neighbours, by leaving out thirds."""
+        count, has_fifth = len(self.inside), len(self.covered) > DENSITY_NEIGHBOURS
         density = self.near.numpy() / DENSITY_NEIGHBOURS
         recalled = self.recalled.double().mean(0).numpy()
-        covered = self.covered.numpy()
-        coverages = np.array([covered[:, groups].any(1).mean() for groups in kept])
-        enough = count >= ENOUGH  # for a third to be left out
-        inside = self.inside.numpy() > 0
-        member = groups_of(count)
-        precisions = np.array([inside.mean(), *(inside[groups[member]].mean() if enough else 0 for groups in kept)])
-        both = np.maximum(precisions + recalled, np.finfo(float).tiny)
-        f_scores = 2 * precisions * recalled / both
-        errors = [jackknife_error(values) if enough else None for values in (recalled[1:], coverages, f_scores[1:])]
-        has_fifth = len(covered) > DENSITY_NEIGHBOURS
+        covered = (one.numpy() for one in (self.covered, self.indices, self.squares, self.marks))
+        inside, enough = self.inside.numpy() > 0, count >= ENOUGH  # for a third to be left out
+        f_scores = _harmonic_means(inside, recalled, groups_of(count, strata)) if enough else None
+        both = share_of(inside, strata), measured(float(recalled[0]), jackknife_moves(recalled[1:]) if enough else None, 0, 1)
         return Neighbourhoods(
-            share(int(inside.sum()), count),
-            estimate(float(recalled[0]), errors[0], 0, 1),
-            estimate(float(density.mean()), error_of_mean([density]), 0) if has_fifth else None,
-            estimate(float(covered.any(1).mean()), errors[1], 0, 1) if has_fifth else None,
-            estimate(float(f_scores[0]), errors[2], 0, 1),
+            *both,
+            measured(float(density.mean()), moves_of(density, strata), 0) if has_fifth else None,
+            coverage_of(*covered, count, strata) if has_fifth else None,
+            measured(harmonic_mean(both[0].value, both[1].value), None if f_scores is None else jackknife_moves(f_scores), 0, 1),
         )
+
+
+def harmonic_mean(precision: float, recall: float) -> float:
+    """The F-score; 0 where both are."""
+    return float(2 * precision * recall / max(precision + recall, np.finfo(float).tiny))
+
+
+def _harmonic_means(inside: np.ndarray, recalled: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """(K,): the F-score of the samples that each of `kept_groups` leaves.
+
+    Args:
+        inside: (N,), the samples that count for precision; `member` (N,) says whose group is which.
+        recalled: (1 + K,), the recall of all samples, and of each of those sets.
+    """
+    precisions = [inside[groups[member]].mean() for groups in kept_groups()]
+    return np.array([harmonic_mean(*both) for both in zip(precisions, recalled[1:], strict=True)])
 
 
 def nearest(pairs: "Pairs", count: int, group: Group, member: Tensor | None = None) -> Tensor:

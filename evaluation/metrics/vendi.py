@@ -5,22 +5,22 @@ import numpy as np
 from fiducial import Group, UserError
 from fiducial.evaluation.metrics import linear
 from fiducial.evaluation.metrics.inputs import Inputs
-from fiducial.evaluation.metrics.intervals import ROWS, Estimate, error_over_rows, estimate
+from fiducial.evaluation.metrics.intervals import ROWS, Measured, measured, moves_of, over_rows
 
 
-def vendi(inputs: Inputs) -> Estimate:
+def vendi(inputs: Inputs) -> Measured:
     """The score of the samples' features.
 
     Raises:
         UserError: if it is not defined.
     """
-    score = vendi_score(inputs.own.rows, inputs.group)
+    score = vendi_score(inputs.own.rows, inputs.group, inputs.strata)
     if score is None:
         raise UserError("--metrics vendi: all features of an image are 0, so that it has no direction to be compared by")
     return score
 
 
-def vendi_score(rows: np.ndarray, group: Group) -> Estimate | None:
+def vendi_score(rows: np.ndarray, group: Group, strata: np.ndarray | None = None) -> Measured | None:
     """Vendi score (arXiv 2210.02410) of features (N, D) with the cosine as similarity: as how many different images they count.
 
     exp of the entropy of the eigenvalues of X'X / N with rows of length 1, which are those of the N x N similarities over N.
@@ -41,8 +41,8 @@ def vendi_score(rows: np.ndarray, group: Group) -> Estimate | None:
     values, vectors = values[kept], vectors[:, kept]
     score = float(np.exp(-(values * np.log(values)).sum()))
     root = vectors * np.sqrt(-np.log(np.minimum(values, 1.0)))
-    error = error_over_rows(rows, lambda part: np.square(_directions(part) @ root).sum(1), group)
-    return estimate(score, score * error, 1)
+    influences = over_rows(rows, lambda part: np.square(_directions(part) @ root).sum(1), group)
+    return measured(score, moves_of(score * influences, strata), 1)
 
 
 def _directions(rows: np.ndarray) -> np.ndarray:

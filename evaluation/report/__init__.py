@@ -1,11 +1,11 @@
 """Reports: tables for a terminal and for papers, and pages of one file each, of results and comparisons."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fiducial import UserError
+from fiducial import STDOUT, UserError
 from fiducial.evaluation.report import comparison as comparisons
 from fiducial.evaluation.report import page
 from fiducial.evaluation.report.comparison import Pictures, comparison_page
@@ -15,6 +15,7 @@ from fiducial.evaluation.report.paper import comparison_csv, comparison_latex, r
 from fiducial.evaluation.report.plots import Plot, drawn
 from fiducial.evaluation.report.tables import comparison_table, result_table
 from fiducial.evaluation.results.compare import Comparison
+from fiducial.evaluation.results.influences import packed
 from fiducial.evaluation.results.result import Result
 
 
@@ -58,13 +59,19 @@ def write(
 ) -> None:
     """Write the files that are asked for, and print the table and where they are; warnings `said` before are not repeated.
 
+    Beside a file of JSON goes that of the influences, which it names.
+
     Raises:
         UserError: if one cannot be written.
     """
     json_file, html_file = (path and Path(path) for path in (json_file, html_file))
+    data = {}
+    if json_file not in (None, STDOUT) and result.moves:
+        influences, content = packed(json_file, result.moves)
+        result, data = replace(result, influences=influences), {json_file.with_name(influences.file): content}
     files = {json_file: result.to_json, html_file: lambda: report_page(result)}
     files |= others.files(partial(result_latex, result), partial(result_csv, result), partial(page.plots_of, result))
-    deliver(result_table(result, said), files)
+    deliver(result_table(result, said), files, data)
 
 
 def write_comparison(

@@ -18,13 +18,15 @@ from fiducial.evaluation.report.document import (
 )
 from fiducial.evaluation.report.gallery import image_html
 from fiducial.evaluation.report.plots import MARKERS, Bar, Plot, dots_figure, lines_figure, svg
+from fiducial.evaluation.report.tables import AXES, axes_rows
 from fiducial.evaluation.results.compare import Comparison, Row
 from fiducial.evaluation.results.judging import Axis, after_holm, answer, axis, best, on_many, verdicts
 from fiducial.evaluation.results.wording import between, signed
 
 VERDICTS = (
-    "Better or worse: the 95 % interval of the difference excludes 0. The runs are taken as independent, also where they share a "
-    "seed, so that errors add in quadrature."
+    "Better or worse: the 95 % interval of the difference excludes 0. Runs that share seed, labels and noise are compared sample "
+    "by sample, and their intervals are narrower by what moves both alike; others are taken as independent, so that errors add "
+    "in quadrature."
 )
 BEST = "Of each column the best is bold; the first run is the base, and --base RUN takes another."
 HOLM = "also at 5 % for all together"
@@ -46,7 +48,7 @@ def comparison_page(comparison: Comparison, pictures: Pictures | None = None) ->
         f'<h2>Plots</h2><div class="plots">{plots}</div>',
         _pictures_html(comparison, pictures or {}),
         _differences_html(comparison),
-        *(_spread_html(row) for row in comparison.rows if len(row.files) > 1),
+        *(_axes_html(row) if row.axes else _spread_html(row) for row in comparison.rows if len(row.files) > 1),
         _facts_html(comparison),
         commands_html({"compare": comparison.fiducial["command"]} if comparison.fiducial.get("command") else {}),
     ]
@@ -148,13 +150,14 @@ def _picture_html(index: int, pixels: np.ndarray) -> str:
 def _differences_html(comparison: Comparison) -> str:
     """The differences from the base, each with its verdict."""
     parts, known, holm = [], verdicts(comparison), after_holm(comparison)
+    how = {one.row: one.sentence for one in comparison.how}
     for row in comparison.rows[1:]:
         rows = [
             _row_html(
                 one.label,
                 [
                     ("difference", signed(one.difference, one.unit, one.low, one.high), ""),
-                    ("95 % interval", between(one.low, one.high, one.unit), ""),
+                    ("95 % interval", between(one.low, one.high, one.unit), one.gain),
                     ("relative", "" if one.relative is None else f"{100 * one.relative:+.1f} %", ""),
                     ("verdict", _verdict_html(known[row.name, one.key]), _below(one.note, (row.name, one.key) in holm)),
                 ],
@@ -165,6 +168,7 @@ def _differences_html(comparison: Comparison) -> str:
         head = ("metric", "difference", "95 % interval", "relative", "verdict")
         parts.append(f"<h2>{html.escape(row.title)} less {html.escape(comparison.rows[0].title)}</h2>")
         parts.append(table_html("runs", head, rows))
+        parts.append(f'<p class="remarks">Taken {html.escape(how[row.name])}.</p>')
     if parts:
         parts.append(f'<p class="remarks">{html.escape(VERDICTS)}</p>')
     return "".join(parts)
@@ -190,6 +194,21 @@ def _spread_html(row: Row) -> str:
     said = f"Standard deviations: of the {len(row.files)} values, and as the intervals of each promise it."
     table = table_html("seeds", ("metric", "seen", "promised"), rows)
     return folded_html(f"Between the seeds of {row.name}", f'{table}<p class="remarks">{said}</p>')
+
+
+def _axes_html(row: Row) -> str:
+    """Of runs of several checkpoints, how their numbers vary over draws and over trainings."""
+    rows = [
+        _row_html(label, [(name, text, "") for name, text in zip(AXES[1:], texts, strict=True)])
+        for label, *texts in axes_rows(row)
+    ]
+    said = (
+        f"95 % intervals of the mean of {len(row.checkpoints)} checkpoints, each counting the same: over draws from these, "
+        "and over trainings, by Student's t. Spreads are standard deviations: of one draw, and of one training without what "
+        "draws add."
+    )
+    title = f"<h2>Between the checkpoints of {html.escape(row.name)}</h2>"
+    return f'{title}{table_html("runs", AXES, rows)}<p class="remarks">{html.escape(said)}</p>'
 
 
 def _facts_html(comparison: Comparison) -> str:

@@ -18,16 +18,19 @@ def _write(beside: Path, content: str | bytes) -> None:
     beside.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def deliver(table: str, files: Mapping[Path | None, Callable[[], str | bytes]]) -> None:
+def deliver(table: str, files: Mapping[Path | None, Callable[[], str | bytes]], data: Mapping[Path, bytes] | None = None) -> None:
     """Write the files that are asked for, print the table, and say where they are; `STDOUT` comes last.
+
+    Args:
+        data: files that belong to one of the others, by their content; they are not named.
 
     Raises:
         UserError: if one cannot be written.
     """
-    wanted = {path: text for path, text in files.items() if path not in (None, STDOUT)}
-    for path, text in wanted.items():
+    wanted = {path: make for path, make in files.items() if path not in (None, STDOUT)}
+    for path, make in {**wanted, **{path: partial(bytes, content) for path, content in (data or {}).items()}}.items():
         try:
-            write_whole(path, partial(_write, content=text()))
+            write_whole(path, partial(_write, content=make()))
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from error
     say(*table.split("\n"), *map(str, wanted))

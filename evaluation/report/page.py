@@ -33,7 +33,9 @@ def report_page(result: Result) -> str:
     metrics = result.metrics.values()
     first = next(iter(metrics), None)
     everywhere = [text for text in first.deviations if all(text in m.deviations for m in metrics)] if first else []
-    lines = [INTERVALS] if any(m.low is not None for m in metrics) else []
+    lines = []
+    if any(m.low is not None for m in metrics):
+        lines.append(f"{INTERVALS} Here, {result.settings.get('intervals', 'samples are drawn independently')}.")
     lines += [f"Deviation of every number: {text}." for text in everywhere]
     lines += [f"Left out: {why}." for why in result.left_out.values()]
     parts = [

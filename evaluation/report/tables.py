@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from fiducial import printable
 from fiducial.evaluation.report.delivery import warnings_left
-from fiducial.evaluation.results.compare import Comparison, Difference, Row
+from fiducial.evaluation.results.compare import Comparison, Difference, How, Row
 from fiducial.evaluation.results.judging import DECIDED, answer, on_many, verdicts
 from fiducial.evaluation.results.published import Against, in_words
 from fiducial.evaluation.results.result import Result
@@ -42,12 +42,15 @@ def published_lines(found: Against) -> list[str]:
 
 def comparison_table(comparison: Comparison) -> str:
     """The answer, values with their intervals below, differences, the spread between seeds."""
-    known = verdicts(comparison)
+    known, how = verdicts(comparison), {one.row: one for one in comparison.how}
     parts = ["\n".join(printable(answer(comparison, key)) for key in comparison.labels)]
     parts += _values_text(comparison, shutil.get_terminal_size((WIDTH, 24)).columns)
-    parts += [_differences_text(found, known) for _, found in itertools.groupby(comparison.differences, lambda one: one.row)]
+    parts += [
+        _differences_text(found, known, how[name])
+        for name, found in itertools.groupby(comparison.differences, lambda one: one.row)
+    ]
     parts += [on_many(comparison)] if on_many(comparison) else []
-    parts += [_spread_text(row) for row in comparison.rows if len(row.files) > 1]
+    parts += [_axes_text(row) if row.axes else _spread_text(row) for row in comparison.rows if len(row.files) > 1]
     parts += ["\n".join(f"left out: {why}" for why in comparison.left_out)] if comparison.left_out else []
     return "\n\n".join(parts)
 
@@ -85,7 +88,33 @@ def _spread_text(row: Row) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _differences_text(found: Iterable[Difference], known: Mapping[tuple[str, str], str]) -> str:
+def axes_rows(row: Row) -> list[tuple[str, ...]]:
+    """Of each number of a row of several checkpoints: label, mean, interval and spread over draws, the same over trainings."""
+    found = []
+    for key, axes in row.axes.items():
+        cell = row.cells[key]
+        over_draws = (between(axes.sampling_low, axes.sampling_high, cell.unit), cell.written(axes.sampling_spread))
+        over_trainings = (between(axes.low, axes.high, cell.unit), cell.written(axes.spread))
+        found.append((cell.label, cell.written(axes.mean), *over_draws, *over_trainings))
+    return found
+
+
+AXES = ("metric", "mean", "over draws", "spread", "over trainings", "spread")
+
+
+def _axes_text(row: Row) -> str:
+    rows = [AXES, *axes_rows(row)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{row.title}: 95 % intervals of the mean over draws from these checkpoints, and over trainings; standard deviations"
+    ]
+    for label, *texts in rows:
+        cells = "".join(f"  {text:>{wide}}" for text, wide in zip(texts, widths[1:], strict=True))
+        lines.append(f"  {label:<{widths[0]}}{cells}".rstrip())
+    return "\n".join(map(printable, lines))
+
+
+def _differences_text(found: Iterable[Difference], known: Mapping[tuple[str, str], str], how: How) -> str:
     """Differences from the base; a decided one says whether it is for the better."""
     found = list(found)
     said = [known[one.row, one.key] for one in found]
@@ -95,8 +124,9 @@ def _differences_text(found: Iterable[Difference], known: Mapping[tuple[str, str
         for d, word in zip(found, said, strict=True)
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{found[0].row} less {found[0].against}: difference, 95 % interval"]
+    lines = [f"{found[0].row} less {found[0].against}: difference, 95 % interval", f"  {how.sentence}"]
     for (label, gap, interval, verdict), one in zip(rows, found, strict=True):
         note = f": {one.note}" if one.note else ""
-        lines.append(f"  {label:<{widths[0]}}  {gap:>{widths[1]}}  {interval:>{widths[2]}}  {verdict}{note}")
+        gain = f" ({one.gain})" if one.gain else ""
+        lines.append(f"  {label:<{widths[0]}}  {gap:>{widths[1]}}  {interval:>{widths[2]}}  {verdict}{gain}{note}")
     return "\n".join(map(printable, lines))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fiducial import UserError, printable
 from fiducial.evaluation.results.compare import unfit
-from fiducial.evaluation.results.reading import Known, find_result, read_result
+from fiducial.evaluation.results.reading import Known, find_result, read_result, run_name
 
 
 def find_results(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -24,7 +24,7 @@ def find_results(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
         except UserError as error:
             if not os.path.lexists(path):
                 raise
-            left.setdefault(path.with_name(path.name.removesuffix(".npz").removesuffix(".html")), str(error))
+            left.setdefault(path.with_name(run_name(path)), str(error))
     return list(found.values()), list(left.values())
 
 

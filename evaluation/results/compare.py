@@ -10,12 +10,14 @@ import numpy as np
 
 from fiducial import UserError, about, printable
 from fiducial.evaluation.metrics import METRICS
-from fiducial.evaluation.metrics.intervals import Estimate, estimate
+from fiducial.evaluation.metrics.intervals import NORMAL, estimate
+from fiducial.evaluation.results.pairing import SEED, Pairs
 from fiducial.evaluation.results.reading import Known, Value
+from fiducial.evaluation.results.training import CHECKPOINT, Axes, axes_of, difference_of_trainings
 from fiducial.evaluation.results.wording import between, number
 
 FORMAT = "fiducial-comparison-1"
-SEED = "global_seed"  # in a run's identity
+GROUPS = {"checkpoint": CHECKPOINT}  # what results can be grouped by, and the field of a run's identity
 RETRAINING = 0.013  # arXiv 2606.20536: smaller relative gaps of FID come from training the same model anew
 DIFFERING = 3  # fields that a name gives at most
 LONGEST_NAME = 60  # characters
@@ -51,7 +53,9 @@ class Cell:
 class Row:
     """A run, or the runs that differ by their seeds alone. `cells` by the metrics' keys in a result.
 
-    `varies` are the settings that differ between the rows, by their names; empty where a run's are not known.
+    `varies` are the settings that differ between the rows, by their names; empty where a run's are not known. Grouped by
+    checkpoint, the runs that differ by that and their seeds alone: `checkpoints` of which `axes`, by the same keys, say how the
+    numbers vary from one to the next, and from seed to seed.
     """
 
     name: str
@@ -59,10 +63,15 @@ class Row:
     seeds: tuple[Value, ...]
     cells: dict[str, Cell]
     varies: dict[str, Value] = field(default_factory=dict)
+    checkpoints: tuple[Value, ...] = ()
+    axes: dict[str, Axes] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """Its name, with the seeds of several runs; more than six are counted."""
+        if self.checkpoints:
+            some = f"{len(self.checkpoints)} checkpoint{'s' if len(self.checkpoints) > 1 else ''}"
+            return f"{self.name} ({some}, {len(self.files)} run{'s' if len(self.files) > 1 else ''})"
         if len(self.files) == 1:
             return self.name
         seeds = f"seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) <= 6 else f"{len(self.seeds)} seeds"
@@ -73,7 +82,8 @@ class Row:
 class Difference:
     """`row` less `against` in one metric; `relative` is over the latter's value.
 
-    `verdict`: decided if the 95 % interval excludes 0, else undecided; without interval if there is none.
+    `verdict`: decided if the 95 % interval excludes 0, else undecided; without interval if there is none. `paired` is whether the
+    error is that of runs that are compared sample by sample; `apart` is the error as of independent runs.
     """
 
     row: str
@@ -88,17 +98,45 @@ class Difference:
     verdict: str
     note: str = ""
     unit: str = ""
+    paired: bool = False
+    apart: float | None = None
+
+    @property
+    def gain(self) -> str:
+        """How much narrower its interval is for being paired, in words; empty where it is not."""
+        if not (self.paired and self.apart and self.error is not None):
+            return ""
+        part = 1 - self.error / self.apart
+        return f"{abs(100 * part):.0f} % {'narrower' if part >= 0 else 'wider'}"
+
+
+@dataclass(frozen=True)
+class How:
+    """How the differences between a row and the first were found: `paired`, or not and `why`."""
+
+    row: str
+    against: str
+    paired: bool
+    why: str
+
+    @property
+    def sentence(self) -> str:
+        if self.paired:
+            return f"paired sample by sample, for {self.why}"
+        return f"as of independent runs, for {self.why}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`basis` is what all of them share, by name; `left_out` says what was named and not taken, and why."""
+    """`basis` is what all of them share, by name; `left_out` says what was named and not taken, and why; `how` has an entry for
+    each row but the first."""
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     basis: dict[str, Value]
     created: str
     left_out: tuple[str, ...] = ()
+    how: tuple[How, ...] = ()
     fiducial: dict[str, str | None] = field(default_factory=about)
 
     @property
@@ -110,8 +148,12 @@ class Comparison:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
 
 
-def compare(results: list[Known], left_out: Iterable[str] = ()) -> Comparison:
-    """Compare all with the first. `left_out` are sentences for whoever reads it.
+def compare(results: list[Known], left_out: Iterable[str] = (), group_by: str | None = None) -> Comparison:
+    """Compare all with the first.
+
+    Args:
+        left_out: sentences for whoever reads it.
+        group_by: one of `GROUPS`, by which runs may differ that count as one.
 
     Raises:
         UserError: in one sentence, if they are fewer than two, cannot be compared, or are the same.
@@ -119,37 +161,122 @@ def compare(results: list[Known], left_out: Iterable[str] = ()) -> Comparison:
     if len(results) < 2:
         raise UserError(f"{results[0].path}: compare needs at least two results")
     _check(results)
-    pools: dict[str, list[Known]] = {}
-    for position, result in enumerate(results):
-        pools.setdefault(_but_seed(result) or str(position), []).append(result)
-    varying = _varying([pool[0].identity for pool in pools.values()])
+    pools = _pools(results, group_by)
+    if group_by and not any(len(set(_values(pool, CHECKPOINT))) > 1 for pool in pools):
+        raise UserError(f"--group-by {group_by}: no two of these runs differ by their checkpoint and their seed alone")
+    pairs, varying = Pairs(), _varying([pool[0].identity for pool in pools], group_by)
     rows = tuple(
-        Row(name, tuple(printable(str(one.path)) for one in pool), _seeds(pool), _pooled(pool), varies)
-        for name, pool, varies in zip(_names(list(pools.values())), pools.values(), varying, strict=True)
+        _row(name, pool, varies) if group_by is None else _grouped_row(name, pool, varies, pairs)
+        for name, pool, varies in zip(_names(pools, varying), pools, varying, strict=True)
     )
     if nothing := [row for row in rows if not row.cells]:
-        raise UserError(f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their seeds, have no metric in common")
-    differences = tuple(difference(row, rows[0], key) for row in rows[1:] for key in rows[0].cells if key in row.cells)
+        which = "seeds" if group_by is None else f"seeds and {group_by}s"
+        raise UserError(
+            f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their {which}, have no metric in common"
+        )
+    differences, how = [], []
+    for row, pool in zip(rows[1:], pools[1:], strict=True):
+        two = (row, rows[0], pool, pools[0])
+        found, told = _between_pools(*two, pairs) if group_by is None else _between_groups(*two)
+        differences += found
+        how.append(told)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Comparison(rows, differences, _shared(results), created, tuple(left_out))
+    return Comparison(rows, tuple(differences), _shared(results), created, tuple(left_out), tuple(how))
 
 
-def difference(row: Row, against: Row, key: str) -> Difference:
-    """Of one metric that both have. The runs are taken to be independent, so that their errors add in quadrature."""
+def _pools(results: list[Known], group_by: str | None) -> list[list[Known]]:
+    """The runs that differ by their seeds alone, or by what they are grouped by as well."""
+    without = (SEED,) if group_by is None else (SEED, GROUPS[group_by])
+    pools: dict[str, list[Known]] = {}
+    for position, result in enumerate(results):
+        pools.setdefault(_but(result, without) or str(position), []).append(result)
+    return list(pools.values())
+
+
+def _row(name: str, pool: list[Known], varies: dict[str, Value]) -> Row:
+    return Row(name, tuple(printable(str(one.path)) for one in pool), _values(pool, SEED), _pooled(pool), varies)
+
+
+def _grouped_row(name: str, pool: list[Known], varies: dict[str, Value], pairs: Pairs) -> Row:
+    """Of several checkpoints: each counts as much as the others, and intervals are over them where they are two at least."""
+    checkpoints = _by_checkpoint(pool)
+    axes = axes_of(checkpoints, pairs)
+    cells = {}
+    for key, cell in _pooled(pool).items():
+        one = axes[key]
+        bounds = (one.low, one.high) if one.low is not None else (one.sampling_low, one.sampling_high)
+        cells[key] = Cell(cell.name, cell.label, one.mean, one.error if one.low is not None else one.sampling_error, *bounds)
+    files, seeds = tuple(printable(str(one.path)) for one in pool), tuple(dict.fromkeys(_values(pool, SEED)))
+    return Row(name, files, seeds, cells, varies, tuple(dict.fromkeys(_values(pool, CHECKPOINT))), axes)
+
+
+def _by_checkpoint(pool: list[Known]) -> dict[str, list[Known]]:
+    """The runs of each checkpoint, by its hash; those of which it is not known count as of one."""
+    found: dict[str, list[Known]] = {}
+    for one in pool:
+        found.setdefault(json.dumps((one.identity or {}).get(CHECKPOINT)), []).append(one)
+    return found
+
+
+def _between_pools(row: Row, against: Row, pool: list[Known], others: list[Known], pairs: Pairs) -> tuple[list[Difference], How]:
+    """All differences of a row from the first, paired where the runs belong together."""
+    try:
+        errors, why = pairs.errors(pool, others), "both share seed, labels, noise and N"
+    except ValueError as error:
+        errors, why = {}, printable(str(error))
+    found = [difference(row, against, key, errors.get(key)) for key in against.cells if key in row.cells]
+    return found, How(row.name, against.name, bool(errors), why)
+
+
+def _between_groups(row: Row, against: Row, pool: list[Known], others: list[Known]) -> tuple[list[Difference], How]:
+    """All differences of a row of several checkpoints from the first, over their trainings."""
+    ours, theirs, found = _by_checkpoint(pool), _by_checkpoint(others), []
+    same = ours.keys() == theirs.keys()
+    for key in against.cells:
+        if key in row.cells:
+            error, quantile = difference_of_trainings(key, ours, theirs)
+            found.append(_difference(row, against, key, error, quantile, same and error is not None))
+    why = "both are of the same checkpoints" if same else "they are of different checkpoints"
+    return found, How(row.name, against.name, same, why)
+
+
+def difference(row: Row, against: Row, key: str, paired: float | None = None) -> Difference:
+    """Of one metric that both have.
+
+    Args:
+        paired: the standard error as of runs that belong together sample by sample. Without, they are taken to be independent, so
+            that their errors add in quadrature.
+    """
+    ours, theirs = row.cells[key], against.cells[key]
+    apart = None if None in (ours.error, theirs.error) else float(np.hypot(ours.error, theirs.error))
+    if apart is None or not paired:
+        return _difference(row, against, key, apart)
+    return _difference(row, against, key, paired, paired=True, apart=apart)
+
+
+def _difference(
+    row: Row,
+    against: Row,
+    key: str,
+    error: float | None,
+    quantile: float = NORMAL,
+    paired: bool = False,
+    apart: float | None = None,
+) -> Difference:
     ours, theirs = row.cells[key], against.cells[key]
     gap = ours.value - theirs.value
     relative = gap / abs(theirs.value) if theirs.value else None
-    error, verdict, note = None, "without interval", ""
+    verdict, note = "without interval", ""
     unit = "points" if ours.unit == "%" else ours.unit
-    found = Estimate(gap)
-    if ours.error is not None and theirs.error is not None:
-        error = float(np.hypot(ours.error, theirs.error))
-        found = estimate(gap, error)
+    found = estimate(gap, error, quantile=quantile)
     if found.low is not None:
         verdict = "decided" if found.low > 0 or found.high < 0 else "undecided"
     if verdict == "decided" and METRICS[ours.name].of_distributions and relative is not None and abs(relative) < RETRAINING:
         note = f"a gap under {100 * RETRAINING:.1f} %, which training the same model anew moves FID by as well (arXiv 2606.20536)"
-    return Difference(row.name, against.name, key, ours.label, gap, error, found.low, found.high, relative, verdict, note, unit)
+    interval = (found.low, found.high)
+    return Difference(
+        row.name, against.name, key, ours.label, gap, error, *interval, relative, verdict, note, unit, paired, apart
+    )
 
 
 def _pooled(pool: list[Known]) -> dict[str, Cell]:
@@ -216,32 +343,34 @@ def shown_value(field: str, value: Value) -> str:
     return printable(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _but_seed(result: Known) -> str | None:
-    """A key that is equal for runs that differ by their seeds alone; None if it has no configuration with a seed."""
+def _but(result: Known, without: tuple[str, ...]) -> str | None:
+    """A key that is equal for runs that differ by these fields alone; None if it has no configuration with a seed."""
     if not result.identity or SEED not in result.identity:
         return None
-    return json.dumps({field: value for field, value in result.identity.items() if field != SEED}, sort_keys=True)
+    return json.dumps({field: value for field, value in result.identity.items() if field not in without}, sort_keys=True)
 
 
-def _seeds(pool: list[Known]) -> tuple[Value, ...]:
-    return tuple(one.identity[SEED] for one in pool if one.identity and SEED in one.identity)
+def _values(pool: list[Known], field: str) -> tuple[Value, ...]:
+    """Of a field of the runs' identities, where they have it."""
+    return tuple(one.identity[field] for one in pool if one.identity and field in one.identity)
 
 
-def _varying(identities: list[dict[str, Value] | None]) -> list[dict[str, Value]]:
+def _varying(identities: list[dict[str, Value] | None], group_by: str | None) -> list[dict[str, Value]]:
     """The settings of each that differ between those that are known."""
     known = [identity for identity in identities if identity]
-    fields = dict.fromkeys(field for identity in known for field in identity if field != SEED)
+    without = (SEED, GROUPS.get(group_by))
+    fields = dict.fromkeys(field for identity in known for field in identity if field not in without)
     differing = [field for field in fields if len({json.dumps(identity.get(field)) for identity in known}) > 1]
     return [{field: identity.get(field) for field in differing} if identity else {} for identity in identities]
 
 
-def _names(pools: list[list[Known]]) -> list[str]:
+def _names(pools: list[list[Known]], varying: list[dict[str, Value]]) -> list[str]:
     """Names by what differs between their configurations, or if that is nothing, too much, or not known, their files' names."""
     if len(pools) == 1:
         return ["all runs"]
     identities = [pool[0].identity for pool in pools]
     known = [identity for identity in identities if identity]
-    differing = list(next(filter(None, _varying(identities)), {}))
+    differing = list(next(filter(None, varying), {}))
     if len(known) > 1 and not differing:  # runs that could be taken together if they had seeds
         differing = [SEED]
     names = [

@@ -65,6 +65,18 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Influences:
+    """The file, beside a result, of the moves of its numbers: float32, little-endian, one number's after the other's.
+
+    `counts` says by their keys how many each has, `sha256` is of the file.
+    """
+
+    file: str
+    sha256: str
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Pair:
     """A sample and the training image nearest to it; `ratio` is their distance over that image's to its nearest fellow."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from fiducial import UserError, no_file, printable, read_json
 from fiducial.evaluation.metrics import METRICS, OPTIONS
 from fiducial.evaluation.results.form import Unexpected
-from fiducial.evaluation.results.parts import Number
+from fiducial.evaluation.results.influences import ENDING
+from fiducial.evaluation.results.parts import Influences, Number
 from fiducial.evaluation.results.result import RESULT_FORMAT, Result
 
 LARGEST = 1 << 24  # bytes of a file
@@ -39,10 +40,11 @@ class Known:
     basis: dict[str, Value]
     pixels_sha256: str
     identity: dict[str, Value] | None
+    influences: Influences | None = None
 
 
 def find_result(run: Path) -> Path:
-    """The result of a run: a JSON file itself, or the one beside RUN.npz, RUN.html or the folder RUN.
+    """The result of a run: a JSON file itself, or the one beside RUN.npz, RUN.html, the file of its influences or the folder RUN.
 
     One that was scored without images, as RUN-online, goes by the name of RUN too.
 
@@ -53,7 +55,7 @@ def find_result(run: Path) -> Path:
         found = run
     else:
         whole = run if run.name else run.resolve()
-        found = whole.with_name(whole.name.removesuffix(".npz").removesuffix(".html") + ".json")
+        found = whole.with_name(run_name(whole) + ".json")
         online = found.with_name(f"{found.stem}-online.json")  # of `sample_ddp.py --evaluate-online`
         if online.is_file() and not found.exists():
             return online
@@ -66,6 +68,11 @@ def find_result(run: Path) -> Path:
     if not run.is_dir() and run.suffix != ".npz":
         raise UserError(f"{run} is no result of calc, and neither the npz nor the folder of a run")
     raise UserError(f"{run} has no result beside it: python -m evaluation calc {run} --ref REF --json {found} makes one")
+
+
+def run_name(path: Path) -> str:
+    """The name of the run that a path beside it, or its folder, is of."""
+    return path.name.removesuffix(".npz").removesuffix(".html").removesuffix(ENDING)
 
 
 def read_result(path: Path) -> Known:
@@ -106,7 +113,7 @@ def known(path: Path, result: Result) -> Known:
         raise _unexpected(path, BASIS["image size"][0], size)
     pixels = _part(path, result, ("samples", "pixels_sha256"), TEXT)
     numbers = {key: _number(path, key, one) for key, one in result.metrics.items()}
-    return Known(path, numbers, basis, pixels, _identity(path, result))
+    return Known(path, numbers, basis, pixels, _identity(path, result), result.influences)
 
 
 def _number(path: Path, key: str, number: Number) -> Number:

@@ -3,17 +3,20 @@
 import json
 from dataclasses import asdict, dataclass, field, replace
 
+import numpy as np
+
 from fiducial import about
 from fiducial.evaluation.data.runs import ClassNames, Run
 from fiducial.evaluation.results.form import decode
 from fiducial.evaluation.results.grid import Grid
-from fiducial.evaluation.results.parts import ClassScore, Curve, Memorisation, Number
+from fiducial.evaluation.results.parts import ClassScore, Curve, Influences, Memorisation, Number
 from fiducial.evaluation.results.published import Against, against
 
 RESULT_FORMAT = "fiducial-result-3"
-ORDER = ("curve", "classes", "memorisation", "run", "published", "class_names")  # in which parts of their own come last in JSON
+# The order in which parts of their own come last in JSON.
+ORDER = ("curve", "classes", "memorisation", "run", "published", "class_names", "influences")
 OWN_FORM = ("metrics", *ORDER)  # fields that do not stand in JSON as they are
-LEFT_OUT = ("grid", "real")  # and those that do not stand there
+LEFT_OUT = ("grid", "real", "moves")  # and those that do not stand there
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Result:
     """All metrics of one evaluation with everything they depend on.
 
     `training` says which images AuthPct is over, `fiducial` by which version, commit and command the result was made,
-    `published` sets its numbers beside those of the row that its run was drawn after. `grid` and `real` are pictures of
+    `published` sets its numbers beside those of the row that its run was drawn after, `influences` names the file of the `moves`
+    of its numbers, by their keys, whose lengths are their errors (see `metrics.intervals`). `grid` and `real` are pictures of
     samples and of real images.
     """
 
@@ -43,6 +47,8 @@ class Result:
     run: Run | None = None
     published: Against | None = None
     training: dict | None = None
+    influences: Influences | None = None
+    moves: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     fiducial: dict[str, str | None] = field(default_factory=about)
 
     def drawn_by(self, run: Run | None) -> "Result":

@@ -12,7 +12,7 @@ from fiducial.sampling.store.npz import npz_path, part_path
 def check_places(folder: Path) -> None:
     """Raise UserError if there is a link, a folder or the like in the place of a file that a run writes, but for its images."""
     npz, inside = npz_path(folder), (MANIFEST, ONLINE, ENDED, RESERVE, LOCK)
-    beside = npz, part_path(folder), npz.with_suffix(".json"), npz.with_suffix(".html")
+    beside = npz, part_path(folder), *(npz.with_suffix(ending) for ending in (".json", ".html", ".influences.f32"))
     for path in (*beside, *(folder / name for name in inside), records.table_path(folder)):
         try:
             require_place(path)
