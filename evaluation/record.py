@@ -72,10 +72,17 @@ def record(
         class_names=names if names.names else None,
         curve=scores.curve,
         classes=scores.classes,
-        moves={called(name, extractor)[0]: moves for name, moves in scores.moves.items()},
+        moves=_moves(inputs, scores),
         memorisation=memorised and with_pictures(memorised, images, training),
         training=_described_training(training, memorised) if memorised else None,
     ).drawn_by(find_run(images.path, own.pixels_sha256))
+
+
+def _moves(inputs: Inputs, scores: Scores) -> dict[str, np.ndarray]:
+    """Those of all numbers that have some, by their keys."""
+    of_panel = {called("fid", one.extractor)[0]: scores.panel.get(one.extractor.name) for one in (inputs, *inputs.panel)}
+    found = {key: one.moves for key, one in of_panel.items() if one and one.moves is not None}
+    return found | {called(name, inputs.extractor)[0]: moves for name, moves in scores.moves.items()}
 
 
 def _is_seeded(row: Metric, scores: Scores) -> bool:
@@ -126,7 +133,7 @@ def _of_panel(inputs: Inputs, scores: Scores, others: dict[str, Number]) -> dict
             found[key] = Number(
                 name="fid",
                 label=label,
-                **asdict(distance),
+                **asdict(distance.plain),
                 n=len(one.own.rows),
                 reference_n=one.reference.count_for("fid"),
                 protocol=inputs.settings.protocol,

@@ -36,7 +36,7 @@ class Scores:
     pairing: Pairing = UNPAIRED
     astray: int = 0
     memorised: Memorisation | None = None
-    panel: dict[str, Estimate] = field(default_factory=dict)
+    panel: dict[str, Measured] = field(default_factory=dict)
     moves: dict[str, np.ndarray] = field(default_factory=dict)
 
 

@@ -22,7 +22,7 @@ from scripts.stand_ins import pictures
 
 KNOWN = IDENTITY | {"sampler": "ddim", "num_sampling_steps": "50", "cfg_channels": 3, "labels": "balanced"}
 KNOWN |= {"checkpoint_sha256": "ab" * 32, "guidance_interval": [0.1, 0.7]}
-ROW = Row("dit", "its README", {"fid": "2.27"}, [], "random", "ref.npz", "dit", "adm", 1000, {}, [])
+ROW = Row("dit", "its README", {"fid": "2.27"}, [], "random", "ref.npz", "dit", "adm", 1000, {}, [], [])
 
 
 def drawn_result():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from made_results import IDENTITY, made, whole
 from fiducial.evaluation import __main__ as cli
 from fiducial.evaluation.data.runs import Row
 from fiducial.evaluation.results.compare import FORMAT, compare
+from fiducial.evaluation.results.parts import Influences
 from fiducial.evaluation.results.reading import known
 from fiducial.evaluation.results.result import RESULT_FORMAT
 from scripts.stand_ins import pictures
 
 SCHEMA = json.loads((ROOT / "evaluation" / "results" / "schema.json").read_text())
-ROW = Row("dit", "its README", {"fid": "2.27"}, ["fid"], "random", "adm", "dit", "adm", 50_000, {"cfg_scale": 1.5}, ["a note"])
+ROW = Row(
+    "dit", "its README", {"fid": "2.27"}, ["fid"], "random", "adm", "dit", "adm", 50_000, {"cfg_scale": 1.5}, ["a note"], []
+)
 
 
 def of(kind: str, data: object) -> list[str]:
@@ -47,7 +51,8 @@ def test_a_result_with_all_parts_fits_the_schema(written):
     full = whole()
     run = full.run.__class__("f" * 64, IDENTITY, full.run.sessions, ROW, "python sample_ddp.py", {"ckpt": "dit.pt"})
     parts = {name: written[name] for name in ("samples", "reference", "extractor", "settings")}
-    data = json.loads(full.drawn_by(run).to_json())
+    influences = Influences("r.influences.f32", "a" * 64, {"fid": 1000})
+    data = json.loads(replace(full.drawn_by(run), influences=influences).to_json())
     assert data["published"]["lines"]
     assert of("result", data | parts) == []
     assert set(data) == set(SCHEMA["$defs"]["result"]["properties"])
@@ -58,6 +63,20 @@ def test_what_compare_writes_fits_the_schema(tmp_path):
     data = json.loads(compare([known(tmp_path / f"{place}.json", one) for place, one in enumerate(runs)]).to_json())
     assert data["differences"]
     assert data["rows"][0]["varies"] == {"cfg_scale": 1.0}
+    assert of("comparison", data) == []
+
+
+def test_what_compare_writes_of_trainings_fits_the_schema(tmp_path):
+    of_trainings = [
+        known(tmp_path / f"{ckpt}.json", made(identity=IDENTITY | {"checkpoint_sha256": ckpt * 32}, pixels=ckpt))
+        for ckpt in ("ab", "cd")
+    ]
+    other = known(
+        tmp_path / "other.json", made(identity=IDENTITY | {"checkpoint_sha256": "ef" * 32, "cfg_scale": 4.0}, pixels="ef")
+    )
+    data = json.loads(compare([*of_trainings, other], group_by="checkpoint").to_json())
+    assert data["rows"][0]["axes"]["fid"]["trainings"] == 2
+    assert [one["paired"] for one in data["how"]] == [False]
     assert of("comparison", data) == []
 
 
