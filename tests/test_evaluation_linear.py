@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.distributed import HashStore
 from fiducial import Group, own_process
 from fiducial.evaluation.metrics import frechet, linear
 from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_error
+from fiducial.evaluation.metrics.inputs import Inputs
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 from fiducial.ranks.cores import bounded_threads, own_cores, share
 
@@ -117,7 +119,9 @@ def test_a_gpu_does_the_algebra_where_the_ranks_have_one(monkeypatch):
     statistics = FeatureStatistics.empty(5)
     statistics.update(rows)
     statistics.flush()
-    found = frechet._estimated(statistics, rows, np.zeros(5), np.eye(5), group)
+    own, reference = SimpleNamespace(statistics=statistics, rows=rows), SimpleNamespace(mu=np.zeros(5), sigma=np.eye(5))
+    inputs = Inputs(own, reference, None, None, group)
+    found = frechet.fid(inputs)
     assert asked == [(GPU, "svdvals"), (GPU, "eigh")]
     assert found.value == pytest.approx(frechet_distance(statistics.mean, statistics.covariance, np.zeros(5), np.eye(5)))
     assert found.error == pytest.approx(frechet_error(rows, statistics, np.zeros(5), np.eye(5)))

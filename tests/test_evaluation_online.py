@@ -227,10 +227,10 @@ from pathlib import Path
 
 dist.init_process_group("gloo")  # as a training script does before
 rank, world_size = dist.get_rank(), dist.get_world_size()
-images = np.load(sys.argv[1])["arr_0"]
+images, labels = np.load(sys.argv[1]).values()
 evaluator = Evaluator("digits")
 for epoch in range(2):
-    evaluator.update(images[rank::world_size])  # the ranks' images take turns
+    evaluator.update(images[rank::world_size], labels=labels[rank::world_size])  # the ranks' images take turns
     result = evaluator.compute()
     evaluator.reset()
     total = torch.ones(1)
