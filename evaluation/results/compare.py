@@ -11,6 +11,7 @@ import numpy as np
 from fiducial import UserError, about, printable
 from fiducial.evaluation.metrics import METRICS
 from fiducial.evaluation.metrics.intervals import Estimate, estimate
+from fiducial.evaluation.reconstruction import reading as reconstructions
 from fiducial.evaluation.results.reading import Known, Value
 from fiducial.evaluation.results.wording import between, number
 
@@ -19,6 +20,8 @@ SEED = "global_seed"  # in a run's identity
 RETRAINING = 0.013  # arXiv 2606.20536: smaller relative gaps of FID come from training the same model anew
 DIFFERING = 3  # fields that a name gives at most
 LONGEST_NAME = 60  # characters
+PAIRED = "paired, image by image"
+OF_TRAINING = ("training images SHA-256",)  # without AuthPct a result lacks it
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,36 @@ def compare(results: list[Known], left_out: Iterable[str] = ()) -> Comparison:
     )
     if nothing := [row for row in rows if not row.cells]:
         raise UserError(f"{nothing[0].files[0]} and {nothing[0].files[1]}, which differ by their seeds, have no metric in common")
-    differences = tuple(difference(row, rows[0], key) for row in rows[1:] for key in rows[0].cells if key in row.cells)
+    of_first, *of_others = pools.values()
+    differences = tuple(
+        difference(row, rows[0], key, errors.get(key))
+        for row, errors in zip(rows[1:], (_paired(pool, of_first) for pool in of_others), strict=True)
+        for key in rows[0].cells
+        if key in row.cells
+    )
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Comparison(rows, differences, _shared(results), created, tuple(left_out))
 
 
-def difference(row: Row, against: Row, key: str) -> Difference:
-    """Of one metric that both have. The runs are taken to be independent, so that their errors add in quadrature."""
+def _paired(pool: list[Known], others: list[Known]) -> dict[str, float]:
+    """Standard errors of differences, by the numbers' keys, of two reconstructions of the same originals whose moves are at hand;
+    nothing of others."""
+    (one, *more), (other, *rest) = pool, others
+    if more or rest or not (one.reconstruction and other.reconstruction):
+        return {}
+    try:
+        return reconstructions.paired_errors((one.path, one.reconstruction), (other.path, other.reconstruction))
+    except ValueError:
+        return {}
+
+
+def difference(row: Row, against: Row, key: str, paired: float | None = None) -> Difference:
+    """Of one metric that both have.
+
+    Args:
+        paired: the standard error as of results that belong together image by image. Without, they are taken to be independent,
+            so that their errors add in quadrature.
+    """
     ours, theirs = row.cells[key], against.cells[key]
     gap = ours.value - theirs.value
     relative = gap / abs(theirs.value) if theirs.value else None
@@ -143,8 +169,9 @@ def difference(row: Row, against: Row, key: str) -> Difference:
     unit = "points" if ours.unit == "%" else ours.unit
     found = Estimate(gap)
     if ours.error is not None and theirs.error is not None:
-        error = float(np.hypot(ours.error, theirs.error))
+        error = float(np.hypot(ours.error, theirs.error)) if paired is None else paired
         found = estimate(gap, error)
+        note = "" if paired is None else PAIRED
     if found.low is not None:
         verdict = "decided" if found.low > 0 or found.high < 0 else "undecided"
     if verdict == "decided" and METRICS[ours.name].of_distributions and relative is not None and abs(relative) < RETRAINING:
@@ -190,9 +217,12 @@ def _check(results: list[Known]) -> None:
 
 def unfit(one: Known, other: Known) -> str | None:
     """Why two results cannot stand side by side, in a sentence; None if they can."""
+    if bool(one.reconstruction) != bool(other.reconstruction):
+        return f"{one.path} and {other.path} cannot be compared: one is of reconstructions, and the other of samples"
+    may_lack = reconstructions.OPTIONAL if one.reconstruction else OF_TRAINING
     for name, ours in one.basis.items():
         theirs = other.basis[name]
-        unknown = name.startswith("training") and None in (ours, theirs)  # then only one of them has AuthPct
+        unknown = name in may_lack and None in (ours, theirs)  # then only one of them has the metrics that it belongs to
         if ours != theirs and not unknown:
             return (
                 f"{one.path} and {other.path} cannot be compared: {name} is {shown_value(name, ours)} in the one and "

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from fiducial import UserError, no_file, printable, read_json
 from fiducial.evaluation.metrics import METRICS, OPTIONS
+from fiducial.evaluation.reconstruction import reading as reconstructions
+from fiducial.evaluation.reconstruction.result import FORMAT as RECONSTRUCTION_FORMAT
+from fiducial.evaluation.reconstruction.result import Reconstruction
 from fiducial.evaluation.results.form import Unexpected
 from fiducial.evaluation.results.parts import Number
 from fiducial.evaluation.results.result import RESULT_FORMAT, Result
@@ -32,13 +35,15 @@ OPTIONAL = ("reference", "training")  # parts that a result may lack
 
 @dataclass(frozen=True)
 class Known:
-    """A result as far as a comparison needs it. `identity` is all that determines the run's images; None where unknown."""
+    """A result as far as a comparison needs it. `identity` is all that determines the run's images; None where unknown.
+    `reconstruction` is the result itself where it is one of `fiducial reconstruct`."""
 
     path: Path
     numbers: dict[str, Number]
     basis: dict[str, Value]
     pixels_sha256: str
     identity: dict[str, Value] | None
+    reconstruction: Reconstruction | None = None
 
 
 def find_result(run: Path) -> Path:
@@ -69,7 +74,7 @@ def find_result(run: Path) -> Path:
 
 
 def read_result(path: Path) -> Known:
-    """The result that `calc` wrote there.
+    """The result that `calc` or `reconstruct` wrote there.
 
     Raises:
         UserError: if it is something else, or of an older format.
@@ -81,6 +86,8 @@ def read_result(path: Path) -> Known:
     except ValueError as error:
         raise UserError(f"{path} is not JSON, as calc --json writes it: {error}") from error
     made = data.get("format") if isinstance(data, dict) else None
+    if made == RECONSTRUCTION_FORMAT:
+        return _known_reconstruction(path, data)
     if not (isinstance(made, str) and made.startswith(FAMILY)):
         raise UserError(f"{path} is no result of calc: its format is not {RESULT_FORMAT}")
     if made != RESULT_FORMAT:
@@ -90,6 +97,26 @@ def read_result(path: Path) -> Known:
     except Unexpected as error:
         raise _unexpected(path, error.where, error.value, error.missing) from error
     return known(path, result)
+
+
+def _known_reconstruction(path: Path, data: dict) -> Known:
+    """A result of `fiducial reconstruct`; raises UserError if it is not as that writes it."""
+    try:
+        result = Reconstruction.parse(data)
+        basis, identity = reconstructions.basis_of(result), reconstructions.identity_of(result)
+        pixels = reconstructions.pixels_of(result)
+        texts = [text for text in (pixels, *basis.values(), *identity.values()) if isinstance(text, str)]
+        if odd := next((text for text in texts if not _is_text(text)), None):
+            raise Unexpected(("codec",), odd)
+        size = basis["image size"]
+        if not (len(size) == 2 and all(type(side) is int for side in size)):
+            raise Unexpected(("originals", "image_size"), size)
+    except Unexpected as error:
+        raise _unexpected(path, error.where, error.value, error.missing) from error
+    if not result.metrics:
+        raise UserError(f"{path} has no metrics")
+    numbers = {key: _number(path, key, one) for key, one in result.metrics.items()}
+    return Known(path, numbers, basis, pixels, identity, result)
 
 
 def known(path: Path, result: Result) -> Known:
