@@ -53,8 +53,8 @@ def record(
         left_out=left_out,
         samples=_described_samples(images, own),
         reference=reference and described_reference(reference),
-        extractor=_described_extractor(extractor)
-        | ({"panel": [_described_extractor(one.extractor) for one in inputs.panel]} if inputs.panel else {}),
+        extractor=described_extractor(extractor)
+        | ({"panel": [described_extractor(one.extractor) for one in inputs.panel]} if inputs.panel else {}),
         settings={
             **settings.recorded(),
             "tf32": False,
@@ -151,7 +151,7 @@ def with_pictures(found: Memorisation, images: Images | Seen, training: Images) 
     return replace(found, pictures=[(ours[pair.sample], theirs[pair.training]) for pair in found.pairs])
 
 
-def _described_extractor(extractor: Extractor) -> dict:
+def described_extractor(extractor: Extractor) -> dict:
     """The extractor as the result records it."""
     return {
         "name": extractor.name,

@@ -3,6 +3,7 @@
     fiducial sample --preset digits --ref digits
     torchrun --nproc_per_node=8 -m fiducial sample --preset dit-xl-2-256 --ref adm-imagenet-256
     fiducial evaluate samples/RUN.npz --ref reference.npz --html report.html
+    fiducial reconstruct ImageNet/val --vae ema --image-size 256 --html vae.html
     fiducial inspect DiT-XL-2-256x256.pt
 
 commands:
@@ -33,6 +34,7 @@ COMMANDS = {
     "sample": Command("fiducial.studies.sample", (), "draw images, and evaluate them"),
     "evaluate": Command("fiducial.evaluation.__main__", ("calc",), "metrics of images"),
     "ref": Command("fiducial.evaluation.__main__", ("ref",), "make a reference of images"),
+    "reconstruct": Command("fiducial.studies.reconstruct", (), "rFID, PSNR, SSIM and LPIPS of an autoencoder"),
     "compare": Command("fiducial.evaluation.__main__", ("compare",), "which differences between results are decided"),
     "inspect": Command("fiducial.models.__main__", ("inspect",), "what a checkpoint or an autoencoder is"),
     "convert": Command("fiducial.models.__main__", ("convert",), "change the form that a checkpoint is in"),
@@ -60,7 +62,7 @@ def run() -> int | None:
     spell_as_typed()
     command = chosen(sys.argv[1:])
     if command is None:
-        listed = "\n".join(f"    {name:<10}{one.help}" for name, one in COMMANDS.items())
+        listed = "\n".join(f"    {name:<13}{one.help}" for name, one in COMMANDS.items())
         parser = Parser(
             prog="fiducial",
             usage="fiducial [-h] [--version] COMMAND ...",

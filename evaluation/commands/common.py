@@ -27,11 +27,18 @@ TO_STDOUT = ("json", "latex", "csv")  # those that standard output takes, one at
 PLOT_FORMATS = ("svg", "pdf", "png")
 
 
-def add_common(parser: argparse.ArgumentParser, several: bool = False) -> None:
+BATCH = (64, "images read at once; features do not depend on it")  # the usual batch size, and what it is
+
+
+def add_common(
+    parser: argparse.ArgumentParser, several: bool = False, batch: tuple[int, str] = BATCH, lower: bool = True
+) -> None:
     """Options of networks, devices and caches.
 
     Args:
         several: `--extractor` takes several, in one pass over the images.
+        batch: the default of `--batch-size`, and what it is.
+        lower: whether Inception may run in lower precision.
     """
     parser.add_argument(
         "--extractor",
@@ -52,15 +59,14 @@ def add_common(parser: argparse.ArgumentParser, several: bool = False) -> None:
     )
     for name in ALIASES:
         parser.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="of Inception's convolutions; bfloat16 prints what it does to FID; not run on a GPU yet (default %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="images read at once; features do not depend on it (default %(default)s)"
-    )
+    if lower:
+        parser.add_argument(
+            "--dtype",
+            choices=["float32", "bfloat16"],
+            default="float32",
+            help="of Inception's convolutions; bfloat16 prints what it does to FID; not run on a GPU yet (default %(default)s)",
+        )
+    parser.add_argument("--batch-size", type=int, default=batch[0], help=f"{batch[1]} (default %(default)s)")
     parser.add_argument(
         "--device",
         choices=["auto", "cuda", "cpu"],

@@ -31,6 +31,7 @@ class Need(Enum):
     LOGITS = "the extractor's logits"
     TRAINING = "features of training images"
     PANEL = "statistics of the reference over six networks"
+    PAIRS = "images that are reconstructions, beside their originals"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Metric:
     """A metric. `name` is what --metrics and results call it, `label` what tables do; `needs` is what it is computed from.
 
     `compute` takes `evaluation.metrics.inputs.Inputs` and gives an `Estimate`, or None where it has no value; "file.function" of
-    this package, as `caveat` and `curve`. `definition` is a sentence in which {features} and {logits} stand for the extractor's
+    this package, as `caveat` and `curve`. With `Need.PAIRS` it takes `pairs.PairInputs` and gives a `pairs.Moved`.
+    `definition` is a sentence in which {features} and {logits} stand for the extractor's
     outputs. `least` is how few samples (with `Need.FEATURES` also reference images) there may be: a number, or a function of
     dimension and settings; `fewer` says what makes do with fewer. `bounds` are the least and the largest value that it can have,
     `unit` is written behind values. Where no metrics are named, it is computed `by_default` or if the protocol defines it; one
@@ -107,8 +109,8 @@ class Metric:
 
     @property
     def can_be_named(self) -> bool:
-        """Whether --metrics takes it; others come with another metric, or with training images."""
-        return self.follows is None and self.needs is not Need.TRAINING
+        """Whether --metrics of calc takes it; others come with another metric, with training images, or are `reconstruct`'s."""
+        return self.follows is None and self.needs not in (Need.TRAINING, Need.PAIRS)
 
     def at_least(self, dimension: int, settings: Any) -> int:
         """How few images there may be, with features of `dimension`."""
@@ -283,6 +285,54 @@ METRICS = {
             unit="%",
             counted=True,
         ),
+        Metric(
+            "rfid",
+            "rFID",
+            Need.PAIRS,
+            "pairs.rfid",
+            "Fréchet distance on {features} between the reconstructions and {against}, covariance with n - 1",
+            published_count=PUBLISHED_COUNT,
+            distance=True,
+        ),
+        Metric(
+            "psnr",
+            "PSNR",
+            Need.PAIRS,
+            "pairs.psnr",
+            "mean over images of 10 log10(255^2 / MSE) over all pixels and channels, levels from 0 to 255 after rounding",
+            least=1,
+            unit="dB",
+        ),
+        Metric(
+            "ssim",
+            "SSIM",
+            Need.PAIRS,
+            "pairs.ssim",
+            "mean over images of Wang et al.'s structural similarity (2004) of each colour channel, Gaussian window with sigma "
+            "1.5 of 11 x 11, K 0.01 and 0.03, biased covariances, data range 255, mean over the places whose window is whole",
+            least=1,
+            bounds=(-1, 1),
+        ),
+        Metric(
+            "lpips",
+            "LPIPS",
+            Need.PAIRS,
+            "pairs.lpips",
+            "mean over images of LPIPS with AlexNet, linear layers of version 0.1, pixels from -1 to 1 at full size "
+            "(arXiv 1801.03924)",
+            least=1,
+            distance=True,
+        ),
+        Metric(
+            "lpips-vgg",
+            "LPIPS-VGG",
+            Need.PAIRS,
+            "pairs.lpips_vgg",
+            "mean over images of LPIPS with VGG16, linear layers of version 0.1, pixels from -1 to 1 at full size "
+            "(arXiv 1801.03924)",
+            least=1,
+            distance=True,
+        ),
     )
 }
 OPTIONS = {metric.option.name: metric.option for metric in METRICS.values() if metric.option}
@@ -303,6 +353,11 @@ def called(metric: str, extractor: Any) -> tuple[str, str]:
 def named() -> tuple[str, ...]:
     """The metrics that --metrics takes."""
     return tuple(metric.name for metric in METRICS.values() if metric.can_be_named)
+
+
+def of_pairs() -> tuple[str, ...]:
+    """The metrics that `fiducial reconstruct` computes."""
+    return tuple(name for name, metric in METRICS.items() if metric.needs is Need.PAIRS)
 
 
 def without_reference() -> tuple[str, ...]:

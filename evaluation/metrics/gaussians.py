@@ -1,5 +1,6 @@
 """The Fréchet distance of two Gaussians, and what its error depends on: arrays to floats, nothing else."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,19 @@ def transport(sigma1: np.ndarray, sigma2: np.ndarray, device: "torch.device | No
     return (b @ vectors[:, kept] * values[kept] ** -0.25).T
 
 
+def frechet_influences(
+    own: FeatureStatistics, mu: np.ndarray, sigma: np.ndarray, group: Group | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of rows (B, D) that says by how much, times N, each moves the distance; see `frechet_moves`."""
+    w, gap = transport(own.covariance, sigma, group and group.device), own.mean - mu
+
+    def influences(part: np.ndarray) -> np.ndarray:
+        d = part.astype(np.float64) - own.mean
+        return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
+
+    return influences
+
+
 def frechet_moves(
     rows: "np.ndarray | Rows",
     own: FeatureStatistics,
@@ -81,13 +95,7 @@ def frechet_moves(
     count, dimension = rows.shape
     if count <= dimension:
         return None
-    w, gap = transport(own.covariance, sigma, group and group.device), own.mean - mu
-
-    def influences(part: np.ndarray) -> np.ndarray:
-        d = part.astype(np.float64) - own.mean
-        return 2 * d @ gap + np.square(d).sum(1) - np.square(d @ w.T).sum(1)
-
-    moves = moves_of(over_rows(rows, influences, group), strata)
+    moves = moves_of(over_rows(rows, frechet_influences(own, mu, sigma, group), group), strata)
     return moves if length(moves) > ROUNDING * own.covariance.trace() else None
 
 

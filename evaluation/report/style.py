@@ -73,6 +73,8 @@ figcaption { margin-top: .4rem; }
 .cells { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .8rem; margin: .6rem 0; }
 .cells figure { background: var(--card); border-radius: .4rem; padding: .4rem; } .cells img { display: block; max-width: 100%; }
 .cells img + img { margin-top: 4px; } :target { outline: 2px solid var(--accent); }
+.triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; margin: .6rem 0; }
+.three { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 4px; } .three img { width: 100%; height: auto; }
 footer { margin-top: 2rem; overflow-wrap: anywhere; }
 details { margin-top: .6rem; } summary { cursor: pointer; color: var(--accent); overflow-wrap: anywhere; }
 summary, details ol { font-size: .9rem; }

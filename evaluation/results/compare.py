@@ -11,6 +11,7 @@ import numpy as np
 from fiducial import UserError, about, printable
 from fiducial.evaluation.metrics import METRICS
 from fiducial.evaluation.metrics.intervals import NORMAL, estimate
+from fiducial.evaluation.reconstruction import reading as reconstructions
 from fiducial.evaluation.results.pairing import SEED, Pairs
 from fiducial.evaluation.results.reading import Known, Value
 from fiducial.evaluation.results.training import CHECKPOINT, Axes, axes_of, difference_of_trainings
@@ -21,6 +22,7 @@ GROUPS = {"checkpoint": CHECKPOINT}  # what results can be grouped by, and the f
 RETRAINING = 0.013  # arXiv 2606.20536: smaller relative gaps of FID come from training the same model anew
 DIFFERING = 3  # fields that a name gives at most
 LONGEST_NAME = 60  # characters
+OF_TRAINING = ("training images SHA-256",)  # without AuthPct a result lacks it
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,9 @@ def _by_checkpoint(pool: list[Known]) -> dict[str, list[Known]]:
 
 def _between_pools(row: Row, against: Row, pool: list[Known], others: list[Known], pairs: Pairs) -> tuple[list[Difference], How]:
     """All differences of a row from the first, paired where the runs belong together."""
+    shared = "are of the same originals" if pool[0].of_reconstruction else "share seed, labels, noise and N"
     try:
-        errors, why = pairs.errors(pool, others), "both share seed, labels, noise and N"
+        errors, why = pairs.errors(pool, others), f"both {shared}"
     except ValueError as error:
         errors, why = {}, printable(str(error))
     found = [difference(row, against, key, errors.get(key)) for key in against.cells if key in row.cells]
@@ -317,9 +320,12 @@ def _check(results: list[Known]) -> None:
 
 def unfit(one: Known, other: Known) -> str | None:
     """Why two results cannot stand side by side, in a sentence; None if they can."""
+    if one.of_reconstruction != other.of_reconstruction:
+        return f"{one.path} and {other.path} cannot be compared: one is of reconstructions, and the other of samples"
+    may_lack = reconstructions.OPTIONAL if one.of_reconstruction else OF_TRAINING
     for name, ours in one.basis.items():
         theirs = other.basis[name]
-        unknown = name.startswith("training") and None in (ours, theirs)  # then only one of them has AuthPct
+        unknown = name in may_lack and None in (ours, theirs)  # then only one of them has the metrics that it belongs to
         if ours != theirs and not unknown:
             return (
                 f"{one.path} and {other.path} cannot be compared: {name} is {shown_value(name, ours)} in the one and "

@@ -49,7 +49,10 @@ class Pairs:
 
 
 def unpaired(one: Known, other: Known) -> str | None:
-    """Why the samples of two runs do not belong together by their manifests; None if they do."""
+    """Why the samples of two runs do not belong together by their manifests; None if they do, as reconstructions of the same
+    originals always."""
+    if one.of_reconstruction and other.of_reconstruction:
+        return None
     for result in (one, other):
         if not result.identity:
             return f"nothing says how the samples of {result.path.name} were drawn"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from fiducial import UserError, no_file, printable, read_json
 from fiducial.evaluation.metrics import METRICS, OPTIONS
+from fiducial.evaluation.reconstruction import reading as reconstructions
+from fiducial.evaluation.reconstruction.result import FORMAT as RECONSTRUCTION_FORMAT
+from fiducial.evaluation.reconstruction.result import Reconstruction
 from fiducial.evaluation.results.form import Unexpected
 from fiducial.evaluation.results.influences import ENDING
 from fiducial.evaluation.results.parts import Influences, Number
@@ -33,7 +36,8 @@ OPTIONAL = ("reference", "training")  # parts that a result may lack
 
 @dataclass(frozen=True)
 class Known:
-    """A result as far as a comparison needs it. `identity` is all that determines the run's images; None where unknown."""
+    """A result as far as a comparison needs it. `identity` is all that determines the run's images; None where unknown.
+    `of_reconstruction` is whether `fiducial reconstruct` wrote it."""
 
     path: Path
     numbers: dict[str, Number]
@@ -41,6 +45,7 @@ class Known:
     pixels_sha256: str
     identity: dict[str, Value] | None
     influences: Influences | None = None
+    of_reconstruction: bool = False
 
 
 def find_result(run: Path) -> Path:
@@ -76,7 +81,7 @@ def run_name(path: Path) -> str:
 
 
 def read_result(path: Path) -> Known:
-    """The result that `calc` wrote there.
+    """The result that `calc` or `reconstruct` wrote there.
 
     Raises:
         UserError: if it is something else, or of an older format.
@@ -88,6 +93,8 @@ def read_result(path: Path) -> Known:
     except ValueError as error:
         raise UserError(f"{path} is not JSON, as calc --json writes it: {error}") from error
     made = data.get("format") if isinstance(data, dict) else None
+    if made == RECONSTRUCTION_FORMAT:
+        return _known_reconstruction(path, data)
     if not (isinstance(made, str) and made.startswith(FAMILY)):
         raise UserError(f"{path} is no result of calc: its format is not {RESULT_FORMAT}")
     if made != RESULT_FORMAT:
@@ -97,6 +104,26 @@ def read_result(path: Path) -> Known:
     except Unexpected as error:
         raise _unexpected(path, error.where, error.value, error.missing) from error
     return known(path, result)
+
+
+def _known_reconstruction(path: Path, data: dict) -> Known:
+    """A result of `fiducial reconstruct`; raises UserError if it is not as that writes it."""
+    try:
+        result = Reconstruction.parse(data)
+        basis, identity = reconstructions.basis_of(result), reconstructions.identity_of(result)
+        pixels = reconstructions.pixels_of(result)
+        texts = [text for text in (pixels, *basis.values(), *identity.values()) if isinstance(text, str)]
+        if odd := next((text for text in texts if not _is_text(text)), None):
+            raise Unexpected(("codec",), odd)
+        size = basis["image size"]
+        if not (len(size) == 2 and all(type(side) is int for side in size)):
+            raise Unexpected(("originals", "image_size"), size)
+    except Unexpected as error:
+        raise _unexpected(path, error.where, error.value, error.missing) from error
+    if not result.metrics:
+        raise UserError(f"{path} has no metrics")
+    numbers = {key: _number(path, key, one) for key, one in result.metrics.items()}
+    return Known(path, numbers, basis, pixels, identity, result.influences, of_reconstruction=True)
 
 
 def known(path: Path, result: Result) -> Known:

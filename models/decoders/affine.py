@@ -44,6 +44,11 @@ class Affine:
         scale, shift = (part.to(latents) if isinstance(part, Tensor) else part for part in (self.scale, self.shift))
         return latents / scale + shift
 
+    def apply(self, latents: Tensor) -> Tensor:
+        """A diffusion model's latents (N, C, h, w) of a codec's own, of the same dtype: what `undo` undoes."""
+        scale, shift = (part.to(latents) if isinstance(part, Tensor) else part for part in (self.scale, self.shift))
+        return (latents - shift) * scale
+
     @property
     def sha256(self) -> str:
         """Of the values, whatever form they were given in."""

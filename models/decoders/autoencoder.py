@@ -178,16 +178,18 @@ class Autoencoder(nn.Module):
         merge: bool = False,
         slicing: bool = False,
         tiling: bool = False,
+        encoder: bool = False,
     ) -> "Autoencoder":
         """Load the weights, in evaluation mode, and return this.
 
         Args:
             merge: in half precision, have doubling merged (`merge_doubling`).
+            encoder: for `encode` too.
 
         Raises:
             UserError: if they do not fit the configuration.
         """
-        vae = self.network().to(device)
+        vae = self.network(encoder).to(device)
         for module in vae.decoder.modules():
             if isinstance(module, nn.SiLU):  # of what the layer before has made, which nothing else reads
                 module.inplace = True
@@ -200,9 +202,19 @@ class Autoencoder(nn.Module):
         self.vae = vae
         return self
 
-    def network(self) -> nn.Module:
-        """Diffusers' network with the weights; UserError if they are not its own."""
+    def network(self, _encoder: bool = False) -> nn.Module:
+        """Diffusers' network with the weights, its encoder among them; UserError if they are not its own."""
         return from_folder(self.folder, self.kind)
+
+    @property
+    def posterior(self) -> bool:
+        """Whether latents of an image are a distribution, of which there is a mode and samples."""
+        return self.kind == "AutoencoderKL"
+
+    def cannot_encode(self) -> str | None:
+        """Why it makes no latents of images, in a clause; None if it does."""
+        names = read_safetensors(self.folder / WEIGHTS_FILE)
+        return None if any(name.startswith("encoder.") for name in names) else f"{WEIGHTS_FILE} holds no encoder"
 
     def _halve(self, vae: nn.Module, dtype: torch.dtype, merge: bool) -> None:
         """Have all but the last layer in half precision."""
@@ -221,6 +233,15 @@ class Autoencoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Images (N, 3, H, W) of latents (N, C, h, w), as `Decoder`."""
         return self.vae.decode(self.affine.undo(latents).to(self.vae.dtype)).sample.to(latents.dtype)
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (N, C, h, w) of images (N, 3, H, W), as `Decoder`; the deviation that noise is multiplied by is bounded as
+        diffusers bounds it."""
+        found = self.vae.encode(images.to(self.vae.dtype))
+        if not self.posterior:
+            return self.affine.apply(found.latents.to(images.dtype))
+        mean, deviation = (part.to(images.dtype) for part in (found.latent_dist.mean, found.latent_dist.std))
+        return self.affine.apply(mean if noise is None else mean + deviation * noise)
 
 
 def from_folder(folder: Path, kind: str) -> nn.Module:

@@ -1,5 +1,5 @@
 """Autoencoders in the form of latent-diffusion's code (KL f8d4, f16d32 and other depths), as VA-VAE and REPA-E publish theirs:
-their decoder under the names of diffusers' `AutoencoderKL`, which is the same network.
+their decoder, and their encoder where it is wanted, under the names of diffusers' `AutoencoderKL`, which is the same network.
 """
 
 import re
@@ -23,8 +23,16 @@ PARTS = (
     (r"decoder\.mid\.block_2\.", "decoder.mid_block.resnets.1."),
     (r"decoder\.mid\.attn_1\.", "decoder.mid_block.attentions.0."),
     (r"decoder\.norm_out\.", "decoder.conv_norm_out."),
+    (r"encoder\.down\.(\d+)\.block\.(\d+)\.", r"encoder.down_blocks.\1.resnets.\2."),
+    (r"encoder\.down\.(\d+)\.attn\.(\d+)\.", r"encoder.down_blocks.\1.attentions.\2."),
+    (r"encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"encoder\.mid\.block_1\.", "encoder.mid_block.resnets.0."),
+    (r"encoder\.mid\.block_2\.", "encoder.mid_block.resnets.1."),
+    (r"encoder\.mid\.attn_1\.", "encoder.mid_block.attentions.0."),
+    (r"encoder\.norm_out\.", "encoder.conv_norm_out."),
 )
 OF_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+DECODER, ENCODER = ("decoder.", "post_quant_conv."), ("encoder.", "quant_conv.")  # what names of either begin with
 NEEDED = ("decoder.conv_in.weight", "decoder.conv_out.weight", "decoder.up.0.block.0.conv1.weight", "decoder.norm_out.weight")
 
 
@@ -60,8 +68,16 @@ def config_of(state: State, path: Path) -> dict:
     }
 
 
+def with_encoder(config: dict, state: State) -> dict:
+    """The configuration with the encoder whose weights are in `state`; whether shapes are its own shows when it is filled."""
+    levels = range(len(config["block_out_channels"]))
+    attends = [f"encoder.down.{level}.attn.0.norm.weight" in state for level in levels]
+    kinds = ["AttnDownEncoderBlock2D" if attends[level] else "DownEncoderBlock2D" for level in levels]
+    return config | {"down_block_types": kinds, "use_quant_conv": "quant_conv.weight" in state}
+
+
 def renamed(state: State, levels: int) -> State:
-    """The weights of `decoder_in` under diffusers' names; 1 x 1 convolutions of attention as matrices."""
+    """The weights of `decoder_in` or `both_in` under diffusers' names; 1 x 1 convolutions of attention as matrices."""
     found: State = {}
     for name, value in state.items():
         own = _renamed(name, levels)
@@ -82,7 +98,8 @@ def _renamed(name: str, levels: int) -> str:
 
 
 class LDMAutoencoder(SingleFile, Autoencoder):
-    """The decoder in a file of latent-diffusion's form, a `Decoder` that decodes as `Autoencoder` does.
+    """The decoder in a file of latent-diffusion's form, a `Decoder` that decodes as `Autoencoder` does, and encodes so where the
+    file holds an encoder.
 
     Raises:
         UserError: if the file holds none.
@@ -94,10 +111,17 @@ class LDMAutoencoder(SingleFile, Autoencoder):
         super().__init__(path, state, self._own)
         self.kind, self.latent_channels = "AutoencoderKL", self._own["latent_channels"]
         self.factor = 2 ** (len(self._own["block_out_channels"]) - 1)
-        self.vae = None
+        self.vae, self._encodes = None, False
 
-    def network(self) -> nn.Module:
-        """Diffusers' network with the weights, without an encoder; UserError if they are not its own."""
+    def cannot_encode(self) -> str | None:
+        """Why it makes no latents of images, in a clause; None if it does."""
+        state = state_in(self.folder)
+        missing = next((name for name in ("encoder.conv_in.weight", "encoder.conv_out.weight") if name not in state), None)
+        return missing and f"the file has no {missing}, so no whole encoder"
+
+    def network(self, encoder: bool = False) -> nn.Module:
+        """Diffusers' network with the weights, of the encoder too if it is wanted; UserError if they are not its own."""
+        self._encodes = encoder
         return self.filled()
 
     def parts(self) -> tuple[nn.Module, State]:
@@ -105,13 +129,20 @@ class LDMAutoencoder(SingleFile, Autoencoder):
         from diffusers import AutoencoderKL
 
         levels = len(self._own["block_out_channels"])
-        others = {"down_block_types": ["DownEncoderBlock2D"] * levels, "use_quant_conv": False, "sample_size": USUAL_SIZE}
+        state = both_in(self.folder) if self._encodes else decoder_in(self.folder)
+        config = with_encoder(self._own, state)
         with torch.device("meta"):
-            vae = AutoencoderKL(**self._own, **others)
-        vae.encoder = nn.Identity()
-        return vae, renamed(decoder_in(self.folder), levels)
+            vae = AutoencoderKL(**config, sample_size=USUAL_SIZE)
+        if not self._encodes:
+            vae.encoder = nn.Identity()
+        return vae, renamed(state, levels)
 
 
 def decoder_in(path: Path) -> State:
     """The weights of a file that decoding needs."""
-    return {name: value for name, value in state_in(path).items() if name.startswith(("decoder.", "post_quant_conv."))}
+    return {name: value for name, value in state_in(path).items() if name.startswith(DECODER)}
+
+
+def both_in(path: Path) -> State:
+    """Those, and the weights that encoding needs."""
+    return {name: value for name, value in state_in(path).items() if name.startswith((*DECODER, *ENCODER))}

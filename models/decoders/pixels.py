@@ -13,7 +13,7 @@ NAME = "pixels"
 class Pixels(nn.Module):
     """A `Decoder` of which nothing is on a disk, and nothing is loaded."""
 
-    latent_channels, factor, sha256 = 3, 1, NAME
+    latent_channels, factor, sha256, posterior = 3, 1, NAME, False
 
     def __init__(self, folder: Path = Path(NAME)):
         super().__init__()
@@ -25,5 +25,11 @@ class Pixels(nn.Module):
     def load(self, _device: torch.device, _dtype: torch.dtype = torch.float32, **_: bool) -> "Pixels":
         return self
 
+    def cannot_encode(self) -> None:
+        """Why it makes no latents of images: it does."""
+
     def forward(self, latents: Tensor) -> Tensor:
         return self.affine.undo(latents)
+
+    def encode(self, images: Tensor, _noise: Tensor | None = None) -> Tensor:
+        return self.affine.apply(images)

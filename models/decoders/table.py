@@ -1,5 +1,5 @@
-"""DECODERS: what makes pixels of a diffusion model's latents. A codec is a file and a row; the first that takes what `--vae` says
-has it.
+"""DECODERS: what makes pixels of a diffusion model's latents, and mostly latents of pixels too. A codec is a file and a row; the
+first that takes what `--vae` says has it.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ class Decoder(Protocol):
     factor: int  # image pixels a latent pixel, both ways
     sha256: str  # of its weights
     affine: Affine  # from the diffusion model's latents to its own: by its configuration, until another is put in the place
+    posterior: bool  # whether latents of an image are a distribution, of which there is a mode and samples
 
     def identity(self) -> dict[str, str | float]:
         """Everything that images depend on, by its names in a run's identity; UserError if the weights are not whole."""
@@ -33,6 +34,7 @@ class Decoder(Protocol):
         merge: bool = False,
         slicing: bool = False,
         tiling: bool = False,
+        encoder: bool = False,
     ) -> "Decoder":
         """Load the weights, in evaluation mode, and return this.
 
@@ -41,6 +43,7 @@ class Decoder(Protocol):
             merge: in half precision, layers may be merged for speed.
             slicing: decode one image at a time.
             tiling: decode large images in tiles.
+            encoder: also what `encode` needs, where it can encode.
 
         Raises:
             UserError: if they do not fit the configuration.
@@ -49,6 +52,17 @@ class Decoder(Protocol):
     def __call__(self, latents: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] and somewhat beyond, on the same device, of latents (N, C, h, w) as the diffusion model
         makes them; NaN or infinity where the dtype does not hold its values."""
+
+    def cannot_encode(self) -> str | None:
+        """Why it makes no latents of images, in a clause; None if it does."""
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (N, C, h, w), as the diffusion model makes them, of images (N, 3, H, W) in [-1, 1] on the same device.
+
+        Args:
+            noise: standard normal, (N, C, h, w), for a sample of the posterior; None for its mode. Without a `posterior` it
+                changes nothing.
+        """
 
 
 @dataclass(frozen=True)

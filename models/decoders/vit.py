@@ -87,6 +87,14 @@ class ViTDecoder(SingleFile):
         self.only_size = self.factor * math.isqrt(self._sizes["tokens"])  # of images
         self.output_scale = IMAGENET  # of the network's numbers, which no file tells
         self.vit: Network | None = None
+        self.posterior = False
+
+    def cannot_encode(self) -> str:
+        """Why it makes no latents of images, in a clause."""
+        return "the file holds a ViT decoder alone, whose encoder is a pretrained vision transformer of another file"
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        raise NotImplementedError(self.cannot_encode())
 
     def parts(self) -> tuple[nn.Module, State]:
         """See `SingleFile.parts`."""
