@@ -145,7 +145,7 @@ def test_differences_on_the_same_images_are_paired(place, tmp_path, monkeypatch,
     both = (tmp_path / "one.json", tmp_path / "two.json")
     code, out, err = evaluate(monkeypatch, capsys, "compare", *both, "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
     assert code == 0, err
-    assert "paired, image by image" in out
+    assert "paired sample by sample, for both are of the same originals" in out
     found = {one["key"]: one for one in json.loads((tmp_path / "c.json").read_text())["differences"]}
     images = pictures(COUNT, 0, 64)
     one, two = (by_diffusers(place / name, images) for name in ("one", "two"))
