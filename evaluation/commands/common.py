@@ -112,8 +112,8 @@ def add_tensorboard(parser: argparse.ArgumentParser) -> None:
         "--step",
         type=int,
         metavar="N",
-        help="the training step that --tensorboard writes at (default: that in the name of the run's checkpoint, as in 0400000.pt, "
-        "or the number of samples)",
+        help="the training step that --tensorboard writes at (default: that in the name of the run's checkpoint, as in "
+        "0400000.pt, or the number of samples)",
     )
 
 

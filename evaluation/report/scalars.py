@@ -12,8 +12,8 @@ GAP = 2  # pixels between pictures
 
 
 def scalars(result: Result) -> dict[str, float]:
-    """The numbers by the keys of the JSON, such as `fid`, each with the ends of its 95 % interval as `fid/low` and `fid/high`, where
-    that is known."""
+    """The numbers by the keys of the JSON, such as `fid`, each with the ends of its 95 % interval as `fid/low` and `fid/high`
+    where that is known."""
     found = {}
     for key, one in result.metrics.items():
         found[key] = one.value

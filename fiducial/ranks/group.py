@@ -30,8 +30,8 @@ Value = TypeVar("Value")  # that JSON has
 class Group:
     """This process among its fellows. `store` is shared by all of them: counters and small values.
 
-    `scope`, `counter`, `board`, `once`, `gather`, `wait` and `sum` are collectives: to be called by every rank, in the same order. So
-    each call has keys of its own in the store, and no second run of the group reads what a first one left. As a context
+    `scope`, `counter`, `board`, `once`, `gather`, `wait` and `sum` are collectives: to be called by every rank, in the same
+    order. So each call has keys of its own in the store, and no second run of the group reads what a first one left. As a context
     manager it watches over the others, hears signals, and announces the exception that ends it.
     """
 

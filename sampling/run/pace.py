@@ -1,5 +1,6 @@
 """How fast images come of late, of counts that go up a block at a time."""
 
+import itertools
 from collections import deque
 
 WINDOW_SECONDS = 60.0
@@ -30,6 +31,6 @@ class Pace:
         if done == before or last <= first:
             return None
         times = [time for time, _ in self._steps]
-        longest = max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        longest = max(later - earlier for earlier, later in itertools.pairwise(times))
         end = now if now - last > 2 * longest else last
         return (done - before) / (end - first)
