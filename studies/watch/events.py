@@ -41,9 +41,8 @@ def in_words(event: object) -> str:
     if not isinstance(event, Mapping):
         return quoted(event)
     where = f"rank {event.get('rank', '?')} on {event.get('host', '?')}"
-    rest = "".join(
-        f", {name} {value if isinstance(value, str) else quoted(value)}" for name, value in event.items() if name not in ASIDE
-    )
+    others = {name: value for name, value in event.items() if name not in ASIDE}
+    rest = "".join(f", {name} {value if isinstance(value, str) else quoted(value)}" for name, value in others.items())
     return f"{where}: {event.get('event', 'something')}{rest}"
 
 

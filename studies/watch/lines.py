@@ -36,11 +36,8 @@ def left(view: View, now: dt.datetime) -> str:
     if view.state != AT_WORK or told is None or told.left is None or not told.left:
         return ""
     end = now + dt.timedelta(seconds=told.left)
-    return (
-        f"{lasting(told.left)} left, until {end:%H:%M:%S}"
-        if told.left < 86_400
-        else f"{lasting(told.left)} left, until {end:%a %d %b %H:%M}"
-    )
+    until = f"{end:%H:%M:%S}" if told.left < 43_200 else f"{end:%a %d %b %H:%M}"
+    return f"{lasting(told.left)} left, until {until}"
 
 
 def doing(view: View) -> str:

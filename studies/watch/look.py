@@ -30,8 +30,8 @@ EVENTS_SECONDS = 10.0  # between two readings of events, which are in a file a r
 class View:
     """A run at one look.
 
-    `state` is complete, failed, resumable, silent, absent, beginning, drawing or evaluating, `reason` why; `quiet` the seconds for
-    which nothing has moved; `events` the newest, oldest first; `sheet` and `result` are files that are there.
+    `state` is complete, failed, resumable, silent, absent, beginning, drawing or evaluating, `reason` why; `quiet` the seconds
+    for which nothing has moved; `events` the newest, oldest first; `sheet` and `result` are files that are there.
     """
 
     folder: Path
