@@ -8,7 +8,7 @@ from PIL import Image
 
 from fiducial import write_whole
 
-COLUMNS, ROWS = 8, 4
+COLUMNS, ROWS = 8, 4  # of the `signs.NEWEST` that are kept
 SIDE = 96  # pixels of an image on it, at most
 GAP = 2
 

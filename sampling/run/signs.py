@@ -10,6 +10,7 @@ import numpy as np
 from fiducial import Group, Stopped, life
 from fiducial.sampling import memory
 
+NEWEST = 32  # images that are kept for a sheet
 GONE = (RuntimeError, Stopped)  # of a store that does not answer: the work hears of that by itself
 
 
@@ -34,7 +35,7 @@ class Signs:
     def __init__(self, group: Group, assigned: int):
         self._group, self._board, self._assigned = group, group.board(), assigned
         self._state, self._done, self._number, self._lock = "loading", 0, 0, threading.Lock()
-        self.newest: np.ndarray | None = None  # pixels of the block that came last, (n, H, W, 3)
+        self.newest: np.ndarray | None = None  # pixels (n, H, W, 3), those of the last block first
         self.tell("loading")
 
     def __enter__(self) -> "Signs":
@@ -57,9 +58,10 @@ class Signs:
             self._publish()
 
     def show(self, pixels: np.ndarray) -> None:
-        """Keep the pixels of a block, (n, H, W, 3), until the next comes, on the rank that makes pictures of them."""
+        """Keep pixels (n, H, W, 3) of a block, so that a sheet can be made of the newest; on the rank that makes one."""
         if self._group.is_main and len(pixels):
-            self.newest = pixels
+            before = () if self.newest is None else (self.newest,)
+            self.newest = np.concatenate([pixels[:NEWEST], *before])[:NEWEST]
 
     def _publish(self) -> None:
         self._number += 1

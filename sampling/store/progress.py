@@ -14,7 +14,7 @@ from fiducial import read_json, write_whole
 from fiducial.sampling.store.folder import PROGRESS
 
 FORMAT = "fiducial-progress-1"
-LARGEST = 1 << 27  # bytes: a million ranks
+LARGEST = 1 << 26  # bytes
 DRAWING, DRAWN, EVALUATING, EVALUATED, ENDED = STAGES = ("drawing", "drawn", "evaluating", "evaluated", "ended")
 LONGEST = 200  # characters of a text
 

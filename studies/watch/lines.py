@@ -1,6 +1,7 @@
 """A view of a run as text: a screen of a few lines, or a single one."""
 
 import datetime as dt
+import textwrap
 from collections import Counter
 
 from fiducial import printable
@@ -12,6 +13,7 @@ BAR = 30  # characters
 SILENT_SECONDS = 30.0  # after which a rank that draws is said to be silent
 WORKS = ("sampling", "decoding", "loading")  # states in which a rank tells of something with each block
 EVENTS = 5  # that a screen shows
+REASON = 3  # lines of why it ended
 LEAST_RANKS = 4
 
 
@@ -67,7 +69,7 @@ def one_line(view: View, now: dt.datetime) -> str:
 
 def screen(view: View, now: dt.datetime, width: int, height: int) -> list[str]:
     """The lines of a terminal of that size; none is longer or more than it has."""
-    lines = [f"{view.folder}: {doing(view)}{f': {view.reason}' if view.reason else ''}"]
+    lines = [f"{view.folder}: {doing(view)}"]
     if view.state == ABSENT:
         return _cut([f"{view.folder}: there is no run yet"], width)
     share = view.images / view.of if view.of else 0.0
@@ -80,6 +82,7 @@ def screen(view: View, now: dt.datetime, width: int, height: int) -> list[str]:
         ranks = f"{view.world_size} rank{'s' if view.world_size > 1 else ''}"
         quiet = f", nothing written for {lasting(view.quiet)}" if view.state in ALIVE and view.quiet > SILENT_SECONDS else ""
         lines.append(f"session {view.session} on {ranks}{quiet}")
+    lines += textwrap.wrap(printable(view.reason), width)[:REASON]
     tail = ["", *(f"  {event}" for event in view.events[-EVENTS:])] if view.events else []
     tail += [f"newest images: {view.sheet}"] if view.sheet else []
     tail += [f"result: {view.result}"] if view.result and view.state not in (AT_WORK,) else []

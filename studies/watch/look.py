@@ -83,6 +83,8 @@ class Look:
         images = told.images if told else images_done(folder, manifest)
         result = result_of(folder)
         state, reason = self._judge(folder, manifest, images, holder, ended, told, quiet)
+        if told and state in (RESUMABLE, FAILED):  # of its last seconds nothing was told
+            images = images_done(folder, manifest)
         sheet = sheet_path(folder)
         return View(
             self.folder,
