@@ -40,6 +40,7 @@ COMMANDS = {
     "convert": Command("fiducial.models.__main__", ("convert",), "change the form that a checkpoint is in"),
     "fetch": Command("fiducial.evaluation.__main__", ("fetch",), "download what a preset or an evaluation needs"),
     "status": Command("fiducial.sampling.__main__", ("status",), "whether a run is complete"),
+    "watch": Command("fiducial.studies.watch.command", (), "how far a run is, while it is drawn"),
     "verify": Command("fiducial.sampling.__main__", ("verify",), "whether its images are what was drawn"),
     "doctor": Command("fiducial.studies.doctor", ("doctor",), "what a run will meet on this machine"),
     "prune": Command("fiducial.evaluation.__main__", ("prune",), "remove old files of the cache"),

@@ -1,8 +1,9 @@
-"""Signs of life of work that takes long and knows no group, as of hashing or reading large files."""
+"""Signs of life of work that takes long and knows no group, as of hashing or reading large files; and what it is that works."""
 
 from collections.abc import Callable
 
 watchers: list[Callable[[], object]] = []  # called at each sign
+listeners: list[Callable[[str], object]] = []  # called with what this process does from now on
 
 
 def sign() -> None:
@@ -13,3 +14,9 @@ def sign() -> None:
     """
     for watcher in tuple(watchers):
         watcher()
+
+
+def tell(what: str) -> None:
+    """Say what this process does from now on, in a word such as "decoding", to whoever listens."""
+    for listener in tuple(listeners):
+        listener(what)

@@ -14,20 +14,45 @@ from fiducial.sampling.options.config import SamplingConfig
 if TYPE_CHECKING:
     from fiducial.evaluation import Evaluator
     from fiducial.evaluation.evaluate import Evaluation
+    from fiducial.evaluation.results.result import Result
+    from fiducial.studies.events import Events
 
 
 def main() -> None:
-    draw.main(lambda config, *given: AfterDrawing(prepare_evaluation(config, *given), config.rounding != NONE))
+    def prepare(config: SamplingConfig, options: argparse.Namespace, group: Group) -> AfterDrawing:
+        evaluation = prepare_evaluation(config, options, group)
+        return AfterDrawing(evaluation, config.rounding != NONE, options.tensorboard, options.step)
+
+    draw.main(prepare, listen)
+
+
+def listen(folder: Path) -> "Events":
+    """The writer of a run's events for TensorBoard."""
+    from fiducial.studies.events import Events
+
+    return Events(folder)
 
 
 class AfterDrawing:
-    """The evaluation of what was drawn, as `draw.Evaluating` says."""
+    """The evaluation of what was drawn, as `draw.Evaluating` says.
 
-    def __init__(self, evaluation: "Evaluation", rounded: bool = True):
-        self._evaluation, self._rounded = evaluation, rounded
+    Args:
+        tensorboard: folder of events, to which results are added as well, at `step`.
+    """
+
+    def __init__(self, evaluation: "Evaluation", rounded: bool = True, tensorboard: Path | None = None, step: int | None = None):
+        self._evaluation, self._rounded, self._tensorboard, self._step = evaluation, rounded, tensorboard, step
 
     def of_images(self, npz: Path) -> None:
-        evaluate(self._evaluation, npz)
+        if result := evaluate(self._evaluation, npz):
+            self._add(result)
+
+    def _add(self, result: "Result") -> None:
+        """Add the result to the events, if they are asked for; on rank 0."""
+        if self._tensorboard is not None:
+            from fiducial.evaluation.report.scalars import write_tensorboard
+
+            write_tensorboard(result, self._tensorboard, self._step)
 
     def evaluator(self) -> "Evaluator":
         from fiducial.evaluation import Evaluator
@@ -46,6 +71,7 @@ class AfterDrawing:
             result = result.drawn_by(as_run(about))
             beside = (folder.with_name(folder.name + ending) for ending in (".json", ".html"))
             report.write(result, *beside, self._evaluation.said)
+            self._add(result)
 
 
 def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, group: Group) -> "Evaluation":
@@ -64,8 +90,8 @@ def prepare_evaluation(config: SamplingConfig, options: argparse.Namespace, grou
     return evaluation
 
 
-def evaluate(evaluation: "Evaluation", npz: Path) -> None:
-    """On all ranks: writes the result beside the npz, unless it is there."""
+def evaluate(evaluation: "Evaluation", npz: Path) -> "Result | None":
+    """On all ranks: writes the result beside the npz, unless it is there. Return what was evaluated now, on rank 0."""
     from fiducial.evaluation import report
     from fiducial.evaluation.evaluate import is_done
 
@@ -73,5 +99,7 @@ def evaluate(evaluation: "Evaluation", npz: Path) -> None:
     if evaluation.group.once(lambda: html_file.exists() and is_done(evaluation, npz, json_file)):
         if evaluation.group.is_main:
             fiducial.say(f"{html_file}: evaluated before")
-    elif result := evaluation.evaluate(npz):
+        return None
+    if result := evaluation.evaluate(npz):
         report.write(result, json_file, html_file, evaluation.said)
+    return result

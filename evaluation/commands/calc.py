@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fiducial import Group, UserError, printable, say
-from fiducial.evaluation.commands.common import add_common, add_outputs, check_image_size, listed, others, with_ranks
+from fiducial.evaluation.commands.common import (
+    add_common,
+    add_outputs,
+    add_tensorboard,
+    check_image_size,
+    listed,
+    others,
+    with_ranks,
+)
 from fiducial.evaluation.metrics import METRICS, OPTIONS, named
 from fiducial.evaluators import FOLLOWED
 
@@ -66,6 +74,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "one size)",
     )
     add_outputs(calc, "the whole result", "the report")
+    add_tensorboard(calc)
     calc.add_argument(
         "--dry-run",
         action="store_true",
@@ -81,6 +90,7 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     from fiducial.evaluation.distance import are_statistics
     from fiducial.evaluation.evaluate import Evaluation
     from fiducial.evaluation.report import write
+    from fiducial.evaluation.report.scalars import write_tensorboard
 
     check_image_size(args.image_size)
     if len(args.extractor) > 1:
@@ -105,6 +115,8 @@ def calculate(args: argparse.Namespace, settings: "Settings", group: Group) -> N
     result = evaluation.evaluate(images)
     if result:
         write(result, args.json, args.html, (*said, *evaluation.said), others(args))
+        if args.tensorboard is not None:
+            write_tensorboard(result, args.tensorboard, args.step)
 
 
 def tell_distance(args: argparse.Namespace, settings: "Settings", group: Group, extractor: str | None) -> None:
@@ -113,6 +125,7 @@ def tell_distance(args: argparse.Namespace, settings: "Settings", group: Group, 
     from fiducial.evaluation.report.delivery import deliver
 
     given = {"--html": args.html, "--train": args.train, "--class-names": args.class_names, "--image-size": args.image_size}
+    given["--tensorboard"] = args.tensorboard
     if unfit := [option for option, value in given.items() if value is not None]:
         raise UserError(
             f"{unfit[0]}: {args.samples} and {args.ref} are both statistics, of which there is FID alone; leave it out"

@@ -59,6 +59,12 @@ class Board:
         """Add to a counter; return its value."""
         return self.ask(lambda: self.store.add(self.prefix + key, number))
 
+    def glance(self, key: str) -> str | None:
+        """The value under `key` as it is now; None where nobody has published one. Waits for nobody."""
+        if not self._has(key):
+            return None
+        return self.ask(lambda: self.store.get(self.prefix + key)).decode(errors="surrogateescape")
+
     def _has(self, key: str) -> bool:
         return self.ask(lambda: self.store.check([self.prefix + key]))
 

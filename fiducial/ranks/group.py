@@ -30,8 +30,8 @@ Value = TypeVar("Value")  # that JSON has
 class Group:
     """This process among its fellows. `store` is shared by all of them: counters and small values.
 
-    `scope`, `counter`, `once`, `gather`, `wait` and `sum` are collectives: to be called by every rank, in the same order. So
-    each call has keys of its own in the store, and no second run of the group reads what a first one left. As a context
+    `scope`, `counter`, `board`, `once`, `gather`, `wait` and `sum` are collectives: to be called by every rank, in the same
+    order. So each call has keys of its own in the store, and no second run of the group reads what a first one left. As a context
     manager it watches over the others, hears signals, and announces the exception that ends it.
     """
 
@@ -109,6 +109,10 @@ class Group:
     def counter(self) -> Count:
         """A new number, 0, that all ranks share. A collective."""
         return Count(self._board, self._next("count"))
+
+    def board(self) -> Board:
+        """A part of the store that all ranks share, where nothing stands yet. A collective."""
+        return self._board.within(self._next("board"))
 
     def once_per_node(self, asked: Sequence[object], make: Callable[[], str], main_first: bool = False) -> str:
         """The value of `make`, called on the first rank of each node only; the node's other ranks wait for it.

@@ -4,12 +4,15 @@ import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import fiducial
 from fiducial import Group
 from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.options.parser import parse
+
+if TYPE_CHECKING:
+    from fiducial.sampling.run.telling import Hearer
 
 
 class Evaluating(Protocol):
@@ -26,10 +29,15 @@ class Evaluating(Protocol):
 
 
 Prepare = Callable[[SamplingConfig, argparse.Namespace, Group], Evaluating]
+Listen = Callable[[Path], "Hearer"]
 
 
-def main(prepare: Prepare) -> None:
-    """Draw as the command line says; with --ref, evaluate by what `prepare` returns."""
+def main(prepare: Prepare, listen: Listen) -> None:
+    """Draw as the command line says; with --ref, evaluate by what `prepare` returns.
+
+    Args:
+        listen: makes what hears how far a run is, for the folder of --tensorboard.
+    """
     with fiducial.user_errors(), ExitStack() as stack:
         config, options = parse()
         fiducial.launched()  # before torch is imported
@@ -47,24 +55,34 @@ def main(prepare: Prepare) -> None:
             if config.untold():
                 config = spec.fetch(config, group)
             evaluation = prepare(config, options, group) if options.ref is not None else None
-            draw(config, options, group, evaluation)
+            is_heard = options.tensorboard is not None and group.is_main and not options.dry_run
+            draw(config, options, group, evaluation, listen(options.tensorboard) if is_heard else None)
 
 
-def draw(config: SamplingConfig, options: argparse.Namespace, group: Group, evaluation: Evaluating | None) -> None:
+def draw(
+    config: SamplingConfig,
+    options: argparse.Namespace,
+    group: Group,
+    evaluation: Evaluating | None,
+    hearer: "Hearer | None" = None,
+) -> None:
     """On all ranks: a dry run, or a run to files or to features and its evaluation."""
     from fiducial.sampling import forecast
     from fiducial.sampling.run import session
     from fiducial.sampling.run.feature_files import FeatureFiles
     from fiducial.sampling.run.image_files import ImageFiles
+    from fiducial.sampling.run.telling import evaluating
     from fiducial.sampling.store import manifest
 
     if options.dry_run:
         return forecast.forecast(config, group, not options.no_png, options.hang_timeout, options.allow_mixed)
     if options.evaluate_online:
         sink = FeatureFiles(evaluation.evaluator())
-        folder = session.draw(config, group, sink, options.hang_timeout, vars(options))
+        folder = session.draw(config, group, sink, options.hang_timeout, vars(options), hearer)
         about = group.once(lambda: manifest.reread(folder, sink.made).to_json())
-        return evaluation.of_features(folder, about)
-    npz = session.draw(config, group, ImageFiles(not options.no_png), options.hang_timeout, vars(options))
+        with evaluating(folder, group):
+            return evaluation.of_features(folder, about)
+    npz = session.draw(config, group, ImageFiles(not options.no_png), options.hang_timeout, vars(options), hearer)
     if evaluation:
-        evaluation.of_images(npz)
+        with evaluating(npz.with_name(npz.name.removesuffix(".npz")), group):
+            evaluation.of_images(npz)

@@ -21,7 +21,7 @@ from fiducial.sampling.plan import LONGEST_SPEC
 from fiducial.sampling.store.manifest import MANIFEST_BYTES, MANIFEST_FORMAT, MANIFEST_KIND, load
 from fiducial.sampling.store.parts import in_json
 
-NOT_IN_A_FILE = ("help", "config", "dry_run", "allow_mixed")  # what one call does, not what a run is
+NOT_IN_A_FILE = ("help", "config", "dry_run", "allow_mixed", "tensorboard", "step")  # what one call does, not what a run is
 NULL, BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
 LONGEST = 1 << 18  # characters of YAML, which takes seconds to be read
 MOST_ENTRIES = 256  # of a manifest's options, and of a list among them

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
-from fiducial import Parser, UserError, say
+from fiducial import Parser, UserError, say, tensorboard
 from fiducial.diffusion.guidance import SCHEDULES
 from fiducial.diffusion.paths import PATHS
 from fiducial.diffusion.prediction import MEAN_VELOCITY, PREDICTIONS
@@ -322,6 +322,20 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument("--no-png", action="store_true", help="only the npz, where files are few (inode quotas)")
     where.add_argument("--png", action="store_false", dest="no_png", help="PNGs as well (default), also if --config says no-png")
     where.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write images/s, memory, a sheet of samples and, with --ref, each metric with its interval there, for TensorBoard "
+        "(docs/watching.md)",
+    )
+    where.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="the training step that --tensorboard writes metrics at (default: that in the checkpoint's name, as in 0400000.pt, "
+        "or the number of images)",
+    )
+    where.add_argument(
         "--hang-timeout",
         type=float,
         metavar="SECONDS",
@@ -380,6 +394,8 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
         "allow_mixed": False,
         "dry_run": False,
         "evaluate_online": False,
+        "tensorboard": None,
+        "step": None,
     }
     options = {name: given.pop(name, default) for name, default in defaults.items()}
     options["preset"] = preset = given.pop("preset", None)
@@ -406,6 +422,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
     check_evaluation(config, options, defaults)
+    check_tensorboard(options)
     return config, argparse.Namespace(**options)
 
 
@@ -421,3 +438,11 @@ def check_evaluation(config: SamplingConfig, options: dict, defaults: dict) -> N
         raise UserError(f"--evaluate-online: {reason}")
     if config.rounding == rounding.NONE and not options["evaluate_online"]:
         raise UserError("--rounding none: files of images hold no floats; add --evaluate-online and --ref, or choose another")
+
+
+def check_tensorboard(options: dict) -> None:
+    """Raise UserError if events could not be written where they are to go."""
+    if options["tensorboard"] is not None:
+        tensorboard.require(options["tensorboard"], options["step"])
+    elif options["step"] is not None:
+        raise UserError("--step: only used with --tensorboard, which is missing")

@@ -15,6 +15,7 @@ from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.run import hardware, trunk
 from fiducial.sampling.run.prepare import prepare
 from fiducial.sampling.run.sinks import RunFolder, Sink
+from fiducial.sampling.run.telling import Hearer
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.table import source_of
 from fiducial.sampling.store import disk
@@ -23,12 +24,20 @@ from fiducial.sampling.store.lock import LOCK, await_token, read
 from fiducial.sampling.store.task import Task
 
 
-def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float = 600.0, options: Mapping | None = None) -> Path:
+def draw(
+    config: SamplingConfig,
+    group: Group,
+    sink: Sink,
+    hang_seconds: float = 600.0,
+    options: Mapping | None = None,
+    hearer: Hearer | None = None,
+) -> Path:
     """Draw what is missing of the run, and leave it whole. Return what the sink leaves, on every rank.
 
     Args:
         hang_seconds: how long a rank may make no progress; 0 for ever.
         options: for the manifest, those of the command that are not in `config`.
+        hearer: hears on rank 0 how far the run is.
 
     Raises:
         UserError: before weights are loaded, if something given cannot be used; later, if an image cannot be drawn or written.
@@ -54,7 +63,7 @@ def draw(config: SamplingConfig, group: Group, sink: Sink, hang_seconds: float =
                 stack.enter_context(source.switched())
             source.begin(lambda **event: task.note(group, event))
             group.on_end(partial(keep_cause, task), hang_seconds)
-            left = trunk.run(task.plan, source, sink, RunFolder(task, group, held, began), group)
+            left = trunk.run(task.plan, source, sink, RunFolder(task, group, held, began, hearer), group)
             group.on_end(None, hang_seconds)
             return left
         except OSError as error:

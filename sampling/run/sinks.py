@@ -10,6 +10,8 @@ import numpy as np
 
 from fiducial import Group
 from fiducial.sampling.plan import Plan
+from fiducial.sampling.run.signs import Signs
+from fiducial.sampling.run.telling import Hearer
 from fiducial.sampling.source.protocol import ResolvedRun
 from fiducial.sampling.store.lock import Lock
 from fiducial.sampling.store.manifest import Manifest
@@ -24,6 +26,8 @@ class RunFolder:
     group: Group
     lock: Lock | None  # on rank 0, which must not lose it
     began: float  # when its checks began, of `time.monotonic`
+    hearer: Hearer | None = None  # of how far the run is
+    signs: Signs | None = None  # where this rank tells of that
 
     def check(self) -> None:
         """Say that this rank makes progress.

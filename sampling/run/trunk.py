@@ -5,6 +5,7 @@ drawn, each rank compares its share with what was recorded of it, and rank 0 com
 """
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from fiducial.sampling import memory
 from fiducial.sampling.plan import Plan
 from fiducial.sampling.run.hardware import device_name
 from fiducial.sampling.run.progress import progress
+from fiducial.sampling.run.signs import Signs
 from fiducial.sampling.run.sinks import OnWritten, RunFolder, Sink
+from fiducial.sampling.run.telling import telling
 from fiducial.sampling.source.protocol import Source
 from fiducial.sampling.store import disk
 from fiducial.sampling.store import manifest as manifests
@@ -28,9 +31,22 @@ def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group)
     Raises:
         UserError: if an image cannot be drawn or written.
     """
-    task, checked = folder.task, time.monotonic()
+    checked = time.monotonic()
     sink.open(folder, group)
-    own = plan.starts(task.done)[group.rank :: group.world_size]
+    own = plan.starts(folder.task.done)[group.rank :: group.world_size]
+    with telling(folder.task, assigned(plan, own, folder.task.done), group, folder.hearer) as signs:
+        draw_all(plan, source, sink, replace(folder, signs=signs), own, signs, checked)
+    return sink.gather()
+
+
+def assigned(plan: Plan, starts: np.ndarray, done: np.ndarray) -> int:
+    """How many images are missing in the blocks that begin at `starts`; done: (N,) bool."""
+    return sum(int((~done[start : start + plan.block_size]).sum()) for start in starts)
+
+
+def draw_all(plan: Plan, source: Source, sink: Sink, folder: RunFolder, own: np.ndarray, signs: Signs, checked: float) -> None:
+    """Draw this rank's `own` blocks, and with all others leave the run whole; `checked` is when its checks were over."""
+    task, group = folder.task, folder.group
     if len(own):
         source.load()
     keep_told(source.told(group), task)
@@ -39,15 +55,23 @@ def run(plan: Plan, source: Source, sink: Sink, folder: RunFolder, group: Group)
         device = f"{group.device.type} {device_name(group.device)}"
         say(f"ready on {group.world_size} rank(s), {device}, {source.ready}: {seconds}")
     drawing, drawn = time.monotonic(), group.counter()
+
+    def keep(rows: np.ndarray) -> None:
+        drawn.add(len(rows))
+        signs.drew(len(rows))
+
     with progress(task.missing, plan.count, drawn, "sampling", group):
-        draw(plan, source, sink, folder, own, ~task.done, lambda rows: drawn.add(len(rows)))
+        signs.tell("sampling")
+        draw(plan, source, sink, folder, own, ~task.done, keep)
+        signs.tell("waiting")
         group.wait()
     drawing = time.monotonic() - drawing
+    signs.tell("checking")
     sink.mend(lambda *given: draw(plan, source, sink, folder, *given))
     source.release()
     peaks = group.gather(memory.peak(group.device))
+    signs.tell("packing" if group.is_main else "waiting")
     group.once(lambda: finish(sink, task, group, drawing, max(peaks)))
-    return sink.gather()
 
 
 def draw(
@@ -62,6 +86,8 @@ def draw(
             indices = np.arange(start, min(start + plan.block_size, plan.count))
             keep = np.flatnonzero(wanted[indices])
             sink.put(indices[keep], pixels[keep])
+            if folder.signs:
+                folder.signs.show(pixels[keep])
 
 
 def keep_told(told: dict | None, task: Task) -> None:

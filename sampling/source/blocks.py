@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiducial import UserError, one_line
+from fiducial import UserError, life, one_line
 from fiducial.sampling import memory
 from fiducial.sampling.noise import NoiseStream
 from fiducial.sampling.source.decoding import Decode, Decoding, OneDoesNotFit, Part
@@ -102,10 +102,12 @@ class Blocks:
         with steps.noise(pieces) as stream:
             block: list[Part] = []
             for piece in pieces:
+                life.tell("sampling")
                 with self._named(piece.start):
                     latents = steps.sample(piece, stream)
                 if coming:  # decoded while these latents were made
                     yield self._take(coming, count, steps.again)
+                life.tell("decoding")
                 with self._named(piece.start):
                     block += self._decoding.parts(piece, latents, steps.decode)
                 if piece.stop % self._size == 0:
