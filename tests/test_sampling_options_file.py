@@ -96,7 +96,19 @@ def test_every_option_can_stand_in_a_file_as_on_the_command_line(tmp_path):
     assert parse("\n".join(f"{name}: {in_file}" for name, (in_file, _) in OF_FLOWS.items()), tmp_path) == sample_ddp.parse(
         [text for name, (_, said) in OF_FLOWS.items() for text in (f"--{name.replace('_', '-')}", said)]
     )
-    others = {"help", "config", "dry_run", "allow_mixed", "preset", "exact", "tf32", "generator", "generator_options"}
+    others = {
+        "help",
+        "config",
+        "dry_run",
+        "allow_mixed",
+        "tensorboard",
+        "step",
+        "preset",
+        "exact",
+        "tf32",
+        "generator",
+        "generator_options",
+    }
     covered = {name.replace("-", "_").removeprefix("no_") for name in (*EVERY, *OF_FLOWS, *FLAGS)}
     assert covered == {action.dest.removeprefix("no_") for action in sample_ddp.build_parser()._actions} - others
 

@@ -9,7 +9,6 @@ from fiducial import Group, UserError, printable, say
 from fiducial.evaluation.commands.common import (
     add_common,
     add_outputs,
-    add_tensorboard,
     check_image_size,
     listed,
     others,
@@ -73,8 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="crop files of images of any size and colour, samples and those of --ref, to this as ADM does (default: they have "
         "one size)",
     )
-    add_outputs(calc, "the whole result", "the report")
-    add_tensorboard(calc)
+    add_outputs(calc, "the whole result", "the report", with_events=True)
     calc.add_argument(
         "--dry-run",
         action="store_true",

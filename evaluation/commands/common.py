@@ -93,8 +93,8 @@ def listed(names: Sequence[str], word: str = "and") -> str:
     return f"{', '.join(others)} {word} {last}" if others else last
 
 
-def add_outputs(parser: argparse.ArgumentParser, whole: str, page: str) -> None:
-    """Options of files to write; `whole` and `page` say what JSON and page hold."""
+def add_outputs(parser: argparse.ArgumentParser, whole: str, page: str, with_events: bool = False) -> None:
+    """Options of files to write; `whole` and `page` say what JSON and page hold, `with_events` adds TensorBoard's."""
     alone = "; - is standard output, on which nothing else is then"
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"write {whole} there{alone} (docs/results.md has its keys)")
     parser.add_argument("--html", type=Path, metavar="FILE", help=f"write {page} there")
@@ -104,6 +104,8 @@ def add_outputs(parser: argparse.ArgumentParser, whole: str, page: str) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write all numbers there, unrounded{alone}")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write each plot of the page there, a file each")
     parser.add_argument("--plot-format", choices=PLOT_FORMATS, default="svg", help="of those (default %(default)s)")
+    if with_events:
+        add_tensorboard(parser)
 
 
 def add_tensorboard(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,9 @@ def build_parser() -> Parser:
     add_what(parser.add_argument_group("what is sampled"), default)
     add_how(parser.add_argument_group("how"), default)
     add_speed(parser.add_argument_group("how fast"))
-    add_where(parser.add_argument_group("where to, and what then"), default)
+    where = parser.add_argument_group("where to, and what then")
+    add_where(where, default)
+    add_tensorboard(where)
     return parser
 
 
@@ -322,20 +324,6 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     where.add_argument("--no-png", action="store_true", help="only the npz, where files are few (inode quotas)")
     where.add_argument("--png", action="store_false", dest="no_png", help="PNGs as well (default), also if --config says no-png")
     where.add_argument(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="write images/s, memory, a sheet of samples and, with --ref, each metric with its interval there, for TensorBoard "
-        "(docs/watching.md)",
-    )
-    where.add_argument(
-        "--step",
-        type=int,
-        metavar="N",
-        help="the training step that --tensorboard writes metrics at (default: that in the checkpoint's name, as in 0400000.pt, "
-        "or the number of images)",
-    )
-    where.add_argument(
         "--hang-timeout",
         type=float,
         metavar="SECONDS",
@@ -377,6 +365,23 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
     )
     for name in ALIASES:
         where.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
+
+
+def add_tensorboard(where: argparse._ArgumentGroup) -> None:
+    where.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write images/s, memory, a sheet of samples and, with --ref, each metric with its interval there, for TensorBoard "
+        "(docs/watching.md)",
+    )
+    where.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="the training step that --tensorboard writes metrics at (default: that in the checkpoint's name, as in 0400000.pt, "
+        "or the number of images)",
+    )
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:

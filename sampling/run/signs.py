@@ -16,7 +16,7 @@ GONE = (RuntimeError, Stopped)  # of a store that does not answer: the work hear
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank has told last; `number` goes up with each time."""
+    """The last that a rank has told; `number` goes up with each time."""
 
     state: str
     done: int
@@ -70,6 +70,6 @@ class Signs:
             self._board.publish(str(self._group.rank), json.dumps(vars(sign)))
 
     def all(self) -> list[Sign | None]:
-        """What each rank has told; None of those that have told nothing yet."""
+        """The sign of each rank; None of those that have told nothing yet."""
         told = [self._board.glance(str(rank)) for rank in range(self._group.world_size)]
         return [Sign(**json.loads(one)) if one else None for one in told]

@@ -63,7 +63,7 @@ class Teller:
             self._hearer.progress(now)
 
     def look(self, now: float, stage: str = DRAWING) -> Progress:
-        """What all ranks have told, and how fast they are."""
+        """The progress by the signs of all ranks, and how fast they are."""
         ranks = tuple(self._rank(rank, sign, now) for rank, sign in enumerate(self._signs.all()))
         drawing = [rank for rank in ranks if rank.done < rank.assigned]
         rates, self._beat = [rank.rate for rank in drawing if rank.rate], self._beat + 1

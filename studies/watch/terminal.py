@@ -28,7 +28,7 @@ class Terminal:
 
             if os.isatty(number := sys.stdin.fileno()):
                 before = termios.tcgetattr(number)
-                tty.setcbreak(number)
+                tty.setcbreak(number, termios.TCSANOW)  # waiting for what is unread could be for ever
                 self._keys = number
         try:
             self._write(HIDE)
@@ -36,7 +36,7 @@ class Terminal:
         finally:
             self._write(SHOW)
             if before:
-                termios.tcsetattr(self._keys, termios.TCSADRAIN, before)
+                termios.tcsetattr(self._keys, termios.TCSANOW, before)
                 self._keys = None
 
     @property
