@@ -4,22 +4,21 @@ import argparse
 from pathlib import Path
 
 from fiducial import Parser, UserError, make_folder, say, unwritable, user_errors
-from fiducial.evaluation.metrics import METRICS
 from fiducial.studies.sweeps import slurm
 from fiducial.studies.sweeps.drawing import draw, processes
 from fiducial.studies.sweeps.page import round_table, write_report
 from fiducial.studies.sweeps.specification import Specification, checked, parsed_over, run_of, valued_options
 from fiducial.studies.sweeps.state import Sweep, opened
 
-DESCRIPTION = """Finds the best of a grid of configurations: each is a run of its own for each seed, all with the same seeds, labels and
-noise. A few images first; what paired intervals decide to be worse is dropped; the rest grows, to the full number in the end.
+DESCRIPTION = """Finds the best of a grid of configurations: each is a run of its own for each seed, all with the same seeds,
+labels and noise. A few images first; what paired intervals decide to be worse is dropped; the rest grows, to all of them.
 
     fiducial sweep --out sweeps/cfg --over cfg-scale=1,1.25,1.5,2 --over sampler=ddpm,ddim --seeds 0,1 --ref digits \\
         --preset digits --start 500 --num-fid-samples 2000
 
 Any option of fiducial sample that takes a value can be swept, and any other is given as there. The same command continues.
 """
-METRIC_NAMES = [name for name, row in METRICS.items() if row.by_default]
+METRIC_NAMES = ("fid", "is", "precision", "recall", "density", "coverage", "fid-infinity")  # of every evaluation of `sample`
 
 
 def build_parser() -> Parser:
@@ -123,8 +122,8 @@ def go_on(sweep: Sweep, args: argparse.Namespace) -> None:
         places = sweep.pending()
         if args.decide and places:  # or what fails would be submitted for ever
             raise UserError(
-                f"{len(places)} of {len(sweep.jobs)} runs have no result; see {sweep.folder / 'jobs'}; the command that began the "
-                "sweep continues it"
+                f"{len(places)} of {len(sweep.jobs)} runs have no result; see {sweep.folder / 'jobs'}; the command that began "
+                "the sweep continues it"
             )
         if args.slurm is not None and places:
             return slurm.submit(sweep, args.slurm, args.slurm_most, args.nproc_per_node)

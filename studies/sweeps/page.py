@@ -14,7 +14,7 @@ from fiducial.evaluation.report.document import INTERVALS, document, figure_html
 from fiducial.evaluation.report.paper import csv_text, escaped, latex_cell, latex_head, tabular
 from fiducial.evaluation.report.plots import svg
 from fiducial.evaluation.results.compare import Cell
-from fiducial.evaluation.results.wording import between, number, signed
+from fiducial.evaluation.results.wording import between, signed
 from fiducial.studies.sweeps.deciding import LEVEL, cells_of, key_of
 from fiducial.studies.sweeps.plots import plots_of
 from fiducial.studies.sweeps.state import Sweep

@@ -1,5 +1,7 @@
 """Plots of a sweep, for each round: the metric against the number that varies, FID against IS, precision against recall."""
 
+from dataclasses import replace
+
 from fiducial.evaluation.metrics import METRICS
 from fiducial.evaluation.report.plots import MARKERS, Bar, Plot, dots_figure, frontier_figure, lines_figure
 from fiducial.evaluation.results.compare import Cell
@@ -28,6 +30,7 @@ def plots_of(sweep: Sweep) -> dict[str, Plot]:
             figure, title = lines_figure(series, along, label, hollow), f"{label} against {along}, {said}"
         else:
             bars = [_bar(sweep.configurations[key], by_name[key][metric]) for key in one["values"]]
+            bars = [replace(bar, name=f"dropped: {bar.name}") if bar.name in hollow else bar for bar in bars]
             figure, title = dots_figure(bars, label), f"{label}, {said}"
         found[f"round-{place + 1}-{metric}"] = Plot(figure, title)
         for x, y in FRONTIERS:
