@@ -241,7 +241,7 @@ def test_by_slurm_each_round_is_an_array_and_a_job_that_decides(tmp_path, sweep,
     sweep.keep(0)
     go_on(sweep, args)
     array, decides = noted.read_text().splitlines()
-    assert "--gpus-per-node=8 --array=1,2,3,4,5,6,7,8,9,10,11%4" in array
+    assert "--gpus-per-node=8 --array=1-11%4" in array
     assert "--dependency=afterany:7" in decides
     assert "sweep --out" in (sweep.folder / "jobs" / "draw-100.sh").read_text()
     assert subprocess.run(["bash", "-n", sweep.folder / "jobs" / "draw-100.sh"]).returncode == 0
@@ -253,7 +253,7 @@ def test_by_slurm_each_round_is_an_array_and_a_job_that_decides(tmp_path, sweep,
         fake_run(sweep, place)
         sweep.keep(place)
     go_on(sweep, args)
-    assert "--array=0,1,2,3%4" in noted.read_text().splitlines()[2]
+    assert "--array=0-3%4" in noted.read_text().splitlines()[2]
     assert len(sweep.rounds) == 1
     assert not drawn
 

@@ -33,7 +33,8 @@ def submit(sweep: Sweep, options: str, most: int | None, nproc: int | None) -> N
     given, log = shlex.split(options), str((folder / "%x-%A_%a.log").resolve())
     after = []
     if places:
-        array = ",".join(map(str, places)) + (f"%{most}" if most else "")
+        whole = len(places) > 1 and places == list(range(places[0], places[-1] + 1))
+        array = (f"{places[0]}-{places[-1]}" if whole else ",".join(map(str, places))) + (f"%{most}" if most else "")
         task = _script(folder / f"draw-{sweep.count}.sh", [*same, "--task"], ' "$SLURM_ARRAY_TASK_ID"')
         job = _sbatch([*given, f"--array={array}", "--job-name=fiducial-sweep", f"--output={log}", task])
         after = [f"--dependency=afterany:{job}"]
