@@ -46,7 +46,7 @@ def build_parser() -> Parser:
     add("--ref", help="what runs are evaluated against, as for fiducial sample")
     add("--nproc-per-node", type=int, metavar="K", help="processes of each run (default: one a GPU, or one)")
     add("--dry-run", action="store_true", help="check everything, list the runs and the images of each round, and draw nothing")
-    add("--slurm", metavar="OPTIONS", help='draw as an array of SLURM; options of sbatch, such as "--gpus-per-node=8 --mem=64G"')
+    add("--slurm", metavar="OPTIONS", help='draw as an array of SLURM; options of sbatch, as --slurm="--gpus-per-node=8"')
     add("--slurm-most", type=int, metavar="M", help="tasks of the array that run at once (default: no limit)")
     add("--task", type=int, help=argparse.SUPPRESS)  # of the array
     add("--decide", action="store_true", help=argparse.SUPPRESS)  # after it
