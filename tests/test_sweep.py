@@ -208,6 +208,7 @@ def test_what_is_found_is_written(sweep, tmp_path):
     assert r"\textbf{1.0" in (tmp_path / "a.tex").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_fails_stops_the_sweep_and_the_same_command_goes_on(tmp_path, tiny_checkpoint):
     """With real runs, all in one process: the first command stops at a checkpoint that is not there."""
     late = tmp_path / "late.safetensors"
