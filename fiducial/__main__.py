@@ -36,6 +36,7 @@ COMMANDS = {
     "ref": Command("fiducial.evaluation.__main__", ("ref",), "make a reference of images"),
     "reconstruct": Command("fiducial.studies.reconstruct", (), "rFID, PSNR, SSIM and LPIPS of an autoencoder"),
     "compare": Command("fiducial.evaluation.__main__", ("compare",), "which differences between results are decided"),
+    "sweep": Command("fiducial.studies.sweep", (), "find the best of a grid of configurations, with few images"),
     "inspect": Command("fiducial.models.__main__", ("inspect",), "what a checkpoint or an autoencoder is"),
     "convert": Command("fiducial.models.__main__", ("convert",), "change the form that a checkpoint is in"),
     "fetch": Command("fiducial.evaluation.__main__", ("fetch",), "download what a preset or an evaluation needs"),

@@ -28,6 +28,8 @@ ELSEWHERE = ("bash scripts/demo.sh", "bash scripts/test.sh")  # run by test_scri
 CLASSES = ("heron", "kingfisher", *(f"wader {number}" for number in range(15)))
 SIZES = "--num-fid-samples 8 --num-sampling-steps 2 --per-proc-batch-size 4 --precision fp32 --no-compile --device cpu"
 INSTEAD = {
+    "--start 1000 --num-fid-samples 50000": "--start 66",  # the sizes below are all of them
+    "--over cfg-scale=1,1.5,4": "--over cfg-scale=1,4 --check off",
     "--preset dit-xl-2-256": "--preset digits",
     "--ref adm-imagenet-256": "--ref digits",
     "--nproc_per_node=8": "--nproc_per_node=1",
@@ -49,6 +51,7 @@ INSTEAD = {
 MORE = {
     r"sample_ddp\.py(?!.*--generator )|\.sbatch RUN|submit_sweep": SIZES,
     "--generator ": "--num-fid-samples 8 --per-proc-batch-size 4 --device cpu",
+    r"fiducial sweep": f"{SIZES.replace('samples 8', 'samples 70')} --start 66 --no-png",
     r"--ckpt (0400000\.pt|DiT-XL)": "--vae vae",
     r"evaluation ref|calc generated": "--extractor digits",
 }
@@ -61,7 +64,7 @@ STUBS = {
     "scontrol": "echo localhost",
 }
 LONG = dict.fromkeys(
-    ("evaluating", "generators", "performance", "protocol", "quickstart", "slurm", "your-model"), pytest.mark.long
+    ("evaluating", "generators", "performance", "protocol", "quickstart", "slurm", "sweeps", "your-model"), pytest.mark.long
 )  # the README has of each
 NAMED = re.compile(r"# (\w+\.py)\b")  # how a module begins that the page's commands use
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,7 +133,18 @@ def place(stand_ins, tmp_path) -> Path:
     """A checkout to run in, with the stand-ins in it, and an environment."""
     place = tmp_path / "checkout"
     shutil.copytree(stand_ins, place)
-    for name in ("assets", "diffusion", "examples", "fiducial", "evaluation", "models", "sampling", "scripts", "sample_ddp.py"):
+    for name in (
+        "assets",
+        "diffusion",
+        "examples",
+        "fiducial",
+        "evaluation",
+        "models",
+        "sampling",
+        "scripts",
+        "studies",
+        "sample_ddp.py",
+    ):
         (place / name).symlink_to(ROOT / name)
     (place / ".venv" / "bin").mkdir(parents=True)
     (place / ".venv" / "bin" / "activate").touch()

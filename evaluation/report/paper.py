@@ -31,11 +31,11 @@ OF_A_DIFFERENCE = ("base", "difference", "difference_low", "difference_high", "r
 def result_latex(result: Result) -> str:
     """A row of all numbers with their intervals, and one of the published row's where there is one."""
     beside = {one.key: one.published for one in result.published.lines} if result.published else {}
-    cells = [_cell(number(m.value, m.unit, m.low, m.high), between(m.low, m.high, m.unit)) for m in result.metrics.values()]
+    cells = [latex_cell(number(m.value, m.unit, m.low, m.high), between(m.low, m.high, m.unit)) for m in result.metrics.values()]
     rows = [(escaped(setting(result)), cells)]
     rows += [(escaped(f"published: {result.published.name}"), [beside.get(key, "") for key in result.metrics])] if beside else []
-    heads = [_head(m.label, m.name) for m in result.metrics.values()]
-    return _tabular([sentence(result)], heads, rows)
+    heads = [latex_head(m.label, m.name) for m in result.metrics.values()]
+    return tabular([sentence(result)], heads, rows)
 
 
 def comparison_latex(comparison: Comparison) -> str:
@@ -44,17 +44,17 @@ def comparison_latex(comparison: Comparison) -> str:
     rows = []
     for row in comparison.rows:
         found = [(key, row.cells.get(key)) for key in comparison.labels]
-        rows.append((escaped(row.title), [_cell(*cell.shown(), winners[key] is row) if cell else "" for key, cell in found]))
+        rows.append((escaped(row.title), [latex_cell(*cell.shown(), winners[key] is row) if cell else "" for key, cell in found]))
     names = {key: cell.name for row in comparison.rows for key, cell in row.cells.items()}
     basis = "; ".join(f"{name} {value}" for name, value in comparison.basis.items() if value is not None)
     said = [f"All by {described(comparison.fiducial)}, and of the same: {basis}.", on_many(comparison)]
-    return _tabular(said, [_head(label, names[key]) for key, label in comparison.labels.items()], rows)
+    return tabular(said, [latex_head(label, names[key]) for key, label in comparison.labels.items()], rows)
 
 
 def result_csv(result: Result) -> str:
     """A line a metric; values as they are in JSON, unrounded."""
     beside = {one.key: one.published for one in result.published.lines} if result.published else {}
-    return _csv(
+    return csv_text(
         OF_A_RESULT,
         (
             (key, m.label, m.value, m.error, m.low, m.high, m.spread, m.unit, m.n, m.reference_n, m.protocol, beside.get(key))
@@ -77,7 +77,7 @@ def comparison_csv(comparison: Comparison) -> str:
                     line += [base, one.difference, one.low, one.high, one.relative, known[row.name, key]]
                 yield [*line, *[None] * (len(OF_A_ROW) + len(OF_A_DIFFERENCE) - len(line))]
 
-    return _csv((*OF_A_ROW, *OF_A_DIFFERENCE), lines())
+    return csv_text((*OF_A_ROW, *OF_A_DIFFERENCE), lines())
 
 
 def escaped(text: str) -> str:
@@ -85,16 +85,16 @@ def escaped(text: str) -> str:
     return "".join(SPECIAL.get(sign, sign) for sign in printable(text))
 
 
-def _cell(value: str, interval: str, is_best: bool = False) -> str:
+def latex_cell(value: str, interval: str, is_best: bool = False) -> str:
     shown = rf"\textbf{{{escaped(value)}}}" if is_best else escaped(value)
     return shown + (rf" {{\scriptsize ({escaped(interval)})}}" if interval else "")
 
 
-def _head(label: str, metric: str) -> str:
+def latex_head(label: str, metric: str) -> str:
     return escaped(label) + (r" $\downarrow$" if METRICS[metric].less_is_better else r" $\uparrow$")
 
 
-def _tabular(said: Iterable[str], heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+def tabular(said: Iterable[str], heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
     """A table for booktabs, below what is said in comments."""
     lines = [f"% {' '.join(text.split())}" for text in said if text]
     lines += [rf"\begin{{tabular}}{{l{'c' * len(heads)}}}", r"\toprule", rf" & {' & '.join(heads)} \\", r"\midrule"]
@@ -102,7 +102,7 @@ def _tabular(said: Iterable[str], heads: Sequence[str], rows: Iterable[tuple[str
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+def csv_text(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)

@@ -6,7 +6,7 @@ is text in the page's font. The same numbers give the same bytes.
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -107,16 +107,47 @@ def dots_figure(bars: Sequence[Bar], label: str) -> "Figure":
     return figure
 
 
-def lines_figure(series: Mapping[str, Sequence[tuple[float, Bar]]], name: str, label: str) -> "Figure":
-    """Values with whiskers against a number called `name`: a line a series, told apart by their markers and strokes."""
+def lines_figure(
+    series: Mapping[str, Sequence[tuple[float, Bar]]], name: str, label: str, hollow: Collection[str] = ()
+) -> "Figure":
+    """Values with whiskers against a number called `name`: a line a series, told apart by their markers and strokes.
+
+    Bars of the names in `hollow` are marked by an empty marker.
+    """
     with _figure(WIDTH, HEIGHT) as (figure, axes):
         for (called, points), marker, stroke in zip(series.items(), MARKERS, STROKES, strict=False):
             places, values = [place for place, _ in points], [bar.value for _, bar in points]
             axes.plot(places, values, color=ACCENT, linestyle=stroke, marker=marker, label=printable(called) or None)
             for place, bar in points:
                 _whiskers(axes, place, bar, vertical=True, marker="")
+                if bar.name in hollow:
+                    _empty(axes, place, bar.value, marker)
         axes.set_xlabel(printable(name))
         axes.set_ylabel(printable(label))
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def frontier_figure(series: Mapping[str, Sequence[tuple[Bar, Bar]]], names: tuple[str, str], hollow: Collection[str]) -> "Figure":
+    """Two metrics of many models against each other, with whiskers in both directions: a line a series, in its order.
+
+    Args:
+        series: for each model its bars in x and in y.
+        names: of both axes.
+        hollow: names of the bars in x that are marked by an empty marker.
+    """
+    with _figure(WIDTH, HEIGHT) as (figure, axes):
+        for (called, points), marker, stroke in zip(series.items(), MARKERS, STROKES, strict=False):
+            places, values = [x.value for x, _ in points], [y.value for _, y in points]
+            axes.plot(places, values, color=ACCENT, linestyle=stroke, marker=marker, label=printable(called) or None, alpha=0.8)
+            for x, y in points:
+                _whiskers(axes, y.value, x, marker="")
+                _whiskers(axes, x.value, y, vertical=True, marker="")
+                if x.name in hollow:
+                    _empty(axes, x.value, y.value, marker)
+        axes.set_xlabel(printable(names[0]))
+        axes.set_ylabel(printable(names[1]))
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=9)
     return figure
@@ -191,6 +222,11 @@ def _whiskers(axes: "Axes", place: float, bar: Bar, vertical: bool = False, mark
         axes.plot(*((places, ends) if vertical else (ends, places)), color=colour)
     if marker:
         axes.plot(*((place, bar.value) if vertical else (bar.value, place)), marker, color=colour)
+
+
+def _empty(axes: "Axes", x: float, y: float, marker: str) -> None:
+    """Paper over the middle of a marker, and leave its rim."""
+    axes.plot(x, y, marker, color="white", markersize=3.2, zorder=4)
 
 
 def _name_rows(axes: "Axes", bars: Sequence[Bar], label: str) -> None:

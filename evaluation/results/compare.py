@@ -196,7 +196,7 @@ def _pools(results: list[Known], group_by: str | None) -> list[list[Known]]:
 
 
 def _row(name: str, pool: list[Known], varies: dict[str, Value]) -> Row:
-    return Row(name, tuple(printable(str(one.path)) for one in pool), _values(pool, SEED), _pooled(pool), varies)
+    return Row(name, tuple(printable(str(one.path)) for one in pool), _values(pool, SEED), pooled(pool), varies)
 
 
 def _grouped_row(name: str, pool: list[Known], varies: dict[str, Value], pairs: Pairs) -> Row:
@@ -204,7 +204,7 @@ def _grouped_row(name: str, pool: list[Known], varies: dict[str, Value], pairs: 
     checkpoints = _by_checkpoint(pool)
     axes = axes_of(checkpoints, pairs)
     cells = {}
-    for key, cell in _pooled(pool).items():
+    for key, cell in pooled(pool).items():
         one = axes[key]
         bounds = (one.low, one.high) if one.low is not None else (one.sampling_low, one.sampling_high)
         cells[key] = Cell(cell.name, cell.label, one.mean, one.error if one.low is not None else one.sampling_error, *bounds)
@@ -282,7 +282,7 @@ def _difference(
     )
 
 
-def _pooled(pool: list[Known]) -> dict[str, Cell]:
+def pooled(pool: list[Known]) -> dict[str, Cell]:
     """The mean of independent runs in each metric that all of them have, its error by those of each."""
     cells = {}
     for key, first in pool[0].numbers.items():
