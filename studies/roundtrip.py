@@ -66,7 +66,7 @@ def check_size(codec: Decoder, vae: str, height: int, width: int) -> None:
 
 
 class Roundtrip:
-    """What an autoencoder makes of images: (B, H, W, 3) uint8 and their indices (B,) -> reconstructions (B, H, W, 3), uint8, or
+    """Images after an autoencoder: (B, H, W, 3) uint8 and their indices (B,) -> reconstructions (B, H, W, 3), uint8, or
     float32 levels from 0 to 255 without rounding.
 
     Raises:
@@ -79,7 +79,11 @@ class Roundtrip:
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Raises UserError if a reconstruction is not finite, as in half precision it may be."""
+        """Reconstruct a batch.
+
+        Raises:
+            UserError: if a reconstruction is not finite, as in half precision it may be.
+        """
         images = torch.from_numpy(batch).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         with float32_products(tf32=self._how.precision == "tf32"):
             found = self._codec(self._codec.encode(images, self._noise(batch.shape[1:3], indices)))

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def specification(args: argparse.Namespace, options: list[str]) -> Specification | None:
-    """What the command line asks for, checked; None where it only names a folder.
+    """The sweep that a command line asks for, checked; None where it only names a folder.
 
     Raises:
         UserError: for the first mistake.

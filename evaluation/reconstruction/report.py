@@ -140,7 +140,7 @@ def _key_html(result: Reconstruction) -> str:
 
 
 def _scale(codec: dict) -> str:
-    """What a diffusion model's latents are of the codec's own; reconstructions do not depend on it."""
+    """The scale and shift of a diffusion model's latents, in words; reconstructions do not depend on them."""
     scale, shift = codec["latent_scale"], codec["latent_shift"]
     if scale is None:
         return "each channel's own, or not told by the file; it cancels"
