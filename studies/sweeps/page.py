@@ -1,4 +1,4 @@
-"""What a sweep found: a table in the terminal, a page, and the same as CSV, LaTeX rows and plots."""
+"""The outcome of a sweep: a table in the terminal, a page, and the same as CSV, LaTeX rows and plots."""
 
 import html
 from collections.abc import Iterable
@@ -88,7 +88,7 @@ def share(sweep: Sweep) -> str:
 
 
 def promise(sweep: Sweep) -> str:
-    """What dropping risks, in a sentence."""
+    """The risk of dropping, in a sentence."""
     rounds = len(sweep.spec.sizes) - 1
     return (
         f"The chance that the configuration that is best in truth was dropped is at most {100 * LEVEL:.0f} % over all "

@@ -46,12 +46,10 @@ def plots_of(sweep: Sweep) -> dict[str, Plot]:
 
 
 def _axis(sweep: Sweep, keys: list[str]) -> str | None:
-    """The option whose values are numbers, guidance's scale before others; None without one, or of too many series."""
-    numeric = [
-        name
-        for name, values in sweep.spec.over.items()
-        if len(values) > 1 and all(_number(value) is not None for value in values)
-    ]
+    """The option whose values are numbers, of which `keys` have several, guidance's scale before others; None without one, or of
+    too many series."""
+    had = {name: {sweep.configurations[key].values[name] for key in keys} for name in sweep.spec.over}
+    numeric = [name for name, values in had.items() if len(values) > 1 and all(_number(value) is not None for value in values)]
     found = FIRST if FIRST in numeric else next(iter(numeric), None)
     return found if found and len(_series(sweep, keys, found)) <= len(MARKERS) else None
 
