@@ -1,4 +1,4 @@
-"""What a sweep is of: the options that vary, the seeds, and the rounds; checked by the sampler's own parser. No torch."""
+"""The specification of a sweep: the options that vary, the seeds, and the rounds; checked by the sampler's own parser. No torch."""
 
 import hashlib
 import itertools
