@@ -17,7 +17,7 @@ NAMES = {"count": "--num-fid-samples", "options": "the options of all runs"}
 
 
 class Sweep:
-    """What is there of a sweep in `folder`; what was decided is never decided anew."""
+    """A sweep as it is in `folder`; what was decided is never decided anew."""
 
     def __init__(self, folder: Path, spec: Specification, rounds: list[dict] | None = None):
         self.folder, self.spec, self.rounds = folder, spec, rounds or []
