@@ -58,10 +58,10 @@ def reconstruct_all(prepared: Prepared, reconstruct: Reconstruct, codec: Mapping
         inputs = PairInputs(measured.columns, group, measured.features, originals, reference)
         with bounded_threads(group), torch.inference_mode(), plain_float32():
             found = {name: METRICS[name].of(inputs) for name in prepared.metrics}
+        noted = _notes(prepared, measured, originals, found) if group.is_main else []  # while features are there
     if not group.is_main:
         return None
     result = _recorded(prepared, found, measured, reference or _as_reference(prepared, originals), dict(codec), rounded)
-    noted = _notes(prepared, measured, originals, found)
     result = replace(result, warnings=(*prepared.notes, *noted))
     return replace(result, shown=shown_images(images, reconstruct, result.worst, METRICS[result.worst_by].label))
 
