@@ -105,7 +105,8 @@ def stand_ins(tmp_path_factory) -> Path:
     for number, name in enumerate(CLASSES):
         (folder / "train").mkdir(exist_ok=True)
         write_pngs(folder / "train" / name, pictures(2, number, 64))
-    write_pngs(folder / "generated", pictures(4, 2, 64))
+    for name in ("generated", "val"):
+        write_pngs(folder / name, pictures(4, 2, 64))
     cache = folder / "shared"
     shutil.copytree(DIGITS / "vae", in_hub_cache(cache / "hub", "stabilityai/sd-vae-ft-ema"))
     fetched = (
