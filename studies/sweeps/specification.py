@@ -1,4 +1,4 @@
-"""The specification of a sweep: the options that vary, the seeds, and the rounds; checked by the sampler's own parser. No torch."""
+"""The specification of a sweep: the options that vary, the seeds, the rounds; checked by the sampler's parser. No torch."""
 
 import hashlib
 import itertools
