@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": Command("fiducial.evaluation.__main__", ("calc",), "metrics of images"),
     "ref": Command("fiducial.evaluation.__main__", ("ref",), "make a reference of images"),
     "compare": Command("fiducial.evaluation.__main__", ("compare",), "which differences between results are decided"),
+    "diagnose": Command("fiducial.studies.diagnose.__main__", (), "why two sets of images have different FIDs"),
     "inspect": Command("fiducial.models.__main__", ("inspect",), "what a checkpoint or an autoencoder is"),
     "convert": Command("fiducial.models.__main__", ("convert",), "change the form that a checkpoint is in"),
     "fetch": Command("fiducial.evaluation.__main__", ("fetch",), "download what a preset or an evaluation needs"),

@@ -1,0 +1,1 @@
+"""Why two sets of images have different FIDs: `fiducial diagnose A B`."""
