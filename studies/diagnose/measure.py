@@ -62,12 +62,16 @@ def diagnose(args: argparse.Namespace) -> dict:
                 values = [known if new is side.images else fid(new, extractor, ref) for side, new, known, ref in sides]
                 gap = values[0] - values[1]
             causes.append(_row(cause.name, cause.seen, cause.advice, own - other, gap, own))
+        rest = min((abs(row["gap_undone"]) for row in causes if row["gap_undone"] is not None), default=abs(own - other))
+        for row in causes:
+            if row["gap_undone"] is None:  # at most what the others leave
+                row["effect"] = min(rest, abs(row["effect"]))
         causes.sort(key=lambda row: -abs(row["effect"]))
         return {"fid_a": own, "fid_b": other, "paired": paired, "causes": causes}
 
 
 def _row(name: str, seen: str, advice: str, gap: float, undone: float | None, own: float) -> dict:
-    """A cause with its effect: the gap of FIDs less the gap where it is undone, or all of it where it cannot be."""
+    """A cause with its effect: the gap of FIDs less the gap where it is undone, or all of it, at first, where it cannot be."""
     effect = gap - (0 if undone is None else undone)
     effect = 0.0 if abs(effect) < NOTHING * abs(own) else effect
     return {"cause": name, "seen": seen, "advice": advice, "gap": gap, "gap_undone": undone, "effect": effect}
