@@ -110,13 +110,20 @@ def settings(a: Side, b: Side, _: bool) -> Iterator[Cause]:
         yield Cause("settings", f"{shown}; their effect is joint", "Draw again with the other's settings.")
 
 
+def pictures(a: Side, b: Side, paired: bool) -> Iterator[Cause]:
+    if paired and not (a.settings and b.settings) and (gap := np.abs(a.images.astype(int) - b.images).mean()) > 1:
+        seen = f"images of equal index are pairs, and differ by {gap:.1f} levels in the mean; no manifests say by what"
+        yield Cause("pictures", seen, "Compare decoder, steps and guidance of both.")
+
+
 SEEN: tuple[Callable[[Side, Side, bool], Iterator[Cause]], ...] = (
     duplicates,
     counts,
     level_shift,
     jpeg,
+    settings,
     resize_kernel,
     sorted_labels,
     class_balance,
-    settings,
+    pictures,
 )
