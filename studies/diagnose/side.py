@@ -40,7 +40,7 @@ def open_side(path: Path) -> Side:
 
 
 def settings_beside(path: Path) -> dict[str, object]:
-    """What determines the run's images by its manifest; empty where there is none that can be read."""
+    """Settings that determine the run's images, by its manifest; empty where there is none that can be read."""
     try:
         manifest = read_json(path.parent / path.name.removesuffix(".npz") / MANIFEST, LARGEST_MANIFEST)
     except (OSError, ValueError, UserError):
