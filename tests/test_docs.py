@@ -40,6 +40,8 @@ INSTEAD = {
     "--image-size 256": "--image-size 64",
     "--protocol dino": "--protocol adm",
     "--model SiT-B/2": "--model SiT-XS/2 --images 2 --repeats 1",
+    "--model LightningDiT-B/1": "--model LightningDiT-XS/1 --images 2 --repeats 1",
+    "--model JiT-B/16": "--model JiT-XS/8 --images 2 --repeats 1",
     "sha256=HASH": "sha256=$(cat HASH)",
     "steps=250,vae=ema,size=32": "steps=2,vae=vae,size=8",
     "fetch dinov2": "fetch dinov2 --cache-dir {folder}/shared",

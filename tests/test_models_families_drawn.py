@@ -19,6 +19,7 @@ import sample_ddp
 from fiducial import UserError
 from fiducial.diffusion.prediction import PREDICTIONS
 from fiducial.models import probe
+from fiducial.models.checkpoints import checkpoint
 from fiducial.models.latent import LatentShape
 from fiducial.models.networks.table import MEAN_VELOCITY, NETWORKS, kin, spec_of
 from fiducial.sampling.noise import standard_normal
@@ -129,6 +130,13 @@ def test_which_average_was_drawn_is_recorded(tmp_path):
         draw(arguments("JiT", tmp_path / key, content, *(() if key == "model_ema1" else ("--weights-key", key))))
         identities.append(json.loads((tmp_path / key / "run" / "manifest.json").read_text())["identity"])
     assert [one["weights_key"] for one in identities] == ["model_ema1", "model_ema2"]
+    path = tmp_path / "model_ema2" / "weights.pt"
+    assert [checkpoint.read(path, key).is_first for key in (None, "model_ema1", "model_ema2", "model")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_second_network_is_of_the_family_that_its_file_says(tmp_path):

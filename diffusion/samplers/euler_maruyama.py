@@ -105,9 +105,9 @@ def _demand_of_heun(spacing: Spacing, path: Path, last_step: str, **more: object
 
 
 OPTIONS = {
-    "diffusion_form": Choice("sigma", tuple(FORMS), "diffusion coefficient of euler-maruyama (REPA's: linear)"),
+    "diffusion_form": Choice("sigma", tuple(FORMS), "diffusion coefficient of an SDE (REPA's: linear)"),
     "diffusion_norm": Option(1.0, 0.0, 100.0, "between 0 and 100", "factor of it"),
-    "last_step": Choice(MEAN, LAST_STEPS, "last step of euler-maruyama; none: as all others"),
+    "last_step": Choice(MEAN, LAST_STEPS, "last step of an SDE; none: as all others"),
 }
 EULER_MARUYAMA = of_flow(
     sample_euler_maruyama, WITH_TAIL, noises=_noises, options=OPTIONS, demand=_demand, said="SiT's and REPA's SDE"

@@ -116,8 +116,9 @@ def _of_option(differing: list) -> str:
     """An option that the row's preset has and the run has otherwise: cfg, sampler, steps and the like."""
     name, theirs, ours = differing
     said = f"--{str(name).replace('_', '-')}"
-    has, yours = (f"no {said}" if one is None else f"{said} {_shown(one)}" for one in (theirs, ours))
-    return f"this row has {has}; yours has {yours.removeprefix(f'{said} ') if theirs is not None else yours}"
+    has = f"no {said}" if theirs is None else f"{said} {_shown(theirs)}"
+    yours = f"no {said}" if ours is None else _shown(ours) if theirs is not None else f"{said} {_shown(ours)}"
+    return f"this row has {has}; yours has {yours}"
 
 
 def _shown(value: object) -> str:

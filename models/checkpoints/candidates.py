@@ -84,6 +84,10 @@ class Found:
     unusable: dict[str, str]
     empty: tuple[str, ...]
 
+    def in_order(self) -> list[Candidate]:
+        """The networks, that which is drawn from by itself before all others."""
+        return sorted(self.networks, key=lambda one: (one.rank, one.key not in PREFERRED))
+
     def choose(self, key: str | None, path: Path) -> tuple[str, State]:
         """Name and weights of the network that `--weights-key` names, or else of the one to be drawn from.
 
@@ -97,7 +101,7 @@ class Found:
                 reason = f"; {self.unusable[key]}" if key in self.unusable else ""
                 raise UserError(f"--weights-key {quoted(key)}: {path} holds {only}{reason}")
             return key, self._whole(found, path)
-        first, *others = sorted(self.networks, key=lambda one: (one.rank, one.key not in PREFERRED))
+        first, *others = self.in_order()
         if first.key not in PREFERRED and others and others[0].rank == first.rank:
             raise UserError(f"{path} holds several networks, {names}; say by --weights-key which one to draw from")
         if self.unusable and not first.is_average:

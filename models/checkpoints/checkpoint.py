@@ -81,6 +81,7 @@ class Checkpoint:
     folder: str = ""  # the name of the folder that these are in, where there is another of an EMA, or of raw weights, beside it
     folders: tuple[str, ...] = ()  # the names of those
     is_usual: bool = True  # the weights that a run takes whose identity names none
+    is_first: bool = True  # the weights that are taken by themselves
     unused: tuple[str, ...] = ()  # beginnings of names of tensors that are left out, because only training needs them
     statistics: LatentStatistics | None = None  # of its latents, where it holds them, as REPA-E's do
     trained: Mapping[str, str] = field(default_factory=dict)  # path and prediction, as the file says
@@ -289,6 +290,7 @@ def _read_file(path: Path, weights_key: str | None = None) -> Checkpoint:
         averages=tuple(one.key for one in found.networks if one.is_average),
         empty=found.empty,
         is_usual=kind == usual,
+        is_first=not found.networks or kind == found.in_order()[0].key,
         unused=unused,
         statistics=statistics,
         trained=NETWORKS[family].told(told) if family in NETWORKS else {},

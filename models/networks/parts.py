@@ -294,6 +294,7 @@ class Block(nn.Module):
         qk_norm: of queries and keys; None for none.
         with_silu: of the conditioning, before its matrix.
         with_shift: or else modulation is by scale and gate alone.
+        attn: its attention, where that is another than `Attention`; `qk_norm` and `qkv_bias` are of no use then.
     """
 
     def __init__(
@@ -305,11 +306,12 @@ class Block(nn.Module):
         qkv_bias: bool = True,
         with_silu: bool = True,
         with_shift: bool = True,
+        attn: nn.Module | None = None,
     ):
         super().__init__()
         self.with_shift = with_shift
         self.norm1 = RMSNorm(hidden_size)
-        self.attn = Attention(hidden_size, num_heads, qk_norm, qkv_bias)
+        self.attn = Attention(hidden_size, num_heads, qk_norm, qkv_bias) if attn is None else attn
         self.norm2 = RMSNorm(hidden_size)
         self.mlp = mlp
         last = nn.Linear(hidden_size, (6 if with_shift else 4) * hidden_size)

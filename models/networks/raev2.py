@@ -91,8 +91,8 @@ class HeadBlock(parts.Block):
     """A modulated block, whose attention has four matrices."""
 
     def __init__(self, hidden_size: int, num_heads: int):
-        super().__init__(hidden_size, num_heads, GatedMLP(hidden_size))
-        self.attn = parts.ApartAttention(hidden_size, num_heads, PROJECTIONS, bias=True)
+        attn = parts.ApartAttention(hidden_size, num_heads, PROJECTIONS, bias=True)
+        super().__init__(hidden_size, num_heads, GatedMLP(hidden_size), attn=attn)
 
 
 class RAEv2(parts.Transformer):

@@ -230,12 +230,12 @@ def resolve(config: SamplingConfig, group: Group) -> ResolvedRun:
     }
     paths = {"ckpt": str(config.ckpt), "weights": found.kind, "vae": config.vae}
     settled = {"weights_key": found.kind}
-    is_own = config.weights_key is not None and checkpoint.read(config.ckpt).kind != found.kind
     times = Flow.of(config).times(config)
     facts = {"latent": asdict(latent), **({"latent_stats": held} if held else {}), **({"grid": times} if times else {})}
     identity, *others = (Identity(fixed | asdict(one)) for one in how)
     uncompiled = tuple(Identity(fixed | asdict(one)) for one in not_here)
-    return ResolvedRun(config, identity, names, facts, paths, settled, found.kind if is_own else None, tuple(others), uncompiled)
+    asked = None if found.is_first else found.kind
+    return ResolvedRun(config, identity, names, facts, paths, settled, asked, tuple(others), uncompiled)
 
 
 def latent_of(config: SamplingConfig, found: checkpoint.Checkpoint, codec: Decoder) -> LatentShape:
