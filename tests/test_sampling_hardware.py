@@ -1,6 +1,7 @@
 """Ranks and sessions on other hardware or versions: refused with --exact, warned of without, unless that is allowed."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,8 @@ def test_an_exact_run_is_not_continued_on_another_processor(tiny_checkpoint, tmp
     monkeypatch.setattr(hardware, "cpu_name", lambda: "another")
     grown(tiny_checkpoint, tmp_path, 4, "--exact")  # nothing is drawn
     before = (tmp_path / "run" / "manifest.json").read_bytes()
-    with pytest.raises(UserError, match=f"--exact: session 1 of {tmp_path}/run had {own}, and this one has another, which"):
+    said = f"--exact: session 1 of {tmp_path}/run had {own}, and this one has another, which"
+    with pytest.raises(UserError, match=re.escape(said)):
         grown(tiny_checkpoint, tmp_path, 8, "--exact")
     assert (tmp_path / "run" / "manifest.json").read_bytes() == before
     grown(tiny_checkpoint, tmp_path, 8, "--exact", "--allow-mixed")
