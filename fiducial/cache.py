@@ -33,6 +33,7 @@ OURS = '"format": "fiducial-features-'  # in the mark of an entry of features: a
 # Files that are downloaded; whatever else is in their folders is somebody's own.
 DOWNLOADED = re.compile(
     r"DiT-XL-2-\d+x\d+\.pt|SiT-XL-2-256\.pt|repa-last\.pt|weights-inception-[\w-]+\.pth|dinov2_\w+\.pth|"
+    r"alexnet-owt-\w+\.pth|vgg16-\w+\.pth|lpips-v[\d.]+-\w+\.pth|"
     r"(adm|imf)-[\w-]+\.npz|jit_in\d+_stats\.npz|(edm2|fd-loss)-[\w-]+\.pkl|timm-[\w.-]+\.safetensors"
 )
 MARK_BYTES = 1 << 20

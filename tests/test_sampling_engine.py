@@ -306,6 +306,7 @@ def test_what_a_killed_process_left_of_an_image_is_gone_in_the_end(tiny_checkpoi
     draw_here(*options(tiny_checkpoint, tmp_path))
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.endswith(".png")) == [
         "manifest.json",
+        "progress.json",
         "records",
         "records.bin",
     ]

@@ -67,7 +67,8 @@ def test_the_number_is_that_of_a_run_with_images_and_no_image_is_written(ordinar
     assert close(result(tmp_path), ordinary)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     features = {name for name in files if name.startswith("run-online/digits-")}
-    assert files - features == {"run-online.json", "run-online.influences.f32", "run-online.html", "run-online/online.json"}
+    results = {"run-online.json", "run-online.influences.f32", "run-online.html", "run-online/online.json"}
+    assert files - features == results | {"run-online.newest.png", "run-online/progress.json"}
     assert sorted(Path(name).name for name in features) == [f"{start:08d}.npz" for start in range(0, 22, 4)]
     found = result(tmp_path)
     assert found["run"]["identity"]["cfg_scale"] == ordinary["run"]["identity"]["cfg_scale"]
