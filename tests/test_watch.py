@@ -201,6 +201,11 @@ def test_the_screen_has_every_rank_or_those_that_matter(run):
     assert sum("word word" in line for line in screen(long, NOON, 60, 30)) == 3
 
 
+def test_an_event_is_told_in_words():
+    event = {"rank": 1, "host": "b", "event": "verified", "numerics": {"precision": "bf16", "compile": True}, "error": 0.00515573}
+    assert in_words(event) == "rank 1 on b: verified, numerics (precision bf16, compile True), error 0.00516"
+
+
 def test_a_line_says_who_is_silent(run):
     view = Look(run)()
     assert one_line(view, NOON) == f"12:00:00 {run}: sampling, 61 of 201 images, 3 images/s, 1 min 20 s left, until 12:01:20"

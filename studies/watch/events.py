@@ -42,8 +42,17 @@ def in_words(event: object) -> str:
         return quoted(event)
     where = f"rank {event.get('rank', '?')} on {event.get('host', '?')}"
     others = {name: value for name, value in event.items() if name not in ASIDE}
-    rest = "".join(f", {name} {value if isinstance(value, str) else quoted(value)}" for name, value in others.items())
+    rest = "".join(f", {name} {_shown(value)}" for name, value in others.items())
     return f"{where}: {event.get('event', 'something')}{rest}"
+
+
+def _shown(value: object) -> str:
+    """A value of an event; of several by names, these too."""
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{name} {_shown(one)}' for name, one in value.items())})"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else quoted(value)
 
 
 def _noted(folder: Path, number: int, session: Session, is_last: bool) -> list:
