@@ -44,10 +44,10 @@ class Protocol:
     is_splits: int | None = None
     halves: bool = False
 
-    def definition(self, metric: str, extractor: str) -> str:
+    def definition(self, metric: str, extractor: str, against: str = "the reference") -> str:
         """The definition of a metric in words, over an extractor's features."""
         text, spec = self.definitions.get(metric, METRICS[metric].definition), spec_of(extractor)
-        return text.format(features=spec.features, logits=spec.logits)
+        return text.format(features=spec.features, logits=spec.logits, against=against)
 
     def defined_by(self, metric: str) -> str | None:
         """The other protocol whose definition of a metric this one takes; None where it has one itself, or nobody has."""

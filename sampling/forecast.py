@@ -19,6 +19,7 @@ from fiducial.sampling.options.config import SamplingConfig
 from fiducial.sampling.run import hardware
 from fiducial.sampling.run.image_files import ImageFiles
 from fiducial.sampling.run.prepare import examine
+from fiducial.sampling.run.sheet import size_of_sheet
 from fiducial.sampling.source import numerics
 from fiducial.sampling.source.protocol import Source
 from fiducial.sampling.source.table import source_of
@@ -38,6 +39,7 @@ class Measured:
     batch: int  # images drawn at once, fewer than a block's where memory did not do for more
     memory: int  # bytes held at most
     png: float | None  # bytes of one on the disk
+    sheet: int  # bytes of the sheet of newest images
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def measure(source: Source, events: list[dict], group: Group, task: Task, with_p
     drawing = time.monotonic() - started
     batch = min([task.identity.block_size, *(event["batch"] for event in events if "batch" in event)])
     png = disk.on_disk(np.array([len(png_bytes(image)) for image in pixels])) if with_png else None
-    return Measured(loading, drawing, evaluations, batch, memory.peak(group.device), png), probed
+    sheet = size_of_sheet(pixels, len(task.done))
+    return Measured(loading, drawing, evaluations, batch, memory.peak(group.device), png, sheet), probed
 
 
 def add_up(task: Task, world_size: int, ranks: list[Measured], pngs: int) -> Forecast:
@@ -133,7 +136,8 @@ def add_up(task: Task, world_size: int, ranks: list[Measured], pngs: int) -> For
         blocks=len(blocks),
         blocks_of_a_rank=largest_share,
         npz=archive.size(count, size),
-        disk=disk.needed(task.folder, count, task.missing, size, pngs, png, task.mark),
+        disk=disk.needed(task.folder, count, task.missing, size, pngs, png, task.mark)
+        + max((rank.sheet for rank in ranks), default=0),
         disk_free=disk.room(task.folder),
         memory=max((rank.memory for rank in ranks), default=0),
         seconds_loading=max((rank.loading for rank in ranks), default=0.0),

@@ -60,7 +60,7 @@ class Metric:
     """A metric. `name` is what --metrics and results call it, `label` what tables do; `needs` is what it is computed from.
 
     `compute` takes `evaluation.metrics.inputs.Inputs` and gives an `Estimate`, or None where it has no value; "file.function" of
-    this package, as `caveat` and `curve`. With `Need.PAIRS` it takes `pairs.PairInputs` and gives a `pairs.Moved`.
+    this package, as `caveat` and `curve`. With `Need.PAIRS` it takes `pairs.PairInputs` and gives a `Measured`.
     `definition` is a sentence in which {features} and {logits} stand for the extractor's
     outputs. `least` is how few samples (with `Need.FEATURES` also reference images) there may be: a number, or a function of
     dimension and settings; `fewer` says what makes do with fewer. `bounds` are the least and the largest value that it can have,

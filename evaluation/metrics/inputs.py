@@ -15,8 +15,21 @@ from fiducial.evaluation.settings import Settings
 Found = TypeVar("Found")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Once:
+    """Data that several metrics come from, with what was found of it."""
+
+    _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, function: Callable[[Any], Found]) -> Found:
+        """The value of `function` for these, computed at the first call: several metrics come from one pass."""
+        if function not in self._found:
+            self._found[function] = function(self)
+        return self._found[function]
+
+
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Once):
     """The samples' features `own`, the `reference` with what a metric needs of it, and the features of `training` images.
 
     `panel` are the same samples by the other networks of FDr6, where that is wanted. `strata` (N,) are the samples' classes
@@ -33,10 +46,3 @@ class Inputs:
     training: Features | None = None
     panel: tuple["Inputs", ...] = ()
     strata: np.ndarray | None = None
-    _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
-
-    def once(self, function: Callable[["Inputs"], Found]) -> Found:
-        """The value of `function` for these, computed at the first call: several metrics come from one pass."""
-        if function not in self._found:
-            self._found[function] = function(self)
-        return self._found[function]

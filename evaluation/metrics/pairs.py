@@ -8,9 +8,8 @@ Each error is the length of a vector, the number's moves, one an image: the erro
 images is the length of the difference of their moves.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,25 +17,16 @@ from fiducial import Group
 from fiducial.evaluation.data.references import Reference
 from fiducial.evaluation.features.extraction import Features
 from fiducial.evaluation.metrics.gaussians import frechet_distance, frechet_influences
-from fiducial.evaluation.metrics.intervals import (
-    ENOUGH,
-    ROUNDING,
-    Estimate,
-    estimate,
-    length,
-    moves_of,
-    over_rows,
-    without_interval,
-)
+from fiducial.evaluation.metrics.inputs import Once
+from fiducial.evaluation.metrics.intervals import ENOUGH, ROUNDING, Measured, length, measured, moves_of, over_rows
 from fiducial.evaluation.metrics.similarity import psnr_of
 from fiducial.evaluation.metrics.statistics import FeatureStatistics
 
-Found = TypeVar("Found")
 ERROR = "mse"  # the column of mean squared errors
 
 
 @dataclass(frozen=True)
-class PairInputs:
+class PairInputs(Once):
     """N reconstructions beside their originals; the same on every rank.
 
     `columns` are values of each image (N,) by name: `ERROR`, ssim, lpips and lpips-vgg, as far as they are wanted. `own` are the
@@ -49,38 +39,22 @@ class PairInputs:
     own: Features | None = None
     originals: Features | None = None
     reference: Reference | None = None
-    _found: dict[Callable, Any] = field(default_factory=dict, repr=False)
-
-    def once(self, function: Callable[["PairInputs"], Found]) -> Found:
-        """The value of `function` for these, computed at the first call."""
-        if function not in self._found:
-            self._found[function] = function(self)
-        return self._found[function]
 
 
-@dataclass(frozen=True)
-class Moved:
-    """An estimate, of how many images it is, and its moves (N,), whose length is its standard error; None where unknown."""
-
-    estimate: Estimate
-    count: int
-    moves: np.ndarray | None = None
-
-
-def psnr(inputs: PairInputs) -> Moved | None:
+def psnr(inputs: PairInputs) -> Measured | None:
     """The mean over the images whose PSNR is finite; None where there is none, all being equal to their originals."""
     return _mean(psnr_values(inputs.columns[ERROR]))
 
 
-def ssim(inputs: PairInputs) -> Moved:
+def ssim(inputs: PairInputs) -> Measured:
     return _mean(inputs.columns["ssim"], -1, 1)
 
 
-def lpips(inputs: PairInputs) -> Moved:
+def lpips(inputs: PairInputs) -> Measured:
     return _mean(inputs.columns["lpips"], 0)
 
 
-def lpips_vgg(inputs: PairInputs) -> Moved:
+def lpips_vgg(inputs: PairInputs) -> Measured:
     return _mean(inputs.columns["lpips-vgg"], 0)
 
 
@@ -89,7 +63,7 @@ def psnr_values(errors: np.ndarray) -> np.ndarray:
     return np.array([psnr_of(error) for error in errors.tolist()])
 
 
-def rfid(inputs: PairInputs) -> Moved:
+def rfid(inputs: PairInputs) -> Measured:
     """The Fréchet distance of the reconstructions' features to the reference's moments, or to those of the originals."""
     own, originals, group = inputs.own, inputs.originals, inputs.group
     if originals is None:
@@ -98,13 +72,11 @@ def rfid(inputs: PairInputs) -> Moved:
         mu, sigma = originals.statistics.mean, originals.statistics.covariance
     value = group.once(lambda: float(frechet_distance(own.statistics.mean, own.statistics.covariance, mu, sigma, group.device)))
     if originals is not None and own.pixels_sha256 == originals.pixels_sha256:
-        return Moved(Estimate(0.0), len(own.rows))  # of which rounding leaves something else
+        return Measured(0.0)  # of which rounding leaves something else
     moves = _moves_of_rfid(own, originals, mu, sigma, group)
-    error = None if moves is None else length(moves)
-    if error is not None and error <= ROUNDING * own.statistics.covariance.trace():
-        moves = error = None
-    found = estimate(value, error, 0)
-    return Moved(found if len(own.rows) >= ENOUGH else without_interval(found), len(own.rows), moves)
+    if len(own.rows) < ENOUGH or (moves is not None and length(moves) <= ROUNDING * own.statistics.covariance.trace()):
+        moves = None
+    return measured(value, moves, 0)
 
 
 def _moves_of_rfid(
@@ -122,7 +94,7 @@ def _moves_of_rfid(
     return moves_of(found)
 
 
-def _mean(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> Moved | None:
+def _mean(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> Measured | None:
     """The mean of the finite ones among `values` (N,), with its standard error over images."""
     is_finite = np.isfinite(values)
     count = int(is_finite.sum())
@@ -130,6 +102,4 @@ def _mean(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> M
         return None
     moves = np.zeros(len(values))
     moves[is_finite] = moves_of(values[is_finite])
-    found = estimate(float(values[is_finite].mean()), length(moves), least, most)
-    known = count >= ENOUGH and found.error is not None
-    return Moved(found if known else without_interval(found), count, moves if known else None)
+    return measured(float(values[is_finite].mean()), moves if count >= ENOUGH else None, least, most)

@@ -19,8 +19,8 @@ from fiducial.evaluation.data.remarks import missing, repeated
 from fiducial.evaluation.features import spec_of
 from fiducial.evaluation.features.extraction import Features, extract
 from fiducial.evaluation.making import moments_of_features
-from fiducial.evaluation.metrics import METRICS, called
-from fiducial.evaluation.metrics.pairs import ERROR, Moved, PairInputs, psnr_values
+from fiducial.evaluation.metrics import METRICS, called, intervals
+from fiducial.evaluation.metrics.pairs import ERROR, PairInputs, psnr_values
 from fiducial.evaluation.metrics.similarity import psnr_of
 from fiducial.evaluation.reconstruction.measuring import Measured, Reconstruct, measure
 from fiducial.evaluation.reconstruction.pictures import shown_images
@@ -87,7 +87,7 @@ def _as_reference(prepared: Prepared, originals: Features | None) -> Reference |
 
 def _recorded(
     prepared: Prepared,
-    found: Mapping[str, Moved | None],
+    found: Mapping[str, intervals.Measured | None],
     measured: Measured,
     reference: Reference | None,
     codec: dict,
@@ -95,9 +95,13 @@ def _recorded(
 ) -> Reconstruction:
     """The result without warnings and pictures."""
     images, group, extractor = prepared.images, prepared.group, prepared.extractor
-    keys = {name: _called(name, prepared) for name in found}
+    keys, identical = {name: _called(name, prepared) for name in found}, int((measured.columns[ERROR] == 0).sum())
     numbers = {
-        keys[name][0]: _number(name, keys[name][1], one, prepared, reference, rounded) for name, one in found.items() if one
+        keys[name][0]: _number(
+            *(name, keys[name][1], one), images.count - (identical if name == "psnr" else 0), prepared, reference, rounded
+        )
+        for name, one in found.items()
+        if one
     }
     moves = {keys[name][0]: one.moves for name, one in found.items() if one and one.moves is not None}
     worst_by, worst = _worst(prepared, measured)
@@ -131,7 +135,7 @@ def _recorded(
             "batch_size": prepared.settings.batch_size,
         },
         packages={"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, "diffusers")}},
-        identical=int((measured.columns[ERROR] == 0).sum()),
+        identical=identical,
         worst_by=worst_by,
         worst=worst,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -144,22 +148,29 @@ def _called(name: str, prepared: Prepared) -> tuple[str, str]:
     return called(name, prepared.extractor) if name == DISTANCE else (name, METRICS[name].label)
 
 
-def _number(name: str, label: str, one: Moved, prepared: Prepared, reference: Reference | None, rounded: bool) -> Number:
-    """A number with what it is."""
+def _number(
+    name: str,
+    label: str,
+    one: intervals.Measured,
+    count: int,
+    prepared: Prepared,
+    reference: Reference | None,
+    rounded: bool,
+) -> Number:
+    """A number of `count` images with what it is."""
     owner, definition, different, others = OWNERS.get(name), METRICS[name].definition, [], None
     if name == DISTANCE:
         against = "their originals" if prepared.reference is None else "the reference"
         owner = prepared.settings.protocol
-        definition = definition.format(features=spec_of(prepared.extractor.name).features, against=against)
+        definition = prepared.settings.rules.definition(name, prepared.extractor.name, against)
         different = deviations("fid", prepared.reference, prepared.extractor, prepared.settings)
         others = reference.count_for("fid")
     floats = () if rounded else (FLOATS,)
-    values = asdict(one.estimate)
     return Number(
         name,
         label,
-        **values,
-        n=one.count,
+        **asdict(one.plain),
+        n=count,
         reference_n=others,
         protocol=owner,
         definition=definition,
@@ -189,7 +200,9 @@ def _worst(prepared: Prepared, measured: Measured) -> tuple[str, tuple[Worst, ..
     )
 
 
-def _notes(prepared: Prepared, measured: Measured, originals: Features | None, found: Mapping[str, Moved | None]) -> list[str]:
+def _notes(
+    prepared: Prepared, measured: Measured, originals: Features | None, found: Mapping[str, intervals.Measured | None]
+) -> list[str]:
     """Sentences that a reader has to know before comparing these numbers with others."""
     images, extractor, count = prepared.images, prepared.extractor, prepared.images.count
     notes = missing(images, IMAGES)

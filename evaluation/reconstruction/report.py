@@ -11,7 +11,7 @@ from fiducial import STDOUT, printable
 from fiducial.evaluation.metrics import METRICS
 from fiducial.evaluation.reconstruction.result import Reconstruction, Shown
 from fiducial.evaluation.report.delivery import deliver, warnings_left
-from fiducial.evaluation.report.document import commands_html, document, folded_html, notes_html, table_html
+from fiducial.evaluation.report.document import commands_html, document, facts_html, notes_html, table_html
 from fiducial.evaluation.report.gallery import image_html
 from fiducial.evaluation.results.influences import packed
 from fiducial.evaluation.results.parts import Number
@@ -186,11 +186,4 @@ def _facts_html(result: Reconstruction) -> str:
         "settings": result.settings,
         "packages": result.packages,
     }
-    rows = [
-        f"<tr><th>{html.escape(f'{part} {name}'.replace('_', ' '))}</th><td>{html.escape(str(value))}</td></tr>"
-        for part, values in parts.items()
-        for name, value in values.items()
-        if value is not None
-    ]
-    folded = folded_html(f"Everything that the numbers depend on: {len(rows)} values and hashes", table_html("facts", (), rows))
-    return f"<h2>For a paper</h2><p>{html.escape(sentence(result))}</p>{folded}"
+    return facts_html(parts, sentence(result))

@@ -38,6 +38,18 @@ def table_html(kind: str, head: Iterable[str], rows: Iterable[str]) -> str:
     return f'<table class="{kind}">{f"<thead><tr>{names}</tr></thead>" if names else ""}<tbody>{"".join(rows)}</tbody></table>'
 
 
+def facts_html(parts: Mapping[str, Mapping], sentence: str) -> str:
+    """The sentence for a paper, and below it every key and hash of the parts of a result, folded up."""
+    rows = [
+        f"<tr><th>{html.escape(f'{part} {name}'.replace('_', ' '))}</th><td>{html.escape(str(value))}</td></tr>"
+        for part, values in parts.items()
+        for name, value in values.items()
+        if value is not None
+    ]
+    folded = folded_html(f"Everything that the numbers depend on: {len(rows)} values and hashes", table_html("facts", (), rows))
+    return f"<h2>For a paper</h2><p>{html.escape(sentence)}</p>{folded}"
+
+
 def folded_html(summary: str, body: str, opened: bool = False) -> str:
     """HTML below a line of text, which opens it."""
     return f"<details{' open' if opened else ''}><summary>{html.escape(summary)}</summary>{body}</details>"

@@ -11,8 +11,8 @@ from fiducial.evaluation.report.document import (
     INTERVALS,
     commands_html,
     document,
+    facts_html,
     figure_html,
-    folded_html,
     notes_html,
     table_html,
 )
@@ -230,11 +230,4 @@ def _facts_html(result: Result) -> str:
         "run": {"fingerprint": run.fingerprint, **run.files, **run.identity} if run else {},
         "packages": result.packages,
     }
-    rows = [
-        f"<tr><th>{html.escape(f'{part} {name}'.replace('_', ' '))}</th><td>{html.escape(str(value))}</td></tr>"
-        for part, values in parts.items()
-        for name, value in values.items()
-        if value is not None
-    ]
-    folded = folded_html(f"Everything that the numbers depend on: {len(rows)} values and hashes", table_html("facts", (), rows))
-    return f"<h2>For a paper</h2><p>{html.escape(sentence(result))}</p>{folded}"
+    return facts_html(parts, sentence(result))

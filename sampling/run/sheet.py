@@ -30,9 +30,21 @@ def sheet(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(whole)
 
 
+def as_png(made: np.ndarray) -> bytes:
+    """The file of a sheet."""
+    buffer = io.BytesIO()
+    Image.fromarray(made).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def size_of_sheet(pixels: np.ndarray, count: int) -> int:
+    """Bytes of the file of a sheet of as many as it takes of `count` images that are like `pixels` (n, H, W, 3)."""
+    some = np.resize(pixels, (min(count, COLUMNS * ROWS), *pixels.shape[1:]))
+    return len(as_png(sheet(some)))
+
+
 def write_sheet(path: Path, pixels: np.ndarray) -> np.ndarray:
     """Put the sheet of some images at `path` as a PNG, in one step; return it. OSError if it cannot be written."""
-    made, buffer = sheet(pixels), io.BytesIO()
-    Image.fromarray(made).save(buffer, format="PNG", compress_level=1)
-    write_whole(path, lambda beside: beside.write_bytes(buffer.getvalue()))
+    made = sheet(pixels)
+    write_whole(path, lambda beside: beside.write_bytes(as_png(made)))
     return made

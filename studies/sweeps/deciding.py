@@ -87,7 +87,7 @@ def decide(pools: Pools, metric: str, quantile: float) -> Decision:
     for name, pool in pools.items():
         if name == best:
             continue
-        ours, paired = cells[name][keys[name]], None
+        ours = cells[name][keys[name]]
         try:
             paired = pairs.errors(pool, pools[best]).get(keys[name])
         except ValueError:

@@ -19,7 +19,7 @@ from fiducial.studies.sweeps.deciding import LEVEL, cells_of, key_of
 from fiducial.studies.sweeps.plots import plots_of
 from fiducial.studies.sweeps.state import Sweep
 
-HEAD = ("round", "run", "images", "metric", "label", "value", "error", "low", "high", "unit", "state", "less_best", "low", "high")
+HEAD = ("round", "run", "images", "metric", "label", "value", "error", "low", "high", "unit", "state", "less_best")
 BIAS = (
     "Fewer images bias FID upwards, for all configurations nearly but not quite alike: compare numbers within a round, not from "
     "one round to another. A configuration with an empty marker was dropped in that round."
@@ -163,4 +163,4 @@ def csv_rows(sweep: Sweep) -> str:
                 numbers = (cell.value, cell.error, cell.low, cell.high, cell.unit, line.state)
                 apart = (gap.get("difference"), gap.get("low"), gap.get("high"))
                 found.append((place + 1, line.name, line.count, key, cell.label, *numbers, *apart))
-    return csv_text((*HEAD[:-2], "less_best_low", "less_best_high"), found)
+    return csv_text((*HEAD, "less_best_low", "less_best_high"), found)
