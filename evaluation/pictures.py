@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fiducial import UserError, printable, write_whole
+from fiducial import UserError, printable
 from fiducial.evaluation.data.images import Images, Seen
+from fiducial.evaluation.data.npz import write_npz
 from fiducial.evaluation.data.numbering import Numbering, pair
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.references import Reference
@@ -109,15 +110,7 @@ def keep_beside(images: Images, reference: Path) -> Path:
     arrays = {"arr_0": np.stack([found.small[index] for index in chosen.tolist()])}
     arrays |= {} if labels is None else {"arr_1": labels[chosen].astype(np.int64)}
     path = kept_beside(reference)
-
-    def write(whole: Path) -> None:
-        with open(whole, "wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    try:
-        write_whole(path, write)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    write_npz(path, arrays, compressed=True)
     return path
 
 

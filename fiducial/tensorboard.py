@@ -9,6 +9,8 @@ from fiducial.console import UserError
 from fiducial.folders import unwritable
 
 if TYPE_CHECKING:
+    import argparse
+
     from torch.utils.tensorboard import SummaryWriter
 
 # A checkpoint's name is a number alone, such as 0400000.pt, or has one after a word that says that it is a step.
@@ -29,6 +31,31 @@ def require(folder: Path, step: int | None = None) -> None:
     if reason := unwritable(folder):
         raise UserError(f"--tensorboard {folder}: it cannot be written ({reason})")
     require_step(step)
+
+
+def add_options(where: "argparse._ActionsContainer", written: str) -> None:
+    """The options `--tensorboard DIR`, whose help says what is written, and `--step N`."""
+    where.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help=f"write {written} there, for TensorBoard (docs/watching.md)",
+    )
+    where.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="the training step that --tensorboard writes numbers at (default: that in the checkpoint's name, as in 0400000.pt, "
+        "or the number of images)",
+    )
+
+
+def check(folder: Path | None, step: int | None) -> None:
+    """Check what was given for both options; UserError as `require`, and for a step without a folder."""
+    if folder is not None:
+        require(folder, step)
+    elif step is not None:
+        raise UserError("--step: only used with --tensorboard, which is missing")
 
 
 def require_step(step: int | None) -> None:

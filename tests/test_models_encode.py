@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from conftest import DIGITS
 from diffusers import AutoencoderKL, AutoencoderTiny
 from formats import AUTOENCODERS
+from ldm_layers import Layers, Weights
 from safetensors.torch import load_file, save_file
-from test_models_single_file import SMALL, Weights, assert_same, ldm_weights, vit_weights
+from test_models_single_file import SMALL, assert_same, ldm_weights, vit_weights
 
 from fiducial.models.decoders.affine import Affine
 from fiducial.models.decoders.autoencoder import Autoencoder
@@ -80,34 +81,20 @@ def test_in_half_precision_latents_are_near():
 def ldm_encoder(multiples: tuple[int, ...], channels: int, attends: tuple[int, ...], width: int = 32, blocks: int = 2) -> Weights:
     """An encoder's names and shapes as latent-diffusion has them."""
     found = Weights(9)
-
-    def block(name: str, before: int, after: int) -> None:
-        found.layer(f"{name}.norm1", before)
-        found.layer(f"{name}.conv1", after, before, 3, 3)
-        found.layer(f"{name}.norm2", after)
-        found.layer(f"{name}.conv2", after, after, 3, 3)
-        if before != after:
-            found.layer(f"{name}.nin_shortcut", after, before, 1, 1)
-
-    def attention(name: str, size: int) -> None:
-        found.layer(f"{name}.norm", size)
-        for part in ("q", "k", "v", "proj_out"):
-            found.layer(f"{name}.{part}", size, size, 1, 1)
-
     widths = [width * multiple for multiple in multiples]
     found.layer("encoder.conv_in", width, 3, 3, 3)
     before = width
     for level, after in enumerate(widths):
         for number in range(blocks):
-            block(f"encoder.down.{level}.block.{number}", before, after)
+            found.block(f"encoder.down.{level}.block.{number}", before, after)
             before = after
             if level in attends:
-                attention(f"encoder.down.{level}.attn.{number}", after)
+                found.attention(f"encoder.down.{level}.attn.{number}", after)
         if level < len(widths) - 1:
             found.layer(f"encoder.down.{level}.downsample.conv", after, after, 3, 3)
-    block("encoder.mid.block_1", before, before)
-    attention("encoder.mid.attn_1", before)
-    block("encoder.mid.block_2", before, before)
+    found.block("encoder.mid.block_1", before, before)
+    found.attention("encoder.mid.attn_1", before)
+    found.block("encoder.mid.block_2", before, before)
     found.layer("encoder.norm_out", before)
     found.layer("encoder.conv_out", 2 * channels, before, 3, 3)
     found.layer("quant_conv", 2 * channels, 2 * channels, 1, 1)
@@ -116,43 +103,15 @@ def ldm_encoder(multiples: tuple[int, ...], channels: int, attends: tuple[int, .
 
 def ldm_encoded(state: dict, x: torch.Tensor) -> torch.Tensor:
     """Latent-diffusion's encoder once more, by its names: means above log-variances, (N, 2C, h, w)."""
-
-    def conv(name: str, x: torch.Tensor) -> torch.Tensor:
-        weight = state[f"{name}.weight"]
-        return F.conv2d(x, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2)
-
-    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
-        return F.group_norm(x, 32, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
-
-    def swish(x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(x)
-
-    def block(name: str, x: torch.Tensor) -> torch.Tensor:
-        h = conv(f"{name}.conv2", swish(norm(f"{name}.norm2", conv(f"{name}.conv1", swish(norm(f"{name}.norm1", x))))))
-        return h + (conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in state else x)
-
-    def attention(name: str, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (conv(f"{name}.{part}", norm(f"{name}.norm", x)).flatten(2) for part in "qkv")
-        weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / q.shape[1] ** 0.5, dim=2)
-        return x + conv(f"{name}.proj_out", torch.einsum("bij,bcj->bci", weights, v).view_as(x))
-
-    x = conv("encoder.conv_in", x)
-    level = 0
+    its, level = Layers(state), 0
+    x = its.conv("encoder.conv_in", x)
     while f"encoder.down.{level}.block.0.conv1.weight" in state:
-        number = 0
-        while f"encoder.down.{level}.block.{number}.conv1.weight" in state:
-            x = block(f"encoder.down.{level}.block.{number}", x)
-            x = (
-                attention(f"encoder.down.{level}.attn.{number}", x)
-                if f"encoder.down.{level}.attn.{number}.q.weight" in state
-                else x
-            )
-            number += 1
+        x = its.blocks(f"encoder.down.{level}", x)
         if (name := f"encoder.down.{level}.downsample.conv.weight") in state:  # one row and column of zeros beyond the last ones
             x = F.conv2d(F.pad(x, (0, 1, 0, 1)), state[name], state[name.replace("weight", "bias")], stride=2)
         level += 1
-    x = block("encoder.mid.block_2", attention("encoder.mid.attn_1", block("encoder.mid.block_1", x)))
-    return conv("quant_conv", conv("encoder.conv_out", swish(norm("encoder.norm_out", x))))
+    x = its.last("encoder.norm_out", "encoder.conv_out", its.middle("encoder.mid", x))
+    return its.conv("quant_conv", x)
 
 
 @torch.no_grad()

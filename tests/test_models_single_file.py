@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import draw_files, options
 from diffusers import AutoencoderKL
+from ldm_layers import Layers, Weights
 from safetensors.torch import save_file
 
 import fiducial
@@ -29,48 +29,22 @@ CPU = torch.device("cpu")
 F8D4, F16D32, SMALL = ((1, 2, 4, 4), 4, ()), ((1, 1, 2, 2, 4), 32, (4,)), ((1, 2), 4, (0,))  # multiples, channels, with attention
 
 
-class Weights(dict):
-    """Random weights by name, made as they are asked for."""
-
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        self._random = torch.Generator().manual_seed(seed)
-
-    def layer(self, name: str, *shape: int, std: float = 0.1) -> None:
-        self[f"{name}.weight"] = std * torch.randn(shape, generator=self._random) + (len(shape) == 1)
-        self[f"{name}.bias"] = std * torch.randn(shape[:1], generator=self._random)
-
-
 def ldm_weights(multiples: tuple[int, ...], channels: int, attends: tuple[int, ...], width: int = 32, blocks: int = 2) -> Weights:
     """A decoder's names and shapes as latent-diffusion has them, with what a training leaves beside."""
     found = Weights()
-
-    def block(name: str, before: int, after: int) -> None:
-        found.layer(f"{name}.norm1", before)
-        found.layer(f"{name}.conv1", after, before, 3, 3)
-        found.layer(f"{name}.norm2", after)
-        found.layer(f"{name}.conv2", after, after, 3, 3)
-        if before != after:
-            found.layer(f"{name}.nin_shortcut", after, before, 1, 1)
-
-    def attention(name: str, size: int) -> None:
-        found.layer(f"{name}.norm", size)
-        for part in ("q", "k", "v", "proj_out"):
-            found.layer(f"{name}.{part}", size, size, 1, 1)
-
     widths = [width * multiple for multiple in multiples]
     found.layer("post_quant_conv", channels, channels, 1, 1, std=0.5)
     found.layer("decoder.conv_in", widths[-1], channels, 3, 3)
-    block("decoder.mid.block_1", widths[-1], widths[-1])
-    attention("decoder.mid.attn_1", widths[-1])
-    block("decoder.mid.block_2", widths[-1], widths[-1])
+    found.block("decoder.mid.block_1", widths[-1], widths[-1])
+    found.attention("decoder.mid.attn_1", widths[-1])
+    found.block("decoder.mid.block_2", widths[-1], widths[-1])
     before = widths[-1]
     for level in reversed(range(len(multiples))):
         for number in range(blocks + 1):
-            block(f"decoder.up.{level}.block.{number}", before, widths[level])
+            found.block(f"decoder.up.{level}.block.{number}", before, widths[level])
             before = widths[level]
             if level in attends:
-                attention(f"decoder.up.{level}.attn.{number}", before)
+                found.attention(f"decoder.up.{level}.attn.{number}", before)
         if level:
             found.layer(f"decoder.up.{level}.upsample.conv", before, before, 3, 3)
     found.layer("decoder.norm_out", before)
@@ -83,40 +57,15 @@ def ldm_weights(multiples: tuple[int, ...], channels: int, attends: tuple[int, .
 
 def ldm_decoded(state: dict, z: torch.Tensor) -> torch.Tensor:
     """Latent-diffusion's decoder once more, by its names."""
-
-    def conv(name: str, x: torch.Tensor) -> torch.Tensor:
-        weight = state[f"{name}.weight"]
-        return F.conv2d(x, weight, state[f"{name}.bias"], padding=weight.shape[-1] // 2)
-
-    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
-        return F.group_norm(x, 32, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
-
-    def swish(x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(x)
-
-    def block(name: str, x: torch.Tensor) -> torch.Tensor:
-        h = conv(f"{name}.conv1", swish(norm(f"{name}.norm1", x)))
-        h = conv(f"{name}.conv2", swish(norm(f"{name}.norm2", h)))
-        return h + (conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in state else x)
-
-    def attention(name: str, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (conv(f"{name}.{part}", norm(f"{name}.norm", x)).flatten(2) for part in "qkv")
-        weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / q.shape[1] ** 0.5, dim=2)
-        return x + conv(f"{name}.proj_out", torch.einsum("bij,bcj->bci", weights, v).view_as(x))
-
-    x = conv("decoder.conv_in", conv("post_quant_conv", z) if "post_quant_conv.weight" in state else z)
-    x = block("decoder.mid.block_2", attention("decoder.mid.attn_1", block("decoder.mid.block_1", x)))
-    level = max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up."))
-    while level >= 0:
-        number = 0
-        while f"decoder.up.{level}.block.{number}.conv1.weight" in state:
-            x = block(f"decoder.up.{level}.block.{number}", x)
-            x = attention(f"decoder.up.{level}.attn.{number}", x) if f"decoder.up.{level}.attn.{number}.q.weight" in state else x
-            number += 1
+    its = Layers(state)
+    x = its.middle(
+        "decoder.mid", its.conv("decoder.conv_in", its.conv("post_quant_conv", z) if "post_quant_conv.weight" in state else z)
+    )
+    for level in reversed(range(1 + max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up.")))):
+        x = its.blocks(f"decoder.up.{level}", x)
         if level:
-            x = conv(f"decoder.up.{level}.upsample.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
-        level -= 1
-    return conv("decoder.conv_out", swish(norm("decoder.norm_out", x)))
+            x = its.conv(f"decoder.up.{level}.upsample.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    return its.last("decoder.norm_out", "decoder.conv_out", x)
 
 
 def latents(channels: int, side: int = 4, count: int = 2) -> torch.Tensor:

@@ -18,12 +18,13 @@ from PIL import Image
 import sample_ddp
 from fiducial import UserError, life, own_process
 from fiducial.sampling.run.pace import Pace
-from fiducial.sampling.run.sheet import GAP, SIDE, sheet
+from fiducial.sampling.run.sheet import SIDE, sheet
 from fiducial.sampling.run.signs import Signs
 from fiducial.sampling.run.telling import Teller, evaluating
 from fiducial.sampling.store import progress
 from fiducial.sampling.store.folder import PROGRESS, sheet_path
 from fiducial.sampling.store.progress import DRAWING, ENDED, EVALUATED, EVALUATING, Progress, Rank
+from fiducial.sheets import GAP
 from fiducial.studies.watch import command, terminal
 from fiducial.studies.watch.events import events_of, in_words
 from fiducial.studies.watch.lines import lasting, one_line, screen

@@ -105,32 +105,7 @@ def add_outputs(parser: argparse.ArgumentParser, whole: str, page: str, with_eve
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write each plot of the page there, a file each")
     parser.add_argument("--plot-format", choices=PLOT_FORMATS, default="svg", help="of those (default %(default)s)")
     if with_events:
-        add_tensorboard(parser)
-
-
-def add_tensorboard(parser: argparse.ArgumentParser) -> None:
-    """Options of TensorBoard's events."""
-    parser.add_argument(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="add each number with its interval, and a sheet of samples, to the events there, for TensorBoard (docs/watching.md)",
-    )
-    parser.add_argument(
-        "--step",
-        type=int,
-        metavar="N",
-        help="the training step that --tensorboard writes at (default: that in the name of the run's checkpoint, as in "
-        "0400000.pt, or the number of samples)",
-    )
-
-
-def check_tensorboard(args: argparse.Namespace) -> None:
-    """Raise UserError if events could not be written where they are to go."""
-    if getattr(args, "tensorboard", None) is not None:
-        tensorboard.require(args.tensorboard, args.step)
-    elif getattr(args, "step", None) is not None:
-        raise UserError("--step: only used with --tensorboard, which is missing")
+        tensorboard.add_options(parser, "each number with its interval, and a sheet of samples,")
 
 
 def others(args: argparse.Namespace) -> "Others":
@@ -205,6 +180,6 @@ def with_ranks(args: argparse.Namespace, work: "Callable[[argparse.Namespace, Se
     args.weights = parse_weights(args.weights, **{name: getattr(args, f"{name}_weights") for name in ALIASES})
     inputs = [Path(path) for name in ("samples", "images", "ref", "train") if (path := getattr(args, name, None))]
     check_outputs(args, [*inputs, *args.weights.values()])
-    check_tensorboard(args)
+    tensorboard.check(getattr(args, "tensorboard", None), getattr(args, "step", None))
     with fiducial.init(args.device) as group:
         work(args, settings, group)

@@ -3,13 +3,13 @@
 import io
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from fiducial import UserError, life, one_line, open_regular
+from fiducial import UserError, life, one_line, open_regular, write_whole
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 
 MAX_MEMBER = 128 << 20  # bytes of one image file inside a zip
@@ -136,3 +136,20 @@ def read_labels(archive: zipfile.ZipFile, count: int) -> tuple[np.ndarray | None
     if shape != (count,) or dtype.kind not in "iu":
         return None, f"arr_1 is no labels: found {dtype} {shape}, and labels are {count:,} integers"
     return read_array(archive, "arr_1.npy", count * dtype.itemsize).astype(np.int64), None
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], compressed: bool = False) -> None:
+    """Put an npz in its place in one step.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            (np.savez_compressed if compressed else np.savez)(file, **arrays)
+
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error

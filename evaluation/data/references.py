@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fiducial import Group, UserError, decode_json, file_sha256, one_line, write_whole
+from fiducial import Group, UserError, decode_json, file_sha256, one_line
 from fiducial.evaluation.data import pickled
 from fiducial.evaluation.data.damage import DAMAGED_ARCHIVE
 from fiducial.evaluation.data.images import Images
-from fiducial.evaluation.data.npz import read_any_header, read_array
+from fiducial.evaluation.data.npz import read_any_header, read_array, write_npz
 from fiducial.evaluation.data.numbering import OWN, Numbering
 from fiducial.evaluation.data.opening import open_images
 from fiducial.evaluation.data.published import PUBLISHED, Published, fetch
@@ -336,12 +336,4 @@ def write_reference(reference: Reference, path: Path) -> None:
     arrays[PROVENANCE] = np.array(json.dumps(asdict(reference.provenance)))
     if reference.labels is not None and reference.numbering:
         arrays[NUMBERING] = np.array(reference.numbering.to_json())
-
-    def write(beside: Path) -> None:
-        with open(beside, "wb") as file:
-            np.savez(file, **arrays)
-
-    try:
-        write_whole(path, write)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    write_npz(path, arrays)

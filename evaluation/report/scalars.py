@@ -7,8 +7,7 @@ import numpy as np
 from fiducial import UserError, tensorboard
 from fiducial.evaluation.results.grid import Grid
 from fiducial.evaluation.results.result import Result
-
-GAP = 2  # pixels between pictures
+from fiducial.sheets import side_by_side
 
 
 def scalars(result: Result) -> dict[str, float]:
@@ -26,16 +25,7 @@ def sheet_of(grid: Grid) -> np.ndarray | None:
     pictures."""
     rows = [[grid.kept[index] for index in indices if index in grid.kept] for _, indices in grid.rows]
     rows = [row for row in rows if row]
-    if not rows:
-        return None
-    height, width = rows[0][0].shape[:2]
-    columns = max(map(len, rows))
-    sheet = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
-    for down, row in enumerate(rows):
-        for right, picture in enumerate(row):
-            top, left = down * (height + GAP), right * (width + GAP)
-            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture[:height, :width]
-    return sheet
+    return side_by_side(rows) if rows else None
 
 
 def step_of(result: Result, step: int | None = None) -> int:

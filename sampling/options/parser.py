@@ -43,7 +43,7 @@ def build_parser() -> Parser:
     add_speed(parser.add_argument_group("how fast"))
     where = parser.add_argument_group("where to, and what then")
     add_where(where, default)
-    add_tensorboard(where)
+    tensorboard.add_options(where, "images/s, memory, a sheet of samples and, with --ref, each metric with its interval")
     return parser
 
 
@@ -367,23 +367,6 @@ def add_where(where: argparse._ArgumentGroup, default: dict) -> None:
         where.add_argument(f"--{name}-weights", type=Path, metavar="FILE", help=f"the same as --weights {name}=FILE")
 
 
-def add_tensorboard(where: argparse._ArgumentGroup) -> None:
-    where.add_argument(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="write images/s, memory, a sheet of samples and, with --ref, each metric with its interval there, for TensorBoard "
-        "(docs/watching.md)",
-    )
-    where.add_argument(
-        "--step",
-        type=int,
-        metavar="N",
-        help="the training step that --tensorboard writes metrics at (default: that in the checkpoint's name, as in 0400000.pt, "
-        "or the number of images)",
-    )
-
-
 def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.Namespace]:
     """The configuration, and the options that no sample depends on."""
     given = given_options(build_parser(), arguments)
@@ -427,7 +410,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SamplingConfig, argparse.
     if not options["hang_timeout"] >= 0:
         raise UserError(f"--hang-timeout {options['hang_timeout']}: must be a number of seconds, or 0 for never")
     check_evaluation(config, options, defaults)
-    check_tensorboard(options)
+    tensorboard.check(options["tensorboard"], options["step"])
     return config, argparse.Namespace(**options)
 
 
@@ -443,11 +426,3 @@ def check_evaluation(config: SamplingConfig, options: dict, defaults: dict) -> N
         raise UserError(f"--evaluate-online: {reason}")
     if config.rounding == rounding.NONE and not options["evaluate_online"]:
         raise UserError("--rounding none: files of images hold no floats; add --evaluate-online and --ref, or choose another")
-
-
-def check_tensorboard(options: dict) -> None:
-    """Raise UserError if events could not be written where they are to go."""
-    if options["tensorboard"] is not None:
-        tensorboard.require(options["tensorboard"], options["step"])
-    elif options["step"] is not None:
-        raise UserError("--step: only used with --tensorboard, which is missing")

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from fiducial import write_whole
+from fiducial.sheets import side_by_side
 
 COLUMNS, ROWS = 8, 4  # of the `signs.NEWEST` that are kept
 SIDE = 96  # pixels of an image on it, at most
-GAP = 2
 
 
 def sheet(pixels: np.ndarray) -> np.ndarray:
@@ -20,14 +20,8 @@ def sheet(pixels: np.ndarray) -> np.ndarray:
     for one in some:
         picture = Image.fromarray(one)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
-        pictures.append(picture)
-    width, height = pictures[0].size
-    columns = min(COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
-    whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for place, picture in enumerate(pictures):
-        whole.paste(picture, (place % columns * (width + GAP), place // columns * (height + GAP)))
-    return np.asarray(whole)
+        pictures.append(np.asarray(picture))
+    return side_by_side([pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)])
 
 
 def as_png(made: np.ndarray) -> bytes:

@@ -22,6 +22,7 @@ class Sweep:
     def __init__(self, folder: Path, spec: Specification, rounds: list[dict] | None = None):
         self.folder, self.spec, self.rounds = folder, spec, rounds or []
         self.configurations = {one.key: one for one in spec.configurations}
+        self._known: dict[Path, Known] = {}  # results that were read: kept ones do not change
 
     @property
     def runs(self) -> Path:
@@ -93,7 +94,10 @@ class Sweep:
         return {key: [self._read(self.configurations[key], seed, count) for seed in self.spec.seeds] for key in keys}
 
     def _read(self, one: Configuration, seed: int, count: int) -> Known:
-        return read_result(self.result(one, seed, count))
+        path = self.result(one, seed, count)
+        if path not in self._known:
+            self._known[path] = read_result(path)
+        return self._known[path]
 
     def decide(self) -> Decision:
         """End the round: what is decided to be worse is dropped, but in the last, which drops nothing; and write it down."""
